@@ -1,8 +1,9 @@
 """Builds rows for next-item training: `input_ids` and `labels` for `SFTTrainer` and the trainers of this package.
 
 - `targets="last"` makes one row per target: a prompt with the history, and the target as completion.
-- `targets="all"` makes one row per sequence, so that one forward pass trains all of its targets. It requires a compact
-  format (item tokens or semantic IDs).
+- `targets="all"` makes one row per sequence, so that one forward pass trains all of its targets. In a compact format
+  (item tokens or semantic IDs), every item of the sequence is a target where it stands. In all other formats, rows
+  have a branch per target (see `branches.py`), which only [`BearTrainer`] can read.
 
 A row contains items of one user only, and is never cut inside an item. Rows are built with array operations on
 [`Ragged`], without a Python loop over interactions.
@@ -10,23 +11,38 @@ A row contains items of one user only, and is never cut inside an item. Rows are
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import TypeAlias
+import logging
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from trl_rec.data.branch_rows import (
+    IGNORED,
+    BranchRows,
+    HistoryWindows,
+    Limits,
+    concatenated,
+    cut,
+    joined,
+    whole_histories,
+    without_branches,
+    write_branches,
+)
+from trl_rec.data.branches import COLUMNS
 from trl_rec.data.dataset import check_is_train, split_rows, split_users
+from trl_rec.data.joining import join_windows as join_rows
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.ragged import Ragged, join, within
 
 
-IGNORED = -100  # label of a token that is excluded from the loss
-# The rows of token ids; a boolean per token (whether it belongs to a target); and per output row, the index of its
-# source row in the split.
-Parts: TypeAlias = tuple[Ragged, np.ndarray, np.ndarray]
+if TYPE_CHECKING:
+    from trl_rec.items.trie import TokenTrie
+
+
+logger = logging.getLogger(__name__)
+LongHistories = Literal["windows", "rows"]
 
 
 def build_rows(
@@ -36,6 +52,10 @@ def build_rows(
     targets: str = "last",
     max_length: int | None = None,
     max_history: int | None = None,
+    long_histories: LongHistories = "windows",
+    max_row_tokens: int | None = None,
+    join_windows: bool = False,
+    trie: TokenTrie | None = None,
 ) -> Dataset:
     """Returns the training rows of a training split.
 
@@ -43,43 +63,75 @@ def build_rows(
         split: `RecDataset.train`; the validation and test splits are refused.
         prompt_format: How histories are written.
         targets: `"last"` makes one row per target, with all earlier items as history. `"all"` makes one row per
-            sequence.
-        max_length (*optional*): Maximum number of tokens per row. With `"last"`, the oldest items of the history are
-            dropped. With `"all"`, a long sequence is cut into rows that overlap by half; each target is trained once.
-        max_history (*optional*): With `"last"`, the maximum number of items before a target.
+            sequence. All of its targets then have the same tokens before them as with `"last"`, unless a history
+            exceeds one of the next two limits.
+        max_length (*optional*): Maximum number of tokens of a prompt and the longest completion. With `"last"`, the
+            oldest items of the history are dropped. With `"all"`, see `long_histories`.
+        max_history (*optional*): Maximum number of items before a target.
+        long_histories (*optional*, defaults to `"windows"`): With `targets="all"`, what happens to a target whose
+            history exceeds `max_length` or `max_history`. With `"windows"`, the sequence is cut into rows that overlap
+            by half, so the target sees between half of the longest history and all of it. With `"rows"`, the target
+            gets a row of its own, as with `targets="last"`. Each target is trained once in either case.
+        max_row_tokens (*optional*): With `targets="all"`, maximum number of tokens of a row with branches. If the
+            targets of a sequence need more, they are divided among several rows.
+        join_windows (*optional*, defaults to `False`): Whether successive windows of a user become one sequence. Meant
+            for sources of windows, such as BIGRec's, with `targets="all"`.
+        trie (*optional*): Trie of the catalogue, if the loss is a softmax over legal tokens. Branches then end at
+            their last token that is not forced.
 
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 for tokens that are excluded from the loss) and `user`.
+        Rows with branches also have `branch_prefixes` and `branch_lengths`, the arguments of [`Branches`].
     """
     check_is_train(split, "models")
-    if targets == "all" and max_history is not None:
-        raise ValueError("max_history has no effect with targets='all'; limit the rows by max_length")
+    if long_histories not in get_args(LongHistories):
+        raise ValueError(f"long_histories must be 'windows' or 'rows', not {long_histories!r}")
+    history = split_rows(split, "history")
+    target = split_rows(split, "targets")
+    users = split_users(split)
+    if join_windows:
+        count = len(users)
+        history, target, users = join_rows(history, target, users)
+        logger.info("joined %d windows to %d sequences", count, len(users))
+
+    limits = {"max_length": max_length, "max_history": max_history}
     if targets == "last":
-        return _build(split, partial(_last_targets, max_history=max_history), prompt_format, max_length)
-    if targets == "all":
-        return _build(split, _all_targets, prompt_format, max_length)
-    raise ValueError(f"targets must be 'last' or 'all', not {targets!r}")
+        rows = _last_targets(history, target, users, prompt_format, **limits)
+        return _to_dataset(rows, users, split)
+    if targets != "all":
+        raise ValueError(f"targets must be 'last' or 'all', not {targets!r}")
+    if prompt_format.is_compact:
+        rows = _compact_rows(history, target, users, prompt_format, long_histories, **limits)
+        return _to_dataset(rows, users, split)
+    rows = _rows_with_branches(history, target, users, prompt_format, long_histories, max_row_tokens, trie, **limits)
+    return _to_dataset(rows, users, split, with_branches=True)
 
 
 def evaluation_rows(
     split: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None, max_history: int | None = None
 ) -> Dataset:
     """Returns one row per target, for measuring the loss on a validation or test split. Never train on these rows."""
-    return _build(split, partial(_last_targets, max_history=max_history), prompt_format, max_length)
-
-
-def _build(split: Dataset, make: Callable[..., Parts], prompt_format: PromptFormat, max_length: int | None) -> Dataset:
-    """Returns the rows that `make` builds from a split, with labels."""
     history = split_rows(split, "history")
     target = split_rows(split, "targets")
     users = split_users(split)
-    tokens, is_target, source = make(history, target, users, prompt_format, max_length)
-    if not len(tokens):
+    rows = _last_targets(history, target, users, prompt_format, max_length=max_length, max_history=max_history)
+    return _to_dataset(rows, users, split)
+
+
+def _to_dataset(rows: BranchRows, users: np.ndarray, split: Dataset, *, with_branches: bool = False) -> Dataset:
+    if not len(rows.tokens):
         raise ValueError(
             f"the {split.split} split has no targets, because no user has more than one interaction; use more data"
         )
-    labels = Ragged(np.where(is_target, tokens.values, IGNORED), tokens.offsets)
-    columns = {"input_ids": tokens.to_arrow(), "labels": labels.to_arrow(), "user": pa.array(users[source])}
+    columns = {
+        "input_ids": rows.tokens.to_arrow(),
+        "labels": Ragged(rows.labels, rows.tokens.offsets).to_arrow(),
+        "user": pa.array(users[rows.source]),
+    }
+    if with_branches:
+        columns |= dict(
+            zip(COLUMNS, (rows.branches.prefixes.to_arrow(), rows.branches.lengths.to_arrow()), strict=True)
+        )
     return Dataset(pa.table(columns), split=split.split)
 
 
@@ -88,10 +140,26 @@ def _last_targets(
     target: Ragged,
     users: np.ndarray,
     prompt_format: PromptFormat,
+    *,
     max_length: int | None,
     max_history: int | None,
-) -> Parts:
+) -> BranchRows:
     """Returns one row per target."""
+    source = target.row_ids  # (num_targets,)
+    stop = history.lengths[source] + within(target.lengths)  # position of the target in the user's sequence
+    return _one_by_one(join(history, target), source, stop, users, prompt_format, max_length, max_history)
+
+
+def _one_by_one(
+    items: Ragged,
+    source: np.ndarray,
+    stop: np.ndarray,
+    users: np.ndarray,
+    prompt_format: PromptFormat,
+    max_length: int | None,
+    max_history: int | None,
+) -> BranchRows:
+    """Returns one row per target, for the targets at the positions `stop` of the sequences `source`."""
     # 1. Limit the number of items before a target, because the prefixes of a long history take memory quadratic in its
     # length. The limit assumes that all items are as short as the shortest, so no item that could fit is dropped.
     room = prompt_format.room(max_length)
@@ -100,58 +168,148 @@ def _last_targets(
         max_history = most if max_history is None else min(max_history, most)
 
     # 2. Take the items before each target from the user's sequence.
-    source = target.row_ids  # (num_targets,)
-    stop = history.lengths[source] + within(target.lengths)  # position of the target in the user's sequence
     start = np.zeros_like(stop) if max_history is None else np.maximum(stop - max_history, 0)
-    before = join(history, target).take(source).slice(start, stop)
+    before = items.take(source).slice(start, stop)
 
     # 3. Write prompts and completions.
     prompts = prompt_format.encode(before, users[source], max_length=max_length)
-    completions = prompt_format.paths.take(target.values)
+    completions = prompt_format.paths.take(items.values[items.offsets[source] + stop])
     tokens = join(prompts, completions)
     is_target = within(tokens.lengths) >= np.repeat(prompts.lengths, tokens.lengths)
-    return tokens, is_target, source
+    return without_branches(tokens, np.where(is_target, tokens.values, IGNORED), source)
 
 
-def _all_targets(
-    history: Ragged, target: Ragged, users: np.ndarray, prompt_format: PromptFormat, max_length: int | None
-) -> Parts:
-    """Returns one row per sequence, or several windows of a sequence that is too long."""
-    if not prompt_format.is_compact:
+def _rows_with_branches(
+    history: Ragged,
+    target: Ragged,
+    users: np.ndarray,
+    prompt_format: PromptFormat,
+    long_histories: str,
+    max_row_tokens: int | None,
+    trie: TokenTrie | None,
+    *,
+    max_length: int | None,
+    max_history: int | None,
+) -> BranchRows:
+    """Returns one row per sequence, with a branch per target, or several rows of a sequence that is too long."""
+    if prompt_format.list_length is not None:
         raise ValueError(
-            "targets='all' needs items written without text between them: the surface item_token or semantic_id"
+            "targets='all' with list_length needs items written without text between them: the surface item_token or "
+            "semantic_id; set targets to 'last', and every_position to true to begin a list at every item"
         )
-
-    # 1. Choose the width of a window in items, and the step between windows, so that they overlap by half.
     items = join(history, target)
+    limits = Limits(items, prompt_format.pieces.lengths, prompt_format.room(max_length), max_history)
+    windows, rest = whole_histories(history.lengths, items.lengths, limits)
+    _log_long_histories(rest, long_histories)
+
+    learned = prompt_format.paths.lengths
+    if trie is not None:
+        learned = _unforced_lengths(prompt_format.paths, trie)
+    if long_histories == "windows":
+        windows = joined(windows, cut(rest, limits))
+    rows = write_branches(items, windows, limits, users, prompt_format, learned, max_row_tokens)
+    if long_histories == "windows":
+        return rows
+    return concatenated(rows, _separate(rest, items, users, prompt_format, max_length, max_history))
+
+
+def _unforced_lengths(paths: Ragged, trie: TokenTrie) -> np.ndarray:
+    """Returns the number of tokens of each path up to its last token that is not forced."""
+    import torch  # here, because everything else in this module works without it
+
+    lengths: np.ndarray = trie.to("cpu").unforced_lengths(torch.from_numpy(paths.padded())).numpy()
+    return lengths
+
+
+def _separate(
+    windows: HistoryWindows,
+    items: Ragged,
+    users: np.ndarray,
+    prompt_format: PromptFormat,
+    max_length: int | None,
+    max_history: int | None,
+) -> BranchRows:
+    """Returns one row per target of the windows."""
+    window, position = windows.targets()
+    return _one_by_one(items, windows.source[window], position, users, prompt_format, max_length, max_history)
+
+
+def _log_long_histories(rest: HistoryWindows, long_histories: str) -> None:
+    count = int((rest.last - rest.first + 1).sum())
+    fate = "see only the newest items, in windows" if long_histories == "windows" else "get a row each"
+    if count:
+        logger.info("%d targets whose history exceeds max_length or max_history %s", count, fate)
+
+
+def _compact_rows(
+    history: Ragged,
+    target: Ragged,
+    users: np.ndarray,
+    prompt_format: PromptFormat,
+    long_histories: str,
+    *,
+    max_length: int | None,
+    max_history: int | None,
+) -> BranchRows:
+    """Returns one row per sequence, in a compact format, or several rows of a sequence that is too long."""
+    items = join(history, target)
+    if long_histories == "windows":
+        windows = _equal_windows(history, items, target, prompt_format, max_length, max_history)
+        return _write_compact(items, windows, users, prompt_format)
+
+    limits = Limits(items, prompt_format.pieces.lengths, prompt_format.room(max_length), max_history)
+    windows, rest = whole_histories(history.lengths, items.lengths, limits)
+    _log_long_histories(rest, long_histories)
+    rows = _write_compact(items, windows, users, prompt_format)
+    return concatenated(rows, _separate(rest, items, users, prompt_format, max_length, max_history))
+
+
+def _equal_windows(
+    history: Ragged,
+    items: Ragged,
+    target: Ragged,
+    prompt_format: PromptFormat,
+    max_length: int | None,
+    max_history: int | None,
+) -> HistoryWindows:
+    """Cuts each sequence that has a target into windows with an equal number of items, which overlap by half."""
+    # 1. Choose the width of a window in items, and the step between windows.
+    width = int(items.lengths.max(initial=1)) if max_history is None else max_history + 1
     room = prompt_format.room(max_length)
-    if room is None:
-        width = int(items.lengths.max(initial=1))
-    else:
+    if room is not None:
         # The longest completion is already subtracted from `room`. Here the completion is the last item of the window,
         # so one more item fits.
-        width = room // int(prompt_format.paths.lengths.max()) + 1
+        most = room // int(prompt_format.paths.lengths.max()) + 1
+        width = most if max_history is None else min(width, most)
     step = width - width // 2
 
-    # 2. Cut each sequence that has a target into windows.
+    # 2. Cut the sequences.
     source = np.flatnonzero(target.lengths > 0)
     num_windows = 1 + np.maximum(-(-(items.lengths[source] - width) // step), 0)  # rounded up
     source = np.repeat(source, num_windows)
     number = within(num_windows)  # index of a window in its sequence, from 0
     start = number * step
     stop = np.minimum(start + width, items.lengths[source])
-    window = items.take(source).slice(start, stop)
 
     # 3. In each window, find the items that are targets and were not trained in the previous window.
     trained_before = np.where(number > 0, start + width - step, 0)
-    first_target = np.maximum(trained_before, history.lengths[source])
-    position = within(window.lengths) + np.repeat(start, window.lengths)
-    item_is_target = position >= np.repeat(first_target, window.lengths)
+    first = np.maximum(trained_before, history.lengths[source])
+    return HistoryWindows(source, start, first, stop - 1)
 
-    # 4. Write the head and the items as tokens.
+
+def _write_compact(
+    items: Ragged, windows: HistoryWindows, users: np.ndarray, prompt_format: PromptFormat
+) -> BranchRows:
+    """Writes each window as a row that consists of the head and the items."""
+    source, start, first, last = windows
+    window = items.take(source).slice(start, last + 1)
+    position = within(window.lengths) + np.repeat(start, window.lengths)
+    item_is_target = position >= np.repeat(first, window.lengths)
+
     pieces = window.flatten(prompt_format.paths)
     heads = prompt_format.encode_heads(len(window), users[source])
     token_is_target = np.repeat(item_is_target, prompt_format.paths.lengths[window.values])
     never = Ragged(np.zeros(len(heads.values), bool), heads.offsets)
     is_target = join(never, Ragged(token_is_target, pieces.offsets)).values
-    return join(heads, pieces), is_target, source
+    tokens = join(heads, pieces)
+    return without_branches(tokens, np.where(is_target, tokens.values, IGNORED), source)

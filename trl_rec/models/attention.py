@@ -20,7 +20,7 @@ from trl_rec.compat import attention_kind, is_stateful
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # layer types without a recurrent state
@@ -66,7 +66,34 @@ def why_separate(model: PreTrainedModel, length: int) -> str | None:
     slides = set(kinds) != {"full_attention"} if kinds else settings.get("use_sliding_window", True)
     if slides and window and length > window:
         return f"prompt and completion do not fit into the attention window of {window} tokens"
+
+    # 3. The frequencies of position embeddings must not depend on the longest text of the row.
+    original = unscaled_length(config)
+    if original is not None and length > original:
+        return (
+            f"prompt and completion are longer than {original} tokens, from where the position embeddings of "
+            f"{name} depend on the length of the longest text"
+        )
     return None
+
+
+def unscaled_length(config: PreTrainedConfig) -> int | None:
+    """Returns the number of tokens up to which rotary position embeddings do not depend on the length of the text.
+
+    None if they never do. They do with the types `dynamic` and `longrope`.
+    """
+    settings = config.to_dict()
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    # Some models have one dict of parameters per type of layer.
+    lengths = []
+    for one in [*(value for value in rope.values() if isinstance(value, dict)), rope]:
+        kind = one.get("rope_type") or one.get("type")
+        if kind == "dynamic":
+            lengths.append(settings["max_position_embeddings"])
+        elif kind == "longrope":
+            key = "original_max_position_embeddings"
+            lengths.append(one.get(key) or settings.get(key) or settings["max_position_embeddings"])
+    return min(lengths, default=None)
 
 
 @cache

@@ -328,6 +328,19 @@ class TokenTrie:
             nodes.append(self.advance(nodes[-1], tokens))
         return torch.stack(nodes, -1)
 
+    def unforced_lengths(self, paths: Tensor) -> Tensor:
+        """Returns the number of tokens of each path up to its last token that is not forced, `(...)`.
+
+        A token is forced if it is the only child of its node. The length of a path without other tokens is 0.
+
+        Args:
+            paths (`torch.Tensor` of shape `(..., T)`): Paths of items, padded on the right with -1.
+        """
+        nodes = self.walk(paths)[..., :-1]  # (..., T)
+        num_children = torch.where(nodes < 0, 0, self.row_offsets[nodes + 1] - self.row_offsets[nodes])
+        lengths = torch.arange(1, paths.shape[-1] + 1, device=paths.device)
+        return torch.where(num_children > 1, lengths, 0).amax(-1)
+
     def last_tokens(self, nodes: Tensor, count: int) -> Tensor:
         """Returns the last `count` tokens on the way from the root to each node, `(*nodes.shape, count)`.
 

@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from trl_rec.data.branches import COLUMNS, Branches
 from trl_rec.data.dataset import split_rows
 from trl_rec.data.rows import IGNORED
 from trl_rec.items.trie import TokenTrie
@@ -61,6 +62,9 @@ class NextItemCollator:
 
         If `age_decay` is not 1 and the rows have `trie_nodes`, the batch also contains `target_weights`, `(B, T)`: the
         weight of each label, or 0 where there is no label.
+
+        If the rows have branches, the batch also contains `seen` and `starts`, `(B, T)` each: a column attends to the
+        columns before `seen`, and to those from `starts` to itself.
         """
         tokens = Ragged.from_lists([row["input_ids"] for row in rows])
         mask = self._pad(Ragged(tokens.values * 0 + 1, tokens.offsets), 0)
@@ -70,11 +74,28 @@ class NextItemCollator:
             "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
             "labels": self._pad(Ragged.from_lists([row["labels"] for row in rows]), IGNORED),
         }
+        branches = branches_of(rows)
+        if branches is not None:
+            self._add_branches(batch, branches)
         if self.trie is not None:
             self._add_choices(batch, rows, self.trie)
         if self.age_decay != 1 and "trie_nodes" in rows[0]:  # list rows lack this column
             batch["target_weights"] = self._weights(rows).masked_fill(batch["labels"] == IGNORED, 0.0)
         return batch
+
+    def _add_branches(self, batch: dict[str, Tensor], branches: Branches) -> None:
+        """Adds what each column attends to, and changes the positions to those in rows without branches."""
+        # 1. Find the columns and positions in rows without padding.
+        offsets = np.concatenate([[0], np.cumsum(branches.row_lengths)])
+        seen, starts = (self._pad(Ragged(values, offsets), 0) for values in branches.columns())
+        real = batch["attention_mask"].bool()
+        column = torch.arange(real.shape[1])
+        first = real.long().argmax(1, keepdim=True)  # (B, 1): the number of columns of padding on the left
+        batch["position_ids"] = torch.where(real, seen + column - first - starts, 0)
+
+        # 2. Move the columns by the padding. Padding itself has an empty prefix and begins with itself.
+        batch["seen"] = torch.where(real, seen + first, 0)
+        batch["starts"] = torch.where(real, starts + first, column)
 
     def _add_choices(self, batch: dict[str, Tensor], rows: list[dict[str, Any]], trie: TokenTrie) -> None:
         """Adds the node of each label to a batch, and removes forced tokens from its labels."""
@@ -91,8 +112,18 @@ class NextItemCollator:
 
     def _weights(self, rows: list[dict[str, Any]]) -> Tensor:
         """Returns `age_decay ** a`, `(B, T)`, where `a` is the number of items that begin after each position."""
-        begins = (self._pad(Ragged.from_lists([row["trie_nodes"] for row in rows]), -1) == 0).long()
+        nodes = Ragged.from_lists([row["trie_nodes"] for row in rows])
+        begins = (self._pad(nodes, -1) == 0).long()
         ages = begins.flip(1).cumsum(1).flip(1) - begins
+        branches = branches_of(rows)
+        if branches is not None:
+            # The labels of a branch have the age of its first label, because other items may begin between them.
+            owners = self._pad(Ragged(branches.of_labels(), nodes.offsets), -1)
+            in_branch = owners >= 0
+            first_ages = torch.zeros(len(branches.lengths.values), dtype=ages.dtype)
+            is_first = in_branch & (begins > 0)
+            first_ages[owners[is_first]] = ages[is_first]
+            ages = torch.where(in_branch, first_ages[owners.clamp(min=0)], ages) if len(first_ages) else ages
         return torch.pow(torch.tensor(self.age_decay), ages)
 
     def _pad(self, rows: Ragged, fill: int) -> Tensor:
@@ -102,10 +133,19 @@ class NextItemCollator:
         return torch.from_numpy(rows.padded(fill=fill, width=width, left=self.padding_side == "left"))
 
 
+def branches_of(rows: list[dict[str, Any]]) -> Branches | None:
+    """Returns the branches of the rows of a batch, or None if rows of this kind have no branches."""
+    if not set(COLUMNS) <= rows[0].keys():
+        return None
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    return Branches(lengths, *(Ragged.from_lists([row[name] for row in rows]) for name in COLUMNS))
+
+
 def with_trie_nodes(rows: Dataset, trie: TokenTrie, free: np.ndarray | None = None) -> Dataset:
     """Adds a column `trie_nodes`: the node from which each label continues, or -1 where there is no label.
 
-    The labels of a row must be the concatenated paths of items. Otherwise, a ValueError names the row.
+    The labels of a row must be the concatenated paths of items, and those of a branch the beginning of a path.
+    Otherwise, a ValueError names the row.
 
     Args:
         rows: Rows with `labels`.
@@ -121,14 +161,26 @@ def with_trie_nodes(rows: Dataset, trie: TokenTrie, free: np.ndarray | None = No
         nodes[learned & is_free] = FREE
         learned &= ~is_free
 
-    counts = np.bincount(labels.row_ids[learned], minlength=len(labels))
-    nodes[learned] = _nodes(Ragged.from_lengths(labels.values[learned], counts), trie)
+    # Collect the labels of each text, which is a row or a branch. Those of different branches may alternate.
+    texts = labels.row_ids[learned]
+    row_of_text = np.arange(len(labels))
+    if set(COLUMNS) <= set(rows.column_names):
+        branches = Branches(labels.lengths, *(split_rows(rows, name) for name in COLUMNS))
+        owners = branches.of_labels()[learned]
+        texts = np.where(owners < 0, texts, len(labels) + owners)
+        row_of_text = np.concatenate([row_of_text, branches.lengths.row_ids])
+    order = np.argsort(texts, kind="stable")
+    counts = np.bincount(texts, minlength=len(row_of_text))
+    targets = Ragged.from_lengths(labels.values[learned][order], counts)
+    found = np.empty(len(order), nodes.dtype)
+    found[order] = _nodes(targets, trie, row_of_text)
+    nodes[learned] = found
     return rows.add_column("trie_nodes", Ragged(nodes, labels.offsets).to_arrow())
 
 
-def _nodes(targets: Ragged, trie: TokenTrie) -> np.ndarray:
-    """Returns the node of each target token. All rows are walked in parallel. After a leaf, the walk returns to the
-    root."""
+def _nodes(targets: Ragged, trie: TokenTrie, row_of_text: np.ndarray) -> np.ndarray:
+    """Returns the node of each target token of each text. All texts are walked in parallel. After a leaf, the walk
+    returns to the root."""
     tokens = torch.from_numpy(targets.padded(width=max(1, int(targets.lengths.max(initial=0)))))  # (B, T)
     node = torch.zeros(len(tokens), dtype=torch.int64)  # (B,)
     passed: list[Tensor] = []
@@ -139,9 +191,10 @@ def _nodes(targets: Ragged, trie: TokenTrie) -> np.ndarray:
         # Padding (-1) leads to no node. Any other token that leads to no node is an error.
         strayed = (reached < 0) & (column >= 0)
         if bool(strayed.any()):
-            row = int(strayed.nonzero()[0])
+            text = int(strayed.nonzero()[0])
             raise ValueError(
-                f"row {row}: label {int(column[row])} does not continue any item; build the rows with this catalogue"
+                f"row {row_of_text[text]}: label {int(column[text])} does not continue any item; build the rows with "
+                "this catalogue"
             )
 
         leaf = trie.row_offsets[reached] == trie.row_offsets[reached + 1]

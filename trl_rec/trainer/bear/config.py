@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from trl import SFTConfig
 
 from trl_rec.compat import dict_fields
+from trl_rec.data.rows import LongHistories
 from trl_rec.data.tasks.templates import TASK_NAMES
 from trl_rec.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_ONE
 from trl_rec.trainer.base.config import check_inert, check_sft_options
@@ -50,16 +51,28 @@ class BearConfig(PriorConfig, SFTConfig):
         softmax (`str`, *optional*, defaults to `"legal"`): Whether the softmax is over the `"legal"` tokens or over
             the `"vocabulary"`. Decoding uses the same softmax.
         targets (`str`, *optional*, defaults to `"last"`): With `"last"`, there is one row per target, or one row per
-            list if `list_length` is set. With `"all"`, there is one row per sequence and every item is a target; this
-            requires item tokens or semantic IDs. Earlier items of such a row stay legal even if `list_length` is set.
+            list if `list_length` is set. With `"all"`, there is one row per sequence and every item is a target, so
+            the history is read once for all targets. The loss of a target is the same as with a row of its own, unless
+            its history exceeds `max_length` or `max_history`. A batch then contains sequences instead of targets. With
+            `list_length`, `"all"` requires item tokens or semantic IDs, and earlier items of a row stay legal.
         target_age_decay (`float`, *optional*, defaults to `1.0`): Factor by which the weight of a target shrinks with
             each newer target in its row: a target followed by `a` newer ones has the weight `target_age_decay ** a`.
             The loss is the weighted mean over the target tokens of all accumulated batches and all processes. The
             metrics `bear/...` are not weighted. Requires `targets="all"`.
         every_position (`bool`, *optional*, defaults to `False`): Whether a list starts at every target of a sequence.
             By default, a list starts where the previous one ends. Requires `list_length`.
-        max_history (`int`, *optional*): Maximum number of items before a target. Requires `targets="last"` without
-            `list_length`.
+        max_history (`int`, *optional*): Maximum number of items before a target. Cannot be combined with
+            `list_length` and `targets="last"`.
+        long_histories (`str`, *optional*, defaults to `"windows"`): With `targets="all"`, what happens to targets
+            whose history exceeds `max_length` or `max_history`. With `"windows"`, sequences are cut into rows that
+            overlap by half, so such a target sees between half of the longest history and all of it. With `"rows"`,
+            each of them gets a row of its own, with the longest history that fits. Their number is logged.
+        max_row_tokens (`int`, *optional*): With `targets="all"`, maximum number of tokens of a row in which targets
+            follow the history, as with titles. Limits memory: a sequence whose targets need more tokens becomes
+            several rows. At least `max_length`. By default there is no limit besides `max_length`, which applies to
+            the history and any one target.
+        join_windows (`bool`, *optional*, defaults to `False`): With `targets="all"` and a source of windows, such as
+            BIGRec's, whether successive windows of a user become one sequence.
         tasks (`dict[str, float]`, *optional*): Tasks whose rows [`build_training_rows`] builds. Maps each task to its
             number of rows, divided by the number of next-item rows: `next_item: 1.0` uses each next-item row once. The
             tasks are `next_item`, `item_to_id`, `id_to_item`, `history_to_title`, `titles_to_id`, `profile_to_user`,
@@ -113,6 +126,21 @@ class BearConfig(PriorConfig, SFTConfig):
     max_history: Annotated[int | None, COUNT] = field(
         default=None, metadata={"help": "maximum number of items before a target"}
     )
+    long_histories: LongHistories = field(
+        default="windows",
+        metadata={
+            "help": "what happens to targets whose history exceeds max_length or max_history: windows, which overlap "
+            "by half, or rows, one per such target; requires targets: all"
+        },
+    )
+    max_row_tokens: Annotated[int | None, COUNT] = field(
+        default=None,
+        metadata={"help": "maximum number of tokens of a row with several targets; requires targets: all"},
+    )
+    join_windows: bool = field(
+        default=False,
+        metadata={"help": "join the windows of a user, in sources of windows, to one sequence; requires targets: all"},
+    )
     tasks: Annotated[dict[str, Any] | str | None, POSITIVE] = field(
         default=None,
         metadata={"help": "mapping from tasks to their numbers of rows, as multiples of the number of next-item rows"},
@@ -140,9 +168,20 @@ class BearConfig(PriorConfig, SFTConfig):
                 "it applies only to rows of lists, which require list_length and targets='last'",
             )
         if self.targets != "all":
-            check_inert(self, ("target_age_decay",), "it applies only to rows with several targets (targets='all')")
+            names = ("target_age_decay", "long_histories", "max_row_tokens", "join_windows")
+            check_inert(self, names, "it applies only to rows with several targets (targets='all')")
+        self._check_rows()
         self._check_tasks()
         self._check_sampling()
+
+    def _check_rows(self) -> None:
+        if self.long_histories not in get_args(LongHistories):
+            raise ValueError(f"long_histories must be 'windows' or 'rows', not {self.long_histories!r}")
+        if self.max_row_tokens is not None and self.max_row_tokens < (self.max_length or self.max_row_tokens):
+            raise ValueError(
+                f"max_row_tokens={self.max_row_tokens} is below max_length={self.max_length}, so the row of a single "
+                "target may not fit; raise max_row_tokens, or lower max_length"
+            )
 
     def _check_sampling(self) -> None:
         if self.sampled_from not in ("uniform", "popularity"):

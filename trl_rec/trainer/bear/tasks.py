@@ -58,7 +58,7 @@ class TaskCollator(EpochCounter, NextItemCollator):
         chosen = np.random.default_rng([self.seed, int(self.epoch), row["row"]]).integers(len(templates))
         prompt = templates[chosen].fill(row["slots"]).tolist()
         before = {"input_ids": prompt, "labels": [IGNORED] * len(prompt), "trie_nodes": [-1] * len(prompt)}
-        return {name: [*before[name], *row[name]] for name in before if name in row}
+        return {**row, **{name: [*before[name], *row[name]] for name in before if name in row}}
 
 
 def free_rows(rows: Dataset) -> np.ndarray | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
+from trl_rec.data.branches import COLUMNS as BRANCH_COLUMNS
 from trl_rec.data.dataset import at_most, split_rows
 from trl_rec.data.list_rows import build_list_rows, evaluation_list_rows
 from trl_rec.data.rows import IGNORED, build_rows, evaluation_rows
@@ -20,8 +22,9 @@ from trl_rec.items import ItemCatalog
 from trl_rec.losses.bear import bear_loss
 from trl_rec.losses.output import LossOutput
 from trl_rec.losses.sampled import sampled_softmax_loss
+from trl_rec.models.branches import prepare_branches
 from trl_rec.models.embedding_dropout import add_embedding_dropout
-from trl_rec.models.experts import balance_on_request, balancing_loss, routing
+from trl_rec.models.experts import attending_by, balance_on_request, balancing_loss, routing
 from trl_rec.models.loading import find_tokenizer
 from trl_rec.models.sampled_columns import SampledColumns, collect_rows, collecting_rows
 from trl_rec.models.selection import logits_at
@@ -216,6 +219,10 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
                 targets=args.targets,
                 max_length=args.max_length,
                 max_history=args.max_history,
+                long_histories=args.long_histories,
+                max_row_tokens=args.max_row_tokens,
+                join_windows=args.join_windows,
+                trie=self.trie if self.renormalizes else None,
             )
         return build_list_rows(
             split, self.prompt_format, every_position=args.every_position, max_length=args.max_length
@@ -228,7 +235,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         return evaluation_rows(split, self.prompt_format, max_length=args.max_length, max_history=args.max_history)
 
     def _set_signature_columns_if_needed(self) -> None:
-        rows = ["input_ids", "labels", "trie_nodes", "history", "items"]
+        rows = ["input_ids", "labels", "trie_nodes", "history", "items", *BRANCH_COLUMNS]
         self._signature_columns: Any = [*rows, "task", "slots", "row", "length"]
 
     # Loss
@@ -254,7 +261,9 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         The average is weighted if `target_age_decay` is not 1. Forced tokens are not target tokens. The loss of target
         tokens that are not part of an item is cross-entropy over the vocabulary.
         """
-        inputs = dict(inputs)
+        bare = self.bare(model)
+        num_rows = len(inputs["labels"])
+        inputs, mask, owners = prepare_branches(bare, inputs, self.args.max_length)
         labels = inputs.pop("labels")  # (B, T)
         tasks = inputs.pop("tasks", None)  # (B,)
         target_weights = inputs.pop("target_weights", None)  # (B, T)
@@ -270,8 +279,14 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         targets = labels[:, 1:][learned[:, :-1]]  # (N,)
         if streams is not None and model.training:
             columns = SampledColumns(learned.nonzero()[:, 0], targets, streams.clamp(min=0))
-        bare = self.bare(model)
-        with logits_at(bare, learned, tokens=columns or tokens), collecting_rows(bare):
+        num_tokens = inputs["attention_mask"].sum()
+        with ExitStack() as reading:
+            if mask is not None and self.aux_loss_enabled:
+                reading.enter_context(attending_by(bare, mask))
+            elif mask is not None:
+                inputs["attention_mask"] = mask
+            reading.enter_context(logits_at(bare, learned, tokens=columns or tokens))
+            reading.enter_context(collecting_rows(bare))
             outputs = model(**inputs, **routing(bare, self.aux_loss_enabled), use_cache=False)
         logits = outputs.logits[0]  # (N, V), (N, U) or (N, 1 + L)
 
@@ -299,10 +314,10 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
             loss = loss * self.accelerator.num_processes
 
         rows = learned.nonzero()[:, 0]  # (N,)
-        row_losses = torch.zeros(len(labels), device=labels.device).index_add(0, rows, output.loss.detach().float())
+        rows = rows if owners is None else owners[rows]
+        row_losses = torch.zeros(num_rows, device=labels.device).index_add(0, rows, output.loss.detach().float())
         means = self._means(output, items, learned, tasks)
         aux_loss = balancing_loss(bare, outputs) if self.aux_loss_enabled else None
-        num_tokens = inputs["attention_mask"].sum()
         return BatchLoss(loss, row_losses, means, num_tokens, aux_loss=aux_loss, outputs=outputs)
 
     def _sampled_loss(self, logits: Tensor, streams: Tensor, columns: SampledColumns) -> LossOutput:

@@ -1,0 +1,259 @@
+"""Builds rows with one branch per target (see `branches.py`).
+
+First, each sequence is cut into windows that are short enough for one prompt. Then each window becomes a row, or
+several rows if a row may have only a certain number of columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from trl_rec.data.branches import Branches
+from trl_rec.data.prompts import PromptFormat
+from trl_rec.ragged import Ragged, join, within
+
+
+IGNORED = -100  # label of a token that is excluded from the loss
+
+
+class HistoryWindows(NamedTuple):
+    """Windows of sequences. Each array has one entry per window.
+
+    The targets of a window are the items `first` to `last` of its sequence, both included. The history of a target
+    consists of the items from `start` to the target, which is not included.
+
+    Args:
+        source (`np.ndarray`): The sequence.
+        start (`np.ndarray`): The first item of the histories.
+        first (`np.ndarray`): The first target.
+        last (`np.ndarray`): The last target.
+    """
+
+    source: np.ndarray
+    start: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+
+    def where(self, kept: np.ndarray) -> HistoryWindows:
+        """Returns the windows where `kept` is True."""
+        return HistoryWindows(*(values[kept] for values in self))
+
+    def targets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the window and the position of each target, `(num_targets,)` each."""
+        counts = self.last - self.first + 1
+        return np.repeat(np.arange(len(counts)), counts), np.repeat(self.first, counts) + within(counts)
+
+
+class Limits:
+    """Finds the items that fit into a prompt.
+
+    Args:
+        items (`Ragged`): The sequences.
+        piece_lengths (`np.ndarray`): Number of tokens of each item in a history.
+        room (`int`, *optional*): Maximum number of tokens of a history.
+        max_history (`int`, *optional*): Maximum number of items of a history.
+    """
+
+    def __init__(self, items: Ragged, piece_lengths: np.ndarray, room: int | None, max_history: int | None) -> None:
+        self.offsets = items.offsets
+        # tokens[i] is the number of tokens before entry i of `items.values`.
+        self.tokens = np.concatenate([[0], np.cumsum(piece_lengths[items.values])])
+        self.room = int(self.tokens[-1]) if room is None else room
+        self.max_history = len(items.values) if max_history is None else max_history
+
+    def length(self, source: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Returns the number of tokens of the items `start` to `stop` of the sequences, without `stop`."""
+        base = self.offsets[source]
+        lengths: np.ndarray = self.tokens[base + stop] - self.tokens[base + start]
+        return lengths
+
+    def latest(self, source: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Returns the latest target whose history can begin at `start`. It may be after the end of the sequence."""
+        base = self.offsets[source]
+        last = np.searchsorted(self.tokens, self.tokens[base + start] + self.room, side="right") - 1 - base
+        return np.minimum(last, start + self.max_history)
+
+    def earliest(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Returns the earliest item at which the history of a target can begin."""
+        base = self.offsets[source]
+        start = np.searchsorted(self.tokens, self.tokens[base + target] - self.room, side="left") - base
+        return np.maximum(np.maximum(start, target - self.max_history), 0)
+
+    def half(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Returns the latest item at which the history of a target can begin without being shorter than half of the
+        longest possible history."""
+        base = self.offsets[source]
+        by_tokens = np.searchsorted(self.tokens, self.tokens[base + target] - self.room / 2, side="right") - base
+        by_items = target - (self.max_history + 1) // 2 + 1
+        # A history that begins at the later of these two items has less than half the tokens and half the items.
+        return np.maximum(np.maximum(by_tokens, by_items) - 1, 0)
+
+
+def whole_histories(
+    num_known: np.ndarray, lengths: np.ndarray, limits: Limits
+) -> tuple[HistoryWindows, HistoryWindows]:
+    """Returns the targets whose whole history fits into a prompt, and the remaining targets.
+
+    Each is returned as at most one window per sequence. The windows of the remaining targets are too long.
+
+    Args:
+        num_known: For each sequence, the number of items at its beginning that are not targets.
+        lengths: For each sequence, its number of items.
+        limits: What fits into a prompt.
+    """
+    source = np.flatnonzero(lengths > num_known)
+    start = np.zeros_like(source)
+    first = num_known[source]
+    end = lengths[source] - 1
+    last = np.minimum(limits.latest(source, start), end)
+    whole = HistoryWindows(source, start, first, last)
+    rest = HistoryWindows(source, start, np.maximum(first, last + 1), end)
+    return whole.where(whole.last >= whole.first), rest.where(rest.last >= rest.first)
+
+
+def cut(rest: HistoryWindows, limits: Limits) -> HistoryWindows:
+    """Cuts windows that are too long into windows that overlap by half.
+
+    Each target occurs in one window. Its history has at least half the tokens or half the items of the longest
+    possible history. The last window of a sequence begins as early as its last target allows.
+    """
+    source, _, first, end = rest
+    parts = [rest.where(np.zeros(len(source), bool))]
+    while len(source):
+        start = np.maximum(limits.half(source, first), limits.earliest(source, first))
+        start = np.minimum(start, limits.earliest(source, end))
+        last = np.minimum(limits.latest(source, start), end)
+        parts.append(HistoryWindows(source, start, first, last))
+
+        unfinished = last < end
+        source = source[unfinished]
+        end = end[unfinished]
+        first = last[unfinished] + 1
+    return joined(*parts)
+
+
+def joined(*parts: HistoryWindows) -> HistoryWindows:
+    """Joins windows, in the order of their sequences and of their targets."""
+    windows = HistoryWindows(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    return windows.where(np.lexsort((windows.first, windows.source)))
+
+
+class BranchRows(NamedTuple):
+    """Rows with branches: their tokens and labels, the sequence that each row was made from, and the branches."""
+
+    tokens: Ragged
+    labels: np.ndarray
+    source: np.ndarray
+    branches: Branches
+
+
+def write_branches(
+    items: Ragged,
+    windows: HistoryWindows,
+    limits: Limits,
+    users: np.ndarray,
+    prompt_format: PromptFormat,
+    learned_lengths: np.ndarray,
+    max_columns: int | None,
+) -> BranchRows:
+    """Writes windows as rows with branches.
+
+    Args:
+        items: The sequences.
+        windows: The windows.
+        limits: What fits into a prompt.
+        users: The user of each sequence.
+        prompt_format: How histories are written.
+        learned_lengths: For each item, the number of tokens of its path that are learned, from the beginning of the
+            path. An item with 0 learned tokens is no target.
+        max_columns: Maximum number of columns of a row. If a window needs more, it becomes several rows, each with
+            some of its targets and their histories.
+    """
+    # 1. Find the branches: the N targets with something to learn.
+    window, position = windows.targets()
+    target = items.values[items.offsets[windows.source[window]] + position]
+    learned = learned_lengths[target]
+    kept = learned > 0
+    window, position, target, learned = window[kept], position[kept], target[kept], learned[kept]
+    source = windows.source[window]
+    heads = prompt_format.encode_heads(len(windows.source), users[windows.source])
+    prefixes = heads.lengths[window] + limits.length(source, windows.start[window], position)
+    tail = prompt_format.prompt_tail
+    lengths = len(tail) + learned - 1  # the last token is only predicted
+
+    # 2. Divide the branches among rows. The last branch of a row contains its last token.
+    begins = _begins(prefixes, lengths, window, max_columns)
+    firsts = np.flatnonzero(begins)
+    bounds = np.append(firsts, len(begins))
+    counts = np.diff(bounds)
+    lasts = bounds[1:] - 1
+    lengths[lasts] += 1
+
+    # 3. Write the tokens: head, history, branches.
+    trunk = items.take(source[firsts]).slice(windows.start[window[firsts]], position[lasts])
+    paths = prompt_format.paths.take(target)
+    written = join(Ragged.repeated(tail, len(target)), paths.head(lengths - len(tail)))
+    behind = Ragged(written.values, written.offsets[bounds])
+    tokens = join(heads.take(window[firsts]), trunk.flatten(prompt_format.pieces), behind)
+    branches = Branches(tokens.lengths, Ragged.from_lengths(prefixes, counts), Ragged.from_lengths(lengths, counts))
+
+    # 4. Label the column after the one that predicts a token. Without a tail, the prefix predicts the first token.
+    row_starts = np.repeat(branches.row_starts(), counts)
+    places = np.repeat(row_starts + branches.firsts() + len(tail), learned) + within(learned)
+    if not len(tail):
+        places[within(learned) == 0] = row_starts + prefixes
+    labels = np.full(len(tokens.values), IGNORED)
+    labels[places] = paths.head(learned).values
+    return BranchRows(tokens, labels, source[firsts], branches)
+
+
+def _begins(prefixes: np.ndarray, lengths: np.ndarray, window: np.ndarray, max_columns: int | None) -> np.ndarray:
+    """Returns a mask `(N,)` of the branches that begin a row.
+
+    A row contains branches of one window, and as many as fit. If not even one fits, it contains one.
+    """
+    begins = np.diff(window, prepend=-1) > 0
+    if max_columns is None:
+        return begins
+
+    # A row from branch i to branch j has prefixes[j] + ends[j] - ends[i - 1] + 1 columns. Adding a multiple of the
+    # window makes the sum of the terms with j ascending over all windows, so that one binary search finds all j.
+    ends = np.cumsum(lengths)
+    step = prefixes.max(initial=0) + 1
+    needed = prefixes + ends + 1 + window * step
+    starts = np.flatnonzero(begins)
+    stops = np.append(starts[1:], len(begins))
+    while len(starts):
+        begins[starts] = True
+        bound = max_columns + ends[starts] - lengths[starts] + window[starts] * step
+        following = np.searchsorted(needed, bound, side="right").clip(starts + 1, stops)
+        starts = following[following < stops]
+        stops = stops[following < stops]
+    return begins
+
+
+def without_branches(tokens: Ragged, labels: np.ndarray, source: np.ndarray) -> BranchRows:
+    """Returns ordinary rows, which have no branches."""
+    none = Ragged(np.empty(0, np.int64), np.zeros(len(tokens) + 1, np.int64))
+    return BranchRows(tokens, labels, source, Branches(tokens.lengths, none, none))
+
+
+def concatenated(*parts: BranchRows) -> BranchRows:
+    """Returns all rows, in the order of their sequences."""
+    source = np.concatenate([part.source for part in parts])
+    order = np.argsort(source, kind="stable")
+    tokens = _stacked([part.tokens for part in parts])
+    labels = replace(tokens, values=np.concatenate([part.labels for part in parts]))
+    prefixes = _stacked([part.branches.prefixes for part in parts])
+    lengths = _stacked([part.branches.lengths for part in parts])
+    branches = Branches(tokens.lengths[order], prefixes.take(order), lengths.take(order))
+    return BranchRows(tokens.take(order), labels.take(order).values, source[order], branches)
+
+
+def _stacked(parts: list[Ragged]) -> Ragged:
+    """Returns the rows of all parts, one part after the other."""
+    values = np.concatenate([part.values for part in parts])
+    return Ragged.from_lengths(values, np.concatenate([part.lengths for part in parts]))

@@ -1,0 +1,144 @@
+"""Prepares batches of rows with branches for a forward pass.
+
+A row with branches contains a history once, and behind it one branch per target, which continues a prefix of the
+history (see `trl_rec/data/branches.py`). Each column attends to a prefix of the row and to its own branch, and has the
+position that it would have in a row of its own. Then the logits are the same as with one row per target, up to
+rounding. Columns decide what a column attends to, not positions, because later items of the history have smaller
+positions than the branches of earlier targets.
+
+A model that cannot read such rows, for example because it does not accept a custom mask, gets one row per branch.
+The choice is made before the forward pass, and its reason is logged once. In a mixture of experts, each column of the
+rows that are read counts once in the load-balancing loss.
+
+Legend: B rows, T columns, R separate rows, W columns of the longest separate row.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trl_rec.models.attention import check_suitable, mask_for, warn_once, why_separate
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+# Entries of a batch with one value per column. Those of LABELS belong to the column before, which predicts them, and
+# have these values where there is no label.
+COLUMNS = ("input_ids", "position_ids")
+LABELS = {"labels": -100, "trie_nodes": -1, "target_weights": 0}
+
+
+class Prepared(NamedTuple):
+    """A batch that a model can read.
+
+    Args:
+        inputs (`dict[str, torch.Tensor]`): The batch without `seen` and `starts`.
+        mask (`torch.Tensor`, *optional*): The attention mask of the rows with branches, in the model's format. None
+            if the `attention_mask` of the batch is enough.
+        owners (`torch.Tensor` of shape `(R,)`, *optional*): The original row of each separate row. None if the rows
+            are the original rows.
+    """
+
+    inputs: dict[str, Tensor]
+    mask: Tensor | None
+    owners: Tensor | None
+
+
+def prepare_branches(model: PreTrainedModel, inputs: dict[str, Tensor], max_length: int | None = None) -> Prepared:
+    """Prepares a batch for a model: with a mask, or with separate rows.
+
+    Args:
+        model: The model itself, not the wrapper of a distributed engine.
+        inputs: `input_ids`, `attention_mask`, `position_ids` and `labels`, `(B, T)` each, and possibly `seen` and
+            `starts`, `(B, T)` each: a column attends to the columns before `seen`, and to those from `starts` to
+            itself. Without the last two, the batch is returned unchanged. All further entries have one value per label
+            or one per row.
+        max_length (*optional*): An upper bound of the number of tokens of a prefix and its branch.
+    """
+    inputs = dict(inputs)
+    if "seen" not in inputs:
+        return Prepared(inputs, None, None)
+
+    check_suitable(model)
+    width = inputs["input_ids"].shape[1]
+    reason = why_separate(model, width if max_length is None else min(width, max_length))
+    seen = inputs.pop("seen")
+    starts = inputs.pop("starts")
+    if reason is None:
+        return Prepared(inputs, mask_for(model, visible(seen, starts, inputs["attention_mask"].bool())), None)
+    warn_once(
+        reason,
+        "each target is processed in a separate row, which is slower and takes more memory; if memory runs out, lower "
+        "max_row_tokens",
+    )
+    separate, owners = _separate(inputs, seen, starts)
+    return Prepared(separate, None, owners)
+
+
+def visible(seen: Tensor, starts: Tensor, real: Tensor) -> Tensor:
+    """Returns a mask `(B, T, T)` that is True at `[:, q, t]` if column `q` attends to column `t`.
+
+    Padding attends to itself, so that no softmax is empty.
+    """
+    column = torch.arange(real.shape[1], device=real.device)
+    in_prefix = column < seen.unsqueeze(2)
+    in_branch = (starts.unsqueeze(2) <= column) & (column <= column.unsqueeze(1))
+    return ((in_prefix | in_branch) & real.unsqueeze(1)) | (column == column.unsqueeze(1))
+
+
+def _separate(inputs: dict[str, Tensor], seen: Tensor, starts: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Returns the batch with one row per branch, and the original row of each.
+
+    A trunk that predicts labels itself gets a row too. Texts without labels are dropped.
+    """
+    # 1. Find the last column that predicts a label in each text, which is a trunk (-1) or a branch.
+    real = inputs["attention_mask"].bool()
+    column = torch.arange(real.shape[1], device=real.device)
+    texts = torch.where(starts > column, -1, starts)  # (B, T)
+    predicts = _of_next(inputs["labels"], -100) != -100
+    places = predicts.nonzero()  # (N, 2)
+    if not len(places):  # a forward pass needs at least one row
+        places = real.long().argmax(1)[:1].unsqueeze(0)  # the first column of the first row
+        places = torch.cat([torch.zeros_like(places), places], 1)
+    names = torch.cat([places[:, :1], texts[places[:, 0], places[:, 1]].unsqueeze(1)], 1)
+    is_last = torch.ones(len(names), dtype=torch.bool, device=names.device)
+    is_last[:-1] = (names[1:] != names[:-1]).any(1)
+    owners, ends = places[is_last].unbind(1)  # (R,)
+
+    # 2. Move the columns of each text to the left.
+    text = texts[owners, ends].unsqueeze(1)
+    in_text = column < seen[owners, ends].unsqueeze(1)
+    in_text |= (starts[owners, ends].unsqueeze(1) <= column) & (column <= ends.unsqueeze(1))
+    in_text &= real[owners]  # (R, T)
+    width = int(in_text.sum(1).max())
+    order = torch.argsort(~in_text, dim=1, stable=True)[:, :width]  # (R, W)
+    kept = in_text.gather(1, order)
+    separate = {"attention_mask": kept.to(inputs["attention_mask"].dtype)}
+    for name in COLUMNS:
+        separate[name] = inputs[name][owners].gather(1, order) * kept
+
+    # 3. Move the labels along with the columns that predict them. Each label is kept in one text.
+    own = (texts[owners].gather(1, order) == text) & kept
+    for name, fill in LABELS.items():
+        if name in inputs:
+            values = _of_next(inputs[name], fill)[owners].gather(1, order)
+            separate[name] = values.masked_fill(~own, fill)
+    for name in inputs.keys() - separate.keys():
+        separate[name] = inputs[name][owners]
+
+    # 4. Append a column, so that the last columns have a label after them.
+    for name in ("attention_mask", *COLUMNS):
+        separate[name] = torch.nn.functional.pad(separate[name], (0, 1))
+    for name in LABELS.keys() & separate.keys():
+        separate[name] = torch.nn.functional.pad(separate[name], (1, 0), value=LABELS[name])
+    return separate, owners
+
+
+def _of_next(values: Tensor, fill: int) -> Tensor:
+    """Returns for each column the value of the next column, `(B, T)`."""
+    return torch.cat([values[:, 1:], torch.full_like(values[:, :1], fill)], 1)
