@@ -22,6 +22,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -59,6 +61,7 @@ FAMILIES = {
     "mistral-window": (MistralForCausalLM, MistralConfig, {"sliding_window": 4}),
     "gemma": (GemmaForCausalLM, GemmaConfig, {"head_dim": 8}),
     "qwen3_moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig, {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}),
+    "phi3": (Phi3ForCausalLM, Phi3Config, {}),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"head_dim": 8, "sliding_window": 256}),
 }
 

@@ -159,10 +159,6 @@ def test_bad_input_is_refused(titles, tokenizer_copy) -> None:
             build_rows(make_split([([0], [1])], name), FORMATS["item_token"])
     with pytest.raises(ValueError, match="targets must be 'last' or 'all'"):
         build_rows(split, FORMATS["title"], targets="some")
-    with pytest.raises(ValueError, match="needs items written without text between them"):
-        build_rows(split, FORMATS["title"], targets="all")
-    with pytest.raises(ValueError, match="max_history has no effect"):
-        build_rows(split, FORMATS["item_token"], targets="all", max_history=3)
     with pytest.raises(ValueError, match="max_length 5 is too small"):
         build_rows(split, FORMATS["title"], max_length=5)
     with pytest.raises(ValueError, match="has no target"):

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from trl_rec.data.branches import COLUMNS
 from trl_rec.data.dataset import RecDataset
 from trl_rec.data.profiles import item_labels, item_texts, user_profiles
 from trl_rec.data.prompts import PromptFormat, newest_that_fit
@@ -71,6 +72,7 @@ def build_task_rows(
     longest_history: int = 20,
     chat_template: bool = False,
     seed: int = 0,
+    **next_item_options: Any,
 ) -> Dataset:
     """Returns the training rows of several tasks.
 
@@ -90,6 +92,7 @@ def build_task_rows(
         chat_template (*optional*, defaults to `False`): Whether prompts are formatted as a user message with the
             tokenizer's chat template.
         seed (*optional*, defaults to `0`): Seed of the samples.
+        next_item_options (*optional*): Further arguments of [`build_rows`], for `next_item`.
 
     Returns:
         `datasets.Dataset` with these columns:
@@ -101,10 +104,17 @@ def build_task_rows(
         - `length`: number of tokens of the row, for samplers that group by length. It assumes the longest template of
           the task and counts all slots, so a row in a batch may be shorter.
         - `row`: the row's number, which seeds the choice of templates.
+        - `branch_prefixes`, `branch_lengths`: as in [`build_rows`], if the rows of `next_item` have these columns.
+          Rows of other tasks have no branches.
     """
     _check_tasks(tasks, dataset.catalog.surface)
     next_item = build_rows(
-        dataset.train, prompt_format, targets=targets, max_length=max_length, max_history=max_history
+        dataset.train,
+        prompt_format,
+        targets=targets,
+        max_length=max_length,
+        max_history=max_history,
+        **next_item_options,
     )
     templates = template_ids(tokenizer, dataset.catalog.surface, chat_template=chat_template)
     tables = TokenTables(dataset, tokenizer, prompt_format, longest_history)
@@ -123,6 +133,8 @@ def build_task_rows(
                 f"the task {name} has no rows, because {MISSING.get(name, 'the data contain nothing for it')}; leave "
                 "it out"
             )
+        if set(COLUMNS) <= set(next_item.column_names):
+            part = _with_branch_columns(part)
         parts.append(part)
 
     table = pa.concat_tables(parts)
@@ -153,7 +165,19 @@ def _sample_next_item(next_item: Dataset, count: int, key: list[int]) -> pa.Tabl
     rows = next_item.select(sample_evenly(len(next_item), count, key)).with_format("arrow")[:]
     tokens = Ragged.from_arrow(rows["input_ids"])
     labels = Ragged.from_arrow(rows["labels"])
-    return _to_table(NEXT_ITEM, [], tokens, labels, rows["user"], tokens.lengths)
+    table = _to_table(NEXT_ITEM, [], tokens, labels, rows["user"], tokens.lengths)
+    for name in COLUMNS:
+        if name in rows.column_names:
+            table = table.append_column(name, Ragged.from_arrow(rows[name]).to_arrow())
+    return table
+
+
+def _with_branch_columns(rows: pa.Table) -> pa.Table:
+    """Adds empty columns of branches to a table that has none."""
+    for name in COLUMNS:
+        if name not in rows.column_names:
+            rows = rows.append_column(name, pa.array([[]] * rows.num_rows, pa.list_(pa.int64())))
+    return rows
 
 
 def _task_table(

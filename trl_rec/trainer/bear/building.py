@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_rec.data.dataset import RecDataset
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.data.tasks.rows import build_task_rows, task_texts
+from trl_rec.items import TokenTrie
 from trl_rec.models import RecModelConfig, build_model
 from trl_rec.trainer.base.item_vectors import item_vectors
 from trl_rec.trainer.base.prior import check_run_prior
@@ -60,6 +61,7 @@ def build_training_rows(dataset: RecDataset, tokenizer: PreTrainedTokenizerBase,
     """
     if not isinstance(config.tasks, dict):
         return dataset.train
+    trie = TokenTrie.from_catalog(dataset.catalog, tokenizer) if config.softmax == "legal" else None
     return build_task_rows(
         dataset,
         tokenizer,
@@ -72,4 +74,8 @@ def build_training_rows(dataset: RecDataset, tokenizer: PreTrainedTokenizerBase,
         longest_history=config.task_history,
         chat_template=config.chat_template,
         seed=config.seed,
+        long_histories=config.long_histories,
+        max_row_tokens=config.max_row_tokens,
+        join_windows=config.join_windows,
+        trie=trie,
     )
