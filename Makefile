@@ -47,7 +47,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# With DATASET (a prepared folder of titles) and MODEL (a language model) given, decoding and the BEAR step are timed as well.
+# With DATASET (a prepared folder of titles) and MODEL (a language model) given, decoding and BEAR's steps are timed as well.
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/trie.py
 	$(BIN)/python benchmarks/prepare_scale.py
@@ -61,6 +61,7 @@ ifdef MODEL
 	$(BIN)/python benchmarks/decoding.py $(DATASET) --model $(MODEL)
 	$(BIN)/python benchmarks/bear_step.py $(DATASET) --model $(MODEL) --tiny
 	$(BIN)/python benchmarks/bear_step.py $(DATASET) --model $(MODEL) --lora
+	$(BIN)/python benchmarks/every_position.py $(DATASET) --model $(MODEL)
 endif
 
 clean:

@@ -71,7 +71,8 @@ class Branches:
 
     def row_starts(self) -> np.ndarray:
         """Returns the index of the first column of each row among the columns of all rows."""
-        return np.cumsum(self.row_lengths) - self.row_lengths
+        starts: np.ndarray = np.cumsum(self.row_lengths) - self.row_lengths
+        return starts
 
     def firsts(self) -> np.ndarray:
         """Returns the first column of each branch in its row."""
