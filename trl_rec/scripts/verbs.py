@@ -8,14 +8,14 @@ VERBS = {
     "alro": "fine-tune a model to order a user's rated candidates, independently of the order in which they are shown",
     "softmax_dpo": "train on preferences: one chosen and several rejected completions per prompt",
     "align3gr": "make semantic IDs, fine-tune on several tasks and train on preferences in stages, or only the stages",
-    "study": "train and compare several arms over several seeds, and measure each once on the test split",
-    "evaluate": "measure the baselines on a split and, if given, a model or lists made elsewhere, and keep all values",
+    "study": "train and compare several arms over several seeds, and measure every arm once on the test split",
+    "evaluate": "measure baselines on a split and, if given, a model or lists made elsewhere; keep values per user",
     "compare": "compare runs over the same users: differences with intervals, p-values and a verdict",
     "recommend": "print what a trained model recommends to a user, or for a history of titles",
     "report": "write one HTML page on runs, evaluations or a study: verdicts, tables, charts, lists",
     "recipe": "print a shipped recipe to copy and change, or the names of all recipes",
 }
-# These run under `accelerate launch`.
+# Verbs that run under `accelerate launch`.
 TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")
 # Scripts that are not named after their verb. A file tokenize.py would hide Python's own module `tokenize`.
 SCRIPTS = {"tokenize": "tokenizing"}

@@ -1,7 +1,7 @@
-"""Makes the prior of a run: fits it, chooses its strength on the validation split, and keeps it in the run folder.
+"""Makes the prior of a run: fits the prior, chooses its strength on the validation split, and saves it.
 
-The strength is chosen for the trained model, so the prior is made after training. What is certain to make it fail is
-found before training, by [`check_run_prior`].
+The strength is chosen for the trained model, so the prior is made after training. Problems that are certain to cause
+an error at that point are found before training, by [`check_run_prior`].
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def check_run_prior(dataset: RecDataset, args: RecConfig) -> None:
     strength = given_strength(args.prior_strength)
     if strength is None and not len(dataset.validation):
         raise ValueError(
-            "prior_strength=auto chooses the strength on the validation split, which has no rows; give prior_strength "
-            "a number, or prepare the data with more interactions per user"
+            "prior_strength=auto chooses the strength on the validation split, which has no rows; set prior_strength "
+            "to a number, or prepare the data with more interactions per user"
         )
     if args.prior == MixturePrior.kind:
         fitting_rows(dataset.validation, exclude_history=args.eval_exclude_history)
 
     # 2. Check an earlier choice in the output folder, unless this run removes it.
-    config: Any = args  # some of its fields are TRL's
+    config: Any = args  # `RecConfig` does not declare the fields that come from TRL's configurations
     if not config.overwrite or config.resume_from_checkpoint:
         check_choice(config.output_dir, str(args.prior), strength)
 
@@ -63,8 +63,8 @@ def make_prior(policy: Policy, dataset: RecDataset, args: RecConfig, folder: str
     """Makes the prior that the configuration asks for.
 
     Call this function before the split `final_split` is measured, so that the setting of the prior cannot depend on
-    the results. Every process must call it. The main process writes `choice.json`, `prior.safetensors` and the key
-    `prior` of `recommender.json`, and prints the compared settings as a table.
+    the results. Every process must call this function. The main process writes `choice.json`, `prior.safetensors` and
+    the key `prior` of `recommender.json`, and prints the compared settings as a table.
 
     Args:
         policy: The trained policy.
@@ -73,7 +73,7 @@ def make_prior(policy: Policy, dataset: RecDataset, args: RecConfig, folder: str
         folder: The run folder, in which the model is already saved.
 
     Returns:
-        The prior, or None if the configuration asks for none.
+        The prior, or None if the configuration asks for no prior.
     """
     if not wants_prior(args):
         return None
@@ -87,7 +87,7 @@ def make_prior(policy: Policy, dataset: RecDataset, args: RecConfig, folder: str
     else:
         prior, choice = given_choice(prior, strength, k, recorded=on_main_process(lambda: read_choice(folder)))
 
-    # 2. Keep both. An error is raised if the test split was already measured with another choice.
+    # 2. Keep the choice and the prior. An error is raised if the test split was already measured with another choice.
     def _keep() -> None:
         keep_choice(folder, choice, args.final_split)
         save_run_prior(folder, prior)

@@ -11,18 +11,18 @@ from trl_rec.trainer.base.config import RecConfig
 
 @dataclass
 class PriorConfig(RecConfig):
-    """Fields that choose a prior, besides those of [`RecConfig`].
+    """Fields that choose a prior, in addition to the fields of [`RecConfig`].
 
-    [`BladeConfig`] does not have them, because its `prior` is the Beta prior of its reward. To multiply a model
-    trained with BLADE by a prior, use `trl-rec evaluate --prior`.
+    [`BladeConfig`] does not have these fields, because its own field `prior` is the parameter of a Beta prior. To
+    multiply a model trained with BLADE by a prior, use `trl-rec evaluate --prior`.
 
     Args:
         prior (`str`, *optional*, defaults to `"none"`): A prior to multiply the trained model by at the end of a run:
-            `"popularity"`, `"transition"` or `"mixture"`. It is kept in the run folder, where [`Recommender`] finds
-            it. The prior alone and the product are evaluated beside the model. Training does not use the prior.
+            `"popularity"`, `"transition"` or `"mixture"`. The prior is kept in the run folder, where [`Recommender`]
+            finds it. The model, the prior alone, and their product are evaluated. Training does not use the prior.
             `None` is the same as `"none"`.
-        prior_strength (`str`, *optional*, defaults to `"auto"`): Exponent of the prior, as a number. `"auto"` chooses
-            it on the validation split, as in [`choose_prior`].
+        prior_strength (`str`, *optional*, defaults to `"auto"`): Exponent of the prior, as a number. With `"auto"`,
+            [`choose_prior`] chooses the exponent on the validation split.
     """
 
     may_change = (*RecConfig.may_change, "prior", "prior_strength")

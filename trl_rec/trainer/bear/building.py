@@ -1,4 +1,4 @@
-"""Builds a [`BearTrainer`] from a recipe: the model, its tokenizer, and the rows of its tasks."""
+"""Builds a [`BearTrainer`] with its model, tokenizer and training rows, from a dataset and configurations."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
 
 
 def build_training_rows(dataset: RecDataset, tokenizer: PreTrainedTokenizerBase, config: BearConfig) -> Dataset:
-    """Returns the training data of a [`BearTrainer`]: the rows of `config.tasks`, or `dataset.train` without tasks.
+    """Returns the training data of a [`BearTrainer`]: rows of `config.tasks` or, if unset, `dataset.train`.
 
     Rows of tasks are built from `dataset.train`, the columns of `dataset.users`, and the catalogue.
 

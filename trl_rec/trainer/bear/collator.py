@@ -1,4 +1,4 @@
-"""Collates next-item rows and list rows into batches, with the trie node from which each target token continues.
+"""Collates next-item rows and list rows into batches, with the trie node before each target token.
 
 Labels that are not part of an item, such as the tokens of a text, have the node `FREE`, at which the whole vocabulary
 is legal.
@@ -32,19 +32,19 @@ FREE = -2
 class NextItemCollator:
     """Pads rows and, given a trie, removes forced tokens from the labels.
 
-    A target token is forced if it is the only legal token. Under the softmax over legal tokens, its loss is constant,
-    so no logits should be computed for it, and it should not count as a target token.
+    A target token is forced if it is the only legal token. Under the softmax over legal tokens, the loss of a forced
+    token is constant. So no logits should be computed for this token, and it should not count as a target token.
 
     Args:
         pad_token_id (`int`): Token id used to pad `input_ids`.
-        trie (`TokenTrie`, *optional*): Trie of the catalogue. Without it, no token is forced.
+        trie (`TokenTrie`, *optional*): Trie of the catalogue. Without a trie, no tokens are removed.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether items of the history are illegal in lists.
         twins (`Twins`, *optional*): Items with the same title. If one is illegal, so are its twins.
         padding_side (`str`, *optional*, defaults to `"left"`): `"left"` or `"right"`.
         pad_to_multiple_of (`int`, *optional*): Pads the length to a multiple of this number.
-        age_decay (`float`, *optional*, defaults to `1.0`): Factor by which the weight of a target is multiplied for
-            each newer target in its row. The weights are computed from the column `trie_nodes`, even if `trie` is
-            None. Rows without this column, such as list rows, get no weights.
+        age_decay (`float`, *optional*, defaults to `1.0`): Factor that multiplies the weight of a target once for each
+            newer target in its row. The weights are computed from the column `trie_nodes`, even if `trie` is None.
+            Rows without this column, such as list rows, get no weights.
     """
 
     pad_token_id: int
@@ -63,8 +63,8 @@ class NextItemCollator:
         If `age_decay` is not 1 and the rows have `trie_nodes`, the batch also contains `target_weights`, `(B, T)`: the
         weight of each label, or 0 where there is no label.
 
-        If the rows have branches, the batch also contains `seen` and `starts`, `(B, T)` each: a column attends to the
-        columns before `seen`, and to those from `starts` to itself.
+        If the rows have branches, the batch also contains `seen` and `starts`, `(B, T)` each. A column attends to the
+        columns before `seen`, and to the columns from `starts` to itself (see [`Branches`]).
         """
         tokens = Ragged.from_lists([row["input_ids"] for row in rows])
         mask = self._pad(Ragged(tokens.values * 0 + 1, tokens.offsets), 0)
@@ -84,7 +84,7 @@ class NextItemCollator:
         return batch
 
     def _add_branches(self, batch: dict[str, Tensor], branches: Branches) -> None:
-        """Adds what each column attends to, and changes the positions to those in rows without branches."""
+        """Adds `seen` and `starts` to a batch. Each column gets the position that it has in a row without branches."""
         # 1. Find the columns and positions in rows without padding.
         offsets = np.concatenate([[0], np.cumsum(branches.row_lengths)])
         seen, starts = (self._pad(Ragged(values, offsets), 0) for values in branches.columns())
@@ -93,12 +93,12 @@ class NextItemCollator:
         first = real.long().argmax(1, keepdim=True)  # (B, 1): the number of columns of padding on the left
         batch["position_ids"] = torch.where(real, seen + column - first - starts, 0)
 
-        # 2. Move the columns by the padding. Padding itself has an empty prefix and begins with itself.
+        # 2. Shift the column numbers by the padding on the left. A column of padding attends only to itself.
         batch["seen"] = torch.where(real, seen + first, 0)
         batch["starts"] = torch.where(real, starts + first, column)
 
     def _add_choices(self, batch: dict[str, Tensor], rows: list[dict[str, Any]], trie: TokenTrie) -> None:
-        """Adds the node of each label to a batch, and removes forced tokens from its labels."""
+        """Adds the node before each label to a batch, and removes forced tokens from the labels."""
         if "items" in rows[0]:
             batch.update(list_choices(rows, batch["labels"], trie, self.exclude_history, self.twins))
             batch["labels"] = batch["labels"].masked_fill(batch["trie_nodes"] < 0, IGNORED)
@@ -111,13 +111,13 @@ class NextItemCollator:
             batch["trie_nodes"] = nodes.masked_fill(forced, -1)
 
     def _weights(self, rows: list[dict[str, Any]]) -> Tensor:
-        """Returns `age_decay ** a`, `(B, T)`, where `a` is the number of items that begin after each position."""
+        """Returns `age_decay ** a`, `(B, T)`, where `a` is the number of targets that begin after each position."""
         nodes = Ragged.from_lists([row["trie_nodes"] for row in rows])
         begins = (self._pad(nodes, -1) == 0).long()
         ages = begins.flip(1).cumsum(1).flip(1) - begins
         branches = branches_of(rows)
         if branches is not None:
-            # The labels of a branch have the age of its first label, because other items may begin between them.
+            # A branch has one age, that of its first label, although other targets may begin between its labels.
             owners = self._pad(Ragged(branches.of_labels(), nodes.offsets), -1)
             in_branch = owners >= 0
             first_ages = torch.zeros(len(branches.lengths.values), dtype=ages.dtype)
@@ -142,15 +142,15 @@ def branches_of(rows: list[dict[str, Any]]) -> Branches | None:
 
 
 def with_trie_nodes(rows: Dataset, trie: TokenTrie, free: np.ndarray | None = None) -> Dataset:
-    """Adds a column `trie_nodes`: the node from which each label continues, or -1 where there is no label.
+    """Adds a column `trie_nodes`: the trie node before each label, or -1 where there is no label.
 
-    The labels of a row must be the concatenated paths of items, and those of a branch the beginning of a path.
-    Otherwise, a ValueError names the row.
+    The labels of a row must be the concatenated paths of items, and the labels of a branch must be the beginning of a
+    path. Otherwise, raises a `ValueError` that names the row.
 
     Args:
         rows: Rows with `labels`.
         trie: Trie of the catalogue.
-        free: `(num_rows,)`, True for rows whose labels are not items. Their labels get the node `FREE`.
+        free: `(num_rows,)`, True for rows whose labels are not items. The labels of these rows get the node `FREE`.
     """
     labels = split_rows(rows, "labels")
     trie = trie.to("cpu")
@@ -161,7 +161,8 @@ def with_trie_nodes(rows: Dataset, trie: TokenTrie, free: np.ndarray | None = No
         nodes[learned & is_free] = FREE
         learned &= ~is_free
 
-    # Collect the labels of each text, which is a row or a branch. Those of different branches may alternate.
+    # Collect the labels of each text. A text is a branch, or a row without branches. In a row, labels of different
+    # branches may alternate.
     texts = labels.row_ids[learned]
     row_of_text = np.arange(len(labels))
     if set(COLUMNS) <= set(rows.column_names):
@@ -179,7 +180,7 @@ def with_trie_nodes(rows: Dataset, trie: TokenTrie, free: np.ndarray | None = No
 
 
 def _nodes(targets: Ragged, trie: TokenTrie, row_of_text: np.ndarray) -> np.ndarray:
-    """Returns the node of each target token of each text. All texts are walked in parallel. After a leaf, the walk
+    """Returns the node before each target token of each text. All texts are walked in parallel. After a leaf, the walk
     returns to the root."""
     tokens = torch.from_numpy(targets.padded(width=max(1, int(targets.lengths.max(initial=0)))))  # (B, T)
     node = torch.zeros(len(tokens), dtype=torch.int64)  # (B,)

@@ -1,4 +1,4 @@
-"""Configuration of [`BearTrainer`]: `SFTConfig` with options for BEAR."""
+"""Configuration of [`BearTrainer`], which adds options for BEAR to `SFTConfig`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from trl_rec.trainer.base.prior_config import PriorConfig
 
 @dataclass
 class BearConfig(PriorConfig, SFTConfig):
-    """Arguments of [`BearTrainer`], besides those of [`PriorConfig`] and [`~trl.SFTConfig`].
+    """Arguments of [`BearTrainer`], in addition to those of [`PriorConfig`] and [`~trl.SFTConfig`].
 
-    With `bear_weight=0`, the loss is MSL: cross-entropy over the legal tokens. With `softmax="vocabulary"` in
-    addition, training is plain SFT.
+    With `bear_weight=0`, the loss is that of MSL, the cross-entropy over the legal tokens. With `bear_weight=0` and
+    `softmax="vocabulary"`, training is plain SFT.
 
-    If `list_length` is set, the model learns to write lists of distinct items: the next items of the user, in order.
-    The legal tokens are then the same as when lists are sampled: items that are already in the list are illegal, and
-    so are items of the history unless `eval_exclude_history` is false. The EOS after a list is learned only with
-    `softmax="vocabulary"`.
+    If `list_length` is set and `targets` is `"last"`, the model learns to write lists of distinct items, namely the
+    next new items that a user chooses, in order. The legal tokens are then the same as when lists are sampled: items
+    that are already in the list are illegal, and so are items of the history unless `eval_exclude_history` is false.
+    The EOS after a list is learned only with `softmax="vocabulary"`.
 
     Args:
         bear_weight (`float`, *optional*, defaults to `0.6875`): Weight of the beam term, the paper's lambda. A
@@ -41,9 +41,9 @@ class BearConfig(PriorConfig, SFTConfig):
             smoothed.
         sampled_items (`int`, *optional*): Number of sampled items that each target is compared with in training,
             instead of all items. Meant for catalogues of many thousands of items. The draws depend only on the seed,
-            the epoch and the row, so a resumed run draws the same. Evaluation compares with all items. Requires the
-            surface `item_token`, `bear_weight=0` and `softmax="legal"`; cannot be combined with `list_length`, `tasks`
-            or `target_smoothing`. The metric `bear/sampled_ce` then replaces `bear/ce` in training.
+            the epoch and the row, so a resumed run draws the same items. Evaluation compares with all items. Requires
+            the surface `item_token`, `bear_weight=0` and `softmax="legal"`; cannot be combined with `list_length`,
+            `tasks` or `target_smoothing`. In training, the metric `bear/sampled_ce` replaces `bear/ce`.
         sampled_from (`str`, *optional*, defaults to `"uniform"`): Distribution that items are sampled from. With
             `"uniform"`, all items are equally likely. With `"popularity"`, the probability of an item is proportional
             to 1 plus the number of times that the item is a training target. The loss is corrected for either choice.
@@ -51,28 +51,32 @@ class BearConfig(PriorConfig, SFTConfig):
         softmax (`str`, *optional*, defaults to `"legal"`): Whether the softmax is over the `"legal"` tokens or over
             the `"vocabulary"`. Decoding uses the same softmax.
         targets (`str`, *optional*, defaults to `"last"`): With `"last"`, there is one row per target, or one row per
-            list if `list_length` is set. With `"all"`, there is one row per sequence and every item is a target, so
-            the history is read once for all targets. The loss of a target is the same as with a row of its own, unless
-            its history exceeds `max_length` or `max_history`. A batch then contains sequences instead of targets. With
-            `list_length`, `"all"` requires item tokens or semantic IDs, and earlier items of a row stay legal.
-        target_age_decay (`float`, *optional*, defaults to `1.0`): Factor by which the weight of a target shrinks with
-            each newer target in its row: a target followed by `a` newer ones has the weight `target_age_decay ** a`.
-            The loss is the weighted mean over the target tokens of all accumulated batches and all processes. The
-            metrics `bear/...` are not weighted. Requires `targets="all"`.
-        every_position (`bool`, *optional*, defaults to `False`): Whether a list starts at every target of a sequence.
-            By default, a list starts where the previous one ends. Requires `list_length`.
-        max_history (`int`, *optional*): Maximum number of items before a target. Cannot be combined with
-            `list_length` and `targets="last"`.
-        long_histories (`str`, *optional*, defaults to `"windows"`): With `targets="all"`, what happens to targets
-            whose history exceeds `max_length` or `max_history`. With `"windows"`, sequences are cut into rows that
-            overlap by half, so such a target sees between half of the longest history and all of it. With `"rows"`,
-            each of them gets a row of its own, with the longest history that fits. Their number is logged.
-        max_row_tokens (`int`, *optional*): With `targets="all"`, maximum number of tokens of a row in which targets
-            follow the history, as with titles. Limits memory: a sequence whose targets need more tokens becomes
-            several rows. At least `max_length`. By default there is no limit besides `max_length`, which applies to
-            the history and any one target.
-        join_windows (`bool`, *optional*, defaults to `False`): With `targets="all"` and a source of windows, such as
-            BIGRec's, whether successive windows of a user become one sequence.
+            list if `list_length` is set. With `"all"`, there is one row per sequence, which trains all targets of the
+            sequence, so the history is read only once. A batch then contains sequences instead of targets. The loss of
+            a target is the same as in a row of its own, unless the history of the target exceeds `max_length` or
+            `max_history`. With `list_length`, `"all"` requires item tokens or semantic IDs, and earlier items of a row
+            stay legal.
+        target_age_decay (`float`, *optional*, defaults to `1.0`): Factor that multiplies the weight of a target once
+            for each newer target in its row. So a target followed by `a` newer targets has the weight
+            `target_age_decay ** a`. The loss is the weighted mean over the target tokens of all accumulated batches
+            and all processes. The metrics `bear/...` are not weighted. Requires `targets="all"`.
+        every_position (`bool`, *optional*, defaults to `False`): Whether a list starts at every new target of a
+            sequence, so that lists overlap. By default, a list starts where the previous list ends. Requires
+            `list_length`.
+        max_history (`int`, *optional*): Maximum number of items before a target. Cannot be used if `list_length` is
+            set and `targets` is `"last"`.
+        long_histories (`str`, *optional*, defaults to `"windows"`): What happens to targets whose history exceeds
+            `max_length` or `max_history`. With `"windows"`, sequences are cut into rows that overlap by half, so such
+            a target sees between half and all of the longest history that fits. With `"rows"`, each such target gets a
+            row of its own, with the longest history that fits. The number of such targets is logged. Requires
+            `targets="all"`.
+        max_row_tokens (`int`, *optional*): Maximum number of tokens of a row in which the targets follow the history
+            as branches, as with titles. Limits memory, because a sequence whose targets need more tokens becomes
+            several rows. Must be at least `max_length`. By default, the only limit is `max_length`, which applies to
+            the history together with one target. Requires `targets="all"`.
+        join_windows (`bool`, *optional*, defaults to `False`): Whether successive windows of a user are joined into
+            one sequence. Meant for sources whose rows are windows (one target and the items before it), such as
+            BIGRec's. Requires `targets="all"`.
         tasks (`dict[str, float]`, *optional*): Tasks whose rows [`build_training_rows`] builds. Maps each task to its
             number of rows, divided by the number of next-item rows: `next_item: 1.0` uses each next-item row once. The
             tasks are `next_item`, `item_to_id`, `id_to_item`, `history_to_title`, `titles_to_id`, `profile_to_user`,
@@ -114,14 +118,14 @@ class BearConfig(PriorConfig, SFTConfig):
     )
     targets: Literal["last", "all"] = field(
         default="last",
-        metadata={"help": "last: one row per target; all: one row per sequence, in which every item is a target"},
+        metadata={"help": "last: one row per target; all: one row per sequence, which trains all of its targets"},
     )
     target_age_decay: Annotated[float, SHARE] = field(
         default=1.0,
-        metadata={"help": "factor on the weight of a target for each newer target in its row; requires targets: all"},
+        metadata={"help": "factor on the weight of a target for each newer target in its row; requires targets=all"},
     )
     every_position: bool = field(
-        default=False, metadata={"help": "start a list at every target; requires list_length"}
+        default=False, metadata={"help": "start a list at every new target; requires list_length"}
     )
     max_history: Annotated[int | None, COUNT] = field(
         default=None, metadata={"help": "maximum number of items before a target"}
@@ -130,16 +134,16 @@ class BearConfig(PriorConfig, SFTConfig):
         default="windows",
         metadata={
             "help": "what happens to targets whose history exceeds max_length or max_history: windows, which overlap "
-            "by half, or rows, one per such target; requires targets: all"
+            "by half, or rows, one per such target; requires targets=all"
         },
     )
     max_row_tokens: Annotated[int | None, COUNT] = field(
         default=None,
-        metadata={"help": "maximum number of tokens of a row with several targets; requires targets: all"},
+        metadata={"help": "maximum number of tokens of a row with branches, as with titles; requires targets=all"},
     )
     join_windows: bool = field(
         default=False,
-        metadata={"help": "join the windows of a user, in sources of windows, to one sequence; requires targets: all"},
+        metadata={"help": "join successive windows of a user into one sequence, as for BIGRec; requires targets=all"},
     )
     tasks: Annotated[dict[str, Any] | str | None, POSITIVE] = field(
         default=None,
@@ -192,10 +196,10 @@ class BearConfig(PriorConfig, SFTConfig):
         needed = {"bear_weight": 0, "softmax": "legal", "target_smoothing": 0, "list_length": None, "tasks": None}
         reasons = {
             "bear_weight": "the beam term needs the logits of all items; set bear_weight: 0",
-            "softmax": "it samples from the items, not from the vocabulary; set softmax: legal",
+            "softmax": "negatives are sampled from the items, not from the vocabulary; set softmax: legal",
             "target_smoothing": "smoothing needs the logits of all items; leave one of the two out",
             "list_length": "the legal items of a list differ by position; leave one of the two out",
-            "tasks": "texts are learned over the vocabulary; leave one of the two out",
+            "tasks": "the loss of texts needs the logits of the whole vocabulary; leave one of the two out",
         }
         for name, value in needed.items():
             if getattr(self, name) != value:

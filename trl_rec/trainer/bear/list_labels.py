@@ -1,7 +1,7 @@
-"""Finds the trie node from which each label of a list row continues, and the items that are illegal there.
+"""Finds the trie node before each label of a list row, and the items that are illegal at this label.
 
 Legend: B rows, T tokens of the longest row, K items of the longest list, E items of the longest history, M tokens
-that continue from a node with several children.
+before which the trie branches.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def list_choices(
         twins (*optional*): Items with the same title. If one is illegal, so are its twins.
 
     Returns:
-        - `trie_nodes`, `(B, T)`: The node of each label, or -1 where there is no label or the label is forced. The EOS
-          after a list is forced.
-        - `ranks`, `(B, T)`: The rank of the label's item in the list.
+        - `trie_nodes`, `(B, T)`: The node before each label, or -1 where there is no label or the label is forced. The
+          EOS after a list is forced.
+        - `ranks`, `(B, T)`: The rank of the label's item in the list, from 0. Arbitrary where there is no label.
         - `items`, `(B, K)`: The lists, padded with -1.
         - `excluded`, `(B, E)`: The excluded items in the format of `Excluded.places`.
     """
@@ -59,7 +59,7 @@ def list_choices(
     has_choice = num_legal(trie, lists.nodes[lists.branches], taken) > 1  # (M,)
     free = lists.branches.masked_scatter(lists.branches, has_choice)
 
-    # 2. Align labels and list tokens. The labels of a row are the tokens of its list, optionally followed by EOS.
+    # 2. Align labels and list tokens. The labels of a row are the tokens of its list, sometimes followed by EOS.
     is_label = labels != IGNORED  # (B, T)
     order = is_label.cumsum(1) - 1
     place = order.clamp(min=0, max=free.shape[1] - 1)
@@ -74,8 +74,8 @@ def list_choices(
 
 
 def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool, twins: Twins | None = None) -> None:
-    """Raises ValueError if the labels of a row are not the paths of its `items`, or if decoding could never generate
-    its list."""
+    """Raises `ValueError` if the labels of a row are not the paths of its `items`, or if decoding could never generate
+    the row's list."""
     items = split_rows(rows, "items")
     _check_none(_rows_with_repeats(items), "its list contains an item twice")
     if exclude_history:

@@ -1,4 +1,4 @@
-"""Draws the negatives of `sampled_items`, which depend only on the seed, the epoch and the row.
+"""Draws the negatives for `sampled_items`. The draws depend only on the seed, the epoch and the row.
 
 Every target has exactly K negatives. They are drawn with replacement from all items but the target, in proportion to a
 distribution q over all items. The targets of a row share one stream of draws from q: the negatives of a target are the
@@ -39,7 +39,7 @@ class ItemSampler:
     Args:
         item_tokens (`np.ndarray` of shape `(num_items,)`): Token of each item.
         target_tokens (`np.ndarray` of shape `(num_targets,)`): The target tokens of all training rows.
-        num_negatives (`int`): K.
+        num_negatives (`int`): K, the number of negatives per target.
         sampled_from (`str`): `"uniform"` or `"popularity"`.
     """
 
@@ -47,14 +47,14 @@ class ItemSampler:
         self, item_tokens: np.ndarray, target_tokens: np.ndarray, num_negatives: int, sampled_from: SampledFrom
     ) -> None:
         if len(item_tokens) < 2:
-            raise ValueError("sampled_items needs a catalogue of at least 2 items; leave it out")
-        # A draw from q is a random entry of this pool, so its cost does not depend on the size of the catalogue.
+            raise ValueError("sampled_items needs a catalogue of at least 2 items; leave sampled_items out")
+        # A draw from q is a random entry of this pool, so the cost of a draw does not depend on the number of items.
         others = target_tokens if sampled_from == "popularity" else target_tokens[:0]
         self.pool = np.concatenate([item_tokens, others]).astype(np.int64)
         self.num_negatives = num_negatives
 
     def log_q(self, vocabulary_size: int) -> Tensor:
-        """Returns the logarithm of q for each token id, `(vocabulary_size,)`. It is -inf if the token is no item."""
+        """Returns log q for each token id, `(vocabulary_size,)`, or -inf for tokens that are not items."""
         counts = torch.from_numpy(np.bincount(self.pool, minlength=vocabulary_size))
         return (counts.double() / len(self.pool)).log().float()
 
@@ -117,7 +117,7 @@ def numbered(rows: Dataset) -> Dataset:
 
 
 def counted_negatives(streams: Tensor, columns: SampledColumns, num_negatives: int) -> Tensor:
-    """Returns a mask `(N, L)` of the negatives of each target: the first K draws of its row that differ from it.
+    """Returns a mask `(N, L)` of each target's negatives: the first K draws of its row that differ from the target.
 
     Args:
         streams: `(B, L)`, the draws of each row, followed by -1.

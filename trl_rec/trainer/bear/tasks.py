@@ -51,7 +51,10 @@ class TaskCollator(EpochCounter, NextItemCollator):
         return {**batch, "tasks": torch.tensor([TASK_NAMES.index(row["task"]) for row in rows])}
 
     def _with_prompt(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Prepends one of the prompts of the task to a row. The tokens of the prompt are not labels."""
+        """Prepends one of the prompts of the task to a row. The tokens of the prompt are not labels.
+
+        A row whose task has no templates is returned unchanged.
+        """
         templates = self.templates[row["task"]]
         if not templates:
             return row

@@ -270,8 +270,9 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         streams = inputs.pop("negatives", None)  # (B, L)
         choices = {name: inputs.pop(name) for name in CHOICES if name in inputs}
 
-        # 1. Compute logits at the N positions that have a target. A position predicts the token after it. Item tokens
-        # under a legal softmax need the logits of the trie's U tokens only; texts need those of the vocabulary.
+        # 1. Compute logits at the N positions that have a target. A position predicts the token after it. Under a
+        # legal softmax, item tokens need only the logits of the trie's U tokens. Texts need those of the whole
+        # vocabulary.
         tokens = self.trie.tokens if choices and tasks is None else None
         columns = None  # set only in training with sampled items
         learned = torch.zeros_like(labels, dtype=torch.bool)
@@ -343,8 +344,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         columns = tokens if among is None else self.trie.columns(tokens)
         if len(tokens) == 1:  # all targets have the same legal children, as with the item_token surface
             place = torch.searchsorted(tokens[0], targets)
-            # Both are distinct and ascending, so equally many columns are the same columns. Copying them all would
-            # cost as much as the softmax.
+            # The legal columns are distinct and ascending. If there are as many legal columns as columns of the
+            # logits, they are the same, and nothing is copied. Copying all columns would cost as much as the softmax.
             if len(columns[0]) < logits.shape[1]:
                 logits = logits.index_select(1, columns[0])
             return self.token_loss(logits, place, legal)
@@ -382,7 +383,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
             tokens, _, legal = self.trie.children(distinct, width)
             return (tokens, None) if len(distinct) == 1 else (tokens[place], legal[place])
 
-        # In a list, the items that it already contains and the items of the history are illegal.
+        # Items that a list already contains are illegal, and so are the excluded items of the history.
         owner = learned.nonzero()[:, 0]
         ranks = choices["ranks"][:, 1:][learned[:, :-1]]
         taken = taken_places(self.trie, choices["items"][owner], ranks, choices["excluded"][owner])
