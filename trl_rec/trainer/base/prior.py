@@ -47,8 +47,8 @@ def check_run_prior(dataset: RecDataset, args: RecConfig) -> None:
     strength = given_strength(args.prior_strength)
     if strength is None and not len(dataset.validation):
         raise ValueError(
-            "prior_strength=auto chooses the strength on the validation split, which has no rows; set prior_strength "
-            "to a number, or prepare the data with more interactions per user"
+            "prior_strength=auto chooses the strength on the validation split, which has no rows; give prior_strength "
+            "a number, or prepare the data with more interactions per user"
         )
     if args.prior == MixturePrior.kind:
         fitting_rows(dataset.validation, exclude_history=args.eval_exclude_history)
