@@ -11,12 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trl_rec.data.branches import Branches
+from trl_rec.data.branches import IGNORED, Branches
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.ragged import Ragged, join, within
-
-
-IGNORED = -100  # label of a token that is excluded from the loss
 
 
 class HistoryWindows(NamedTuple):
@@ -74,13 +71,15 @@ class Limits:
         """Returns the latest target whose history can begin at `start`. It may be after the end of the sequence."""
         base = self.offsets[source]
         last = np.searchsorted(self.tokens, self.tokens[base + start] + self.room, side="right") - 1 - base
-        return np.minimum(last, start + self.max_history)
+        latest: np.ndarray = np.minimum(last, start + self.max_history)
+        return latest
 
     def earliest(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Returns the earliest item at which the history of a target can begin."""
         base = self.offsets[source]
         start = np.searchsorted(self.tokens, self.tokens[base + target] - self.room, side="left") - base
-        return np.maximum(np.maximum(start, target - self.max_history), 0)
+        earliest: np.ndarray = np.maximum(np.maximum(start, target - self.max_history), 0)
+        return earliest
 
     def half(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Returns the latest item at which the history of a target can begin without being shorter than half of the
@@ -89,7 +88,8 @@ class Limits:
         by_tokens = np.searchsorted(self.tokens, self.tokens[base + target] - self.room / 2, side="right") - base
         by_items = target - (self.max_history + 1) // 2 + 1
         # A history that begins at the later of these two items has less than half the tokens and half the items.
-        return np.maximum(np.maximum(by_tokens, by_items) - 1, 0)
+        start: np.ndarray = np.maximum(np.maximum(by_tokens, by_items) - 1, 0)
+        return start
 
 
 def whole_histories(

@@ -20,6 +20,7 @@ import numpy as np
 from trl_rec.ragged import Ragged, within
 
 
+IGNORED = -100  # label of a token that is excluded from the loss
 COLUMNS = ("branch_prefixes", "branch_lengths")  # columns of a dataset that contain the branches of its rows
 
 

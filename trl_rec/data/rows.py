@@ -19,7 +19,6 @@ import pyarrow as pa
 from datasets import Dataset
 
 from trl_rec.data.branch_rows import (
-    IGNORED,
     BranchRows,
     HistoryWindows,
     Limits,
@@ -30,7 +29,7 @@ from trl_rec.data.branch_rows import (
     without_branches,
     write_branches,
 )
-from trl_rec.data.branches import COLUMNS
+from trl_rec.data.branches import COLUMNS, IGNORED
 from trl_rec.data.dataset import check_is_train, split_rows, split_users
 from trl_rec.data.joining import join_windows as join_rows
 from trl_rec.data.prompts import PromptFormat

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from trl_rec.data.branches import IGNORED
 from trl_rec.models.attention import check_suitable, mask_for, warn_once, why_separate
 
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 # Entries of a batch with one value per column. Those of LABELS belong to the column before, which predicts them, and
 # have these values where there is no label.
 COLUMNS = ("input_ids", "position_ids")
-LABELS = {"labels": -100, "trie_nodes": -1, "target_weights": 0}
+LABELS = {"labels": IGNORED, "trie_nodes": -1, "target_weights": 0}
 
 
 class Prepared(NamedTuple):
@@ -100,7 +101,7 @@ def _separate(inputs: dict[str, Tensor], seen: Tensor, starts: Tensor) -> tuple[
     real = inputs["attention_mask"].bool()
     column = torch.arange(real.shape[1], device=real.device)
     texts = torch.where(starts > column, -1, starts)  # (B, T)
-    predicts = _of_next(inputs["labels"], -100) != -100
+    predicts = _of_next(inputs["labels"], IGNORED) != IGNORED
     places = predicts.nonzero()  # (N, 2)
     if not len(places):  # a forward pass needs at least one row
         places = real.long().argmax(1)[:1].unsqueeze(0)  # the first column of the first row

@@ -16,9 +16,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from trl_rec.data.branches import COLUMNS, Branches
+from trl_rec.data.branches import COLUMNS, IGNORED, Branches
 from trl_rec.data.dataset import split_rows
-from trl_rec.data.rows import IGNORED
 from trl_rec.items.trie import TokenTrie
 from trl_rec.items.twins import Twins
 from trl_rec.ragged import Ragged

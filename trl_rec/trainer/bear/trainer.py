@@ -13,9 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from trl_rec.data.branches import COLUMNS as BRANCH_COLUMNS
+from trl_rec.data.branches import IGNORED
 from trl_rec.data.dataset import at_most, split_rows
 from trl_rec.data.list_rows import build_list_rows, evaluation_list_rows
-from trl_rec.data.rows import IGNORED, build_rows, evaluation_rows
+from trl_rec.data.rows import build_rows, evaluation_rows
 from trl_rec.data.tasks.templates import template_ids
 from trl_rec.decoding.list_constraint import legal_children, taken_places
 from trl_rec.items import ItemCatalog
