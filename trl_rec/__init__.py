@@ -39,6 +39,7 @@ __all__ = [
     "Recommendation",
     "Recommender",
     "Schedule",
+    "SequenceBaseline",
     "SoftmaxDPOConfig",
     "SoftmaxDPOTrainer",
     "TokenTrie",
@@ -147,6 +148,7 @@ if TYPE_CHECKING:
     from trl_rec.schedule.pipeline import align, give_ids, learn_supervised
     from trl_rec.schedule.preferences import random_preferences
     from trl_rec.schedule.prefixes import training_prefixes
+    from trl_rec.schedule.sequence import SequenceBaseline
     from trl_rec.schedule.settings import Schedule
     from trl_rec.schedule.stages import PreferenceStage, align3gr_stages
     from trl_rec.semantic_ids.card import describe_ids
@@ -215,6 +217,7 @@ else:
             "schedule.pipeline": ["align", "give_ids", "learn_supervised"],
             "schedule.preferences": ["random_preferences"],
             "schedule.prefixes": ["training_prefixes"],
+            "schedule.sequence": ["SequenceBaseline"],
             "schedule.settings": ["Schedule"],
             "schedule.stages": ["PreferenceStage", "align3gr_stages"],
             "semantic_ids.card": ["describe_ids"],

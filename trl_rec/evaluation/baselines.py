@@ -1,5 +1,7 @@
 """Recommenders without learned parameters, as baselines for any model: random, popularity, and item transitions.
 
+The baseline with learned parameters, `sequence`, is in `trl_rec.schedule`.
+
 All three use only the training split, raise `ValueError` for any other split, and rank the whole catalogue. They use
 sparse arrays: memory and time grow with the number of items that are scored per history, not with users x items.
 """
@@ -7,7 +9,7 @@ sparse arrays: memory and time grow with the number of items that are scored per
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from datasets import Dataset
@@ -24,6 +26,16 @@ from trl_rec.ranges import COUNT, SEED
 
 BLOCK_ENTRIES = 1 << 21  # about this number of (row, item) pairs is ranked at a time; sorting them takes about 200 MB
 SCORE_DECIMALS = 12  # smaller differences are rounding errors of float sums; such scores count as ties
+
+
+class FittedBaseline(Protocol):
+    """A baseline that is ready to rank. The classes below describe the arguments."""
+
+    def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> Rankings:
+        """Returns the best items `(num_users, top_k)`, perhaps with scores."""
+
+    def score(self, histories: Rows, items: Ragged) -> np.ndarray:
+        """Returns numbers that order the given items of each row, `(len(items.values),)`."""
 
 
 class RandomBaseline:

@@ -13,7 +13,7 @@ from datasets import Dataset
 from trl_rec.data.dataset import split_rows
 from trl_rec.data.list_rows import new_targets
 from trl_rec.data.train_interactions import TrainInteractions
-from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
+from trl_rec.evaluation.baselines import FittedBaseline, PopularityBaseline, RandomBaseline, TransitionBaseline
 from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
 from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.preferences import RatedTargets
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from trl_rec.ragged import Ragged
 
 logger = logging.getLogger(__name__)
-BASELINES = ("random", "popularity", "transition")  # their names in results
+# Names of baselines in results: those that are evaluated by default, and the one that has to be trained.
+BASELINES = ("random", "popularity", "transition")
+SEQUENCE = "sequence"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +131,8 @@ def evaluate_baselines(
     rewards: Mapping[str, float] | None = None,
     reward_functions: Mapping[str, ListReward] | None = None,
     seed: int = 0,
+    baselines: Sequence[str] = BASELINES,
+    sequence: FittedBaseline | None = None,
 ) -> dict[str, Evaluation]:
     """Fits the baselines `random`, `popularity` and `transition` on `dataset.train` and evaluates them on a split.
 
@@ -142,25 +146,30 @@ def evaluate_baselines(
             for models.
         rewards, reward_functions (*optional*): As in [`evaluate_split`].
         seed (`int`, *optional*, defaults to `0`): Seed of the random baseline and of the bootstrap.
+        baselines (`Sequence[str]`, *optional*): Names of the baselines to evaluate, in the order of the results.
+            Besides the three default baselines, there is `"sequence"`.
+        sequence (*optional*): The trained baseline `"sequence"`, a [`SequenceBaseline`]. Required if `baselines`
+            contains it.
 
     Returns:
         `dict[str, Evaluation]`: the evaluation of each baseline by name.
     """
+    check_baselines(baselines)
+    if SEQUENCE in baselines and sequence is None:
+        raise ValueError(
+            "the baseline sequence has to be trained; pass sequence=SequenceBaseline().fit(dataset), or leave it out "
+            "of baselines"
+        )
     rows = held_out(dataset, split)
     histories = split_rows(rows, "history")
     if exclude_history:
         _warn_of_known_targets(histories, split_rows(rows, "targets"), dataset.catalog.twins)
     rated = RatedTargets.from_split(rows)
     further = further_cutoff(recall_at, ks, len(dataset.catalog))
-    baselines: dict[str, RandomBaseline | PopularityBaseline | TransitionBaseline] = {
-        "random": RandomBaseline(seed),
-        "popularity": PopularityBaseline(),
-        "transition": TransitionBaseline(),
-    }
 
     results = {}
-    for name, baseline in baselines.items():
-        baseline.fit(dataset.train, len(dataset.catalog))
+    for name in baselines:
+        baseline = _fit(name, dataset, seed) if name != SEQUENCE or sequence is None else sequence
         ranked = baseline.rank(histories, further or max(ks), exclude_history, dataset.catalog.twins)
         evaluation = evaluate_split(
             ranked.head(max(ks)),
@@ -178,6 +187,28 @@ def evaluate_baselines(
             values["preference_accuracy"] = rated.accuracy(baseline.score(histories, rated.items))
         results[name] = evaluation.with_values(values, seed=seed)
     return results
+
+
+def check_baselines(names: Sequence[str]) -> None:
+    """Raises `ValueError` if names of baselines are unknown or repeated, or if there are none."""
+    known = (*BASELINES, SEQUENCE)
+    if not names:
+        raise ValueError(f"baselines is empty; name at least one of {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no baseline {name!r}; choose among {', '.join(known)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"baselines names a baseline twice ({', '.join(names)}); name each baseline once")
+
+
+def _fit(name: str, dataset: RecDataset, seed: int) -> FittedBaseline:
+    """Fits a baseline of `BASELINES` on the training split."""
+    baselines: dict[str, RandomBaseline | PopularityBaseline | TransitionBaseline] = {
+        "random": RandomBaseline(seed),
+        "popularity": PopularityBaseline(),
+        "transition": TransitionBaseline(),
+    }
+    return baselines[name].fit(dataset.train, len(dataset.catalog))
 
 
 def _warn_of_known_targets(histories: Ragged, targets: Ragged, twins: Twins | None) -> None:

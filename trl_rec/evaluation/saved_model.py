@@ -20,6 +20,7 @@ from trl_rec.decoding.priors.fitted import AUTO, check_prior, given_strength
 from trl_rec.decoding.priors.run_folder import KEY as PRIOR_KEY
 from trl_rec.decoding.priors.run_folder import load_run_prior
 from trl_rec.decoding.run_folder import check_same_items, settings_of_run
+from trl_rec.evaluation.baselines import FittedBaseline
 from trl_rec.evaluation.beam_gap import measure_beam_gap, write_beam_gaps
 from trl_rec.evaluation.best_of_n import best_of_split
 from trl_rec.evaluation.given_lists import read_lists
@@ -31,7 +32,9 @@ from trl_rec.evaluation.prior_rows import evaluate_product
 from trl_rec.evaluation.rankings import Rankings
 from trl_rec.evaluation.results import (
     BASELINES,
+    SEQUENCE,
     Evaluation,
+    check_baselines,
     evaluate_baselines,
     evaluate_split,
     further_cutoff,
@@ -67,6 +70,9 @@ class EvaluationConfig:
     Args:
         model (`str`, *optional*): A hub id, a folder or a GGUF file. If neither `model` nor `lists` is set, only the
             baselines are evaluated.
+        baselines (`list[str]`, *optional*, defaults to `["random", "popularity", "transition"]`): The baselines to
+            evaluate, in the order of the table. `"sequence"` adds a small sequence model, which is trained once and
+            then kept in the cache folder, see [`SequenceBaseline`].
         lists (`str`, *optional*): A file of recommendations to evaluate instead of a model, see [`read_lists`].
         name (`str`, *optional*): Name of `lists` in the results. Defaults to `"lists "`, followed by the name of the
             file up to its first dot.
@@ -102,12 +108,19 @@ class EvaluationConfig:
         prior_strength (`str`, *optional*): Exponent of the prior, as a number. `"auto"` chooses the exponent on the
             validation split, as in [`choose_prior`]. By default, a saved prior keeps its saved setting, and the
             exponent of any other prior is chosen as with `"auto"`.
-        seed (`int`, *optional*, defaults to `0`): Seed of the random baseline, of drawn lists and of the bootstrap.
+        seed (`int`, *optional*, defaults to `0`): Seed of the baselines `random` and `sequence`, of drawn lists and of
+            the bootstrap.
     """
 
     model: str | None = field(
         default=None,
         metadata={"help": "hub id, folder or GGUF file of the model; if unset, only the baselines are evaluated"},
+    )
+    baselines: list[str] = field(
+        default_factory=lambda: list(BASELINES),
+        metadata={
+            "help": "baselines to evaluate: random, popularity, transition, and sequence, which is trained first"
+        },
     )
     lists: str | None = field(
         default=None,
@@ -210,13 +223,17 @@ class EvaluationConfig:
         },
     )
     seed: Annotated[int, SEED] = field(
-        default=0, metadata={"help": "seed of the random baseline, of sampled lists and of the bootstrap"}
+        default=0,
+        metadata={
+            "help": "seed of the random baseline, of the baseline sequence, of sampled lists and of the bootstrap"
+        },
     )
 
     def __post_init__(self) -> None:
         check_ranges(self)
         if not self.ks:
             raise ValueError("ks is empty; give at least one k, such as 10")
+        check_baselines(self.baselines)
         check_prior(self.prior, self.prior_strength or AUTO, others=(SAVED_PRIOR,))
         if self.prior not in (None, "none") and self.model is None:
             raise ValueError(
@@ -227,7 +244,7 @@ class EvaluationConfig:
             raise ValueError("model and lists are both set; evaluate them one after the other, into two folders")
         if self.name is not None and self.lists is None:
             raise ValueError("name has no effect without lists; leave it out, or set lists as well")
-        if self.name in BASELINES:
+        if self.name in (*BASELINES, SEQUENCE):
             raise ValueError(f"name must not be {self.name!r}, which is the name of a baseline; choose another name")
 
 
@@ -261,6 +278,7 @@ def evaluate_with_baselines(
     *,
     keep: Callable[[PriorChoice], object] | None = None,
     recorded: Mapping[str, Any] | None = None,
+    sequence: Callable[[RecDataset], FittedBaseline] | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluates the baselines, and the model or the lists of `config`. Users are divided among the processes.
 
@@ -271,10 +289,18 @@ def evaluate_with_baselines(
             prior is evaluated on `config.split`. The function can save the choice, or raise an error to stop the
             evaluation. It is not called for a saved prior with its saved setting.
         recorded (*optional*): The choice that the output folder contains, as in [`given_choice`].
+        sequence (`Callable`, *optional*): Function that trains the baseline `"sequence"` on the dataset, such as
+            `SequenceBaseline().fit`. Required if `config.baselines` contains it.
 
     Returns:
         The evaluation of each recommender by name.
     """
+    if SEQUENCE in config.baselines and sequence is None:
+        raise ValueError(
+            "the baseline sequence has to be trained; pass sequence=SequenceBaseline().fit, or leave it out of "
+            "baselines"
+        )
+
     # 1. Set the surface, and check that the model was trained on these items. Without a model, the surface is
     #    `item_token`, so that the baselines exclude only the items of a history, as in published results. With titles,
     #    they would also exclude all other items with the title of a history item.
@@ -288,13 +314,21 @@ def evaluate_with_baselines(
     policy = None if config.model is None else _load_policy(config.model, dataset, config)
     prior = None if policy is None else _prior_of(policy, dataset, config, keep, recorded)
 
-    # 3. Read the lists, and select the rows to evaluate.
+    # 3. Read the lists, train the baseline that has to be trained, and select the rows to evaluate. The baseline needs
+    #    the whole validation split, so it is trained before the selection.
     lists = None if config.lists is None else _read_lists(config.lists, dataset, config)
+    trained = None if sequence is None or SEQUENCE not in config.baselines else sequence(dataset)
     rows = at_most(config.max_users, held_out(dataset, config.split))
     dataset = replace(dataset, **{config.split: rows})  # the fields of the dataset are named after the splits
 
     # 4. Evaluate the baselines, then the model or the lists.
-    results = evaluate_baselines(dataset, exclude_history=config.exclude_history, **_measuring(config))
+    results = evaluate_baselines(
+        dataset,
+        exclude_history=config.exclude_history,
+        baselines=config.baselines,
+        sequence=trained,
+        **_measuring(config),
+    )
     name = recommender_name(config)
     if policy is not None and config.model is not None:
         results |= _evaluate_model(policy, prior, model_row(config.model), dataset, config)

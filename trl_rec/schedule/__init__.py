@@ -1,6 +1,8 @@
 """Preference training in stages: sources of negatives, checks for leaks, and the loop over the stages.
 
 `pipeline.py` runs all three parts of Align³GR: semantic IDs, supervised fine-tuning, and these stages.
+
+`sequence.py` has nothing to do with stages: it is the baseline of `trl-rec evaluate` that has to be trained.
 """
 
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ from trl_rec._lazy import lazy_names
 __all__ = [
     "PreferenceStage",
     "Schedule",
+    "SequenceBaseline",
     "align",
     "align3gr_stages",
     "bucket_report",
@@ -26,6 +29,7 @@ __all__ = [
     "self_play_beams",
     "self_play_buckets",
     "self_play_preferences",
+    "sequence_recipe",
     "stage_table",
     "training_prefixes",
 ]
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
     from trl_rec.schedule.prefixes import training_prefixes
     from trl_rec.schedule.reporting import conclude_stages, stage_table
     from trl_rec.schedule.self_play import self_play_beams
+    from trl_rec.schedule.sequence import SequenceBaseline
+    from trl_rec.schedule.sequence_rule import sequence_recipe
     from trl_rec.schedule.settings import Schedule
     from trl_rec.schedule.stages import PreferenceStage, align3gr_stages, read_stages
 else:
@@ -57,6 +63,8 @@ else:
             "prefixes": ["training_prefixes"],
             "reporting": ["conclude_stages", "stage_table"],
             "self_play": ["self_play_beams"],
+            "sequence": ["SequenceBaseline"],
+            "sequence_rule": ["sequence_recipe"],
             "settings": ["Schedule"],
             "stages": ["PreferenceStage", "align3gr_stages", "read_stages"],
         },

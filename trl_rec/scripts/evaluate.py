@@ -25,8 +25,10 @@ from trl_rec.evaluation import (
 )
 from trl_rec.evaluation.graded.saved_ranker import evaluate_ranker, is_ranker
 from trl_rec.evaluation.prior_choice import PriorChoice, choice_table, keep_choice, read_choice
+from trl_rec.evaluation.results import SEQUENCE
 from trl_rec.files import clean_up, exclusive
-from trl_rec.scripts.parsing import parse, run
+from trl_rec.schedule import SequenceBaseline
+from trl_rec.scripts.parsing import parse, run, show_progress
 from trl_rec.trainer import orders_table
 from trl_rec.trainer.base.processes import on_main_process
 
@@ -86,7 +88,10 @@ def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) ->
         if PartialState().is_main_process:
             print(f"{choice_table(choice)}\n")
 
-    results = evaluate_with_baselines(dataset, config, keep=keep, recorded=read_choice(output))
+    if SEQUENCE in config.baselines:
+        show_progress()  # training it takes minutes
+    sequence = SequenceBaseline(config.seed, exclude_history=config.exclude_history)
+    results = evaluate_with_baselines(dataset, config, keep=keep, recorded=read_choice(output), sequence=sequence.fit)
     if PartialState().is_main_process:
         write_results(output, results, dataset, config)
     history = "excluded" if config.exclude_history else "not excluded"

@@ -10,6 +10,7 @@ import pytest
 from tests.processes import run_alone
 from tests.schedule.studies.study_runs import ARMS, make_data, run_study, study
 from trl_rec import load
+from trl_rec.schedule import sequence_rule
 from trl_rec.schedule.studies.results import recommendation
 from trl_rec.schedule.studies.study import Study
 
@@ -93,6 +94,19 @@ def test_arms_without_what_they_need_or_without_headroom_are_not_run(finished: P
     assert [arm["status"] for arm in content["arms"].values()] == ["measured", *["left out"] * 3, "measured"]
     assert content["arms"]["theirs"]["figures"]["recall@10"]["mean"] == 1
     assert content["recommendation"].startswith("use theirs (better")
+
+
+@pytest.mark.slow
+def test_an_arm_may_be_the_baseline_that_is_trained(finished: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sequence_rule, "MIN_STEPS", 2)
+    monkeypatch.setattr(sequence_rule, "MAX_STEPS", 2)
+    arms = {"counter": ARMS["counter"], "trained": {"baseline": "sequence"}}
+    content = study(finished.with_name("data"), tmp_path / "study", arms=arms, seeds=[0], comparisons=None).run()
+    assert [arm["status"] for arm in content["arms"].values()] == ["measured", "measured"]
+    results = json.loads((tmp_path / "study/test/baselines/all/metrics.json").read_text())["results"]
+    assert list(results) == ["random", "popularity", "transition", "sequence"]
+    assert content["comparisons"][0]["name"] == "trained" and list((tmp_path / "cache/trl-rec/sequence").iterdir())
 
 
 def write_lists(data: Path, path: Path) -> Path:

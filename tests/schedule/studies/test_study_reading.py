@@ -31,6 +31,14 @@ def read(**changes: Any) -> None:
             {"arms": {"a": {"baseline": "popularity", "verb": "bear"}}},
             "arms: a: there is no key 'verb'; an arm with baseline",
         ),
+        (
+            {"arms": {"a": {"baseline": "counter"}}},
+            "baseline: 'counter' does not belong to the baselines of the whole catalogue; choose one of random",
+        ),
+        (
+            {"arms": {"a": {"baseline": "sequence"}, "b": {**SFT, "verb": "alro"}}},
+            "arms: a: baseline: 'sequence' does not belong to the baselines of rated candidates",
+        ),
         ({"arms": {"a b": SFT, "a-b": SFT}}, "'a-b' and 'a b' would share a folder"),
         ({"arms": {"a": {**SFT, "set": {"seed": 3}}}}, "arms: a: set: the study sets seed itself"),
         ({"arms": {"a": {**SFT, "set": {"final_split": "test"}}}}, "the study sets final_split itself"),

@@ -11,10 +11,10 @@ from trl_rec.evaluation.comparison.compare import Comparison, adjust, compare
 from trl_rec.evaluation.comparison.resolution import smallest_difference
 from trl_rec.evaluation.graded.baselines import RATED_BASELINES
 from trl_rec.evaluation.prior_rows import PRIOR_ROW, product_row
-from trl_rec.evaluation.results import Evaluation
+from trl_rec.evaluation.results import SEQUENCE, Evaluation
 
 
-BASELINES = ("popularity", "transition", "random", *RATED_BASELINES)
+BASELINES = ("popularity", "transition", "random", SEQUENCE, *RATED_BASELINES)
 ALPHA = 0.05
 NUM_RESAMPLES = 1000
 REMEDIES = {

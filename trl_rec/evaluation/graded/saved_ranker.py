@@ -12,7 +12,7 @@ from trl_rec.decoding.run_folder import check_same_items
 from trl_rec.evaluation.graded.ranking import rank_rated_rows
 from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_baselines
 from trl_rec.evaluation.kept.writing import write_evaluation
-from trl_rec.evaluation.results import Evaluation, held_out
+from trl_rec.evaluation.results import BASELINES, Evaluation, held_out
 from trl_rec.evaluation.saved_model import EvaluationConfig, model_row, seed_of_run
 from trl_rec.trainer.alro.rows import held_out_rows
 
@@ -43,6 +43,11 @@ def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str |
     for name in INERT:
         if getattr(config, name) is not None:
             raise ValueError(f"{name} has no effect on {config.model}, which orders rated candidates; leave it out")
+    if config.baselines != list(BASELINES):
+        raise ValueError(
+            f"baselines has no effect on {config.model}, which orders rated candidates and has baselines of its own; "
+            "leave it out"
+        )
     if config.prior not in (None, "none"):
         raise ValueError(f"prior has no effect on {config.model}, which orders rated candidates; leave it out")
     ranker = CandidateRanker.from_pretrained(config.model, dtype=config.dtype)

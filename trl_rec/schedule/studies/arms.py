@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trl_rec.evaluation.graded.baselines import RATED_BASELINES
+from trl_rec.evaluation.results import BASELINES, SEQUENCE
 from trl_rec.schedule.studies.config import StudyConfig
 
 
@@ -79,7 +81,9 @@ def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]])
             raise ValueError(f"arms: {name!r} and {slugs[arm.slug]!r} would share a folder; rename one of them")
         slugs[arm.slug] = name
 
-    # 2. If an arm starts from another one, check that the other arm is a training and has all seeds of this arm.
+    # 2. Check that each baseline exists. If an arm starts from another one, check that the other arm is a training and
+    #    has all seeds of this arm.
+    _check_baselines(arms)
     for name, arm in arms.items():
         if arm.start is None:
             continue
@@ -182,6 +186,19 @@ def _read_arm(name: str, entry: Any, config: StudyConfig, read_recipe: Callable[
         headroom=_read_headroom(where, entry.get("headroom")),
         needs=needs,
     )
+
+
+def _check_baselines(arms: Mapping[str, Arm]) -> None:
+    """Raises `ValueError` if a baseline does not exist. Rated candidates have baselines of their own."""
+    is_rated = any(arm.verb == "alro" for arm in arms.values())
+    known = tuple(RATED_BASELINES) if is_rated else (*BASELINES, SEQUENCE)
+    for name, arm in arms.items():
+        if arm.baseline is not None and arm.baseline not in known:
+            what = "of rated candidates, which this study orders" if is_rated else "of the whole catalogue"
+            raise ValueError(
+                f"arms: {name}: baseline: {arm.baseline!r} does not belong to the baselines {what}; choose one of "
+                f"{', '.join(known)}"
+            )
 
 
 def _read_grid(where: str, grid: Any) -> tuple[dict[str, Any], ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl_rec.evaluation.kept.reading import KeptEvaluation, read_evaluation
+from trl_rec.evaluation.results import BASELINES
 from trl_rec.schedule.studies.progress import TEST
 from trl_rec.schedule.studies.runs import Run
 
@@ -37,7 +38,7 @@ def measure(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str,
     # Every measurement of a model that orders rated candidates also contains the measurements of the baselines. In a
     # study without such models, the baselines are measured in a separate run.
     rated = next((runs[name, arm.seeds[0]] for name, arm in study.trainings.items() if arm.verb == "alro"), None)
-    baselines = rated or _test(study, "baselines", common, "baselines/all")
+    baselines = rated or _test(study, "baselines", {**common, **_further_baselines(study)}, "baselines/all")
     study.finish(list({run.path: run for run in (baselines, *runs.values())}.values()), None, TEST)
 
     measured: dict[str, Measured] = {}
@@ -72,6 +73,13 @@ class Measured:
                 raise ValueError(f"{folder} has no results of {row!r}, only of {', '.join(kept.results)}")
             found[seed] = (kept, row)
         return found
+
+
+def _further_baselines(study: Study) -> dict[str, list[str]]:
+    """Returns the key `baselines` of `trl-rec evaluate`, if an arm is a baseline that is not evaluated by default."""
+    named = [arm.baseline for arm in study.arms.values() if arm.baseline is not None]
+    further = [name for name in dict.fromkeys(named) if name not in BASELINES]
+    return {"baselines": [*BASELINES, *further]} if further else {}
 
 
 def _test(study: Study, title: str, keys: dict[str, Any], path: str) -> Run:

@@ -75,7 +75,7 @@ class Study:
         self.arms = read_arms(config, read_recipe)
         self.comparisons = read_comparisons(config, self.arms)
         self.evaluation = dict(config.evaluation or {})
-        for key in ("dataset", "model", "output_dir", "split", "lists", "name"):
+        for key in ("dataset", "model", "output_dir", "split", "lists", "name", "baselines"):
             if key in self.evaluation:
                 raise ValueError(f"evaluation: the study sets {key} itself; leave it out")
         self.left_out: dict[str, str] = {}  # maps each arm that is left out to the reason

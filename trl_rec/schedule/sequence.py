@@ -1,0 +1,169 @@
+"""The baseline `sequence`: a small transformer over item tokens, trained on the training split with cross-entropy.
+
+A trained model is kept in the cache folder of the user, in a folder whose name is a hash of the training and
+validation rows, the recipe and the version of this package. It is trained once and read back by later calls. While it
+is trained, the folder contains checkpoints, from which the next call continues after a kill. A folder counts as
+trained only if it has the mark of `checkpoints.py`, which is written last and detects damaged weights.
+
+The folder is a run folder: its `recipe.yaml` trains the same model with `trl-rec bear`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from accelerate import PartialState
+from datasets import Dataset
+
+from trl_rec.data.dataset import RecDataset
+from trl_rec.data.item_rows import Rows, item_rows
+from trl_rec.data.prompts import PromptFormat
+from trl_rec.data.readers.fetching import cache_folder
+from trl_rec.evaluation.policy import Policy
+from trl_rec.evaluation.rankings import Rankings
+from trl_rec.files import clean_up, exclusive
+from trl_rec.items import TokenTrie
+from trl_rec.models.loading import load_model, load_tokenizer
+from trl_rec.ragged import Ragged
+from trl_rec.ranges import COUNT, SEED
+from trl_rec.schedule.sequence_rule import sequence_recipe
+from trl_rec.schedule.sequence_training import METRIC, describe, train_sequence
+from trl_rec.trainer.base.checkpoints import find_changed, read_mark
+from trl_rec.trainer.base.fingerprint import row_entries
+from trl_rec.version import __version__
+
+
+if TYPE_CHECKING:
+    from trl_rec.items.twins import Twins
+
+logger = logging.getLogger(__name__)
+
+
+class SequenceBaseline:
+    """Recommends the items that a small sequence model expects next. The model is trained on the training split.
+
+    The model is of the type of SASRec: a causal transformer with one token per item, trained with cross-entropy at
+    every position. Its checkpoint is chosen by NDCG@10 on the validation split. Nothing has to be set:
+    [`sequence_recipe`] derives all sizes and the number of steps from the log.
+
+    `fit` sets two attributes: `recipe`, the keys of `trl-rec bear` that train the model, and `folder`, the folder that
+    the model is kept in.
+
+    Args:
+        seed (`int`, *optional*, defaults to `0`): Seed of the training.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether histories are excluded when checkpoints are
+            compared.
+        cache (`Path`, *optional*): Folder for the trained models. Defaults to `sequence` in the cache folder of the
+            user.
+    """
+
+    def __init__(self, seed: int = 0, *, exclude_history: bool = True, cache: str | Path | None = None) -> None:
+        SEED.check("seed", seed)
+        self.seed = seed
+        self.exclude_history = exclude_history
+        self.cache = cache_folder() / "sequence" if cache is None else Path(cache)
+        self.num_items = 0
+
+    def fit(self, dataset: RecDataset) -> SequenceBaseline:
+        """Trains the model, or reads it back if it was trained before. Only a single process can train.
+
+        Args:
+            dataset (`RecDataset`): The dataset, with any surface. The test split is not used.
+        """
+        if not len(dataset.validation):
+            raise ValueError(
+                "the baseline sequence chooses its checkpoint on the validation split, which has no rows; leave "
+                "sequence out of baselines, or prepare the data with more interactions per user"
+            )
+        dataset = dataset.with_surface("item_token")
+        self.recipe = sequence_recipe(dataset, seed=self.seed, exclude_history=self.exclude_history)
+        self.folder = self.cache / _fingerprint(dataset, self.recipe)
+
+        # A trained model is read without a lock, so that several processes can read it at the same time.
+        policy = _read(self.folder, dataset, self.recipe)
+        if policy is None:
+            if PartialState().num_processes > 1:
+                raise ValueError(
+                    "only a single process can train the baseline sequence; run trl-rec evaluate --baselines sequence "
+                    "without accelerate launch first, which keeps the trained model"
+                )
+            with exclusive(self.folder):
+                clean_up(self.folder)
+                train_sequence(self.folder, dataset, self.recipe)
+            policy = _read(self.folder, dataset, self.recipe)
+            assert policy is not None, f"{self.folder} was changed while it was written"
+        self.policy = policy
+        self.num_items = len(dataset.catalog)
+        return self
+
+    def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> Rankings:
+        """Returns the best items and their log-probabilities, `(num_users, top_k)`.
+
+        For the arguments, see [`RandomBaseline.rank`].
+        """
+        COUNT.check("top_k", top_k)
+        rows = self._rows(histories)
+        prompt_format = replace(self.policy.prompt_format, twins=twins)
+        policy = replace(self.policy, prompt_format=prompt_format, exclude_history=exclude_history)
+        return policy.rank(rows, top_k)
+
+    def score(self, histories: Rows, items: Ragged) -> np.ndarray:
+        """Returns the log-probabilities of the given items of each row, `(len(items.values),)`."""
+        rows = self._rows(histories)
+        return self.policy.score(rows, items) if len(items.values) else np.zeros(0)
+
+    def _rows(self, histories: Rows) -> Dataset:
+        """Returns the histories as rows of a split."""
+        if self.num_items == 0:
+            raise ValueError("the baseline is not fitted; call fit with a dataset first")
+        return Dataset(pa.table({"history": item_rows(histories, "histories", self.num_items).to_arrow()}))
+
+
+def _fingerprint(dataset: RecDataset, recipe: dict[str, Any]) -> str:
+    """Returns a hash of everything that the trained model depends on, except the versions of dependencies."""
+    splits = {"train": dataset.train, "validation": dataset.validation}
+    entries = {
+        "version": __version__,
+        "number of items": len(dataset.catalog),
+        **{name: row_entries(rows, ("history", "targets")) for name, rows in splits.items()},
+        "recipe": recipe,
+    }
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) -> Policy | None:
+    """Returns the trained model in a folder, or None if there is none. Warns if it is damaged."""
+    mark = read_mark(folder)
+    if mark is None:
+        return None
+    damage = find_changed(folder, mark) if METRIC in mark.run else "its mark is not complete"
+    if damage is None:
+        try:
+            policy = _load(folder, dataset, recipe)
+        except ValueError as error:  # a file that the mark does not list, such as config.json
+            damage = str(error)
+        else:
+            logger.info("baseline sequence: read from %s, %s", folder, describe(mark.run))
+            return policy
+    logger.warning("baseline sequence: %s is damaged (%s), so the model is trained again", folder, damage)
+    return None
+
+
+def _load(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) -> Policy:
+    """Loads the model, and prompts it as in training."""
+    tokenizer = load_tokenizer(folder)
+    return Policy(
+        load_model(folder).to(PartialState().device),
+        PromptFormat.for_catalog(dataset.catalog, tokenizer),
+        TokenTrie.from_catalog(dataset.catalog, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        batch_size=recipe["per_device_eval_batch_size"],
+        max_length=recipe["max_length"],
+    )

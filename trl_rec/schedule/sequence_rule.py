@@ -1,0 +1,108 @@
+"""The recipe of the baseline `sequence`. All sizes follow from the log, by the rule in this file and nowhere else.
+
+The rule was made so that it lands near settings that were tuned on validation: those for Amazon Beauty (12,101 items,
+short histories) and for MovieLens-100k (1,682 items, long histories).
+
+- **Size.** A catalogue of fewer than `MANY_ITEMS` items gets the model `SMALL`, any other the model `LARGE`.
+- **Row length.** The power of two, from 16 to 128, that holds 99 % of the training sequences. Longer sequences are cut
+  into overlapping rows.
+- **Batch.** As many rows as hold about `STEP_TOKENS` items, rounded to a power of two.
+- **Steps.** About `NUM_PASSES` passes over the log, but from `MIN_STEPS` to `MAX_STEPS` steps. The upper limit bounds
+  the time that a long log takes; the learning rate falls to 0 at the last step, wherever that is.
+- **Loss.** Cross-entropy at every position over all items. With more than `MOST_SCORED` items, cross-entropy over the
+  target and `NUM_SAMPLED` sampled items.
+- **Checkpoint.** The best of 20 by NDCG@10 of at most `MAX_USERS` validation users.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from trl_rec.data.dataset import RecDataset, split_rows
+
+
+MANY_ITEMS = 5_000
+SMALL: dict[str, Any] = {"hidden_size": 64, "dropout": 0.3, "embedding_dropout": 0.0, "learning_rate": 3e-3}
+LARGE: dict[str, Any] = {"hidden_size": 128, "dropout": 0.5, "embedding_dropout": 0.5, "learning_rate": 1e-3}
+
+SHORTEST_ROW = 16  # tokens
+LONGEST_ROW = 128
+WHOLE = 0.99  # share of the training sequences that fit into a row
+STEP_TOKENS = 1_024
+MAX_BATCH = 256  # rows
+NUM_PASSES = 32
+MIN_STEPS = 200
+MAX_STEPS = 20_000
+
+MOST_SCORED = 20_000
+NUM_SAMPLED = 1_024
+MAX_USERS = 5_000
+MOST_LOGITS = 1 << 24  # of a batch in evaluation: 64 MB
+
+
+def sequence_recipe(dataset: RecDataset, *, seed: int = 0, exclude_history: bool = True) -> dict[str, Any]:
+    """Returns the keys of `trl-rec bear` that train the baseline `sequence`, except `dataset` and `output_dir`.
+
+    Args:
+        dataset (`RecDataset`): The dataset. Only its training split and the number of its items are used.
+        seed (`int`, *optional*, defaults to `0`): Seed of the weights, of the dropout and of the order of the rows.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether histories are excluded when checkpoints are
+            compared on the validation split.
+    """
+    num_items = len(dataset.catalog)
+    num_targets = split_rows(dataset.train, "targets").lengths
+    lengths = (split_rows(dataset.train, "history").lengths + num_targets)[num_targets > 0]
+    if not len(lengths):
+        raise ValueError(
+            "the baseline sequence has nothing to learn, because no user has two interactions in the training split; "
+            "leave sequence out of baselines, or use more data"
+        )
+
+    # 1. Choose the length of a row and the number of rows in a batch. A row also contains BOS.
+    max_length = int(np.clip(_power_of_two(np.quantile(lengths, WHOLE) + 1, np.ceil), SHORTEST_ROW, LONGEST_ROW))
+    num_rows = STEP_TOKENS / np.minimum(lengths, max_length).mean()
+    batch_size = int(np.clip(_power_of_two(num_rows, np.round), 1, MAX_BATCH))
+
+    # 2. Choose the number of steps. The rows of a sequence that is cut overlap by half, so the model reads all but the
+    # first row's items twice.
+    num_tokens = lengths.sum() + np.maximum(lengths - max_length, 0).sum()
+    num_steps = int(np.clip(NUM_PASSES * num_tokens // STEP_TOKENS, MIN_STEPS, MAX_STEPS))
+
+    recipe = {
+        "num_layers": 2,
+        "num_heads": 2,
+        **(SMALL if num_items < MANY_ITEMS else LARGE),
+        "bear_weight": 0.0,  # plain cross-entropy
+        "softmax": "legal",
+        "targets": "all",
+        "max_length": max_length,
+        "train_sampling_strategy": "group_by_length",
+        "per_device_train_batch_size": batch_size,
+        "max_steps": num_steps,
+        "warmup_steps": min(200, num_steps // 20),
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.1,
+        "seed": seed,
+        "eval_ks": [10],
+        "eval_exclude_history": exclude_history,
+        "max_users": MAX_USERS,
+        "per_device_eval_batch_size": int(np.clip(MOST_LOGITS // num_items, 8, 256)),
+        "metric_for_best_model": "eval_ndcg@10",
+        "load_best_model_at_end": True,
+        "save_total_limit": 1,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "dataloader_pin_memory": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    for what in ("eval", "save", "logging"):
+        recipe |= {f"{what}_strategy": "steps", f"{what}_steps": 0.05}
+    return recipe if num_items <= MOST_SCORED else {**recipe, "sampled_items": NUM_SAMPLED}
+
+
+def _power_of_two(value: float, rounded: np.ufunc | Any) -> int:
+    """Returns a power of two near `value`. Its exponent is rounded by the given function."""
+    return int(2 ** rounded(np.log2(value)))

@@ -1,0 +1,144 @@
+"""Trains the baseline `sequence` in its folder. Training resumes after a kill, and soon says how long it will take."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trl_rec.compat import reset_accelerator_state
+from trl_rec.data.dataset import RecDataset, split_rows
+from trl_rec.models import RecModelConfig
+from trl_rec.models.building import scratch_options
+from trl_rec.schedule.studies.progress import in_words
+from trl_rec.trainer.base.checkpoints import MARK, checkpoints, write_mark
+from trl_rec.trainer.base.output import NotWrittenError, find_start, remove_work
+from trl_rec.trainer.base.reporting import save_run
+from trl_rec.trainer.bear.building import build_bear_trainer
+from trl_rec.trainer.bear.config import BearConfig
+from trl_rec.trainer.bear.trainer import BearTrainer
+
+
+logger = logging.getLogger(__name__)
+METRIC = "eval_ndcg@10"  # chooses the checkpoint
+RESUMES = "the same command continues from the newest checkpoint"
+SAMPLE_SECONDS = 5.0  # training time from which the total time is estimated
+
+
+def train_sequence(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) -> None:
+    """Trains the model in a folder, from the newest checkpoint if there is one, and marks the folder as trained."""
+    # 1. Remove the mark of damaged weights, so that they are not used if training stops.
+    start = time.monotonic()
+    (folder / MARK).unlink(missing_ok=True)
+
+    # 2. Train, and save the model. Checkpoints that are damaged, or that other versions of the dependencies wrote, are
+    #    worth less than a baseline that needs no attention.
+    trainer = _build_trainer(folder, dataset, recipe)
+    trainer.describe_run()
+    try:
+        find_start(folder, True, overwrite=False, run=trainer.fingerprint, launch=trainer.launch)
+    except ValueError as error:
+        logger.warning("baseline sequence: training starts from scratch, because %s", str(error).split(";")[0])
+        remove_work(folder)
+    try:
+        trainer.train(resume_from_checkpoint=True)
+        save_run(trainer, {"dataset": str(dataset.path), **{name: recipe[name] for name in _model_keys(recipe)}})
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"interrupted while the baseline sequence was trained; {RESUMES}") from interrupt
+    except NotWrittenError as error:
+        raise OSError(
+            f"the baseline sequence could not be written to {folder} ({error.__cause__}); free some space, or set "
+            f"XDG_CACHE_HOME to another folder; {RESUMES} if there is one"
+        ) from error
+
+    # 3. Mark the model as complete, and delete what was only needed to resume.
+    run = {METRIC: trainer.state.best_metric, "step": trainer.state.best_global_step}
+    write_mark(folder, run, trainer.launch)
+    for checkpoint in checkpoints(folder):
+        shutil.rmtree(checkpoint)
+    time_taken = in_words(time.monotonic() - start)
+    logger.info("baseline sequence: trained in %s, %s; kept in %s", time_taken, describe(run), folder)
+    trainer.accelerator.free_memory()
+    del trainer
+    gc.collect()  # of reference cycles, which would keep the optimizer's tensors
+
+
+def _build_trainer(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) -> BearTrainer:
+    """Returns a trainer that logs its progress in a few lines."""
+    reset_accelerator_state()  # of an earlier trainer in this process; each trainer creates its own
+    of_model = {name: recipe[name] for name in _model_keys(recipe)}
+    of_training = {name: value for name, value in recipe.items() if name not in of_model}
+    config = BearConfig(str(folder), **of_training)
+    trainer = build_bear_trainer(dataset, config, RecModelConfig(**of_model))
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Progress(trainer))
+    return trainer
+
+
+def _model_keys(recipe: dict[str, Any]) -> list[str]:
+    """Returns the keys of the recipe that describe the model."""
+    return [name for name in scratch_options(RecModelConfig()) if name in recipe]
+
+
+def describe(run: Mapping[str, Any]) -> str:
+    """Returns in words which checkpoint was chosen. `run` is the field of that name in the mark of the folder."""
+    return f"validation NDCG@10 {run[METRIC]:.4f} at step {run['step']:,}"
+
+
+class _Progress(TrainerCallback):
+    """Logs how long training will take as soon as that can be estimated, and the metric of each checkpoint.
+
+    The estimate assumes that a step takes time in proportion to its tokens, because the first steps of an epoch have
+    the longest rows.
+    """
+
+    def __init__(self, trainer: BearTrainer) -> None:
+        self.trainer = trainer
+        self.is_estimated = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Logs the size of the training."""
+        self.start_time = time.monotonic()
+        self.start_step = state.global_step
+        self.start_tokens = self.trainer._total_train_tokens
+        logger.info(
+            "baseline sequence: training from step %s to %s, on rows of up to %d items",
+            f"{state.global_step:,}",
+            f"{state.max_steps:,}",
+            (self.trainer.args.max_length or 0) - 1,  # without BOS
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Logs the estimate once."""
+        seconds = time.monotonic() - self.start_time
+        if self.is_estimated or seconds < SAMPLE_SECONDS:
+            return
+        self.is_estimated = True
+        tokens = self.trainer._total_train_tokens - self.start_tokens
+        lengths = split_rows(self.trainer.train_dataset, "input_ids").lengths
+        tokens_per_step = lengths.mean() * args.per_device_train_batch_size
+        left = (state.max_steps - state.global_step) * tokens_per_step * seconds / tokens
+        logger.info("baseline sequence: training will take about %s", in_words(left))
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Logs the metric of the checkpoint, and the time that is left."""
+        seconds = (time.monotonic() - self.start_time) / max(1, state.global_step - self.start_step)
+        logger.info(
+            "baseline sequence: step %s of %s, validation NDCG@10 %.4f, about %s left",
+            f"{state.global_step:,}",
+            f"{state.max_steps:,}",
+            others["metrics"][METRIC],
+            in_words(seconds * (state.max_steps - state.global_step)),
+        )
