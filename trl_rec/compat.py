@@ -108,6 +108,13 @@ MEMBERS = (
     Member(TRAINERS, "_signature_columns", "", "the columns that our collators read are dropped"),
     Member(TRAINERS, "_get_train_sampler", "self train_dataset", "a resumed run reads its rows in another order"),
     Member(TRAINERS, "_save_checkpoint", "self model trial", "no checkpoint is marked as complete, so no run resumes"),
+    Member(
+        TRAINERS,
+        "_run_epoch",
+        "self model epoch train_dataloader steps_in_epoch num_update_steps_per_epoch trial ignore_keys_for_eval "
+        "start_time resume_from_checkpoint epochs_trained steps_trained_in_current_epoch",
+        "a finished run that is resumed trains one more step",
+    ),
     Member(TRAINERS, "_load_from_checkpoint", "self resume_from_checkpoint model", "see `load_active_adapter`"),
     Member(
         TRAINERS,

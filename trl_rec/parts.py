@@ -4,14 +4,17 @@ Each part is a Parquet file that is written atomically. The file also contains a
 rows depend on. A part that is damaged, or that belongs to other rows, settings or weights, counts as missing and is
 computed again.
 
-The callers divide the work among processes. In `trainer/blade/reference_lists.py`, each process computes different
-parts. In `schedule/self_play.py`, all processes together compute one part after the other.
+The parts of a [`PartStore`] are ranges of rows that are fixed beforehand. Its callers divide the work among processes.
+In `trainer/blade/reference_lists.py`, each process computes different parts. In `schedule/self_play.py`, all processes
+together compute one part after the other. The parts of a [`RowStore`] contain the rows that a process has finished, so
+the batch size and the number of processes may change between calls.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +25,7 @@ import pyarrow.parquet as pq
 from trl_rec.files import atomic_file
 
 
+OTHER = "%s was computed from other rows, settings or weights; it is computed again"
 logger = logging.getLogger(__name__)
 
 
@@ -57,30 +61,17 @@ class PartStore:
         path = self._path(part)
         if path is None or not path.is_file():
             return None
-
-        # Parquet's page checksums detect a file that can still be read but was changed after it was written.
-        try:
-            table = pq.read_table(path, page_checksum_verification=True)
-            rows = _to_array(table["rows"].combine_chunks())
-        except (OSError, KeyError, pa.ArrowException) as error:
-            logger.warning("%s cannot be read (%s); it is computed again", path, error)
+        columns = _read_part(path, self._stamp(part), ["rows"])
+        if columns is not None and len(columns["rows"]) != len(part):
+            logger.warning(OTHER, path)
             return None
-
-        if (table.schema.metadata or {}).get(b"fingerprint") != self._stamp(part) or len(rows) != len(part):
-            logger.warning("%s was computed from other rows, settings or weights; it is computed again", path)
-            return None
-        return rows
+        return None if columns is None else columns["rows"]
 
     def write(self, part: range, rows: np.ndarray) -> None:
         """Stores the rows of a part, `(len(part), ...)`, as 32-bit integers."""
         path = self._path(part)
-        if path is None:
-            return
-
-        # The fingerprint is in the metadata of the same file, so that one rename publishes rows and fingerprint.
-        table = pa.table({"rows": to_column(rows)}).replace_schema_metadata({b"fingerprint": self._stamp(part)})
-        with atomic_file(path) as temporary:
-            pq.write_table(table, temporary, write_page_checksum=True)
+        if path is not None:
+            _write_part(path, self._stamp(part), {"rows": rows})
 
     def read_all(self) -> np.ndarray:
         """Returns the rows of all parts, `(num_rows, ...)`. Raises `ValueError` if a part is missing."""
@@ -103,6 +94,64 @@ class PartStore:
         The row numbers are needed because a change of `part_size` gives a file name to other rows.
         """
         return f"{self.fingerprint(part)} {part.start}:{part.stop}".encode()
+
+
+@dataclass(frozen=True)
+class RowStore:
+    """Reads and writes the files of one computation, whose rows are finished in any order by any process.
+
+    Args:
+        folder (`Path`): Folder of the files.
+        fingerprint (`str`): A hash of everything that the rows depend on.
+    """
+
+    folder: Path
+    fingerprint: str
+
+    def read(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns the numbers of the finished rows, `(N,)`, and the rows, `(N, W)`, or None if there are none.
+
+        Warns if a file is unusable.
+        """
+        paths = sorted(self.folder.glob("*.parquet"))
+        parts = [_read_part(path, self._stamp, ["numbers", "rows"]) for path in paths]
+        found = [part for part in parts if part is not None]
+        if not found:
+            return None
+        numbers = np.concatenate([part["numbers"] for part in found])
+        return numbers, np.concatenate([part["rows"] for part in found])
+
+    def write(self, numbers: np.ndarray, rows: np.ndarray) -> None:
+        """Stores finished rows, `(N, W)`, as 32-bit integers, with their numbers, `(N,)`."""
+        path = self.folder / f"{uuid.uuid4().hex}.parquet"  # no other process uses this name
+        _write_part(path, self._stamp, {"numbers": numbers, "rows": rows})
+
+    @property
+    def _stamp(self) -> bytes:
+        return self.fingerprint.encode()
+
+
+def _read_part(path: Path, stamp: bytes, columns: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """Returns columns of a file. If the file is unusable or has another stamp, warns and returns None."""
+    # Parquet's page checksums detect a file that can still be read but was changed after it was written.
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        arrays = {name: _to_array(table[name].combine_chunks()) for name in columns}
+    except (OSError, KeyError, pa.ArrowException) as error:
+        logger.warning("%s cannot be read (%s); it is computed again", path, error)
+        return None
+    if (table.schema.metadata or {}).get(b"fingerprint") != stamp:
+        logger.warning(OTHER, path)
+        return None
+    return arrays
+
+
+def _write_part(path: Path, stamp: bytes, columns: Mapping[str, np.ndarray]) -> None:
+    """Writes columns to a file, atomically."""
+    # The stamp is in the file's metadata, so that one rename publishes rows and stamp together.
+    table = pa.table({name: to_column(rows) for name, rows in columns.items()})
+    with atomic_file(path) as temporary:
+        pq.write_table(table.replace_schema_metadata({b"fingerprint": stamp}), temporary, write_page_checksum=True)
 
 
 def to_column(rows: np.ndarray) -> pa.Array:

@@ -1,4 +1,7 @@
-"""Makes texts of the data safe to print. A title may contain control characters that a terminal would execute."""
+"""Makes texts of the data safe to print, and writes durations in words.
+
+A title may contain control characters that a terminal would execute.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,14 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Applies [`printable`] to each line of the text, and keeps the line breaks."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def in_words(seconds: float) -> str:
+    """Returns a duration in words, such as `45 s`, `8 min` or `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _printable(character: str) -> str:

@@ -50,7 +50,7 @@ def stop(number: int) -> None:
     [
         ("prepare", "nothing was written; run the same command again"),
         ("tokenize", "run the same command again; finished vectors are reused"),
-        ("evaluate", "run the same command again"),
+        ("evaluate", "the same command continues where it stopped"),
         ("recommend", "run the same command again"),
         ("blade", "the same command with --resume_from_checkpoint true continues from the newest checkpoint"),
         ("align3gr", "the same command continues where it stopped"),

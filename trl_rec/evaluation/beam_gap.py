@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,7 @@ def measure_beam_gap(
     COUNT.check("num_users", num_users)
     if policy.writes_lists:
         raise ValueError("the model writes lists; the beam gap compares rankings of single items")
+    policy = replace(policy, finished=None)  # rows that are not ranked again would not be timed
     rows = at_most(num_users, held_out(dataset, split))
     num_beams = max(policy.num_beams or 0, k)
 

@@ -21,6 +21,7 @@ from trl_rec.data.dataset import split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.lists import sample_item_lists
 from trl_rec.evaluation.intervals import bootstrap_interval
+from trl_rec.evaluation.kept.finished_rows import FinishedRows
 from trl_rec.evaluation.rank import map_histories
 from trl_rec.evaluation.results import Evaluation, held_out
 from trl_rec.evaluation.rewards import ListReward, score_split
@@ -90,6 +91,7 @@ def draw_lists(
     num_lists: int,
     temperature: float = 1.0,
     seed: int = 0,
+    finished: FinishedRows | None = None,
     **options: Any,
 ) -> np.ndarray:
     """Returns `num_lists` lists for each history, drawn from the policy, as item indices `(U, S, K)`.
@@ -103,6 +105,7 @@ def draw_lists(
         temperature (*optional*, defaults to `1.0`): Sampling temperature, which divides the logits.
         seed (*optional*, defaults to `0`): Seed of the lists. The random numbers of a row depend only on the seed
             and the row number, not on the batch.
+        finished (*optional*): Where finished lists are kept, so that an interrupted call can be resumed.
         options: `pad_token_id`, `users`, `exclude_history`, `batch_size` and `max_length`, as in [`rank_histories`].
     """
     COUNT.check("num_lists", num_lists)
@@ -126,6 +129,8 @@ def draw_lists(
         return items
 
     width = num_lists * list_length
+    if finished is not None:
+        options["finished"] = finished.of(trie, num_lists, list_length, temperature, seed)
     flat = map_histories(_draw, histories, prompt_format, width=width, desc="sampling lists", **options)
     return flat.reshape(len(histories), num_lists, list_length)
 

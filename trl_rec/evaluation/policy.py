@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from trl_rec.decoding.excluded import Excluded
 from trl_rec.decoding.priors import Prior
 from trl_rec.decoding.trie_weights import look_up
 from trl_rec.decoding.weights import ItemWeights
+from trl_rec.evaluation.cost import seconds_per_user
+from trl_rec.evaluation.kept.finished_rows import FinishedRows
 from trl_rec.evaluation.preferences import RatedTargets
 from trl_rec.evaluation.rank import as_ranks, map_histories, map_rows, rank_histories
 from trl_rec.evaluation.rankings import RANK, Rankings
@@ -57,6 +59,7 @@ class Policy:
         num_beams, exclude_history, renormalize, length_penalty, batch_size, max_length (*optional*): As in
             [`rank_histories`].
         prior (*optional*): A prior that the model is multiplied by, as in [`rank_histories`].
+        finished (*optional*): Where finished rows are kept, so that an interrupted evaluation can be resumed.
     """
 
     model: PreTrainedModel
@@ -70,6 +73,7 @@ class Policy:
     batch_size: int = 16
     max_length: int | None = None
     prior: Prior | None = None
+    finished: FinishedRows | None = None
 
     @property
     def writes_lists(self) -> bool:
@@ -96,6 +100,7 @@ class Policy:
             batch_size=self.batch_size,
             max_length=self.max_length,
             prior=self.prior,
+            finished=self.finished,
         )
 
     def rank_exhaustively(self, rows: Dataset, top_k: int) -> Rankings:
@@ -147,7 +152,10 @@ class Policy:
             values: np.ndarray = scores.float().cpu().numpy()
             return values
 
-        scores = self.map_rows(_score, rows, given.shape[1], np.dtype(np.float32), "scoring rated items")
+        finished = self._finished(given, self.writes_lists, self.renormalize, self.length_penalty)
+        scores = self.map_rows(
+            _score, rows, given.shape[1], np.dtype(np.float32), "scoring rated items", finished=finished
+        )
         return scores[given >= 0]
 
     def rank_by_prior(self, rows: Dataset, top_k: int) -> Rankings:
@@ -177,8 +185,27 @@ class Policy:
         """Returns, for each row, the items that are never recommended, or None if histories are not excluded."""
         return self.prompt_format.exclusions(split_rows(rows, "history")) if self.exclude_history else None
 
+    def seconds_per_user(self, rows: Dataset, passes: Sequence[RankingPass]) -> list[float]:
+        """Estimates how long each pass takes per user of the rows, by ranking a few. Every process calls it."""
+        policy = replace(self, finished=None)
+        lengths = self.prompt_format.encode(
+            split_rows(rows, "history"), self._users(rows), max_length=self.max_length
+        ).lengths
+
+        def _rank(one: RankingPass) -> Callable[[np.ndarray], object]:
+            return lambda numbers: policy.rank(rows.select(numbers), one.top_k, num_beams=one.num_beams)
+
+        return seconds_per_user([_rank(one) for one in passes], lengths, self.batch_size)
+
     def map_rows(
-        self, compute: BatchFunction, rows: Dataset, width: int, dtype: np.dtype[Any], desc: str
+        self,
+        compute: BatchFunction,
+        rows: Dataset,
+        width: int,
+        dtype: np.dtype[Any],
+        desc: str,
+        *,
+        finished: FinishedRows | None = None,
     ) -> np.ndarray:
         """Applies a function to the prompts of the rows in batches, as in [`map_histories`]."""
         return map_histories(
@@ -193,10 +220,41 @@ class Policy:
             exclude_history=self.exclude_history,
             batch_size=self.batch_size,
             max_length=self.max_length,
+            finished=finished,
         )
+
+    def _finished(self, *content: Any) -> FinishedRows | None:
+        """Returns where the rows of a pass are kept, or None if they are not. `content` describes the pass."""
+        return None if self.finished is None else self.finished.of(self.trie, self.prior, *content)
 
     def _users(self, rows: Dataset) -> np.ndarray | None:
         return split_users(rows) if self.prompt_format.users is not None else None
+
+
+class RankingPass(NamedTuple):
+    """One pass over the rows of an evaluation.
+
+    Args:
+        top_k (`int`): Number of ranks.
+        num_beams (`int`, *optional*): Number of beams. Defaults to that of the policy.
+    """
+
+    top_k: int
+    num_beams: int | None = None
+
+
+def ranking_passes(policy: Policy, ks: Sequence[int], recall_at: int | None, num_items: int) -> list[RankingPass]:
+    """Returns the passes that [`evaluate_policy`] makes: the first for recall at `recall_at`, the last for all else.
+
+    There is a single pass if no further cutoff is needed, or if more ranks do not need more beams.
+    """
+    further = None if policy.writes_lists else further_cutoff(recall_at, ks, num_items)
+    if further is None:
+        return [RankingPass(max(ks))]
+    num_beams = max(policy.num_beams or 0, further)
+    # If all paths have one token, one step scores every item, so the number of beams does not matter.
+    one_pass = policy.trie.max_depth == 1 or policy.num_beams == num_beams
+    return [RankingPass(further, num_beams)] if one_pass else [RankingPass(further, num_beams), RankingPass(max(ks))]
 
 
 def log_weights(trie: TokenTrie, weights: ItemWeights, items: Tensor) -> Tensor:
@@ -246,15 +304,11 @@ def evaluate_policy(
     rows = held_out(dataset, split)
     further = None if policy.writes_lists else further_cutoff(recall_at, ks, len(dataset.catalog))
 
-    # 1. Rank. If all paths have one token, one step scores every item, so the number of beams does not matter.
-    if further is None:
-        ranked = policy.rank(rows, max(ks))
-        further_ranked = ranked
-    else:
-        num_beams = max(policy.num_beams or 0, further)
-        further_ranked = policy.rank(rows, further, num_beams=num_beams)
-        one_pass = policy.trie.max_depth == 1 or policy.num_beams == num_beams
-        ranked = further_ranked.head(max(ks)) if one_pass else policy.rank(rows, max(ks))
+    # 1. Rank.
+    passes = ranking_passes(policy, ks, recall_at, len(dataset.catalog))
+    rankings = [policy.rank(rows, one.top_k, num_beams=one.num_beams) for one in passes]
+    further_ranked = rankings[0]
+    ranked = rankings[-1].head(max(ks))
     evaluation = evaluate_split(
         ranked, dataset, split=split, ks=ks, rewards=rewards, reward_functions=reward_functions, seed=seed
     )

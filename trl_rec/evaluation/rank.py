@@ -1,18 +1,20 @@
 """Ranks the catalogue for many users with a model. Prompts are batched by length and divided among the processes.
 
-Every process returns the complete ranking, in the order of the rows.
+Every process returns the complete ranking, in the order of the rows. If a [`FinishedRows`] is given, rows are kept as
+they are finished, and rows that an interrupted evaluation has kept are not ranked again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -21,6 +23,8 @@ from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.beam import RankedItems, rank_items
 from trl_rec.decoding.list_beams import rank_list
 from trl_rec.decoding.priors import Prior
+from trl_rec.evaluation.cost import say
+from trl_rec.evaluation.kept.finished_rows import FinishedRows
 from trl_rec.evaluation.rankings import INDEX, RANK, Rankings
 from trl_rec.evaluation.results import held_out
 from trl_rec.items.trie import TokenTrie
@@ -84,6 +88,7 @@ def rank_histories(
     batch_size: int = 16,
     max_length: int | None = None,
     prior: Prior | None = None,
+    finished: FinishedRows | None = None,
 ) -> Rankings:
     """Ranks the catalogue for each history: items and scores `(num_histories, top_k)`.
 
@@ -112,6 +117,7 @@ def rank_histories(
             fit, the oldest items of the history are dropped.
         prior (*optional*): Gives the items their weights, as in [`rank_items`]. The prior receives the complete
             histories, even if histories are cut in the prompts.
+        finished (*optional*): Where finished histories are kept, so that an interrupted call can be resumed.
     """
     # Check the numbers first, because writing the prompts can take long.
     COUNT.check("batch_size", batch_size)
@@ -127,6 +133,9 @@ def rank_histories(
     else:
         num_beams = max(num_beams or 0, top_k)
         rank = partial(rank_items, num_beams=num_beams, renormalize=renormalize, length_penalty=length_penalty)
+
+    if finished is not None:
+        finished = finished.of(trie, prior, num_beams, renormalize, length_penalty, prompt_format.list_length)
 
     def _rank(prompts: dict[str, Tensor], rows: np.ndarray, exclude: Tensor | None) -> np.ndarray:
         weights = None if prior is None else prior.weights(histories.take(rows))
@@ -144,6 +153,7 @@ def rank_histories(
         exclude_history=exclude_history,
         batch_size=batch_size,
         max_length=max_length,
+        finished=finished,
     )
     return Rankings.from_ranks(ranks)
 
@@ -169,6 +179,7 @@ def map_histories(
     exclude_history: bool = True,
     batch_size: int = 16,
     max_length: int | None = None,
+    finished: FinishedRows | None = None,
 ) -> np.ndarray:
     """Applies a function to the prompts of histories in batches. Returns `(num_histories, width)` on every process.
 
@@ -180,8 +191,12 @@ def map_histories(
         width: Number of values per row.
         dtype (*optional*, defaults to `int64`): Type of the values.
         desc: Label of the progress bar.
+        finished (*optional*): Where finished histories are kept. It must describe everything that the values depend
+            on besides `desc`, the prompts and the excluded items.
     """
     prompts = prompt_format.encode(histories, users, max_length=max_length)
+    if finished is not None:
+        finished = finished.of(prompts, histories, exclude_history, prompt_format.twins)
 
     def _compute_batch(rows: np.ndarray) -> np.ndarray:
         exclude = None
@@ -189,7 +204,15 @@ def map_histories(
             exclude = torch.from_numpy(prompt_format.exclusions(histories.take(rows)).padded())
         return compute(left_padded(prompts.take(rows), pad_token_id), rows, exclude)
 
-    return map_rows(_compute_batch, prompts.lengths, width=width, dtype=dtype, desc=desc, batch_size=batch_size)
+    return map_rows(
+        _compute_batch,
+        prompts.lengths,
+        width=width,
+        dtype=dtype,
+        desc=desc,
+        batch_size=batch_size,
+        finished=finished,
+    )
 
 
 def map_rows(
@@ -200,6 +223,7 @@ def map_rows(
     dtype: np.dtype[Any] = INDEX,
     desc: str,
     batch_size: int,
+    finished: FinishedRows | None = None,
 ) -> np.ndarray:
     """Applies a function to rows in batches. Returns `(num_rows, width)` on every process.
 
@@ -210,26 +234,62 @@ def map_rows(
         dtype (*optional*, defaults to `int64`): Type of the values.
         desc: Label of the progress bar.
         batch_size: Rows per batch.
+        finished (*optional*): Where finished rows are kept. It must describe everything that the values depend on
+            besides `desc`.
     """
     COUNT.check("batch_size", batch_size)
+    if finished is not None:
+        finished = finished.of(desc, len(lengths), width, str(dtype))
 
-    # 1. Sort the rows from longest to shortest and assign them to the processes round-robin. So the rows of a batch
-    #    have similar lengths, and all processes have about the same amount of work.
+    # 1. Read the rows that an interrupted call has finished.
+    kept_rows, kept_values = _read_finished(finished, width, dtype, desc, len(lengths))
+
+    # 2. Sort the other rows from longest to shortest and assign them to the processes round-robin. So the rows of a
+    #    batch have similar lengths, and all processes have about the same amount of work.
     state = PartialState()
-    own_rows = np.argsort(-lengths, kind="stable")[state.process_index :: state.num_processes]
+    order = np.argsort(-lengths, kind="stable")
+    order = order[~np.isin(order, kept_rows)]
+    own_rows = order[state.process_index :: state.num_processes]
 
-    # 2. Compute the rows of this process.
+    # 3. Compute the rows of this process.
     own_values = np.empty((len(own_rows), width), dtype)
     starts = range(0, len(own_rows), batch_size)
-    for start in tqdm(starts, desc=desc, unit="batch", leave=False, disable=not state.is_local_main_process):
-        rows = own_rows[start : start + batch_size]
-        own_values[start : start + batch_size] = compute(rows)
+    with nullcontext(_forget) if finished is None else finished.keeping() as keep:
+        for start in tqdm(starts, desc=desc, unit="batch", leave=False, disable=not state.is_local_main_process):
+            rows = own_rows[start : start + batch_size]
+            own_values[start : start + batch_size] = compute(rows)
+            keep(rows, own_values[start : start + batch_size])
 
-    # 3. Gather the rows of all processes on every process.
+    # 4. Gather the rows of all processes on every process. The main process adds the rows that it has read.
     everything = np.empty((len(lengths), width), dtype)
-    for rows, values in gather_object([(own_rows, own_values)]):
+    parts = [(own_rows, own_values)]
+    if state.is_main_process:
+        parts.append((kept_rows, kept_values))
+    for rows, values in gather_object(parts):
         everything[rows] = values
     return everything
+
+
+def _read_finished(
+    finished: FinishedRows | None, width: int, dtype: np.dtype[Any], desc: str, num_rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the numbers and the values of the finished rows. Only the main process gets the values."""
+    if finished is None:
+        return np.empty(0, np.int64), np.empty((0, width), dtype)
+    state = PartialState()
+    rows = np.empty(0, np.int64)
+    values = np.empty((0, width), dtype)
+    if state.is_main_process:
+        rows, values = finished.read(width, dtype)
+    if state.num_processes > 1:
+        rows = broadcast_object_list([rows])[0]
+    if len(rows):
+        say(f"{desc}: {len(rows):,} of {num_rows:,} users are kept from an interrupted evaluation")
+    return rows, values
+
+
+def _forget(rows: np.ndarray, values: np.ndarray) -> None:
+    """Keeps nothing."""
 
 
 def left_padded(prompts: Ragged, pad_token_id: int) -> dict[str, Tensor]:

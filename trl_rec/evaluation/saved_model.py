@@ -23,10 +23,12 @@ from trl_rec.decoding.run_folder import check_same_items, settings_of_run
 from trl_rec.evaluation.baselines import FittedBaseline
 from trl_rec.evaluation.beam_gap import measure_beam_gap, write_beam_gaps
 from trl_rec.evaluation.best_of_n import best_of_split
+from trl_rec.evaluation.cost import say_cost
 from trl_rec.evaluation.given_lists import read_lists
 from trl_rec.evaluation.kept.files import METRICS
+from trl_rec.evaluation.kept.finished_rows import FinishedRows, discard_finished
 from trl_rec.evaluation.kept.writing import write_evaluation
-from trl_rec.evaluation.policy import Policy, evaluate_policy
+from trl_rec.evaluation.policy import Policy, evaluate_policy, ranking_passes
 from trl_rec.evaluation.prior_choice import PriorChoice, choose_prior, given_choice
 from trl_rec.evaluation.prior_rows import evaluate_product
 from trl_rec.evaluation.rankings import Rankings
@@ -46,6 +48,7 @@ from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, SEED, check_ranges
 
 
+REMEDY = "set max_users to shorten it"
 SAVED_PRIOR = "saved"  # the prior in the run folder of the model
 
 # Values of the EvaluationConfig fields that are set neither by the user nor in the model's run folder.
@@ -279,6 +282,7 @@ def evaluate_with_baselines(
     keep: Callable[[PriorChoice], object] | None = None,
     recorded: Mapping[str, Any] | None = None,
     sequence: Callable[[RecDataset], FittedBaseline] | None = None,
+    output: str | Path | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluates the baselines, and the model or the lists of `config`. Users are divided among the processes.
 
@@ -291,6 +295,8 @@ def evaluate_with_baselines(
         recorded (*optional*): The choice that the output folder contains, as in [`given_choice`].
         sequence (`Callable`, *optional*): Function that trains the baseline `"sequence"` on the dataset, such as
             `SequenceBaseline().fit`. Required if `config.baselines` contains it.
+        output (*optional*): The output folder. If it is given, finished rows are kept there, so that an interrupted
+            evaluation can be resumed, until [`write_results`] has written the results.
 
     Returns:
         The evaluation of each recommender by name.
@@ -322,6 +328,8 @@ def evaluate_with_baselines(
     dataset = replace(dataset, **{config.split: rows})  # the fields of the dataset are named after the splits
 
     # 4. Evaluate the baselines, then the model or the lists.
+    if policy is not None and output is not None:
+        policy = replace(policy, finished=FinishedRows.of_model(output, policy.model))
     results = evaluate_baselines(
         dataset,
         exclude_history=config.exclude_history,
@@ -385,6 +393,7 @@ def write_results(
         rows=spread(config.max_users, len(held_out(dataset, config.split))),
     )
     write_beam_gaps(folder, results)
+    discard_finished(folder)
 
 
 def recommender_name(config: EvaluationConfig) -> str | None:
@@ -480,7 +489,12 @@ def _evaluate_model(
 ) -> dict[str, Evaluation]:
     """Evaluates the model. Also evaluates the prior and the product if there is a prior, and drawn lists if `best_of`
     is set."""
-    # 1. Evaluate the policy.
+    # 1. Say how long it takes, and evaluate the policy.
+    rows = held_out(dataset, config.split)
+    passes = ranking_passes(policy, config.ks, config.recall_at, len(dataset.catalog))
+    num_rankings = 1 if prior is None else 2
+    seconds = num_rankings * len(rows) * sum(policy.seconds_per_user(rows, passes))
+    say_cost(len(rows), seconds, name="evaluation", remedy=REMEDY)
     evaluation = evaluate_policy(policy, dataset, **_measuring(config))
     if config.exhaustive is not None:
         gap = measure_beam_gap(
@@ -507,6 +521,7 @@ def _evaluate_model(
             exclude_history=config.exclude_history,
             batch_size=config.batch_size,
             max_length=config.max_length,
+            finished=policy.finished,
         )
         results |= {f"{name}, {kind}": evaluation for kind, evaluation in drawn.items()}
     return results

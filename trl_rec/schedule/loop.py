@@ -28,7 +28,7 @@ from trl_rec.compat import reset_accelerator_state
 from trl_rec.decoding.priors import PRIOR
 from trl_rec.decoding.priors.run_folder import drop_run_prior
 from trl_rec.evaluation.kept.environment import ENVIRONMENT
-from trl_rec.evaluation.kept.files import KEPT_FILES
+from trl_rec.evaluation.kept.files import FINISHED, KEPT_FILES
 from trl_rec.evaluation.prior_choice import CHOICE
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
 from trl_rec.schedule.checks import check_stages
@@ -59,6 +59,7 @@ NOT_THE_POLICY = (
     CHOICE,
     PRIOR,
     *KEPT_FILES,
+    FINISHED,
     RECIPE,
     ENVIRONMENT,
     "eval.jsonl",

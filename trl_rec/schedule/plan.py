@@ -58,6 +58,7 @@ INHERITED = (
 NOT_IN_A_PLAN = (
     "overwrite",  # a schedule always resumes automatically
     "final_split",  # only selects the split on which the finished policy is measured
+    "max_test_users",  # only selects its users
     "eval_recall_at",  # only adds a metric to the final evaluation
     "prior",  # only multiplies the finished policy
     "prior_strength",

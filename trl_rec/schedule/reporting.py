@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
+from trl_rec.data.dataset import spread
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.run_folder import SETTINGS, save_recommender
 from trl_rec.evaluation import (
@@ -21,6 +23,10 @@ from trl_rec.evaluation import (
     metrics_table,
     write_evaluation,
 )
+from trl_rec.evaluation.cost import say_cost
+from trl_rec.evaluation.kept.finished_rows import FinishedRows, discard_finished
+from trl_rec.evaluation.policy import ranking_passes
+from trl_rec.evaluation.results import held_out
 from trl_rec.evaluation.tables import aligned
 from trl_rec.files import write_json
 from trl_rec.items import TokenTrie
@@ -32,7 +38,7 @@ from trl_rec.trainer.base.catalog_ranking import recommender_settings
 from trl_rec.trainer.base.prior import make_prior
 from trl_rec.trainer.base.processes import on_main_process
 from trl_rec.trainer.base.recipe import given_values
-from trl_rec.trainer.base.reporting import write_run
+from trl_rec.trainer.base.reporting import REMEDY, describe_split, final_rows, write_run
 
 
 def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedule: Schedule) -> dict[str, Evaluation]:
@@ -63,12 +69,20 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
     prior = make_prior(after, dataset, config, schedule.output)
     results: dict[str, Evaluation] = {}
     if split != "none":
+        some = final_rows(dataset, config)
+        after = _keeping(after, schedule)
+        rows = held_out(some, split)
+        passes = ranking_passes(after, config.eval_ks, config.eval_recall_at, len(dataset.catalog))
+        num_rankings = 2 if prior is None else 3
+        seconds = num_rankings * len(rows) * sum(after.seconds_per_user(rows, passes))
+        say_cost(len(rows), seconds, name="final evaluation", remedy=REMEDY)
+
         measured: dict[str, Any] = {"split": split, "ks": config.eval_ks, "recall_at": config.eval_recall_at}
-        results = evaluate_baselines(dataset, exclude_history=config.eval_exclude_history, **measured)
-        results["before"] = evaluate_policy(_policy(start, schedule), dataset, **measured)
-        results["after"] = evaluate_policy(after, dataset, **measured)
+        results = evaluate_baselines(some, exclude_history=config.eval_exclude_history, **measured)
+        results["before"] = evaluate_policy(_keeping(_policy(start, schedule), schedule), some, **measured)
+        results["after"] = evaluate_policy(after, some, **measured)
         if prior is not None:
-            results |= evaluate_product(after, prior, dataset, "after", **measured)
+            results |= evaluate_product(after, prior, some, "after", **measured)
 
     # 2. Write and print on the main process. The other processes wait for it, because a process that crashes while it
     #    exits would make the launcher end the main process before everything is written.
@@ -77,11 +91,13 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
         history = "excluded" if config.eval_exclude_history else "not excluded"
         print(stage_table(reports, schedule.metric), end="\n\n")  # noqa: T201
         if results:
-            print(metrics_table(results, caption=f"{dataset.path}, {split} split, history {history}"))  # noqa: T201
+            caption = f"{dataset.path}, {describe_split(dataset, config)}, history {history}"
+            print(metrics_table(results, caption=caption))  # noqa: T201
             print(f"\n{closing_verdict(results, 'after', start='before')}")  # noqa: T201
         written = "the model, metrics.json and the training log" if results else "the model and the training log"
         print(f"\n{written} are in {schedule.output}")  # noqa: T201
     PartialState().wait_for_everyone()
+    discard_finished(schedule.output)
     return results
 
 
@@ -138,6 +154,11 @@ def _policy(folder: str | Path, schedule: Schedule) -> Policy:
     )
 
 
+def _keeping(policy: Policy, schedule: Schedule) -> Policy:
+    """Returns a policy whose evaluation keeps the rows that it has finished."""
+    return replace(policy, finished=FinishedRows.of_model(schedule.output, policy.model))
+
+
 def _complete_run_folder(schedule: Schedule) -> None:
     """Writes `recommender.json` and the catalogue if the last policy has none.
 
@@ -163,9 +184,15 @@ def _write_run_folder(
             split=schedule.config.final_split,
             ks=schedule.config.eval_ks,
             exclude_history=schedule.config.eval_exclude_history,
-            settings={"start": str(start), "keep": schedule.keep, "stages": [report["name"] for report in reports]},
+            settings={
+                "start": str(start),
+                "keep": schedule.keep,
+                "stages": [report["name"] for report in reports],
+                "max_test_users": schedule.config.max_test_users,
+            },
             recommender="after",
             seed=schedule.config.seed,
+            rows=spread(schedule.config.max_test_users, len(held_out(schedule.dataset, schedule.config.final_split))),
         )
 
 

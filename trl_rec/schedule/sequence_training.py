@@ -16,7 +16,7 @@ from trl_rec.compat import reset_accelerator_state
 from trl_rec.data.dataset import RecDataset, split_rows
 from trl_rec.models import RecModelConfig
 from trl_rec.models.building import scratch_options
-from trl_rec.schedule.studies.progress import in_words
+from trl_rec.printing import in_words
 from trl_rec.trainer.base.checkpoints import MARK, checkpoints, write_mark
 from trl_rec.trainer.base.output import NotWrittenError, find_start, remove_work
 from trl_rec.trainer.base.reporting import save_run

@@ -12,6 +12,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trl_rec.data.dataset import RecDataset
 from trl_rec.schedule.stages import PreferenceStage
+from trl_rec.trainer.base.early_stopping import check_metric
 from trl_rec.trainer.bear.config import BearConfig
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 
@@ -55,6 +56,8 @@ class Schedule:
             )
         if self.picks_checkpoints:
             _check_best_is_saved(self.config, self.metric)
+        else:
+            check_metric(self.config)
 
     @property
     def metric(self) -> str:

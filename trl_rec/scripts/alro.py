@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig
 from trl_rec.scripts.parsing import given, parse, run, show_progress
-from trl_rec.trainer import AlroConfig, RatingStageConfig, build_alro_trainer, conclude_ranking
+from trl_rec.trainer import AlroConfig, RatingStageConfig, announce_cost, build_alro_trainer, conclude_ranking
 
 
 @dataclass
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
 
     dataset = load(data.dataset).with_surface(data.surface)
     trainer = build_alro_trainer(dataset, config, model_config, rating)
+    announce_cost(trainer, dataset)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     settings = {**vars(data), **vars(model_config), **vars(rating)}
     conclude_ranking(trainer, dataset, settings, recipe=given(argv, data, model_config, rating))

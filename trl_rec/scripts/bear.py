@@ -7,7 +7,7 @@ import sys
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig
 from trl_rec.scripts.parsing import DataArguments, given, parse, run
-from trl_rec.trainer import BearConfig, build_bear_trainer, conclude
+from trl_rec.trainer import BearConfig, announce_cost, build_bear_trainer, conclude
 
 
 KINDS = (DataArguments, RecModelConfig, BearConfig)
@@ -19,6 +19,7 @@ def main(argv: list[str]) -> None:
 
     dataset = load(data.dataset).with_surface(data.surface)
     trainer = build_bear_trainer(dataset, config, model_config)
+    announce_cost(trainer, dataset)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     settings = {**vars(data), **vars(model_config)}
     conclude(trainer, dataset, settings, recipe=given(argv, data, model_config))

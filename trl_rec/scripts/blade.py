@@ -8,7 +8,7 @@ from trl import ModelConfig
 
 from trl_rec.data import load
 from trl_rec.scripts.parsing import DataArguments, given, parse, run
-from trl_rec.trainer import BladeConfig, build_blade_trainer, conclude
+from trl_rec.trainer import BladeConfig, announce_cost, build_blade_trainer, conclude
 
 
 KINDS = (DataArguments, ModelConfig, BladeConfig)
@@ -20,6 +20,7 @@ def main(argv: list[str]) -> None:
 
     dataset = load(data.dataset).with_surface(data.surface)
     trainer = build_blade_trainer(dataset, config, model_config)
+    announce_cost(trainer, dataset)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     settings = {**vars(data), **vars(model_config)}
     recipe = given(argv, data, model_config)

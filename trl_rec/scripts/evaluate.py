@@ -91,7 +91,9 @@ def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) ->
     if SEQUENCE in config.baselines:
         show_progress()  # training it takes minutes
     sequence = SequenceBaseline(config.seed, exclude_history=config.exclude_history)
-    results = evaluate_with_baselines(dataset, config, keep=keep, recorded=read_choice(output), sequence=sequence.fit)
+    results = evaluate_with_baselines(
+        dataset, config, keep=keep, recorded=read_choice(output), sequence=sequence.fit, output=output
+    )
     if PartialState().is_main_process:
         write_results(output, results, dataset, config)
     history = "excluded" if config.exclude_history else "not excluded"

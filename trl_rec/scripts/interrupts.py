@@ -30,6 +30,7 @@ REMEDIES = {
     "align3gr": "the same command continues where it stopped",
     "study": "the same command continues where it stopped",
     "prepare": "nothing was written; run the same command again",
+    "evaluate": "the same command continues where it stopped",
     "tokenize": "run the same command again; finished vectors are reused",
 }
 TRAINING_REMEDY = "the same command with --resume_from_checkpoint true continues from the newest checkpoint"

@@ -10,7 +10,14 @@ from trl import ModelConfig
 from trl_rec.data import load
 from trl_rec.schedule import check_preference_leaks
 from trl_rec.scripts.parsing import given, parse, run
-from trl_rec.trainer import SoftmaxDPOConfig, build_softmax_dpo_trainer, conclude, read_preferences, save_run
+from trl_rec.trainer import (
+    SoftmaxDPOConfig,
+    announce_cost,
+    build_softmax_dpo_trainer,
+    conclude,
+    read_preferences,
+    save_run,
+)
 from trl_rec.trainer.base.prior import check_run_prior
 
 
@@ -59,6 +66,8 @@ def main(argv: list[str]) -> None:
     else:
         eval_dataset = None if dataset is None else dataset.validation
     trainer = build_softmax_dpo_trainer(preferences, config, model_config, eval_dataset=eval_dataset, catalog=catalog)
+    if dataset is not None:
+        announce_cost(trainer, dataset)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
 
     # 3. Save the model. If a dataset is given, also evaluate the model on the split `final_split`.

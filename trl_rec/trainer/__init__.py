@@ -24,9 +24,11 @@ __all__ = [
     "RatingStageConfig",
     "RecConfig",
     "RecTrainerMixin",
+    "SecondsPerUser",
     "SoftmaxDPOConfig",
     "SoftmaxDPOTrainer",
     "TaskCollator",
+    "announce_cost",
     "build_alro_trainer",
     "build_bear_trainer",
     "build_blade_trainer",
@@ -59,10 +61,11 @@ if TYPE_CHECKING:
     from trl_rec.trainer.alro.trainer import AlroTrainer
     from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
     from trl_rec.trainer.base.config import RecConfig
+    from trl_rec.trainer.base.cost import announce_cost
     from trl_rec.trainer.base.metrics import BatchLoss, Mean
     from trl_rec.trainer.base.model_card import Paper
     from trl_rec.trainer.base.reporting import conclude, save_run, write_run
-    from trl_rec.trainer.base.trainer import RecTrainerMixin
+    from trl_rec.trainer.base.trainer import RecTrainerMixin, SecondsPerUser
     from trl_rec.trainer.bear.building import build_bear_trainer, build_training_rows
     from trl_rec.trainer.bear.collator import NextItemCollator
     from trl_rec.trainer.bear.config import BearConfig
@@ -92,10 +95,11 @@ else:
             "alro.trainer": ["AlroTrainer"],
             "base.catalog_ranking": ["CatalogRankingMixin"],
             "base.config": ["RecConfig"],
+            "base.cost": ["announce_cost"],
             "base.metrics": ["BatchLoss", "Mean"],
             "base.reporting": ["conclude", "save_run", "write_run"],
             "base.model_card": ["Paper"],
-            "base.trainer": ["RecTrainerMixin"],
+            "base.trainer": ["RecTrainerMixin", "SecondsPerUser"],
             "bear.building": ["build_bear_trainer", "build_training_rows"],
             "bear.collator": ["NextItemCollator"],
             "bear.config": ["BearConfig"],

@@ -16,6 +16,7 @@ from trl_rec.data.dataset import split_rows
 from trl_rec.decoding.candidates.orders import draw_slots
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.decoding.candidates.ranking import rank_candidates
+from trl_rec.evaluation.kept.finished_rows import FinishedRows
 from trl_rec.evaluation.rank import left_padded, map_rows
 from trl_rec.ragged import Ragged, join, within
 from trl_rec.ranges import COUNT
@@ -48,6 +49,7 @@ def rank_rated_rows(
     batch_size: int = 16,
     max_length: int | None = None,
     seed: int = 0,
+    finished: FinishedRows | None = None,
 ) -> RankedLists:
     """Ranks the candidates of each list with a model, once for every order in which the list is shown.
 
@@ -64,6 +66,7 @@ def rank_rated_rows(
         max_length (*optional*): Maximum number of tokens of the prompt and the answer together. If they do not fit,
             the oldest items of the history are dropped.
         seed (*optional*, defaults to `0`): Seed of the slots.
+        finished (*optional*): Where finished orders are kept, so that an interrupted call can be resumed.
     """
     COUNT.check("num_orders", num_orders)
     COUNT.check("batch_size", batch_size)
@@ -97,7 +100,11 @@ def rank_rated_rows(
         places[row, order[row, rank]] = rank
         return places
 
-    places = map_rows(_places_of_batch, prompts.lengths, width=width, desc="ranking", batch_size=batch_size)
+    if finished is not None:
+        finished = finished.of(prompts, names, single_pass)
+    places = map_rows(
+        _places_of_batch, prompts.lengths, width=width, desc="ranking", batch_size=batch_size, finished=finished
+    )
 
     # 4. Invert `slots`, which lists the candidates as shown in the prompt: `slot_of` contains each candidate's slot.
     slot_of = np.full_like(places, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
@@ -9,11 +10,13 @@ from accelerate import PartialState
 from trl_rec.data.dataset import RecDataset, at_most, split_rows, spread
 from trl_rec.decoding.candidates.ranker import SETTINGS, CandidateRanker
 from trl_rec.decoding.run_folder import check_same_items
+from trl_rec.evaluation.cost import say_cost, seconds_per_user
 from trl_rec.evaluation.graded.ranking import rank_rated_rows
 from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_baselines
+from trl_rec.evaluation.kept.finished_rows import FinishedRows, discard_finished
 from trl_rec.evaluation.kept.writing import write_evaluation
 from trl_rec.evaluation.results import BASELINES, Evaluation, held_out
-from trl_rec.evaluation.saved_model import EvaluationConfig, model_row, seed_of_run
+from trl_rec.evaluation.saved_model import REMEDY, EvaluationConfig, model_row, seed_of_run
 from trl_rec.trainer.alro.rows import held_out_rows
 
 
@@ -59,16 +62,25 @@ def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str |
     split = at_most(config.max_users, held_out(dataset, config.split))
     count = settings.get("num_candidates") or NUM_CANDIDATES
     rows = held_out_rows(split, num_candidates=count, max_history=settings["max_history"])
-    lists = rank_rated_rows(
-        ranker.model.to(PartialState().device),
-        rows,
-        ranker.prompt_format,
+    model = ranker.model.to(PartialState().device)
+    num_orders = config.num_orders or NUM_ORDERS
+    rank = partial(
+        rank_rated_rows,
+        model,
+        prompt_format=ranker.prompt_format,
         pad_token_id=ranker.tokenizer.pad_token_id,
-        num_orders=config.num_orders or NUM_ORDERS,
+        num_orders=num_orders,
         single_pass=settings["single_pass"],
         batch_size=config.batch_size,
         max_length=settings["max_length"],
     )
+    (seconds,) = seconds_per_user(
+        [lambda numbers: rank(rows.select(numbers))],
+        split_rows(rows, "history").lengths,
+        max(config.batch_size // num_orders, 1),
+    )
+    say_cost(len(rows), len(rows) * seconds, name="evaluation", remedy=REMEDY)
+    lists = rank(rows, finished=FinishedRows.of_model(output, model))
     results = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=config.ks, seed=config.seed)
     name = model_row(config.model)
     results[name] = evaluate_orders(lists, rows, ks=config.ks, seed=config.seed)
@@ -88,4 +100,5 @@ def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str |
             rows=spread(config.max_users, len(held_out(dataset, config.split)))[rows.with_format("numpy")[:]["row"]],
             targets=split_rows(rows, "candidates"),
         )
+        discard_finished(output)
     return results

@@ -7,6 +7,8 @@ number in the split) identifies a user. User ids are not stored:
 - `rankings.parquet`: `recommender`, `row`, `rank` (from 1), `item` (its index in the catalogue) and `score` (null
   where the recommender has no scores). Missing ranks are left out.
 - `users.parquet`: `row`, and what [`slices`] needs to know about the row, see [`describe_rows`].
+
+Until an evaluation is complete, the folder `finished-rows` contains the rows that it has ranked so far.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ PER_USER = "per_user.parquet"
 RANKINGS = "rankings.parquet"
 USERS = "users.parquet"
 KEPT_FILES = (PER_USER, RANKINGS, USERS)
+FINISHED = "finished-rows"
 STAMP = b"trl_rec.evaluation"  # metadata key in the Parquet files; its value is returned by `results_hash`
 
 

@@ -54,6 +54,7 @@ def metrics_content(
     identity: Mapping[str, str] | None = None,
     recommender: str | None = None,
     seed: int | None = None,
+    num_rows: int | None = None,
 ) -> dict[str, Any]:
     """Returns the content of `metrics.json`. Raises `ValueError` if a metric is not finite.
 
@@ -62,6 +63,8 @@ def metrics_content(
         identity (`Mapping[str, str]`, *optional*): Fingerprints of the catalogue and of the evaluated rows.
         recommender (`str`, *optional*): Name in `results` of the recommender that the run trained or evaluated.
         seed (`int`, *optional*): Seed that the recommender was trained with.
+        num_rows (`int`, *optional*): Number of rows of the split. If it is larger than the number of users in the
+            results, they are a sample.
     """
     return {
         "split": split,
@@ -71,6 +74,7 @@ def metrics_content(
         "seed": seed,
         "identity": None if identity is None else dict(identity),
         "num_users": _num_users(results),
+        "num_rows": num_rows,
         "settings": dict(settings or {}),
         "versions": {package: package_version(package) for package in PACKAGES},
         "results": {name: _entry(name, evaluation) for name, evaluation in results.items()},

@@ -15,7 +15,7 @@ from trl_rec.evaluation.kept.files import METRICS, PER_USER, RANKINGS, STAMP, US
 from trl_rec.evaluation.kept.metrics_file import metrics_content
 from trl_rec.evaluation.kept.rows import describe_rows
 from trl_rec.evaluation.rankings import Rankings
-from trl_rec.evaluation.results import Evaluation
+from trl_rec.evaluation.results import Evaluation, held_out
 from trl_rec.files import atomic_file, json_text
 from trl_rec.ragged import Ragged
 
@@ -70,6 +70,7 @@ def write_evaluation(
         identity={"catalog": dataset.catalog.fingerprint, "rows": fingerprint},
         recommender=recommender,
         seed=seed,
+        num_rows=len(held_out(dataset, split)),
     )
     if content["num_users"] != users.num_rows:
         raise ValueError(

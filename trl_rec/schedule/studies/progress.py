@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trl_rec.printing import in_words
+
 
 if TYPE_CHECKING:
     from trl_rec.schedule.studies.study import Study
@@ -90,11 +92,3 @@ def _finished(study: Study) -> list[tuple[str, float]]:
         if kind is not None and path.with_suffix("").is_dir() and path.with_suffix(".yaml").is_file():
             found.append((kind, float(json.loads(path.read_text(encoding="utf-8"))["seconds"])))
     return found
-
-
-def in_words(seconds: float) -> str:
-    """Returns a duration in words, such as `45 s`, `8 min` or `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

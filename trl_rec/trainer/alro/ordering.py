@@ -13,13 +13,15 @@ from trl_rec.compat import unwrapped_for_generation
 from trl_rec.data.dataset import at_most, split_rows
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.decoding.candidates.ranker import save_ranker
+from trl_rec.evaluation.cost import seconds_per_user
 from trl_rec.evaluation.graded.ranking import RankedLists, rank_rated_rows
 from trl_rec.evaluation.graded.results import evaluate_orders
+from trl_rec.evaluation.kept.finished_rows import FinishedRows
 from trl_rec.items import ItemCatalog
 from trl_rec.trainer.alro.config import AlroConfig
 from trl_rec.trainer.alro.rows import RATED, ranked_lists, rating_values, training_lists
 from trl_rec.trainer.base.checks import check_processes
-from trl_rec.trainer.base.trainer import NO_RANKING_UNDER_FSDP, EvalSets, RecTrainerMixin, is_split
+from trl_rec.trainer.base.trainer import NO_RANKING_UNDER_FSDP, EvalSets, RecTrainerMixin, SecondsPerUser, is_split
 
 
 class CandidateOrderingMixin(RecTrainerMixin):
@@ -75,9 +77,15 @@ class CandidateOrderingMixin(RecTrainerMixin):
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns: Any = sorted(RATED)
 
-    def rank(self, split: Dataset) -> RankedLists:
+    def rank(self, split: Dataset, *, keep_in: str | Path | None = None) -> RankedLists:
         """Ranks the candidates of a split. Returns the result of [`rank_rated_rows`] for the rows that
-        [`~CandidateOrderingMixin.rows_of`] returns."""
+        [`~CandidateOrderingMixin.rows_of`] returns.
+
+        Args:
+            split: The split.
+            keep_in (*optional*): Output folder in which finished rows are kept, so that an interrupted call can be
+                resumed.
+        """
         if self.is_fsdp_enabled:
             raise ValueError(NO_RANKING_UNDER_FSDP)
         with unwrapped_for_generation(self.model_wrapped, self.accelerator) as model:
@@ -90,7 +98,18 @@ class CandidateOrderingMixin(RecTrainerMixin):
                 single_pass=self.args.eval_single_pass,
                 batch_size=self.args.per_device_eval_batch_size,
                 max_length=self.args.max_length,
+                finished=None if keep_in is None else FinishedRows.of_model(keep_in, model),
             )
+
+    def seconds_per_user(self, split: Dataset) -> SecondsPerUser:
+        """Estimates how long it takes to rank the candidates of a user."""
+        rows = self.rows_of(split)
+        numbers = rows.with_format("numpy")[:]["row"]
+        lengths = split_rows(rows, "history").lengths
+        passes = [lambda some: self.rank(split.select(numbers[some]))]
+        batch_size = max(self.args.per_device_eval_batch_size // self.args.eval_num_orders, 1)
+        (seconds,) = seconds_per_user(passes, lengths, batch_size)
+        return SecondsPerUser(final=seconds, during_training=seconds)
 
     def rows_of(self, split: Dataset) -> Dataset:
         """Returns the rated lists of a validation or test split. Users whose candidates all have the same rating are

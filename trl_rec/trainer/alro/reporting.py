@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trl_rec.data.dataset import RecDataset, split_rows
+from trl_rec.data.dataset import RecDataset, split_rows, spread
 from trl_rec.evaluation import Evaluation, evaluate_orders, evaluate_rated_baselines, metrics_table
+from trl_rec.evaluation.cost import say_cost
 from trl_rec.evaluation.results import held_out
 from trl_rec.trainer.alro.ordering import CandidateOrderingMixin
-from trl_rec.trainer.base.reporting import Measured, conclude_run
+from trl_rec.trainer.base.reporting import REMEDY, Measured, conclude_run, final_rows
 
 
 def conclude_ranking(
@@ -35,12 +36,16 @@ def conclude_ranking(
 
     def measure() -> Measured:
         """Orders the candidates of the split with the model and the baselines."""
-        split = held_out(dataset, trainer.args.final_split)
+        split = held_out(final_rows(dataset, trainer.args), trainer.args.final_split)
         rows = trainer.rows_of(split)
+        seconds = len(rows) * trainer.seconds_per_user(split).final
+        say_cost(len(rows), seconds, name="final evaluation", remedy=REMEDY)
         results = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=ks)
-        results[trainer.display_name] = evaluate_orders(trainer.rank(split), rows, ks=ks)
+        lists = trainer.rank(split, keep_in=trainer.args.output_dir)
+        results[trainer.display_name] = evaluate_orders(lists, rows, ks=ks)
         table = orders_table(results, caption=f"{dataset.path}: {len(rows)} users' last rated items")
-        numbers = rows.with_format("numpy")[:]["row"]
+        all_numbers = spread(trainer.args.max_test_users, len(held_out(dataset, trainer.args.final_split)))
+        numbers = all_numbers[rows.with_format("numpy")[:]["row"]]
         return Measured(results, table, numbers, split_rows(rows, "candidates"))
 
     return conclude_run(

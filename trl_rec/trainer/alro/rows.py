@@ -15,6 +15,7 @@ from datasets import Dataset
 from trl_rec.data.dataset import RecDataset, at_most, check_is_train, split_rows
 from trl_rec.data.list_rows import new_targets
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
+from trl_rec.evaluation.results import held_out
 from trl_rec.ragged import Ragged, join, within
 from trl_rec.ranges import COUNT
 from trl_rec.trainer.alro.config import NUM_CANDIDATES
@@ -103,7 +104,8 @@ def check_rankable(dataset: RecDataset, prompt_format: RatedPromptFormat, args: 
     `max_length`. Without this check, the error might occur only after hours of training."""
     training_lists(dataset.train, prompt_format, args)
     ranked_lists(at_most(args.max_users, dataset.validation), prompt_format, args)
-    ranked_lists(dataset.test, prompt_format, args)
+    if args.final_split != "none":
+        ranked_lists(at_most(args.max_test_users, held_out(dataset, args.final_split)), prompt_format, args)
 
 
 def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: int | None) -> Dataset:

@@ -18,10 +18,11 @@ from trl_rec.decoding.priors.run_folder import KEY as PRIOR_KEY
 from trl_rec.decoding.priors.run_folder import prior_entry
 from trl_rec.decoding.run_folder import save_recommender
 from trl_rec.evaluation import Policy, Rankings, evaluate_rankings
+from trl_rec.evaluation.policy import ranking_passes
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.trainer.base.checks import check_processes
 from trl_rec.trainer.base.prior_config import wants_prior
-from trl_rec.trainer.base.trainer import NO_RANKING_UNDER_FSDP, EvalSets, RecTrainerMixin
+from trl_rec.trainer.base.trainer import NO_RANKING_UNDER_FSDP, EvalSets, RecTrainerMixin, SecondsPerUser
 
 
 class CatalogRankingMixin(RecTrainerMixin):
@@ -98,6 +99,13 @@ class CatalogRankingMixin(RecTrainerMixin):
         """Returns the best items for the users of a split, and their scores, `(num_rows, max(eval_ks))` each."""
         with self.policy() as policy:
             return policy.rank(split, max(self.args.eval_ks))
+
+    def seconds_per_user(self, split: Dataset) -> SecondsPerUser:
+        """Estimates how long it takes to rank items for a user."""
+        with self.policy() as policy:
+            passes = ranking_passes(policy, self.args.eval_ks, self.args.eval_recall_at, len(policy.trie.items))
+            seconds = policy.seconds_per_user(split, passes)
+        return SecondsPerUser(final=sum(seconds), during_training=seconds[-1])
 
     def measure(self, ranked: Rankings, split: Dataset) -> dict[str, float]:
         """Computes the metrics of `ranked`, which [`~CatalogRankingMixin.rank`] returned for the same split."""

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from trl_rec.compat import settle_checkpointing
-from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, check_ranges
+from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, NOT_NEGATIVE, check_ranges
 from trl_rec.trainer.base.recipe import given_values
 
 
@@ -77,11 +77,16 @@ class RecConfig(Base):
             excluded from the recommendations.
         eval_length_penalty (`float`, *optional*, defaults to `0.0`): Exponent p of the length penalty. Each score is
             divided by (number of tokens of the item) ** p.
-        max_users (`int`, *optional*): Maximum number of users to evaluate, spread evenly over the split. Defaults to
-            all users.
+        max_users (`int`, *optional*): Maximum number of users of an evaluation during training, spread evenly over the
+            split. Defaults to all users.
         final_split (`str`, *optional*, defaults to `"test"`): Split that the trained model is measured on at the end
             of a run: `"test"`, `"validation"` or `"none"`. With `"validation"`, settings can be compared without
-            looking at the test split.
+            looking at the test split. With `"none"`, there is no final evaluation.
+        max_test_users (`int`, *optional*): Maximum number of users of the final evaluation, spread evenly over
+            `final_split`. They are the same users for every method and seed. Defaults to all users.
+        early_stopping_patience (`int`, *optional*): If set, training stops after this number of successive
+            evaluations that do not improve `metric_for_best_model`. A resumed run continues to count.
+        early_stopping_threshold (`float`, *optional*, defaults to `0.0`): A smaller improvement counts as none.
         overwrite (`bool`, *optional*, defaults to `False`): Whether training from scratch may replace the work of an
             earlier run in `output_dir`. The checkpoints, the weights and some other files of that run are removed just
             before the first step.
@@ -98,6 +103,9 @@ class RecConfig(Base):
         "eval_length_penalty",
         "max_users",
         "final_split",
+        "max_test_users",
+        "early_stopping_patience",
+        "early_stopping_threshold",
         "overwrite",
         "activation_checkpointing",
         "activation_checkpointing_kwargs",
@@ -140,11 +148,22 @@ class RecConfig(Base):
     max_users: Annotated[int | None, replace(COUNT, hint="leave it out to evaluate all users")] = field(
         default=None,
         metadata={
-            "help": "maximum number of users per evaluation, spread evenly over the split",
+            "help": "maximum number of users per evaluation during training, spread evenly over the split",
         },
     )
     final_split: FinalSplit = field(
         default="test", metadata={"help": "split to measure the trained model on: test, validation or none"}
+    )
+    max_test_users: Annotated[int | None, replace(COUNT, hint="leave it out to evaluate all users")] = field(
+        default=None,
+        metadata={"help": "maximum number of users of the final evaluation, spread evenly over final_split"},
+    )
+    early_stopping_patience: Annotated[int | None, replace(COUNT, hint="leave it out to train to the end")] = field(
+        default=None,
+        metadata={"help": "stop after this many successive evaluations that do not improve metric_for_best_model"},
+    )
+    early_stopping_threshold: Annotated[float, NOT_NEGATIVE] = field(
+        default=0.0, metadata={"help": "smallest improvement that early_stopping_patience counts as one"}
     )
     overwrite: bool = field(
         default=False, metadata={"help": "replace the checkpoints and weights of an earlier run in output_dir"}
@@ -166,6 +185,7 @@ class RecConfig(Base):
             raise ValueError(f"final_split must be test, validation or none, not {self.final_split!r}")
         if not self.eval_ks:
             raise ValueError("eval_ks is empty; give at least one k, such as 10")
+        check_early_stopping(self)
         if self.list_length is None:
             return
 
@@ -183,6 +203,17 @@ class RecConfig(Base):
         """The options to pass to [`PromptFormat.for_catalog`]."""
         names = ("prompt_head", "prompt_item", "prompt_tail", "chat_template", "list_length")
         return {name: getattr(self, name) for name in names}
+
+
+def check_early_stopping(config: Any) -> None:
+    """Raises `ValueError` if early stopping would have no effect."""
+    if config.early_stopping_patience is None:
+        check_inert(config, ("early_stopping_threshold",), "early_stopping_patience is not set")
+    elif config.eval_strategy == "no":
+        raise ValueError(
+            "early_stopping_patience counts evaluations, but nothing is evaluated during training; set eval_strategy "
+            "to epoch or steps, or leave early_stopping_patience out"
+        )
 
 
 def check_inert(config: RecConfig, names: tuple[str, ...], why: str) -> None:

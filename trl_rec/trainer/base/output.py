@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_rec.evaluation.kept.environment import ENVIRONMENT
-from trl_rec.evaluation.kept.files import KEPT_FILES
+from trl_rec.evaluation.kept.files import FINISHED, KEPT_FILES
 from trl_rec.trainer.base.checkpoints import (
     MARK,
     Mark,
@@ -129,6 +129,7 @@ def remove_work(folder: Path) -> None:
     for checkpoint in checkpoints(folder):
         (checkpoint / MARK).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
+    shutil.rmtree(folder / FINISHED, ignore_errors=True)
     for path in [*_weights(folder), *(path for pattern in OF_A_RUN for path in folder.glob(pattern))]:
         path.unlink(missing_ok=True)
 
@@ -167,12 +168,17 @@ class RunStart(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Removes the work of an earlier run, and sets the logging, saving and evaluation intervals from `args`."""
+        """Removes the work of an earlier run, and sets the logging, saving and evaluation intervals from `args`.
+
+        If the checkpoint is that of a finished run, no further step is trained.
+        """
         if self.replaced is not None and PartialState().is_main_process:
             remove_work(self.replaced)
         PartialState().wait_for_everyone()
         # On resume, transformers 5.23 takes logging_steps, save_steps and eval_steps from the checkpoint, not args.
         state.compute_steps(args, state.max_steps)
+        if state.global_step and state.global_step >= state.max_steps:
+            control.should_training_stop = True
 
 
 class NotWrittenError(OSError):

@@ -1,6 +1,7 @@
 """Ends a run: saves the model, evaluates it and the baselines on a held-out split, and writes the run folder.
 
-The config field `final_split` selects the split. By default, it is the test split.
+The config field `final_split` selects the split. By default, it is the test split. An evaluation that is killed keeps
+its finished rows in the run folder. When the run is resumed, the evaluation continues with the other rows.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from trl_rec.data.dataset import RecDataset
+from trl_rec.data.dataset import RecDataset, at_most, spread
 from trl_rec.evaluation import (
     Evaluation,
     closing_verdict,
@@ -23,11 +25,16 @@ from trl_rec.evaluation import (
     metrics_table,
     write_evaluation,
 )
+from trl_rec.evaluation.cost import say_cost
 from trl_rec.evaluation.kept.environment import write_environment
+from trl_rec.evaluation.kept.finished_rows import FinishedRows, discard_finished
+from trl_rec.evaluation.policy import ranking_passes
+from trl_rec.evaluation.results import held_out
 from trl_rec.evaluation.rewards import ListReward
 from trl_rec.files import write_text
 from trl_rec.ragged import Ragged
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
+from trl_rec.trainer.base.config import RecConfig
 from trl_rec.trainer.base.prior import make_prior
 from trl_rec.trainer.base.prior_config import wants_prior
 from trl_rec.trainer.base.recipe import write_recipe
@@ -35,6 +42,7 @@ from trl_rec.trainer.base.trainer import RecTrainerMixin
 
 
 logger = logging.getLogger(__name__)
+REMEDY = "set max_test_users to shorten it"
 
 
 class Measured(NamedTuple):
@@ -94,14 +102,23 @@ def conclude(
     def measure() -> Measured:
         """Evaluates the model and the baselines on the split."""
         name = trainer.display_name
+        some = final_rows(dataset, trainer.args)
         with trainer.policy() as policy:
-            of_model = {name: evaluate_policy(policy, dataset, **options)}
+            policy = replace(policy, finished=FinishedRows.of_model(trainer.args.output_dir, policy.model))
+            rows = held_out(some, trainer.args.final_split)
+            passes = ranking_passes(policy, options["ks"], options["recall_at"], len(dataset.catalog))
+            num_rankings = 1 if trainer.prior is None else 2
+            seconds = num_rankings * len(rows) * sum(policy.seconds_per_user(rows, passes))
+            say_cost(len(rows), seconds, name="final evaluation", remedy=REMEDY)
+
+            of_model = {name: evaluate_policy(policy, some, **options)}
             if trainer.prior is not None:
-                of_model |= evaluate_product(policy, trainer.prior, dataset, name, **options)
-        results = evaluate_baselines(dataset, exclude_history=exclude_history, **options) | of_model
+                of_model |= evaluate_product(policy, trainer.prior, some, name, **options)
+        results = evaluate_baselines(some, exclude_history=exclude_history, **options) | of_model
         history = "excluded" if exclude_history else "not excluded"
-        caption = f"{dataset.path}, {trainer.args.final_split} split, history {history}"
-        return Measured(results, metrics_table(results, caption=caption))
+        caption = f"{dataset.path}, {describe_split(dataset, trainer.args)}, history {history}"
+        numbers = spread(trainer.args.max_test_users, len(held_out(dataset, trainer.args.final_split)))
+        return Measured(results, metrics_table(results, caption=caption), numbers)
 
     return conclude_run(
         trainer,
@@ -172,7 +189,7 @@ def conclude_run(
             split=trainer.args.final_split,
             ks=trainer.args.eval_ks,
             exclude_history=exclude_history,
-            settings=settings,
+            settings={**settings, "max_test_users": trainer.args.max_test_users},
             recommender=trainer.display_name,
             seed=trainer.args.seed,
             rows=measured.rows,
@@ -182,7 +199,23 @@ def conclude_run(
         print(f"\n{closing_verdict(measured.results, trainer.display_name)}")  # noqa: T201
         print(f"\nthe model, metrics.json and the training log are in {folder}")  # noqa: T201
     trainer.accelerator.wait_for_everyone()
+    discard_finished(folder)
     return measured.results
+
+
+def final_rows(dataset: RecDataset, args: RecConfig) -> RecDataset:
+    """Returns the dataset with only those rows of `final_split` that the final evaluation ranks."""
+    rows = at_most(args.max_test_users, held_out(dataset, args.final_split))
+    changes: dict[str, Any] = {args.final_split: rows}  # the fields of the dataset are named after the splits
+    return replace(dataset, **changes)
+
+
+def describe_split(dataset: RecDataset, args: RecConfig) -> str:
+    """Names `final_split`, and says how many of its rows are ranked unless all are."""
+    num_rows = len(held_out(dataset, args.final_split))
+    num_ranked = len(spread(args.max_test_users, num_rows))
+    some = "" if num_ranked == num_rows else f" ({num_ranked:,} of {num_rows:,} users)"
+    return f"{args.final_split} split{some}"
 
 
 def save_run(trainer: RecTrainerMixin, recipe: Mapping[str, Any] | None = None, *, push: bool = True) -> None:

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from datasets import Dataset
 from peft import PeftModel
@@ -36,11 +36,12 @@ from trl_rec.compat import (
     rotate_checkpoints,
     uploading_without,
 )
-from trl_rec.evaluation.kept.files import KEPT_FILES
+from trl_rec.evaluation.kept.files import FINISHED, KEPT_FILES
 from trl_rec.files import clean_up, exclusive
 from trl_rec.items import ItemCatalog
 from trl_rec.trainer.base.checkpoints import write_mark
 from trl_rec.trainer.base.checks import check_parallelism
+from trl_rec.trainer.base.early_stopping import EarlyStopping, check_metric
 from trl_rec.trainer.base.fingerprint import catalog_entries, model_entries, row_entries, run_entries
 from trl_rec.trainer.base.metrics import BatchLoss, Mean, describe_broken, reduce_batch
 from trl_rec.trainer.base.model_card import ModelCard, Paper, shown_settings, write_model_card
@@ -56,11 +57,23 @@ else:
     Base = object
 
 EvalSets: TypeAlias = "Dataset | dict[str, Dataset]"
-NOT_PUSHED = [pattern for name in KEPT_FILES for pattern in (name, f"*/{name}")]
+NOT_PUSHED = [pattern for name in (*KEPT_FILES, f"{FINISHED}/*") for pattern in (name, f"*/{name}")]
 NO_RANKING_UNDER_FSDP = (
     "evaluation during training does not work under FSDP; set eval_strategy to no, and evaluate the saved model "
     "with trl-rec evaluate"
 )
+
+
+class SecondsPerUser(NamedTuple):
+    """How long it takes to rank items for a user of a split, with all processes together.
+
+    Args:
+        final (`float`): Seconds per user in the final evaluation.
+        during_training (`float`): Seconds per user in an evaluation during training.
+    """
+
+    final: float
+    during_training: float
 
 
 class RecTrainerMixin(ABC, Base):
@@ -122,6 +135,13 @@ class RecTrainerMixin(ABC, Base):
         """Ranks items for at most `args.max_users` users of a split, and returns metrics of the rankings."""
 
     @abstractmethod
+    def seconds_per_user(self, split: Dataset) -> SecondsPerUser:
+        """Estimates how long it takes to rank items for a user of a split, by ranking a few users.
+
+        Every process calls this method.
+        """
+
+    @abstractmethod
     def save_settings(self, folder: Path) -> None:
         """Writes the files that a saved model needs to recommend items. Only the main process calls this method."""
 
@@ -133,6 +153,14 @@ class RecTrainerMixin(ABC, Base):
     def ranks_splits(self) -> bool:
         """Whether items can be ranked for the users of a split of a `RecDataset`."""
         return self.catalog is not None
+
+    @property
+    def ranked_splits(self) -> list[Dataset]:
+        """The splits whose users are ranked at each evaluation during training."""
+        if self.args.eval_strategy == "no" or not self.ranks_splits:
+            return []
+        sets = self._eval_sets.values() if isinstance(self._eval_sets, dict) else [self._eval_sets]
+        return [split for split in sets if isinstance(split, Dataset) and is_split(split)]
 
     # Training
 
@@ -204,6 +232,7 @@ class RecTrainerMixin(ABC, Base):
             trial, ignore_keys_for_eval: Same as in `Trainer.train`.
         """
         check_parallelism(self.accelerator)
+        check_metric(self.args)
         self._check_ranking()
         output_dir = Path(str(self.args.output_dir))
         self.describe_run(resumes=bool(resume_from_checkpoint))
@@ -229,19 +258,30 @@ class RecTrainerMixin(ABC, Base):
 
             # 2. Train. The work of an earlier run is removed only just before the first step.
             replaced = output_dir if self.args.overwrite and start is None else None
-            self.remove_callback(RunStart)  # from an earlier call
+            for callback in (RunStart, EarlyStopping):
+                self.remove_callback(callback)  # from an earlier call
             self.add_callback(RunStart(replaced))
+            if self.args.early_stopping_patience is not None:
+                patience = self.args.early_stopping_patience
+                self.add_callback(EarlyStopping(patience, self.args.early_stopping_threshold))
             try:
                 self._prepare_run()
                 return super().train(None if start is None else str(start), trial, ignore_keys_for_eval)
             except KeyboardInterrupt as interrupt:
                 raise KeyboardInterrupt(describe_interrupt(output_dir, self.state.global_step)) from interrupt
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Same as `Trainer._run_epoch`, except that a finished run that is resumed trains no further step.
+
+        `Trainer` only compares the number of steps after a step. If the run had ended in the middle of an epoch, the
+        resumed run would end with other weights.
+        """
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+
     def _check_ranking(self) -> None:
         """Raises `ValueError` before the first step if an evaluation would have to rank items under FSDP."""
-        sets = self._eval_sets.values() if isinstance(self._eval_sets, dict) else [self._eval_sets]
-        ranks = self.args.eval_strategy != "no" and self.ranks_splits and any(map(is_split, sets))
-        if self.is_fsdp_enabled and ranks:
+        if self.is_fsdp_enabled and self.ranked_splits:
             raise ValueError(NO_RANKING_UNDER_FSDP)
 
     def _prepare_run(self) -> None:

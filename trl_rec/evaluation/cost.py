@@ -1,0 +1,90 @@
+"""Estimates how long it takes to rank the users of a split, by ranking a few of them first.
+
+The time per user depends on the model, the beams and the device, so it is measured. First one user is ranked in every
+pass. If that shows that all users take long, batches of growing size follow, because a device ranks a batch in less
+time than its users one by one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
+
+from trl_rec.printing import in_words
+
+
+MOST_SECONDS = 15.0  # to spend on an estimate
+SHARE = 0.05  # of the estimated time, to spend on the estimate
+SHORT = 30.0  # seconds; less need not be said
+GROWTH = 4  # ratio of the sizes of two batches
+RankSome: TypeAlias = Callable[[np.ndarray], object]  # ranks the rows with these numbers
+
+
+def seconds_per_user(passes: Sequence[RankSome], lengths: np.ndarray, batch_size: int) -> list[float]:
+    """Returns how long each pass takes per user. Every process calls it, and gets the same times.
+
+    Args:
+        passes: Functions that rank some of the rows, divided among the processes.
+        lengths: The length of each row's prompt, `(num_rows,)`, in any unit.
+        batch_size: Number of rows that a process ranks at once.
+    """
+    num_processes = PartialState().num_processes
+    order = _around_the_mean(lengths)
+
+    def _time(rank: RankSome, size: int) -> float:
+        """Returns the seconds to rank `size` rows on each process."""
+        start = time.perf_counter()
+        rank(np.sort(order[: size * num_processes]))
+        seconds: float = broadcast_object_list([time.perf_counter() - start])[0]
+        return seconds
+
+    # 1. Rank one row. It takes at least as long as a row of a batch.
+    times = [_time(rank, 1) for rank in passes]
+    total = sum(times) * len(lengths) / num_processes
+    if total < SHORT:
+        return [seconds / num_processes for seconds in times]
+
+    # 2. Rank larger batches, as long as the time allows. A batch takes at most as long as its rows one by one.
+    largest = min(batch_size, len(lengths) // num_processes)
+    per_user = []
+    for rank, seconds in zip(passes, times, strict=True):
+        allowed = min(MOST_SECONDS, SHARE * total) * seconds / sum(times)
+        size, spent = 1, 0.0
+        while size < largest and spent + seconds * min(GROWTH, largest / size) <= allowed:
+            size = min(size * GROWTH, largest)
+            seconds = _time(rank, size)
+            spent += seconds
+        per_user.append(seconds / size / num_processes)
+    return per_user
+
+
+def _around_the_mean(lengths: np.ndarray) -> np.ndarray:
+    """Returns the row numbers in the order of how far their lengths are from the mean length."""
+    return np.argsort(np.abs(lengths - lengths.mean()), kind="stable")
+
+
+def say_cost(num_users: int, seconds: float, *, name: str, remedy: str) -> None:
+    """Prints how long an evaluation takes, unless it is short.
+
+    Args:
+        num_users: Number of users to rank.
+        seconds: The estimated time.
+        name: What the evaluation is called.
+        remedy: How to shorten it.
+    """
+    if seconds >= SHORT:
+        say(f"{name}: {num_users:,} users, about {in_words(seconds)}; {remedy}")
+
+
+def say(line: str) -> None:
+    """Prints a line on the main process at once, without breaking progress bars."""
+    if PartialState().is_main_process:
+        tqdm.write(line)
+        sys.stdout.flush()

@@ -1,0 +1,157 @@
+"""Says at the start of a run how long training and the final evaluation will take.
+
+The time per user is measured by ranking a few users before the first step, and the time per batch in the first steps.
+Neither changes the trained weights.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trl_rec.data.dataset import RecDataset, at_most
+from trl_rec.evaluation.cost import SHORT, say
+from trl_rec.evaluation.results import held_out
+from trl_rec.printing import in_words
+from trl_rec.trainer.base.prior_config import wants_prior
+from trl_rec.trainer.base.reporting import REMEDY, final_rows
+from trl_rec.trainer.base.trainer import RecTrainerMixin, SecondsPerUser
+
+
+if TYPE_CHECKING:
+    from trl_rec.trainer.base.config import RecConfig
+
+FEW = 2.0  # seconds of training after the first batch that suffice for an estimate
+LONG = 10.0  # seconds of training that suffice for an estimate even if they include the first batch
+FORWARD = 1 / 3  # time of a forward pass, as a share of a training step
+
+
+def announce_cost(trainer: RecTrainerMixin, dataset: RecDataset) -> None:
+    """Makes a trainer say in its first steps how long training and the final evaluation will take.
+
+    Nothing is said if both together are short.
+
+    Args:
+        trainer: A trainer whose `train` has not been called.
+        dataset: The dataset that is passed to [`conclude`] after training.
+    """
+    trainer.add_callback(CostEstimate(trainer, dataset))
+
+
+class CostEstimate(TrainerCallback):
+    """Callback that measures the first users and batches, and says how long everything will take.
+
+    Args:
+        trainer ([`RecTrainerMixin`]): The trainer.
+        dataset (`RecDataset`): The dataset of the final evaluation.
+    """
+
+    def __init__(self, trainer: RecTrainerMixin, dataset: RecDataset) -> None:
+        self._trainer = trainer
+        self._dataset = dataset
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Ranks a few users."""
+        self._said = False
+        self._batches: list[float] = []  # seconds of each batch
+        self._per_user: SecondsPerUser | None = None
+        config: RecConfig = self._trainer.args
+        if self._trainer.is_fsdp_enabled or not self._trainer.ranks_splits:
+            return
+        if config.final_split != "none":
+            self._per_user = self._trainer.seconds_per_user(self._final_rows())
+        elif self._trainer.ranked_splits:
+            self._per_user = self._trainer.seconds_per_user(self._trainer.ranked_splits[0])
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Starts the clock."""
+        self._start = time.perf_counter()
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Counts a batch, if gradients are accumulated over several."""
+        self._count(args, state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Counts a batch."""
+        self._count(args, state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Says how long the final evaluation takes, if training ended before its time could be estimated."""
+        final = self._final_seconds()
+        if not self._said and final >= SHORT:
+            say(self._final_in_words(final))
+
+    def _count(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Records the time of a batch. Speaks once there are enough."""
+        if self._said:
+            return
+        now = time.perf_counter()
+        self._batches.append(now - self._start)
+        self._start = now
+        later = self._batches[1:]
+        if sum(later) < FEW and sum(self._batches) < LONG:
+            return
+
+        # The first batch takes longer than others, because memory is allocated and kernels are loaded.
+        self._said = True
+        seconds = sum(later) / len(later) if later else self._batches[0]
+        training = self._training_seconds(args, state, seconds)
+        final = self._final_seconds()
+        if training + final >= 2 * SHORT:
+            limit = "about" if self._trainer.args.early_stopping_patience is None else "at most"
+            say(f"training: {limit} {in_words(training)}; {self._final_in_words(final)}")
+
+    def _training_seconds(self, args: TrainingArguments, state: TrainerState, per_batch: float) -> float:
+        """Estimates the time of all remaining steps and of the evaluations between them."""
+        num_steps = state.max_steps - state.global_step
+        steps = num_steps * args.gradient_accumulation_steps * per_batch
+
+        # Each evaluation ranks users, and computes the loss of the rows where it is defined.
+        num_users = sum(len(at_most(self._trainer.args.max_users, split)) for split in self._trainer.ranked_splits)
+        ranking = 0.0 if self._per_user is None else num_users * self._per_user.during_training
+        num_rows = num_users if self._trainer.measures_loss_on_splits else 0
+        rows_per_batch = args.per_device_train_batch_size * args.world_size
+        loss = num_rows / rows_per_batch * FORWARD * per_batch
+        seconds: float = steps + num_evaluations(args, state) * (ranking + loss)
+        return seconds
+
+    def _final_seconds(self) -> float:
+        if self._per_user is None or self._trainer.args.final_split == "none":
+            return 0.0
+        num_rankings = 2 if wants_prior(self._trainer.args) else 1  # with a prior, the product is ranked too
+        return num_rankings * len(self._final_rows()) * self._per_user.final
+
+    def _final_in_words(self, seconds: float) -> str:
+        config: RecConfig = self._trainer.args
+        if self._trainer.is_fsdp_enabled or config.final_split == "none":
+            return "no final evaluation"
+        prior = ", besides the choice of the prior" if wants_prior(config) else ""
+        remedy = f"; {REMEDY}" if seconds >= SHORT else ""
+        users = f"{len(self._final_rows()):,} users of the {config.final_split} split"
+        return f"final evaluation: {users}, about {in_words(seconds)}{prior}{remedy}"
+
+    def _final_rows(self) -> Dataset:
+        config: RecConfig = self._trainer.args
+        return held_out(final_rows(self._dataset, config), config.final_split)
+
+
+def num_evaluations(args: TrainingArguments, state: TrainerState) -> int:
+    """Returns the number of evaluations in the remaining steps."""
+    if args.eval_strategy == "steps":
+        return state.max_steps // state.eval_steps - state.global_step // state.eval_steps
+    if args.eval_strategy == "epoch":
+        return state.num_train_epochs - int(state.epoch or 0)
+    return 0
