@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.data.test_rows import FORMATS, NUM_ITEMS, make_format, make_split, rows_of_items
 from trl_rec.data import PromptFormat, build_rows
-from trl_rec.data.branches import Branches
-from trl_rec.data.joining import join_windows
+from trl_rec.data.branches.joining import join_windows
+from trl_rec.data.branches.structure import Branches
 from trl_rec.items import TokenTrie
 from trl_rec.ragged import Ragged
 

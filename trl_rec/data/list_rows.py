@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from trl_rec.data.branches import IGNORED
+from trl_rec.data.branches.structure import IGNORED
 from trl_rec.data.dataset import check_is_train, split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.items.twins import Twins

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from trl_rec.data.branch_rows import (
+from trl_rec.data.branches.joining import join_windows as join_rows
+from trl_rec.data.branches.rows import (
     BranchRows,
     HistoryWindows,
     Limits,
@@ -29,9 +30,8 @@ from trl_rec.data.branch_rows import (
     without_branches,
     write_branches,
 )
-from trl_rec.data.branches import COLUMNS, IGNORED
+from trl_rec.data.branches.structure import COLUMNS, IGNORED
 from trl_rec.data.dataset import check_is_train, split_rows, split_users
-from trl_rec.data.joining import join_windows as join_rows
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.ragged import Ragged, join, within
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from trl_rec.data.branches import IGNORED
+from trl_rec.data.branches.structure import IGNORED
 from trl_rec.models.attention import check_suitable, mask_for, warn_once, why_separate
 
 

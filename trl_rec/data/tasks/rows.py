@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from trl_rec.data.branches import COLUMNS
+from trl_rec.data.branches.structure import COLUMNS
 from trl_rec.data.dataset import RecDataset
 from trl_rec.data.profiles import item_labels, item_texts, user_profiles
 from trl_rec.data.prompts import PromptFormat, newest_that_fit

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from trl_rec.data.branches import IGNORED
+from trl_rec.data.branches.structure import IGNORED
 from trl_rec.data.dataset import check_is_train, split_rows
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.ragged import Ragged, join, within

@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from trl_rec.data.branches import COLUMNS, IGNORED, Branches
+from trl_rec.data.branches.structure import COLUMNS, IGNORED, Branches
 from trl_rec.data.dataset import split_rows
 from trl_rec.items.trie import TokenTrie
 from trl_rec.items.twins import Twins

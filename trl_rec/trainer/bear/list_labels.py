@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from trl_rec.data.branches import IGNORED
+from trl_rec.data.branches.structure import IGNORED
 from trl_rec.data.dataset import split_rows
 from trl_rec.decoding.excluded import Excluded
 from trl_rec.decoding.list_constraint import list_tokens, num_legal, taken_places

@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from trl_rec.data.branches import IGNORED
+from trl_rec.data.branches.structure import IGNORED
 from trl_rec.models.sampled_columns import SampledColumns
 from trl_rec.ragged import Ragged
 from trl_rec.trainer.base.sampling import EpochCounter

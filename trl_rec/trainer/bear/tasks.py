@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from trl_rec.data.branches import IGNORED
+from trl_rec.data.branches.structure import IGNORED
 from trl_rec.data.tasks.templates import TASK_NAMES, TASKS, TemplateIds
 from trl_rec.losses.bear import bear_loss
 from trl_rec.losses.output import LossOutput

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
-from trl_rec.data.branches import COLUMNS as BRANCH_COLUMNS
-from trl_rec.data.branches import IGNORED
+from trl_rec.data.branches.structure import COLUMNS as BRANCH_COLUMNS
+from trl_rec.data.branches.structure import IGNORED
 from trl_rec.data.dataset import at_most, split_rows
 from trl_rec.data.list_rows import build_list_rows, evaluation_list_rows
 from trl_rec.data.rows import build_rows, evaluation_rows

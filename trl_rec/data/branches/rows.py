@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trl_rec.data.branches import IGNORED, Branches
+from trl_rec.data.branches.structure import IGNORED, Branches
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.ragged import Ragged, join, within
 
