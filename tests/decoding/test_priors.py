@@ -215,7 +215,7 @@ def test_a_mixture_equals_the_weighted_shares_of_its_counts() -> None:
 def test_a_mixture_needs_a_target() -> None:
     train = make_split(whole_rows([[0, 1, 2], [2, 1, 3]]))
     for rows in ([], [(0, [0, 1], [1])]):
-        with pytest.raises(ValueError, match="has no target outside of its history; choose the prior transition"):
+        with pytest.raises(ValueError, match="has no target outside of its history; choose another prior"):
             MixturePrior.fit(train, make_split(rows, "validation"), NUM_ITEMS)
     fitted = MixturePrior.fit(train, make_split([(0, [0], [7])], "validation"), NUM_ITEMS)  # no count knows it
     nothing = dataclasses.replace(fitted, shares=dict.fromkeys(fitted.shares, 0.0))

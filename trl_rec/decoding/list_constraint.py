@@ -122,7 +122,8 @@ def legal_children(
 def num_legal(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> Tensor:
     """Returns the number of legal children of each of the nodes `(M,)`, without listing the children."""
     above, emptied = _emptied(trie, nodes, taken)
-    # Count each child without an item left once. Repeats of a child are neighbours, because `taken` is sorted.
+    # Several taken items may have been below the same child. Count each emptied child once: its repeats are adjacent,
+    # because `taken` is sorted.
     emptied[:, 1:] &= above[:, 1:] != above[:, :-1]
     return trie.row_offsets[nodes + 1] - trie.row_offsets[nodes] - emptied.sum(1)
 
@@ -181,8 +182,8 @@ def list_logps(
             `tokens=trie.tokens` to save memory.
         items (`torch.Tensor` of shape `(B, G, K)`): Item indices; -1 pads shorter lists.
         trie (`TokenTrie`): The catalogue's list paths, on the same device.
-        exclude (`torch.Tensor` or lists of `int`, *optional*): Items that no list may contain: one list per prompt, or
-            a tensor of shape `(B, E)` padded with -1.
+        exclude (`torch.Tensor` or lists of `int`, *optional*): Indices of items that no list of a prompt may contain:
+            one Python list of integers per prompt, or a tensor of shape `(B, E)` padded with -1.
         temperature (`float`, *optional*, defaults to `1.0`): Divides the logits before the softmax.
 
     Returns:

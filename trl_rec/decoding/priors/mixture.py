@@ -96,8 +96,9 @@ class MixturePrior:
     """Weighs items by a mixture of counts. The mixture weights are fitted to the validation split.
 
     Each count gives every item a share after a history: its score as in [`TransitionCounts`], divided by the sum of
-    the scores of all items. The weight of an item is the sum of its shares, each times the mixture weight of the
-    count, plus `eps * (count + 1) / (total + num_items)`.
+    the scores of all items. The weight of an item is the sum of its shares, each times the mixture weight of its
+    count, plus `eps * (n + 1) / (total + num_items)`. Here `n` is how often the item was chosen in training, and
+    `total` is the sum of `n` over all items.
 
     Args:
         counts (`Mapping[str, TransitionCounts]`): The counts by name.
@@ -106,8 +107,8 @@ class MixturePrior:
         popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
         eps (`float`): Weight of the popularity. The fit chooses it.
         strength (`float`, *optional*, defaults to `1.0`): Exponent of the weights.
-        prior_items (`int`, *optional*, defaults to `1000`): Maximum number of items per history whose shares are used,
-            those with the largest sums. For all other items, they are 0.
+        prior_items (`int`, *optional*, defaults to `1000`): Maximum number of items per history whose shares are used.
+            These are the items with the largest weighted sum of shares. The shares of all other items are set to 0.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether the shares of items of the history are 0.
     """
 
@@ -143,7 +144,8 @@ class MixturePrior:
         prior_items: int = PRIOR_ITEMS,
         exclude_history: bool = True,
     ) -> MixturePrior:
-        """Counts each training interaction once, and fits the mixture weights to the validation split.
+        """Makes the counts from the training split, and fits the mixture weights to the validation split. An
+        interaction that is part of several rows is counted once.
 
         Args:
             train: The training split.
@@ -163,8 +165,8 @@ class MixturePrior:
         )
         fitted = fit_mixture(likelihoods)  # (len(counts) + 1,), the popularity last
 
-        # Divide all weights by the sum of those of the counts. If no count gives any target a share, all counts get
-        # the same weight.
+        # Scale the weights so that the weights of the counts add up to 1. The weight of the popularity is then `eps`.
+        # If no count gives any target a share, all counts get the same weight.
         known = float(fitted[:-1].sum())
         if known < 1e-6:
             fitted[:-1] = 1e-6 / len(counts)
@@ -192,8 +194,8 @@ class MixturePrior:
         rows, items, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
         items_kept, values = largest_shares(rows, items, scores, len(histories), self.prior_items)
 
-        # `largest_shares` divided the shares of each history by their sum. Undo this: the sum is below 1 where a count
-        # gives no item a share, and then the other counts must not gain weight.
+        # `largest_shares` divided the scores of each history by their sum, which is below 1 if a count gives no item a
+        # score. Multiply by the sum again, because the other counts must not gain weight in this case.
         sums = torch.from_numpy(np.bincount(rows, scores, len(histories))).float().unsqueeze(1)
         return ItemWeights(shared=self._shared, items=items_kept, values=values * sums, strength=self.strength)
 
@@ -269,7 +271,7 @@ def fitting_rows(validation: Dataset, *, exclude_history: bool = True) -> Datase
     if not remains.any():
         raise ValueError(
             "a mixture cannot be fitted, because the validation split has no target outside of its history; choose "
-            "the prior transition"
+            "another prior, such as 'transition'"
         )
     return rows
 
@@ -320,8 +322,8 @@ def fit_mixture(likelihoods: np.ndarray) -> np.ndarray:
     """Returns the mixture weights `(M,)` that maximise the mean of `log(likelihoods @ weights)`.
 
     Args:
-        likelihoods (`np.ndarray` of shape `(N, M)`): The probability of each observation under each component. At
-            least one component must give every observation a positive probability.
+        likelihoods (`np.ndarray` of shape `(N, M)`): The probability of each observation under each component.
+            Each observation must have a positive probability under at least one component.
     """
     weights = np.full(likelihoods.shape[1], 1 / likelihoods.shape[1])
     before = -np.inf
@@ -357,7 +359,7 @@ def _entries(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the items that a count gives a score, `(N,)` each: their rows, their indices and their scores.
 
-    The scores of a row add up to `share`. An item may occur several times in a row.
+    The scores of a row add up to `share`. A row contains an item once for each item of the history that it followed.
     """
     followers, scores = counts.followers(histories)
     rows = followers.row_ids

@@ -1,7 +1,8 @@
 """Computes the log-probability of each candidate at each answer position, in one table per order of a list.
 
 Legend: B lists, S orders of the same candidates, m candidates of the longest list, C tokens of the longest list with
-its answer, M answer tokens in the batch; k is an answer position.
+its answer, M answer tokens in the batch; k is an answer position. An answer consists of names: the name of a candidate
+is the single token that identifies it in one order of a list.
 """
 
 from __future__ import annotations
