@@ -40,7 +40,7 @@ def checked_prompts(model: PreTrainedModel, prompts: Mapping[str, Tensor], trie:
     room = config.to_dict().get("max_position_embeddings")
     if room is not None and longest > room:
         raise ValueError(
-            f"prompt and longest item together take {longest} tokens, but the model has only {room} positions; "
+            f"prompt and longest item together take {longest} tokens, but the model has {room} positions; "
             f"encode prompts with PromptFormat.encode(..., max_length={room}), which leaves room for the longest item"
         )
     return input_ids, attention_mask

@@ -68,7 +68,7 @@ def evaluate_rankings(
     invalid = (ranked < -1) | (ranked >= upper)
     valid = np.where(invalid, -1, ranked)
 
-    # 3. Compute the fraction of each item that belongs to each group, and the share of each group in the histories.
+    # 3. Divide each item equally among its groups, and compute the share of each group in the histories.
     shares = None
     consumed = None
     if catalog is not None and catalog.group_column is not None:
@@ -86,7 +86,7 @@ def evaluate_rankings(
 
 
 def per_user_metrics(ranked: np.ndarray, relevant: Rows, *, ks: Sequence[int] = (1, 5, 10)) -> dict[str, np.ndarray]:
-    """Computes `recall@k hit@k ndcg@k mrr@k` of each user, which intervals and paired tests need.
+    """Computes `recall@k hit@k ndcg@k mrr@k` for each user. Intervals and paired tests are computed from these values.
 
     The arguments are the same as for [`evaluate_rankings`]. Each array of the result has the shape `(N,)`.
     """

@@ -100,7 +100,10 @@ def self_play_beams(
 
 
 def _read_or_rank(store: PartStore, part: range, rank: Callable[[range], np.ndarray]) -> np.ndarray:
-    """Returns the beams of a part, `(len(part), num_beams)`. All processes rank; only the main process does I/O."""
+    """Returns the beams of a part, `(len(part), num_beams)`.
+
+    If the part is not stored, all processes compute its beams together. Only the main process reads and writes files.
+    """
     is_main = PartialState().is_main_process
     stored: np.ndarray | None = broadcast_object_list([store.read(part) if is_main else None])[0]
     if stored is not None:

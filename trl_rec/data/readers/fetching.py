@@ -36,7 +36,8 @@ RATINGS_SHA256 = "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca4
 
 
 class FetchError(ValueError):
-    """Raised if MovieLens-100k cannot be downloaded from any origin, verified and written to the cache folder."""
+    """Raised if MovieLens-100k cannot be downloaded, if a download fails verification, or if the cache folder cannot be
+    written to."""
 
 
 def ml_100k_folder() -> Path:
@@ -58,7 +59,10 @@ def ml_100k_folder() -> Path:
 
 
 def find_ml_100k(folder: Path) -> dict[str, Path]:
-    """Returns a dict from table names to the three files, named as by GroupLens or RecBole; empty unless all exist."""
+    """Returns a dict from table names to the paths of the three files; an empty dict unless all three exist.
+
+    The files must have the names that GroupLens or RecBole uses.
+    """
     for names in (GROUPLENS, RECBOLE):
         found = {kind: find_file(folder, [name]) for kind, name in names.items()}
         files = {kind: path for kind, path in found.items() if path is not None}

@@ -106,7 +106,7 @@ def rank_rated_rows(
         _places_of_batch, prompts.lengths, width=width, desc="ranking", batch_size=batch_size, finished=finished
     )
 
-    # 4. Invert `slots`, which lists the candidates as shown in the prompt: `slot_of` contains each candidate's slot.
+    # 4. `slots` contains the candidate in each slot. Invert it, so that `slot_of` contains the slot of each candidate.
     slot_of = np.full_like(places, -1)
     slot_of[slots.row_ids, slots.values] = within(slots.lengths)
     shape = (len(candidates), num_orders, width)

@@ -1,8 +1,8 @@
 """Manages the reference policy of preference training, and stores its log-probabilities on disk.
 
 By default, a model with an adapter is its own reference. To compute the outputs of the reference, an adapter that the
-trainer added (`peft_config`) is switched off. An adapter that the model already had is replaced by a frozen copy of
-the initial adapter, which TRL calls "ref".
+trainer added (`peft_config`) is switched off. If the model already had an adapter, TRL keeps a frozen copy of it from
+before training, named "ref", and this copy is active instead.
 """
 
 from __future__ import annotations

@@ -51,10 +51,12 @@ class BladeConfig(RecConfig, DPOConfig):
         num_generations (`int`, *optional*, defaults to `8`): Number of rollouts per prompt and step, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`): Sampling temperature of rollouts and reference lists.
         beta (`float`, *optional*): Weight of the KL divergence from the reference policy. By default 0.001 with
-            `target="reward"`, and 1 otherwise. With weight 1 and exact ranks, the policy that is optimal for Best-of-N
-            rewards is Best-of-N sampling. Its divergence from the reference policy then depends only on `best_of`.
+            `target="reward"`, and 1 otherwise. With weight 1, and if the ranks were exact rather than estimated, the
+            best policy would be equivalent to sampling `best_of` lists from the reference policy and keeping the best
+            one. If no rewards tie, its divergence from the reference policy depends only on `best_of`.
         standardize (`bool`, *optional*): Whether to divide the advantages of a prompt's rollouts by the standard
-            deviation of their learning targets minus KL penalties. By default true only with `target="reward"`.
+            deviation of the rollouts' values. The value of a rollout is its learning target minus its KL penalty. By
+            default true only with `target="reward"`.
         num_iterations (`int`, *optional*, defaults to `1`): Number of optimizer steps per batch of rollouts.
         clip (`float`, *optional*, defaults to `0.2`): Clip range of the policy gradient. Probability ratios
             are clipped to [1 - clip, 1 + clip].
