@@ -36,8 +36,7 @@ RATINGS_SHA256 = "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca4
 
 
 class FetchError(ValueError):
-    """Raised if MovieLens-100k cannot be downloaded, if a download fails verification, or if the cache folder cannot be
-    written to."""
+    """Raised if MovieLens-100k cannot be downloaded, if a download fails verification, or if it cannot be cached."""
 
 
 def ml_100k_folder() -> Path:
