@@ -1,5 +1,7 @@
 """What a study can detect, and the ceiling of arms that know items by their ids alone."""
 
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +12,8 @@ from datasets import Dataset
 from trl_rec import evaluate_baselines, prepare
 from trl_rec.evaluation import smallest_difference
 from trl_rec.schedule.studies.arms import Arm
-from trl_rec.schedule.studies.resolution import _reachable, resolution
+from trl_rec.schedule.studies.resolution import SURFACES, Resolution, _reachable, knows_only_ids, resolution
+from trl_rec.scripts.verbs import SCRIPTS
 
 
 ITEMS = pa.list_(pa.int32())
@@ -37,7 +40,8 @@ def test_the_pilot_is_two_baselines_on_validation_whatever_split_the_study_names
     dataset = prepare("toy", tmp_path / "toy", toy_users=30, toy_items=60).with_surface("item_token")
     found = resolution(
         dataset,
-        Arm("counter", baseline="transition"),
+        {"counter": Arm("counter", baseline="transition")},
+        "counter",
         "ndcg@5",
         num_candidates=10,
         evaluation={"split": "test", "ks": [5], "batch_size": 8},
@@ -46,3 +50,42 @@ def test_the_pilot_is_two_baselines_on_validation_whatever_split_the_study_names
     runs = ([pilot[name].per_user] for name in ("transition", "popularity"))
     assert found.smallest == pytest.approx(smallest_difference(*runs, metric="ndcg@5", num_users=len(dataset.test)))
     assert found.reference == pilot["transition"].metrics["ndcg@5"]
+
+
+TOKENS = {"surface": "item_token"}
+KNOWN = {
+    "scratch": Arm("scratch", verb="bear"),
+    "behaviour": Arm("behaviour", verb="bear", recipe={"item_vectors": "behaviour"}),
+    "stages": Arm("stages", verb="align3gr", recipe=TOKENS, start="scratch"),
+    "lists": Arm("lists", verb="blade", start="scratch", grid=({"learning_rate": 1}, {"learning_rate": 2})),
+}
+UNKNOWN = {
+    "titles": Arm("titles", verb="bear", recipe={"surface": "title"}),
+    "one point": Arm("one point", verb="bear", grid=(TOKENS, {"surface": "semantic_id"})),
+    "texts": Arm("texts", verb="bear", recipe={"item_vectors": "both"}),
+    "tasks": Arm("tasks", verb="bear", recipe={"tasks": {"item_to_id": 1.0}}),
+    "pretrained": Arm("pretrained", verb="bear", recipe={"model_name_or_path": "Qwen/Qwen3-0.6B"}),
+    "codes by default": Arm("codes by default", verb="align3gr", start="scratch"),
+    "supervised": Arm("supervised", verb="align3gr", recipe={**TOKENS, "supervised": {"tasks": {}}}),
+    "preferences": Arm("preferences", verb="softmax_dpo", start="scratch"),
+    "their preferences": Arm("their preferences", verb="softmax_dpo", recipe=TOKENS, start="scratch"),
+    "after texts": Arm("after texts", verb="align3gr", recipe=TOKENS, start="texts"),
+    "after that": Arm("after that", verb="blade", start="after texts"),
+    "candidates": Arm("candidates", verb="alro"),
+    "counter": Arm("counter", baseline="transition"),
+}
+
+
+@pytest.mark.parametrize("name", [*KNOWN, *UNKNOWN])
+def test_only_arms_that_know_items_by_their_ids_have_a_ceiling(name: str) -> None:
+    arms = {**KNOWN, **UNKNOWN}
+    assert knows_only_ids(arms[name], arms) == (name in KNOWN)
+    found = Resolution(0.1, 0.5, 0.45, frozenset(KNOWN))
+    assert found.headroom(arms[name]) == (pytest.approx(0.05) if name in KNOWN else None)
+    assert found.is_decidable(arms[name]) == (name in UNKNOWN)
+
+
+@pytest.mark.parametrize("verb", SURFACES)
+def test_the_default_surfaces_are_those_of_the_verbs(verb: str) -> None:
+    kind = import_module(f"trl_rec.scripts.{SCRIPTS.get(verb, verb)}").KINDS[0]
+    assert SURFACES[verb] == next(one.default for one in fields(kind) if one.name == "surface")

@@ -133,5 +133,8 @@ def test_the_recommendation_is_the_best_on_validation_of_the_better_arms() -> No
     compared = [Compared("a", 0.2, "better"), Compared("b", 0.25, "better"), Compared("c", 0.3, "no difference")]
     assert recommendation("counter", compared, arms).startswith("use a (better than counter: ndcg@10 0.2000")
     assert recommendation("counter", compared[2:], arms) == "no difference from counter"
+    for one in compared:
+        one.metric = "disliked@10"  # the lowest is the best
+    assert recommendation("counter", compared, arms).startswith("use b (better than counter: disliked@10 0.2500")
     arms["b"] = {}
     assert recommendation("counter", compared, arms).startswith("use one of a, b: not all of them have a validation")

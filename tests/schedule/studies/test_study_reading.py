@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from tests.schedule.studies.study_runs import ARMS, TRAINING, config
-from trl_rec.schedule.studies.arms import read_arms, read_comparisons
+from trl_rec.schedule.studies.arms import Arm, read_arms, read_comparisons
+from trl_rec.schedule.studies.choice import check_primary, choose
+from trl_rec.schedule.studies.study import Study
 
 
 SFT = ARMS["sft"]
@@ -44,13 +46,18 @@ def read(**changes: Any) -> None:
         ({"arms": {"a": {**SFT, "set": {"final_split": "test"}}}}, "the study sets final_split itself"),
         ({"arms": {"a": {**SFT, "set": [1]}}}, "arms: a: set must map keys"),
         ({"arms": {"a": {**SFT, "grid": {"bear_weight": 1}}}}, "grid: bear_weight must be a list of values"),
-        ({"arms": {"a": {**SFT, "grid": {"bear_weight": [1, 1]}}}}, "grid is empty or has a point twice"),
-        ({"arms": {"a": {**SFT, "grid": []}}}, "grid is empty"),
+        ({"arms": {"a": {**SFT, "grid": {"bear_weight": [1, 1]}}}}, "grid has the point bear_weight=1 twice"),
+        ({"arms": {"a": {**SFT, "grid": []}}}, "grid is empty; give it at least one point"),
+        ({"arms": {"a": {**SFT, "grid": 3}}}, "grid must map keys to lists of values, .* or be a list of .*, not 3"),
         ({"arms": {"a": {**SFT, "grid": {"output_dir": ["x"]}}}}, "grid: the study sets output_dir itself"),
         ({"arms": {"a": {**SFT, "seeds": [1]}}}, "seeds must begin with the study's first seed, 0"),
         ({"arms": {"a": {**SFT, "seeds": [0, 7]}}}, r"seeds must list some of the study's seeds \[0, 1\]"),
-        ({"arms": {"a": {**SFT, "start": "b"}}}, "start: 'b' is not a training of this study"),
-        ({"arms": {"a": {**SFT, "start": "b"}, "b": {"baseline": "random"}}}, "start: 'b' is not a training"),
+        ({"arms": {"a": {**SFT, "start": "b"}}}, "'b' is not another training of this study; leave start out"),
+        (
+            {"arms": {"a": {**SFT, "start": "b"}, "b": {"baseline": "random"}, "c": SFT, "d": SFT}},
+            "start: 'b' is not another training of this study; name one of c, d$",
+        ),
+        ({"arms": {"a": {**SFT, "start": "a"}}}, "start: 'a' is not another training"),
         ({"arms": {"a": {**SFT, "start": "b"}, "b": {**SFT, "start": "a"}}}, "a, b start from each other"),
         (
             {"arms": {"a": {**SFT, "start": "b"}, "b": {**SFT, "seeds": [0]}}},
@@ -86,3 +93,23 @@ def test_without_comparisons_every_arm_is_compared_with_the_reference() -> None:
     one = config(Path("data"), Path("runs"), comparisons=None)
     pairs = read_comparisons(one, read_arms(one, lambda name: {}))
     assert pairs == [(name, "counter") for name in ARMS if name != "counter"]
+
+
+@pytest.mark.parametrize(("primary", "best"), [("ndcg@10", 1), ("reward", 1), ("disliked@10", 2), ("gini", 2)])
+def test_the_best_point_has_the_lowest_value_if_lower_is_better(primary: str, best: int) -> None:
+    arm = Arm("a", verb="bear", grid=({"x": 0}, {"x": 1}, {"x": 2}))
+    assert choose(arm, {0: 0.2, 1: 0.3, 2: 0.1}, primary) == best
+    assert choose(arm, {0: 0.1, 1: 0.1, 2: 0.1}, primary) == 0
+
+
+def test_a_measure_without_a_better_direction_cannot_choose() -> None:
+    grid, plain = Arm("a", grid=({"x": 0}, {"x": 1})), Arm("a")
+    with pytest.raises(ValueError, match="values of 'slot_bias' are better, so no point of the grid of a can be"):
+        check_primary("slot_bias", {"a": grid}, recommend=False)
+    with pytest.raises(ValueError, match="values of 'ndgc@10' are better, so no arm can be recommended"):
+        check_primary("ndgc@10", {"a": plain}, recommend=True)
+    check_primary("slot_bias", {"a": plain}, recommend=False)
+    check_primary("disliked@10", {"a": grid}, recommend=True)
+    one = config(Path("data"), Path("runs"), primary="popularity")
+    with pytest.raises(ValueError, match="primary: it is not known whether high or low values"):
+        Study(one, read_recipe=lambda name: dict(TRAINING), say=lambda line: None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,10 +87,10 @@ def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]])
     for name, arm in arms.items():
         if arm.start is None:
             continue
-        if arm.start not in arms or arms[arm.start].verb is None:
-            raise ValueError(
-                f"arms: {name}: start: {arm.start!r} is not a training of this study; name one of {_listed(arms)}"
-            )
+        if arm.start not in arms or arm.start == name or arms[arm.start].verb is None:
+            others = [one for one in arms if one != name and arms[one].verb is not None]
+            remedy = f"name one of {_listed(others)}" if others else "leave start out"
+            raise ValueError(f"arms: {name}: start: {arm.start!r} is not another training of this study; {remedy}")
         lacking = [seed for seed in arm.seeds if seed not in arms[arm.start].seeds]
         if lacking:
             raise ValueError(
@@ -214,12 +214,21 @@ def _read_grid(where: str, grid: Any) -> tuple[dict[str, Any], ...]:
             if not isinstance(values, list) or not values:
                 raise ValueError(f"{where}: grid: {key} must be a list of values, not {values!r}")
         points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    elif isinstance(grid, list):
+        points = grid
     else:
-        points = list(grid) if isinstance(grid, list) else []
+        raise ValueError(
+            f"{where}: grid must map keys to lists of values, such as {{learning_rate: [0.001, 0.01]}}, or be a list "
+            f"of mappings, not {grid!r}"
+        )
     points = [_keys(where, "grid", point) for point in points]
+    if not points:
+        raise ValueError(f"{where}: grid is empty; give it at least one point, or leave it out")
+
     names = [point_name(point) for point in points]
-    if not points or len(set(names)) != len(names):
-        raise ValueError(f"{where}: grid is empty or has a point twice; list each value once")
+    twice = [name for number, name in enumerate(names) if name in names[:number]]
+    if twice:
+        raise ValueError(f"{where}: grid has the point {twice[0] or '{}'} twice; list each point once")
     return tuple(points)
 
 
@@ -286,5 +295,5 @@ def _in_order(arms: dict[str, Arm]) -> dict[str, Arm]:
     return ordered
 
 
-def _listed(arms: Mapping[str, Arm]) -> str:
-    return ", ".join(arms)
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

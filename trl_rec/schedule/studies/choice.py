@@ -1,5 +1,7 @@
 """Chooses a point of each arm's grid by the primary measure on validation, before the test split is measured.
 
+The best value of a measure is the highest one or, for measures such as `disliked@10`, the lowest one.
+
 `choice.json` contains the chosen points and the validation measures. This file is never replaced. If a
 later call would write other contents, an error is raised, because the test split may have been measured with the first
 choice.
@@ -10,34 +12,60 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from trl_rec.evaluation.tables import direction_of
 from trl_rec.files import write_json
 from trl_rec.schedule.studies.arms import Arm, point_name
 from trl_rec.trainer.base.fingerprint import as_json
 
 
 CHOICE = "choice.json"
+Key = TypeVar("Key")
+
+
+def check_primary(primary: str, arms: Mapping[str, Arm], *, recommend: bool) -> None:
+    """Raises `ValueError` if the study has to choose by the primary measure, but no value of it is better than others.
+
+    Args:
+        primary: Name of the primary measure.
+        arms: The arms by name.
+        recommend: Whether the study ends with a recommendation.
+    """
+    with_grid = [name for name, arm in arms.items() if len(arm.grid) > 1]
+    if direction_of(primary) != 0 or not (with_grid or recommend):
+        return
+    purpose = f"no point of the grid of {with_grid[0]} can be chosen" if with_grid else "no arm can be recommended"
+    raise ValueError(
+        f"primary: it is not known whether high or low values of {primary!r} are better, so {purpose} by it; set "
+        f"primary to a measure such as ndcg@10, or leave {'grid' if with_grid else 'recommend'} out"
+    )
+
+
+def best(values: Mapping[Key, float], primary: str) -> Key:
+    """Returns the key with the best value of the primary measure, or the first such key if there are ties."""
+    direction = direction_of(primary)
+    return max(values, key=lambda key: direction * values[key])
 
 
 def choose(arm: Arm, values: Mapping[int, float | None], primary: str) -> int:
-    """Returns the index in `arm.grid` of the point with the highest value, or the first such index if there are ties.
+    """Returns the index in `arm.grid` of the point with the best value, or the first such index if there are ties.
 
     Args:
         arm: The arm.
         values: Maps the index of each point to its primary measure on validation. If the grid has a single point, the
             measure may be None.
-        primary: Name of the primary measure, used in the error message.
+        primary: Name of the primary measure.
     """
     if len(values) == 1:
         return next(iter(values))
-    lacking = [number for number, value in values.items() if value is None]
-    if lacking:
+    known = {number: value for number, value in values.items() if value is not None}
+    if len(known) < len(values):
         raise ValueError(
             f"arms: {arm.name}: the runs of this arm do not measure {primary} on validation, so no point of the grid "
             "can be chosen; set primary to a measure in the metrics.json of these runs"
         )
-    return max(values, key=lambda number: values[number] or 0.0)
+    return best(known, primary)
 
 
 def write_choice(

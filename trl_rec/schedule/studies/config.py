@@ -23,7 +23,7 @@ class StudyConfig:
             A training may also have:
 
             - `grid`: the points to try, as a list of values per key (all combinations) or as a list of mappings. Each
-              point is trained with the first seed, and the one with the highest primary measure on validation is
+              point is trained with the first seed, and the one with the best primary measure on validation is
               chosen;
             - `start`: name of another arm. The training starts from that arm's policy for the same seed;
             - `tokenize`: keys of `trl-rec tokenize`. The arm then uses a copy of the dataset whose semantic IDs are

@@ -41,11 +41,12 @@ def make_ids(study: Study) -> None:
         folder = Path(study.dataset_of(arm))
         if not arm.tokenize:
             continue
-        if not folder.is_dir():
-            with atomic_folder(folder) as copy:
-                shutil.copytree(study.dataset_folder, copy, dirs_exist_ok=True)
         keys = {**arm.tokenize, "dataset": str(folder)}
         run = Run(f"semantic IDs of {arm.name}", "tokenize", keys, folder.with_name(f"{folder.name}-ids"))
+        if not folder.is_dir():
+            run.record.unlink(missing_ok=True)  # a finished run does not count once its copy has been removed
+            with atomic_folder(folder) as copy:
+                shutil.copytree(study.dataset_folder, copy, dirs_exist_ok=True)
         study.finish([replace(run, has_folder=False)], None, "tokenize")
 
 

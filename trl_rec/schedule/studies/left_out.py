@@ -57,7 +57,8 @@ def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
     config = study.config
     found = resolution(
         dataset,
-        study.arms[config.against],
+        study.arms,
+        config.against,
         config.primary,
         num_candidates=_num_candidates(study),
         evaluation=study.evaluation,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trl_rec.evaluation.kept.files import METRICS
 from trl_rec.printing import in_words
 
 
@@ -89,6 +90,7 @@ def _finished(study: Study) -> list[tuple[str, float]]:
     for path in study.folder.glob("[rt]*s*/**/*.json"):  # the files in the folders `runs` and `test`
         top, name, *_ = path.relative_to(study.folder).parts
         kind = TEST if top == "test" else names.get(name)
-        if kind is not None and path.with_suffix("").is_dir() and path.with_suffix(".yaml").is_file():
+        has_results = (path.with_suffix("") / METRICS).is_file()
+        if kind is not None and has_results and path.with_suffix(".yaml").is_file():
             found.append((kind, float(json.loads(path.read_text(encoding="utf-8"))["seconds"])))
     return found

@@ -1,7 +1,7 @@
 """Estimates the smallest difference that a study can detect, and how much each arm can gain (its headroom).
 
 Both are computed before the first training, from the baselines on the validation split. A headroom that the study's
-recipe contains takes precedence.
+recipe contains takes precedence. Otherwise, only arms that know items by nothing but their ids have a headroom.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from trl_rec.trainer.alro.rows import held_out_rows
 BOUNDED = ("ndcg", "recall", "hit", "mrr")  # measures that are at most the share of rows with a reachable target
 KS = (1, 5, 10)
 OF_BASELINES = ("ks", "exclude_history", "rewards", "seed")  # "split" is missing, because it is always validation here
+# Maps each verb whose models may know items only by their ids to the verb's default surface. A model of `alro` orders
+# candidates that it is given, and one of `softmax_dpo` learns from preferences that may contain any item.
+SURFACES = {"bear": "item_token", "blade": "item_token", "align3gr": "semantic_id"}
 
 
 @dataclass(frozen=True)
@@ -35,18 +38,19 @@ class Resolution:
         ceiling: The largest value that a recommender can reach if it knows only the items of the training split; None
             if the measure has no such bound.
         reference: The validation value of the baseline that `against` names; None if `against` is not a baseline.
+        only_ids: Names of the arms that know items only by their ids (see [`knows_only_ids`]).
     """
 
     smallest: float | None
     ceiling: float | None
     reference: float | None
+    only_ids: frozenset[str] = frozenset()
 
     def headroom(self, arm: Arm) -> float | None:
         """Returns an upper bound on the gain of an arm over the reference, or None if no bound is known."""
         if arm.headroom is not None:
             return arm.headroom
-        knows_only_ids = arm.recipe.get("surface", "item_token") == "item_token" and arm.verb != "alro"
-        if self.ceiling is None or self.reference is None or not knows_only_ids:
+        if self.ceiling is None or self.reference is None or arm.name not in self.only_ids:
             return None
         return self.ceiling - self.reference
 
@@ -58,7 +62,8 @@ class Resolution:
 
 def resolution(
     dataset: RecDataset,
-    against: Arm,
+    arms: Mapping[str, Arm],
+    against: str,
     primary: str,
     *,
     num_candidates: int,
@@ -68,7 +73,8 @@ def resolution(
 
     Args:
         dataset: The dataset.
-        against: The arm that the others are compared with.
+        arms: The arms by name.
+        against: Name of the arm that the others are compared with.
         primary: The primary measure.
         num_candidates: Number of rated candidates per list, for measures of `trl-rec alro`.
         evaluation: The study's keys of `trl-rec evaluate`. Only the keys in `OF_BASELINES` are used.
@@ -95,11 +101,43 @@ def resolution(
         metric=primary,
         num_users=num_users,
     )
-    reference = None if against.baseline not in baselines else baselines[against.baseline].metrics[primary]
+    baseline = arms[against].baseline
+    reference = None if baseline not in baselines else baselines[baseline].metrics[primary]
     ceiling = None
     if primary.split("@")[0] in BOUNDED:
         ceiling = _reachable(dataset, bool(options.get("exclude_history", True)))
-    return Resolution(smallest, ceiling, reference)
+    only_ids = frozenset(name for name, arm in arms.items() if knows_only_ids(arm, arms))
+    return Resolution(smallest, ceiling, reference, only_ids)
+
+
+def knows_only_ids(arm: Arm, arms: Mapping[str, Arm]) -> bool:
+    """Returns whether the models of an arm know items only by their ids, whatever point of its grid is chosen.
+
+    Such a model cannot know an item that does not occur in the training split. The result is False if a model may have
+    read texts of the items, or may have been trained on other data.
+
+    Args:
+        arm: The arm.
+        arms: All arms by name. A model knows what the model that it starts from knows.
+    """
+    if arm.verb not in SURFACES:
+        return False
+    if arm.start is not None and not knows_only_ids(arms[arm.start], arms):
+        return False
+    return all(_reads_only_ids(arm.verb, {**arm.recipe, **point}) for point in arm.grid)
+
+
+def _reads_only_ids(verb: str, keys: Mapping[str, Any]) -> bool:
+    """Returns whether a training with these keys uses one token per item and reads no texts of the items.
+
+    Texts may come from `tasks`, which the section `supervised` may contain too, from `item_vectors`, and from whatever
+    the model in `model_name_or_path` was trained on.
+    """
+    return (
+        keys.get("surface", SURFACES[verb]) == "item_token"
+        and keys.get("item_vectors", "random") in ("random", "behaviour")
+        and all(keys.get(name) is None for name in ("model_name_or_path", "tasks", "supervised"))
+    )
 
 
 def _reachable(dataset: RecDataset, exclude_history: bool) -> float:

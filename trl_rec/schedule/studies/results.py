@@ -17,6 +17,7 @@ from trl_rec.evaluation.kept.reading import KeptEvaluation, check_comparable
 from trl_rec.evaluation.report import write_report
 from trl_rec.evaluation.tables import aligned
 from trl_rec.files import write_json, write_text
+from trl_rec.schedule.studies.choice import best
 from trl_rec.schedule.studies.measuring import Measured
 from trl_rec.schedule.studies.resolution import Resolution
 from trl_rec.schedule.studies.runs import seconds_if_finished
@@ -112,7 +113,7 @@ def compare_pairs(
 def recommendation(against: str, comparisons: Sequence[Comparison], arms: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns "use ARM", or "no difference from X" if no arm is better than X, the arm named by `against`.
 
-    If several arms are better, ARM is the one with the highest primary measure on validation. Choosing by the test
+    If several arms are better, ARM is the one with the best primary measure on validation. Choosing by the test
     split instead would overestimate the measure of the chosen arm. So if some of these arms, such as lists made
     elsewhere, have no validation measure, all better arms are named.
     """
@@ -120,12 +121,12 @@ def recommendation(against: str, comparisons: Sequence[Comparison], arms: Mappin
     if not better:
         return f"no difference from {against}"
     validation = {one.name: arms[one.name].get("validation") for one in better}
-    if len(better) > 1 and None in validation.values():
+    known = {name: value for name, value in validation.items() if value is not None}
+    if len(better) > 1 and len(known) < len(better):
         return f"use one of {', '.join(validation)}: not all of them have a validation measure to choose by"
-    best = max(better, key=lambda one: validation[one.name] or 0.0)
-    return (
-        f"use {best.name} ({best.verdict} than {against}: {best.metric} {best.mean:.4f} against {best.reference:.4f})"
-    )
+    name = best(known, better[0].metric) if known else better[0].name
+    one = next(one for one in better if one.name == name)
+    return f"use {name} ({one.verdict} than {against}: {one.metric} {one.mean:.4f} against {one.reference:.4f})"
 
 
 def _commit(git: Mapping[str, Any] | None) -> str | None:

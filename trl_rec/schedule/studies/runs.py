@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from trl_rec.evaluation.kept.files import METRICS
 from trl_rec.files import write_json, write_text
 from trl_rec.schedule.plan import weights_digest
 from trl_rec.schedule.studies.processes import Busy, Launch, Lock, Process, last_lines
@@ -60,6 +61,11 @@ class Run:
         return self.path.with_name(f"{self.path.name}.json")
 
     @property
+    def has_results(self) -> bool:
+        """Whether the run folder contains the results of the verb. Always True if the verb does not write to it."""
+        return not self.has_folder or (self.path / METRICS).is_file()
+
+    @property
     def command(self) -> list[str]:
         """The words after `trl-rec`."""
         return [self.verb, "--config", str(self.recipe)]
@@ -75,17 +81,18 @@ def write_recipe(run: Run) -> None:
 
 
 def seconds_if_finished(run: Run) -> float | None:
-    """Returns the seconds that a run took, or None if the run is not finished, or was finished with other inputs.
+    """Returns the seconds that a run took, or None if the run must be started.
 
-    The inputs are the command, the keys, and the weights of the model folder that the run loads, if any. Raises
-    `ValueError` if a run that must not be repeated (see `Run.once`) was finished with other inputs.
+    That is so if the run is not finished, was finished with other inputs, or has lost its results because its folder
+    was removed. The inputs are the command, the keys, and the weights of the model folder that the run loads, if any.
+    Raises `ValueError` if a run that must not be repeated (see `Run.once`) was finished with other inputs.
     """
     if not run.record.is_file():
         return None
     record = json.loads(run.record.read_text(encoding="utf-8"))
     now = _asked(run)
     if {name: record.get(name) for name in now} == now:
-        return float(record["seconds"])
+        return float(record["seconds"]) if run.has_results else None
     if run.once:
         differing = next(name for name in now if record.get(name) != now[name])
         raise ValueError(
@@ -172,7 +179,8 @@ def _start(run: Run, launch: Launch, threads: int) -> _Active | None:
         if seconds_if_finished(run) is not None:
             lock.release()
             return None
-        run.record.unlink(missing_ok=True)
+        if not run.once:  # the record of a measurement stays, so that other inputs are refused even after a kill
+            run.record.unlink(missing_ok=True)
         write_recipe(run)
         return _Active(run, lock, launch(run.command, run.log, lock.descriptor, threads), time.monotonic())
     except BaseException:

@@ -18,6 +18,7 @@ from typing import Any
 from trl_rec.data import RecDataset
 from trl_rec.files import clean_up, exclusive, write_json
 from trl_rec.schedule.studies.arms import Arm, point_name, read_arms, read_comparisons, slug, with_recipe
+from trl_rec.schedule.studies.choice import check_primary
 from trl_rec.schedule.studies.config import StudyConfig
 from trl_rec.schedule.studies.data import make_dataset, make_ids
 from trl_rec.schedule.studies.left_out import leave_out_undecidable, leave_out_unmet
@@ -74,6 +75,7 @@ class Study:
         # The arms, the comparisons, and the keys of the measurements.
         self.arms = read_arms(config, read_recipe)
         self.comparisons = read_comparisons(config, self.arms)
+        check_primary(config.primary, self.arms, recommend=config.recommend)
         self.evaluation = dict(config.evaluation or {})
         for key in ("dataset", "model", "output_dir", "split", "lists", "name", "baselines"):
             if key in self.evaluation:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from trl_rec.evaluation.kept.files import METRICS
 from trl_rec.schedule.studies.arms import point_name
 from trl_rec.schedule.studies.choice import choose, write_choice
 from trl_rec.schedule.studies.resolution import Resolution
@@ -45,7 +46,7 @@ def choose_points(study: Study, resolved: Resolution) -> dict[str, int]:
             chosen[arm.name] = choose(arm, values[arm.name], primary)
             if len(arm.grid) > 1:
                 study.say(
-                    f"{arm.name}: {point_name(arm.grid[chosen[arm.name]])} is chosen, because it has the highest "
+                    f"{arm.name}: {point_name(arm.grid[chosen[arm.name]])} is chosen, because it has the best "
                     f"{primary} on validation"
                 )
     decided = {
@@ -77,7 +78,7 @@ def train_chosen(study: Study, chosen: Mapping[str, int]) -> dict[str, dict[int,
 
 def validation_value(run: Run, measure: str) -> float | None:
     """Returns the value of a measure on the validation split, or None if the run did not compute this measure."""
-    content = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
+    content = json.loads((run.path / METRICS).read_text(encoding="utf-8"))
     if content.get("split") != "validation":
         raise ValueError(
             f"{run.path} was measured on the {content.get('split')} split, not on validation; remove this folder and "

@@ -1,0 +1,107 @@
+"""A run whose folder was removed is repeated, although the record beside the folder says that it is finished."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from trl_rec.schedule.studies.arms import Arm
+from trl_rec.schedule.studies.data import make_ids
+from trl_rec.schedule.studies.progress import progress_of
+from trl_rec.schedule.studies.runs import Run, finish_all
+
+
+class Ended:
+    """A process that has ended without an error."""
+
+    def poll(self) -> int:
+        return 0
+
+
+def finish(run: Run) -> int:
+    """Finishes a run with a verb that only writes `metrics.json`. Returns how often the verb was started."""
+    started = []
+
+    def launch(words: Sequence[str], log: Path, lock: int | None, threads: int) -> Ended:
+        started.append(words)
+        run.path.mkdir(parents=True, exist_ok=True)
+        (run.path / "metrics.json").write_text("{}")
+        return Ended()
+
+    finish_all([run], launch, jobs=1, threads=1, say=print, done=lambda run, seconds: None)
+    return len(started)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run("sft, seed 0", "bear", {"seed": 0}, tmp_path / "runs" / "sft" / "seed-0")
+
+
+def num_left(run: Run) -> str:
+    """What a study with this run alone says is left."""
+    study = SimpleNamespace(
+        folder=run.path.parents[2],
+        trainings={"sft": Arm("sft", verb="bear", seeds=(0,))},
+        arms={},
+        left_out={},
+        config=SimpleNamespace(jobs=1),
+    )
+    return progress_of(study).place  # the other run measures the test split
+
+
+@pytest.mark.parametrize("removed", ["", "metrics.json"])
+def test_a_training_that_was_removed_is_repeated(run: Run, removed: str) -> None:
+    assert [finish(run), finish(run)] == [1, 0] and num_left(run) == "1/3"
+    path = run.path / removed
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert num_left(run) == "0/3"
+    assert [finish(run), finish(run)] == [1, 0] and num_left(run) == "1/3"
+
+
+def test_a_measurement_that_was_removed_is_repeated_with_the_same_inputs_only(run: Run) -> None:
+    run = replace(run, once=True)
+    other = replace(run, keys={"seed": 1})
+    finish(run)
+    shutil.rmtree(run.path)
+    with pytest.raises(ValueError, match="made with other keys; a study measures the test split only once"):
+        finish(other)
+    assert finish(run) == 1
+
+    # Also if the study is killed while the measurement is repeated.
+    shutil.rmtree(run.path)
+    with pytest.raises(KeyboardInterrupt):
+        finish_all([run], interrupted, jobs=1, threads=1, say=print, done=lambda run, seconds: None)
+    with pytest.raises(ValueError, match="made with other keys"):
+        finish(other)
+    assert finish(run) == 1
+
+
+def interrupted(*_: object) -> Ended:
+    raise KeyboardInterrupt
+
+
+def test_semantic_ids_of_a_removed_copy_are_made_again(tmp_path: Path) -> None:
+    """The record of the run that makes them is beside the copy of the dataset, and must not outlive it."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "card.json").write_text("{}")
+    has_record = []
+
+    def note(runs: Sequence[Run], kinds: None, kind: str) -> None:
+        has_record.append(runs[0].record.is_file())
+        runs[0].record.write_text(json.dumps({"seconds": 1}))
+
+    study = SimpleNamespace(
+        trainings={"ids": Arm("ids", verb="bear", tokenize={"codes": 8})},
+        dataset_of=lambda arm: str(tmp_path / "study" / "copy"),
+        dataset_folder=str(tmp_path / "data"),
+        finish=note,
+    )
+    make_ids(study)
+    make_ids(study)
+    shutil.rmtree(tmp_path / "study" / "copy")
+    make_ids(study)
+    assert has_record == [False, True, False] and (tmp_path / "study" / "copy" / "card.json").is_file()
