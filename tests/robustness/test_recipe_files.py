@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from tests.robustness.attacks import Attack, assert_refused, each
 from trl_rec.evaluation import EvaluationConfig
 from trl_rec.scripts.evaluate import EvaluateArguments
-from trl_rec.scripts.parsing import find_recipe, parse
+from trl_rec.scripts.parsing import find_recipe, parse, parse_section
 from trl_rec.scripts.recipe_files import checked_values, read_recipe
+from trl_rec.semantic_ids import DualIdsConfig
+from trl_rec.trainer import BearConfig
 
 
 GOOD = "dataset: data\noutput_dir: out\n"
@@ -158,3 +160,17 @@ def test_plain_values_are_read_as_they_are(tmp_path: Path) -> None:
         "ks": [3],
         "rewards": {"ndcg": 1},
     }
+
+
+@pytest.mark.parametrize("value", [None, 1, "x", [1]])
+@pytest.mark.parametrize("key", ["bogus", "max_length", 5])
+def test_an_unknown_key_of_a_section_is_refused_even_if_it_is_empty(key: Any, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"align3gr: tokenize: there is no key {key!r}; correct the key"):
+        parse_section(DualIdsConfig, {"levels": 2, key: value}, "align3gr: tokenize")
+
+
+def test_an_empty_key_of_a_section_has_its_default(tmp_path: Path) -> None:
+    ids = parse_section(DualIdsConfig, {"levels": None, "codes": "8"}, "align3gr: tokenize")
+    assert ids == DualIdsConfig(codes=8)
+    section = {"output_dir": str(tmp_path), "max_length": None, "use_cpu": True, "bf16": False}
+    assert parse_section(BearConfig, section, "align3gr: supervised").max_length is None

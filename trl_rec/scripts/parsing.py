@@ -13,7 +13,7 @@ import signal
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, overload
 
@@ -131,9 +131,14 @@ def _use_recipe(parser: TrlParser, kinds: tuple[type, ...], recipe: Path, *, lau
 def parse_section(kind: type[T], section: dict[str, Any], name: str) -> T:
     """Fills a dataclass from a section of a recipe, under the same rules as [`parse`].
 
-    Unknown keys with a value are errors, and numbers that YAML reads as strings (`1e-3`) become numbers. A key without
-    a value gets its default. However, `max_length` without a value becomes None, which means no limit.
+    Unknown keys are errors, and numbers that YAML reads as strings (`1e-3`) become numbers. A key without a value gets
+    its default. However, `max_length` without a value becomes None, which means no limit.
     """
+    known = [one.name for one in fields(kind)]  # type: ignore[arg-type]  # a dataclass
+    unknown = [key for key in section if key not in known]
+    if unknown:
+        raise ValueError(f"{name}: there is no key {unknown[0]!r}; correct the key, or remove it")
+
     argv = []
     for key, value in checked_values((kind,), section, name, optional=True).items():
         if isinstance(value, list):
