@@ -396,6 +396,11 @@ def test_senseless_settings_are_refused(dataset, options, message):
     assert load(dataset.path).catalog.semantic_ids is None
 
 
+def test_without_users_align_may_be_false_too(dataset):
+    made = make_dual_ids(dataset, DualIdsConfig(**{**SMALL, "max_epochs": 1}, users=False, align=False))
+    assert made.catalog.user_ids is None and len(made.catalog.semantic_ids) == 50
+
+
 def test_an_encoder_of_other_ids_is_refused(dataset):
     """The tower of earlier IDs does not fit the IDs that replaced them."""
     make_dual_ids(dataset, DualIdsConfig(**SMALL))

@@ -17,13 +17,13 @@ from trl_rec.semantic_ids.dual_inputs import DualInputs, dual_inputs
 from trl_rec.semantic_ids.dual_model import Tower
 from trl_rec.semantic_ids.dual_storage import save_item_tower
 from trl_rec.semantic_ids.dual_training import NUM_OTHERS, DualTraining
+from trl_rec.semantic_ids.signals import SIGNALS
 from trl_rec.semantic_ids.sinkhorn import sinkhorn_repair
 from trl_rec.semantic_ids.storage import is_written, make_once, write_ids
 from trl_rec.semantic_ids.text_encoders import WORDS, load_text_encoder
 from trl_rec.semantic_ids.tokens import check_codes, id_tokens, ids_fingerprint, user_tokens
 
 
-SIGNALS = ("both", "text", "behaviour")
 BEHAVIOURS = ("cooccurrence", "sequence")
 
 
@@ -44,7 +44,7 @@ class DualIdsConfig:
             recipe `study/ml-100k-align3gr` compares the two.
         users (`bool`, *optional*, defaults to `True`): Whether users get IDs too.
         align (`bool`, *optional*, defaults to `True`): Whether to align users with the items they chose, by the U2I
-            (user-to-item) loss.
+            (user-to-item) loss. Without `users`, nothing is aligned.
         levels (`int`, *optional*, defaults to `3`): Number of codes per ID.
         codes (`int`, *optional*, defaults to `256`): Number of different codes per level.
         code_width (`int`, *optional*, defaults to `32`): Width of the vectors that are quantised.
@@ -297,7 +297,7 @@ def _check_inert(config: DualIdsConfig) -> None:
     }
     inert = {f"signals={config.signals!r}": unused_by_signals[config.signals]}
     if not config.users:
-        inert["users=False"] = ("align", "alpha")
+        inert["users=False"] = ("alpha",)  # `align` has no effect either, but align=False is what happens anyway
     if not config.align:
         inert["align=False"] = ("alpha",)
 
