@@ -316,9 +316,13 @@ def evaluate_with_baselines(
     else:
         dataset = dataset.with_surface("item_token")
 
-    # 2. Load the policy, and choose its prior on the validation split.
+    # 2. Load the prior and the policy, and choose the setting of the prior on the validation split.
+    prior = None if config.model is None else _load_prior(config.model, dataset, config)
     policy = None if config.model is None else _load_policy(config.model, dataset, config)
-    prior = None if policy is None else _prior_of(policy, dataset, config, keep, recorded)
+    if policy is not None and prior is not None and not _keeps_saved_setting(config):
+        prior, choice = _choose_setting(policy, prior, dataset, config, recorded)
+        if keep is not None:
+            keep(choice)
 
     # 3. Read the lists, train the baseline that has to be trained, and select the rows to evaluate. The baseline needs
     #    the whole validation split, so it is trained before the selection.
@@ -343,6 +347,33 @@ def evaluate_with_baselines(
     elif lists is not None and name is not None:
         results[name] = _evaluate_lists(lists, dataset, config)
     return results
+
+
+def wanted_choice(config: EvaluationConfig) -> tuple[str, float | None] | None:
+    """Returns the kind and the strength of the prior whose setting [`evaluate_with_baselines`] will pass to `keep`.
+
+    The strength is None if it will be chosen on the validation split. The result is None if `keep` will not be called:
+    if there is no prior, or if a saved prior keeps its saved setting. With this result, `check_choice` can refuse an
+    output folder before the model is loaded.
+
+    Args:
+        config: The settings, as returned by [`evaluation_settings`].
+    """
+    if config.prior in (None, "none") or _keeps_saved_setting(config):
+        return None
+    strength = given_strength(config.prior_strength or AUTO)
+    if config.prior != SAVED_PRIOR:
+        return config.prior, strength
+
+    described = settings_of_run(config.model).get(PRIOR_KEY)
+    kind = described.get("kind") if isinstance(described, dict) else None
+    if kind is None or (kind == ArrayPrior.kind and strength is None):
+        return None  # `_load_prior` will raise an error
+    return str(kind), strength
+
+
+def _keeps_saved_setting(config: EvaluationConfig) -> bool:
+    return config.prior == SAVED_PRIOR and config.prior_strength is None
 
 
 def _read_lists(path: str, dataset: RecDataset, config: EvaluationConfig) -> Rankings:
@@ -441,47 +472,41 @@ def _load_policy(model_name: str, dataset: RecDataset, config: EvaluationConfig)
     )
 
 
-def _prior_of(
-    policy: Policy,
-    dataset: RecDataset,
-    config: EvaluationConfig,
-    keep: Callable[[PriorChoice], object] | None,
-    recorded: Mapping[str, Any] | None,
-) -> SavedPrior | None:
-    """Returns the prior with its setting, or None if no prior is used.
+def _load_prior(model_name: str, dataset: RecDataset, config: EvaluationConfig) -> SavedPrior | None:
+    """Loads or fits the prior, or returns None if no prior is used.
 
-    The setting of a saved prior is not chosen again, unless `config.prior_strength` is set.
+    Raises `ValueError` if the setting of a prior is to be chosen that has none.
     """
-    # 1. Load or fit the prior.
     if config.prior in (None, "none"):
         return None
-    prior: SavedPrior
-    if config.prior == SAVED_PRIOR:
-        assert config.model is not None
-        saved = load_run_prior(config.model, settings_of_run(config.model), len(dataset.catalog))
-        if saved is None:
-            raise ValueError(f"{config.model} does not contain a prior; choose another prior, or leave prior out")
-        if config.prior_strength is None:
-            return saved
-        prior = saved
-    else:
-        prior = fit_prior(config.prior, dataset, exclude_history=config.exclude_history)
+    if config.prior != SAVED_PRIOR:
+        return fit_prior(config.prior, dataset, exclude_history=config.exclude_history)
 
-    # 2. Choose the setting of the prior.
+    saved = load_run_prior(model_name, settings_of_run(model_name), len(dataset.catalog))
+    if saved is None:
+        raise ValueError(f"{model_name} does not contain a prior; choose another prior, or leave prior out")
+    if isinstance(saved, ArrayPrior) and config.prior_strength == AUTO:
+        raise ValueError(
+            f"prior_strength=auto chooses the strength of counts, but the prior in {model_name} is an array of "
+            "weights; give prior_strength a number, or leave it out"
+        )
+    return saved
+
+
+def _choose_setting(
+    policy: Policy,
+    prior: SavedPrior,
+    dataset: RecDataset,
+    config: EvaluationConfig,
+    recorded: Mapping[str, Any] | None,
+) -> tuple[SavedPrior, PriorChoice]:
+    """Gives the prior the strength in `config`, or the setting that is best on the validation split."""
     strength = given_strength(config.prior_strength or AUTO)
     k = max(config.ks)
     if strength is not None:
-        prior, choice = given_choice(prior, strength, k, recorded=recorded)
-    elif isinstance(prior, ArrayPrior):
-        raise ValueError(
-            f"prior_strength=auto chooses the strength of counts, but the prior in {config.model} is an array of "
-            "weights; give prior_strength a number, or leave it out"
-        )
-    else:
-        prior, choice = choose_prior(policy, dataset, prior, k=k, max_users=config.max_users)
-    if keep is not None:
-        keep(choice)
-    return prior
+        return given_choice(prior, strength, k, recorded=recorded)
+    assert not isinstance(prior, ArrayPrior), "refused by `_load_prior`"
+    return choose_prior(policy, dataset, prior, k=k, max_users=config.max_users)
 
 
 def _evaluate_model(

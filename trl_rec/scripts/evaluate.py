@@ -24,8 +24,9 @@ from trl_rec.evaluation import (
     write_results,
 )
 from trl_rec.evaluation.graded.saved_ranker import evaluate_ranker, is_ranker
-from trl_rec.evaluation.prior_choice import PriorChoice, choice_table, keep_choice, read_choice
+from trl_rec.evaluation.prior_choice import PriorChoice, check_choice, choice_table, keep_choice, read_choice
 from trl_rec.evaluation.results import SEQUENCE
+from trl_rec.evaluation.saved_model import wanted_choice
 from trl_rec.files import clean_up, exclusive
 from trl_rec.schedule import SequenceBaseline
 from trl_rec.scripts.parsing import parse, run, show_progress
@@ -81,6 +82,9 @@ def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) ->
 
     Returns the text to print, and the metric to show by slice.
     """
+    wanted = wanted_choice(config)
+    if wanted is not None:  # refuse a prior that differs from the one in the folder before the model is loaded
+        on_main_process(lambda: check_choice(output, *wanted))
 
     def keep(choice: PriorChoice) -> None:
         """Writes and prints the choice of a prior, before the prior is evaluated on `config.split`."""

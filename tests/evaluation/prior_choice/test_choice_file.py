@@ -1,6 +1,7 @@
 """`choice.json`: what `trl-rec evaluate` keeps in it, and which runs are refused because of it."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from trl_rec.data import RecDataset
 from trl_rec.data.dataset import split_rows
 from trl_rec.decoding import PopularityPrior
 from trl_rec.decoding.priors import fit_prior
+from trl_rec.decoding.priors.run_folder import save_run_prior
 from trl_rec.decoding.run_folder import save_recommender
 from trl_rec.evaluation import closing_verdict, read_evaluation
 from trl_rec.evaluation.prior_choice import Setting, given_choice, keep_choice, with_setting
@@ -68,6 +70,35 @@ def test_evaluate_chooses_on_validation_and_keeps_three_rows(
         with pytest.raises(ValueError, match=r"choice\.json records another choice, transition with"):
             evaluate.main(words(run, dataset, tmp_path / "out", *other))
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("words_of_prior", "asked"),
+    [
+        (["--prior", "popularity"], "this run asks for popularity"),
+        (["--prior", "mixture", "--prior_strength", "2"], "this run asks for mixture with strength 2.0"),
+        (["--prior", "transition", "--prior_strength", "3"], "this run asks for transition with strength 3.0"),
+        (["--prior", "transition"], "prior_strength=auto never chooses this setting"),
+        (["--prior", "saved", "--prior_strength", "2"], "this run asks for popularity with strength 2.0"),
+    ],
+)
+def test_another_prior_is_refused_before_the_model_is_loaded(
+    words_of_prior: list[str],
+    asked: str,
+    run: Path,
+    dataset: RecDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    save_run_prior(tmp_path / "run", fit_prior("popularity", dataset))
+    choice = {"prior": "transition", "strength": 77.0, "eps": 0.1, "split": "test"}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "choice.json").write_text(json.dumps(choice))
+    for name in ("load_model", "fit_prior"):
+        monkeypatch.setattr(f"trl_rec.evaluation.saved_model.{name}", lambda *_, **__: pytest.fail("too late"))
+    with pytest.raises(ValueError, match=f"records another choice, transition with strength 77.0 .*{asked}"):
+        evaluate.main(words(tmp_path / "run", dataset, tmp_path / "out", *words_of_prior))
 
 
 def test_the_choice_is_written_before_the_test_split_is_read(

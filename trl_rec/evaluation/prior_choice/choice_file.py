@@ -34,10 +34,10 @@ def keep_choice(folder: str | Path, choice: PriorChoice, split: str) -> None:
 
 def check_choice(folder: str | Path, prior: str, strength: float | None) -> None:
     """Raises `ValueError` if it is certain that [`keep_choice`] will refuse the choice of a prior. Call this function
-    before training.
+    before the model is trained or loaded.
 
-    If the strength is chosen on the validation split, the choice is known only after training. The recorded choice is
-    then refused only if it is one that [`choose_prior`] cannot make.
+    If the strength is chosen on the validation split, the choice is known only after that. The recorded choice is then
+    refused only if it is one that [`choose_prior`] cannot make.
 
     Args:
         folder: The output folder.
