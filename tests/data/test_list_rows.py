@@ -12,7 +12,7 @@ from tests.conftest import make_tokenizer
 from tests.data.test_rows import NUM_ITEMS, make_split
 from tests.oracles.lists import list_windows
 from trl_rec.data import PromptFormat, build_list_rows, list_targets
-from trl_rec.data.list_rows import build_list_prompts, complete_list_prompts
+from trl_rec.data.list_rows import build_list_prompts, complete_list_prompts, evaluation_list_rows
 from trl_rec.decoding import list_tokens
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.ragged import Ragged
@@ -30,7 +30,7 @@ def make_format(surface: str, **options: Any) -> tuple[PromptFormat, TokenTrie, 
     catalog = ItemCatalog(table, surface=surface, semantic_ids=ids)
     tokenizer.add_tokens(catalog.new_tokens)
     trie = TokenTrie.from_catalog(catalog, tokenizer, lists=True)
-    return PromptFormat.for_catalog(catalog, tokenizer, list_length=LENGTH, **options), trie, tokenizer
+    return PromptFormat.for_catalog(catalog, tokenizer, **{"list_length": LENGTH, **options}), trie, tokenizer
 
 
 FORMATS = {surface: make_format(surface) for surface in SURFACES}
@@ -163,3 +163,16 @@ def test_list_rows_need_a_training_split_and_a_list_format(tokenizer_copy) -> No
     tokenizer_copy.eos_token = None
     with pytest.raises(ValueError, match="no EOS token to end a list with"):
         PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, list_length=1)
+
+
+def test_a_format_of_single_items_has_no_lists() -> None:
+    """Its lists would have one item each, and none would end in EOS."""
+    single, split = make_format("item_token", list_length=None)[0], make_split([([0], [1, 2, 3])])
+    prompts = build_list_prompts(split, FORMATS["item_token"][0])
+    for build in (
+        lambda: build_list_rows(split, single),
+        lambda: evaluation_list_rows(split, single),
+        lambda: complete_list_prompts(prompts, Ragged.from_lists([[1, 2, 3]]), single),
+    ):
+        with pytest.raises(ValueError, match="the prompt format is for single items; create it with"):
+            build()

@@ -77,7 +77,7 @@ def complete_list_prompts(prompts: Dataset, items: Ragged, prompt_format: Prompt
     Args:
         prompts: Rows of [`build_list_prompts`], with `prompt_ids`, `user` and `history`.
         items: One list of items per prompt.
-        prompt_format: The format of the prompts.
+        prompt_format: The format of the prompts. It must have a `list_length`.
 
     Returns:
         `datasets.Dataset` with the columns of [`build_list_rows`].
@@ -106,7 +106,7 @@ def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_len
     Returns:
         `datasets.Dataset` with the columns of [`build_list_rows`].
     """
-    items = list_targets(split, prompt_format.list_length or 1, prompt_format.twins)
+    items = list_targets(split, _list_length(prompt_format), prompt_format.twins)
     rows = np.flatnonzero(items.lengths > 0)
     if not len(rows):
         raise ValueError(
@@ -164,11 +164,7 @@ def _prompts(
 ) -> tuple[Ragged, Ragged, Ragged, pa.Array]:
     """Returns the prompts of all lists, the items before each list, the items of each list, and the users."""
     check_is_train(split, "models")
-    length = prompt_format.list_length
-    if length is None:
-        raise ValueError(
-            "the prompt format is for single items; create it with PromptFormat.for_catalog(..., list_length=...)"
-        )
+    length = _list_length(prompt_format)
     before, items, source = _cut_lists(split, length, 1 if every_position else length, prompt_format.twins)
     if int(items.lengths.max(initial=0)) < length:
         raise ValueError(
@@ -177,6 +173,15 @@ def _prompts(
         )
     users = split_users(split)[source]
     return prompt_format.encode(before, users, max_length=max_length), before, items, pa.array(users)
+
+
+def _list_length(prompt_format: PromptFormat) -> int:
+    """Returns the number of items of a complete list. Raises `ValueError` if the format is for single items."""
+    if prompt_format.list_length is None:
+        raise ValueError(
+            "the prompt format is for single items; create it with PromptFormat.for_catalog(..., list_length=...)"
+        )
+    return prompt_format.list_length
 
 
 def _cut_lists(split: Dataset, length: int, stride: int, twins: Twins | None) -> tuple[Ragged, Ragged, np.ndarray]:
@@ -207,7 +212,7 @@ def _cut_lists(split: Dataset, length: int, stride: int, twins: Twins | None) ->
 
 def _tokens_and_labels(prompts: Ragged, items: Ragged, prompt_format: PromptFormat) -> dict[str, pa.Array]:
     """Returns the columns `input_ids` and `labels` of prompts and lists. Only lists of full length end in EOS."""
-    is_complete = items.lengths == prompt_format.list_length
+    is_complete = items.lengths == _list_length(prompt_format)
     ends = Ragged.from_lengths(
         np.tile(prompt_format.end, int(is_complete.sum())), is_complete * len(prompt_format.end)
     )
