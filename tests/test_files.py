@@ -85,10 +85,12 @@ def test_a_folder_gets_all_of_its_new_contents_and_keeps_none_of_the_old(tmp_pat
 
 def test_without_a_check_only_an_empty_folder_is_filled(tmp_path: Path) -> None:
     fill(tmp_path / "folder", old="1")
-    with pytest.raises(ValueError, match="folder, which was empty before; .* choose another folder"):
-        with atomic_folder(tmp_path / "folder") as folder:
-            fill(folder, new="2")
-    assert entries(tmp_path) == ["folder", "folder/old"]
+    (tmp_path / "file").write_text("1")
+    for name, problem in (("folder", "is not empty"), ("file", "is not a folder")):
+        with pytest.raises(ValueError, match=f"{name} {problem}, perhaps because .* choose another folder"):
+            with atomic_folder(tmp_path / name) as folder:
+                fill(folder, new="2")
+    assert entries(tmp_path) == ["file", "folder", "folder/old"] and (tmp_path / "file").read_text() == "1"
 
 
 def test_a_failure_while_filling_leaves_the_old_folder_and_no_new_parents(tmp_path: Path) -> None:

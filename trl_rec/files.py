@@ -316,16 +316,17 @@ def _follow(path: Path) -> Iterator[None]:
 
 
 def _place_folder(path: Path, new: Path) -> None:
-    """Renames `new` to `path`. Raises `ValueError` if `path` is not empty. The renaming itself checks this, so no
-    other process can write to `path` in between."""
+    """Renames `new` to `path`. Raises `ValueError` if `path` is a file, or a folder that is not empty. The renaming
+    itself checks this, so no other process can write to `path` in between."""
     try:
         new.rename(path)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
+        problem = "is not a folder" if error.errno == errno.ENOTDIR else "is not empty"
         raise ValueError(
-            f"another program has written to {path}, which was empty before; nothing was changed, so choose another "
-            "folder"
+            f"{path} {problem}, perhaps because another program has written to it; nothing was changed, so choose "
+            "another folder"
         ) from error
     _sync(path.parent)
 

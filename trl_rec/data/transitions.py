@@ -96,16 +96,16 @@ class TransitionCounts:
         NOT_NEGATIVE.check("decay", self.decay)
         offsets = self.targets.offsets
         if len(offsets) != num_items + 1:
-            raise ValueError(f"the counts are for a catalogue of {len(offsets) - 1} items, not of {num_items}")
+            raise ValueError(f"the counts are for {len(offsets) - 1} items, but the catalogue has {num_items}")
         is_divided = (
             offsets[0] == 0 and offsets[-1] == len(self.targets.values) and bool((np.diff(offsets) >= 0).all())
         )
         if not is_divided or len(self.shares) != len(self.targets.values):
-            raise ValueError("the counts are not divided into one row per item")
+            raise ValueError("the counts do not have one row per item")
         if not bool(((self.targets.values >= 0) & (self.targets.values < num_items)).all()):
-            raise ValueError(f"the counts contain an item outside 0 to {num_items - 1}")
+            raise ValueError(f"the counts contain an item that is not from 0 to {num_items - 1}")
         if not bool((np.isfinite(self.shares) & (self.shares >= 0) & (self.shares <= 1)).all()):
-            raise ValueError("the counts contain a share outside 0 to 1")
+            raise ValueError("the counts contain a share that is not from 0 to 1")
 
     def followers(self, histories: Ragged) -> tuple[Ragged, np.ndarray]:
         """Returns the followers of the last `max_history` items of each history, and their partial scores.

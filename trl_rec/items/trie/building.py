@@ -35,17 +35,22 @@ def as_matrix(sequences: Tensor | np.ndarray | Sequence[Sequence[int]]) -> Tenso
     # 2. Check the token ids.
     if not paths.numel():
         raise ValueError("sequences is empty; give at least one sequence")
-    if bool((paths[:, 0] < 0).any()):
-        raise ValueError(
-            f"sequence {int((paths[:, 0] < 0).nonzero()[0])} is empty; give every sequence at least one token"
-        )
     if int(paths.max()) > LARGEST:
         raise ValueError(f"token id {int(paths.max())} is too large; token ids must not exceed {LARGEST}")
-    gaps = ((paths[:, :-1] < 0) & (paths[:, 1:] >= 0)).any(1) | (paths < -1).any(1)
+    below = (paths < -1).any(1)
+    if bool(below.any()):
+        row = int(below.nonzero()[0])
+        raise ValueError(
+            f"sequence {row} contains the id {int(paths[row].min())}; token ids must be at least 0, and the padding -1"
+        )
+    gaps = ((paths[:, :-1] < 0) & (paths[:, 1:] >= 0)).any(1)
     if bool(gaps.any()):
         raise ValueError(
             f"sequence {int(gaps.nonzero()[0])} has a negative id before its end; use -1 only as padding on the right"
         )
+    is_empty = paths[:, 0] < 0
+    if bool(is_empty.any()):
+        raise ValueError(f"sequence {int(is_empty.nonzero()[0])} is empty; give every sequence at least one token")
     return paths[:, : int((paths >= 0).any(0).sum())]  # a column with nothing but padding would be an empty level
 
 
