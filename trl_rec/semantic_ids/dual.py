@@ -297,7 +297,7 @@ def _check_inert(config: DualIdsConfig) -> None:
     }
     inert = {f"signals={config.signals!r}": unused_by_signals[config.signals]}
     if not config.users:
-        inert["users=False"] = ("alpha",)  # `align` has no effect either, but align=False is what happens anyway
+        inert["users=False"] = ("alpha",)  # align=False is allowed, because without users nothing is aligned
     if not config.align:
         inert["align=False"] = ("alpha",)
 

@@ -41,8 +41,8 @@ def run(tmp_path: Path) -> Run:
     return Run("sft, seed 0", "bear", {"seed": 0}, tmp_path / "runs" / "sft" / "seed-0")
 
 
-def num_left(run: Run) -> str:
-    """What a study with this run alone says is left."""
+def place(run: Run) -> str:
+    """Finished runs / all runs of a study with this training and two measurements of the test split."""
     study = SimpleNamespace(
         folder=run.path.parents[2],
         trainings={"sft": Arm("sft", verb="bear", seeds=(0,))},
@@ -50,16 +50,16 @@ def num_left(run: Run) -> str:
         left_out={},
         config=SimpleNamespace(jobs=1),
     )
-    return progress_of(study).place  # the other run measures the test split
+    return progress_of(study).place
 
 
 @pytest.mark.parametrize("removed", ["", "metrics.json"])
 def test_a_training_that_was_removed_is_repeated(run: Run, removed: str) -> None:
-    assert [finish(run), finish(run)] == [1, 0] and num_left(run) == "1/3"
+    assert [finish(run), finish(run)] == [1, 0] and place(run) == "1/3"
     path = run.path / removed
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert num_left(run) == "0/3"
-    assert [finish(run), finish(run)] == [1, 0] and num_left(run) == "1/3"
+    assert place(run) == "0/3"
+    assert [finish(run), finish(run)] == [1, 0] and place(run) == "1/3"
 
 
 def test_a_measurement_that_was_removed_is_repeated_with_the_same_inputs_only(run: Run) -> None:
