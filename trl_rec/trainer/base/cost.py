@@ -1,7 +1,8 @@
 """Says at the start of a run how long training and the final evaluation will take.
 
 The time per user is measured by ranking a few users before the first step, and the time per batch in the first steps.
-Neither changes the trained weights.
+Neither changes the trained weights. A long final evaluation is announced before the first step, because a single step
+may take a minute.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class CostEstimate(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Ranks a few users."""
+        """Ranks a few users, and says how long the final evaluation takes if it is long."""
         self._said = False
         self._batches: list[float] = []  # seconds of each batch
         self._per_user: SecondsPerUser | None = None
@@ -65,6 +66,8 @@ class CostEstimate(TrainerCallback):
             return
         if config.final_split != "none":
             self._per_user = self._trainer.seconds_per_user(self._final_rows())
+            if self._final_seconds() >= SHORT:
+                say(f"{self._final_in_words()}; {REMEDY}")
         elif self._trainer.ranked_splits:
             self._per_user = self._trainer.seconds_per_user(self._trainer.ranked_splits[0])
 
@@ -86,14 +89,6 @@ class CostEstimate(TrainerCallback):
         """Counts a batch."""
         self._count(args, state)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> None:
-        """Says how long the final evaluation takes, if training ended before its time could be estimated."""
-        final = self._final_seconds()
-        if not self._said and final >= SHORT:
-            say(self._final_in_words(final))
-
     def _count(self, args: TrainingArguments, state: TrainerState) -> None:
         """Records the time of a batch. Speaks once there are enough."""
         if self._said:
@@ -112,7 +107,8 @@ class CostEstimate(TrainerCallback):
         final = self._final_seconds()
         if training + final >= 2 * SHORT:
             limit = "about" if self._trainer.args.early_stopping_patience is None else "at most"
-            say(f"training: {limit} {in_words(training)}; {self._final_in_words(final)}")
+            rest = "" if final >= SHORT else f"; {self._final_in_words()}"  # otherwise it has been said before
+            say(f"training: {limit} {in_words(training)}{rest}")
 
     def _training_seconds(self, args: TrainingArguments, state: TrainerState, per_batch: float) -> float:
         """Estimates the time of all remaining steps and of the evaluations between them."""
@@ -134,14 +130,13 @@ class CostEstimate(TrainerCallback):
         num_rankings = 2 if wants_prior(self._trainer.args) else 1  # with a prior, the product is ranked too
         return num_rankings * len(self._final_rows()) * self._per_user.final
 
-    def _final_in_words(self, seconds: float) -> str:
+    def _final_in_words(self) -> str:
         config: RecConfig = self._trainer.args
         if self._trainer.is_fsdp_enabled or config.final_split == "none":
             return "no final evaluation"
         prior = ", besides the choice of the prior" if wants_prior(config) else ""
-        remedy = f"; {REMEDY}" if seconds >= SHORT else ""
         users = f"{len(self._final_rows()):,} users of the {config.final_split} split"
-        return f"final evaluation: {users}, about {in_words(seconds)}{prior}{remedy}"
+        return f"final evaluation: {users}, about {in_words(self._final_seconds())}{prior}"
 
     def _final_rows(self) -> Dataset:
         config: RecConfig = self._trainer.args
