@@ -111,7 +111,7 @@ def test_existing_ids_are_reused_or_refused(dataset, monkeypatch):
     first = make_semantic_ids(dataset, **SMALL)
     with pytest.raises(
         ValueError,
-        match="toy already contains semantic IDs that were not made with these settings; to replace them, set overwrite=",
+        match="toy already contains semantic IDs that were not made with these settings; to replace them, set ",
     ):
         make_semantic_ids(dataset, **SMALL | {"codes": 5})
     monkeypatch.setattr(kmeans_ids, "residual_kmeans", None)
