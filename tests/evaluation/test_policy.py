@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import make_model, make_tokenizer
+from tests.evaluation.policies import make_policy
 from tests.oracles import metrics as oracle
-from trl_rec.data import PromptFormat, RecDataset, prepare
+from trl_rec.data import RecDataset, prepare
 from trl_rec.data.dataset import split_rows
 from trl_rec.decoding import ArrayPrior, TransitionPrior, list_logps, list_tokens, rank_items
 from trl_rec.decoding.exact import score_catalog
@@ -17,7 +17,6 @@ from trl_rec.evaluation import Policy, beam_gap_table, evaluate_baselines, evalu
 from trl_rec.evaluation.evaluator import per_user_metrics
 from trl_rec.evaluation.intervals import paired_comparison
 from trl_rec.evaluation.rank import left_padded
-from trl_rec.items import TokenTrie
 from trl_rec.models.completions import read_completions
 from trl_rec.ragged import Ragged
 
@@ -38,15 +37,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 @pytest.fixture(scope="module")
 def policy(dataset: RecDataset) -> Policy:
     return make_policy(dataset)
-
-
-def make_policy(dataset: RecDataset, list_length: int | None = None) -> Policy:
-    tokenizer = make_tokenizer(["a b"], vocab_size=300)
-    tokenizer.add_tokens(dataset.catalog.new_tokens)
-    prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, list_length=list_length)
-    trie = TokenTrie.from_catalog(dataset.catalog, tokenizer, lists=list_length is not None)
-    model = make_model("llama", vocab_size=len(tokenizer), seed=0)
-    return Policy(model, prompt_format, trie, pad_token_id=0, batch_size=7)
 
 
 def prompts_of(policy: Policy, dataset: RecDataset) -> Iterator[dict[str, torch.Tensor]]:

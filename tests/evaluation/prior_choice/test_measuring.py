@@ -4,30 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from tests.conftest import make_model, make_tokenizer
-from trl_rec.data import PromptFormat, RecDataset
+from tests.evaluation.policies import make_policy
+from trl_rec.data import RecDataset
 from trl_rec.data.dataset import split_rows
 from trl_rec.decoding import PopularityPrior, TransitionPrior
-from trl_rec.evaluation import Policy
 from trl_rec.evaluation.evaluator import per_user_metrics
 from trl_rec.evaluation.prior_choice import Setting, choice_table, choose_prior, measuring, with_setting
-from trl_rec.items import TokenTrie
-
-
-def make_policy(dataset: RecDataset, list_length: int | None = None) -> Policy:
-    tokenizer = make_tokenizer(["a b"], vocab_size=300)
-    tokenizer.add_tokens(dataset.catalog.new_tokens)
-    prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, list_length=list_length)
-    trie = TokenTrie.from_catalog(dataset.catalog, tokenizer, lists=list_length is not None)
-    model = make_model("llama", vocab_size=len(tokenizer), seed=0)
-    return Policy(model, prompt_format, trie, pad_token_id=0, batch_size=11)
 
 
 @pytest.mark.parametrize("surface", ["item_token", "semantic_id"])
 def test_each_value_of_the_grid_is_that_of_a_ranking(surface: str, dataset: RecDataset) -> None:
     """Also among candidates, which are the whole of this small catalogue."""
     dataset = replace(dataset, catalog=dataset.catalog.with_surface(surface))
-    policy = make_policy(dataset)
+    policy = make_policy(dataset, batch_size=11)
     prior = TransitionPrior.fit(dataset.train, len(dataset.catalog))
     chosen, choice = choose_prior(policy, dataset, prior, k=5)
     assert choice.how == {"item_token": "exact", "semantic_id": "candidates"}[surface] and choice.num_users == 30
@@ -48,7 +37,7 @@ def test_each_value_of_the_grid_is_that_of_a_ranking(surface: str, dataset: RecD
 def test_lists_are_written_for_one_axis_after_the_other(dataset: RecDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(measuring.MOST_USERS, "lists", 3)
     prior = TransitionPrior.fit(dataset.train, len(dataset.catalog))
-    _, choice = choose_prior(make_policy(dataset, 3), dataset, prior, k=3)
+    _, choice = choose_prior(make_policy(dataset, 3, batch_size=11), dataset, prior, k=3)
     assert choice.how == "lists" and choice.num_users == 3
     assert 8 + 7 - 1 <= len(choice.grid) - 1 < 8 * 7
 
@@ -56,5 +45,5 @@ def test_lists_are_written_for_one_axis_after_the_other(dataset: RecDataset, mon
 def test_only_the_strength_of_a_popularity_prior_is_chosen(dataset: RecDataset) -> None:
     dataset = replace(dataset, catalog=dataset.catalog.with_surface("item_token"))
     prior = PopularityPrior.fit(dataset.train, len(dataset.catalog))
-    _, choice = choose_prior(make_policy(dataset), dataset, prior, k=5)
+    _, choice = choose_prior(make_policy(dataset, batch_size=11), dataset, prior, k=5)
     assert {one["eps"] for one in choice.grid} == {None} and "ndcg@5" in choice_table(choice)
