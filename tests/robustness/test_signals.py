@@ -233,3 +233,22 @@ def test_a_process_that_is_killed_ends_in_a_sentence(processes: int, tmp_path: P
         printed = log.read()
     assert "trl-rec bear: a process was killed by SIGKILL; the same command with --resume_from_checkpoint" in printed
     assert "exitcode" not in printed
+
+
+def test_a_signal_that_arrives_in_a_finalizer_still_ends_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python discards what a finalizer raises."""
+
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def main(argv: list[str]) -> None:
+        Finalized()
+        time.sleep(2)  # what follows the signal, and would run to its end if the signal were lost
+
+    hook = sys.unraisablehook
+    with pytest.raises(SystemExit) as ended:
+        run("evaluate", main, [])
+    assert ended.value.code == 130
+    assert "the same command continues where it stopped" in capsys.readouterr().err
+    assert sys.unraisablehook is hook

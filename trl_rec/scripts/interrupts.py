@@ -73,6 +73,30 @@ class Interrupts:
         elif time.monotonic() - self._time > SECONDS:
             os._exit(128 + number)
 
+    @contextmanager
+    def raised_again(self) -> Iterator[None]:
+        """Inside the block, an [`Interrupted`] that Python discards is raised again, so that the process still ends.
+
+        Python discards exceptions that are raised in a finalizer (`__del__`) or in the callback of a weak reference.
+        """
+        before = sys.unraisablehook
+
+        def repeat(unraisable: sys.UnraisableHookArgs) -> None:
+            lost = unraisable.exc_value
+            if not isinstance(lost, Interrupted):
+                before(unraisable)
+                return
+            self.number = None
+            timer = threading.Timer(0.05, os.kill, (os.getpid(), lost.number))  # when the finalizer has ended
+            timer.daemon = True
+            timer.start()
+
+        sys.unraisablehook = repeat
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
+
 
 @contextmanager
 def handling(handler: Handler) -> Iterator[None]:

@@ -206,7 +206,7 @@ def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
     """
     interrupts = Interrupts()
     try:
-        with handling(interrupts):
+        with handling(interrupts), interrupts.raised_again():
             main(argv)
     except (Exception, KeyboardInterrupt) as error:
         is_interrupt = isinstance(error, KeyboardInterrupt)
