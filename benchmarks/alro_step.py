@@ -1,4 +1,5 @@
-"""Times a training step of ALRO against one of SFT, and against one that runs a forward pass per order.
+"""Times a training step of ALRO against a step of SFT, and against a step of ALRO that runs a separate forward pass
+for each of the two orders in which a list is presented.
 
     python benchmarks/alro_step.py [DATASET_FOLDER --model FOLDER_OR_HUB_ID [--lora]] [--candidates 10 20]
         [--batch_size 4] [--runs 7]
@@ -34,7 +35,8 @@ QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": Tr
 
 
 class SeparateForwards(AlroTrainer):
-    """ALRO in the obvious way, with a separate forward pass per order. Each pass reads the history again."""
+    """ALRO with a separate forward pass for each of the two orders in which a list is presented. Each pass reads the
+    history again."""
 
     def _answers(self, model: Any, inputs: dict[str, Any]) -> AnswerTable:
         names = ("completion_ids", "completion_mask", "answer_mask", "names")  # each (B, orders, ...)
@@ -43,7 +45,7 @@ class SeparateForwards(AlroTrainer):
             orders.append(
                 super()._answers(model, {**inputs, **{name: inputs[name][:, order : order + 1] for name in names}})
             )
-        return AnswerTable(*(torch.cat(parts, 1) for parts in zip(*orders, strict=True)))
+        return AnswerTable(*(None if parts[0] is None else torch.cat(parts, 1) for parts in zip(*orders, strict=True)))
 
 
 KINDS = {
@@ -80,7 +82,7 @@ def make_trainers(dataset: RecDataset, arguments: Any, count: int, folder: str) 
 
 
 def measure(trainers: dict[str, AlroTrainer], runs: int) -> dict[str, list[float]]:
-    """Seconds per step, without the first step."""
+    """Returns the seconds of each step, without the first step."""
     # 1. Make the same batches for all trainers, and an optimizer for each.
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     batches = {}

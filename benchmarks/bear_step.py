@@ -1,11 +1,12 @@
-"""Times a training step of BEAR against one of TRL's `SFTTrainer`, with the same rows, model and optimizer.
+"""Times a training step of BEAR against a step of TRL's `SFTTrainer`, with the same rows, model and optimizer.
 
     python benchmarks/bear_step.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--lora]
         [--dtype float32|bfloat16|nf4] [--batch_size 4] [--runs 5]
 
-Items are titles, read with a language model's tokenizer. `--tiny` uses 2 layers of random weights with the same
-vocabulary. `--dtype nf4` quantises a model from a folder and needs `--lora`. The trainers take turns. Prints seconds
-per step (forward, backward, update; medians) and the peak bytes of tensors beyond model and optimizer.
+Items are titles, read with a language model's tokenizer. `--tiny` replaces the model by two layers of random weights
+with the same vocabulary. `--dtype nf4` quantises a model from a folder and needs `--lora`. The trainers take turns.
+Prints seconds per step (forward, backward, update; medians) and the peak bytes of all tensors except those of the
+model and the optimizer.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ DTYPES: dict[str, dict[str, Any]] = {
 
 
 class PeakBytes(TorchDispatchMode):
-    """The peak bytes of tensor storage that is allocated inside this context."""
+    """Counts the peak bytes of tensor storage that is allocated inside this context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
 
-    # 1. Rows and options for both trainers.
+    # 1. Make the rows and options for both trainers.
     dataset = load(arguments.dataset)
     tokenizer = load_tokenizer(arguments.model)
     prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer)
@@ -104,7 +105,7 @@ def main() -> None:
     }
     peft_config = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear") if arguments.lora else None
 
-    # 2. The trainers, each with its own copy of the model.
+    # 2. Make the trainers, each with its own copy of the model.
     trainers: dict[str, SFTTrainer] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("SFTTrainer", "BearTrainer"):

@@ -1,4 +1,4 @@
-"""Times a training step of BLADE against one of TRL's `GRPOTrainer`.
+"""Times a training step of BLADE against a step of TRL's `GRPOTrainer`.
 
     python benchmarks/blade_step.py [--items 1682] [--prompts 8] [--lists 8] [--length 10] [--steps 6] [--runs 3]
 
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def timed(trainer: Any) -> list[float]:
-    """Seconds of each step after the first."""
+    """Returns the seconds of each step after the first."""
     clock = Clock()
     trainer.add_callback(clock)
     trainer.train()
@@ -105,7 +105,7 @@ def timed(trainer: Any) -> list[float]:
 
 
 def policy(dataset: RecDataset, arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """A small model with random weights, and its tokenizer."""
+    """Returns a small model with random weights, and its tokenizer."""
     tokenizer = make_tokenizer(dataset.catalog)
     size = {"hidden_size": arguments.hidden, "num_layers": arguments.layers, "dropout": 0.0}
     return make_model(tokenizer, max_length=256, **size), tokenizer
@@ -132,7 +132,7 @@ def blade(dataset: RecDataset, arguments: argparse.Namespace, folder: str) -> Bl
 
 
 def grpo(dataset: RecDataset, arguments: argparse.Namespace, folder: str, *, constrained: bool) -> GRPOTrainer:
-    """A trainer on the same prompts, as text. Its reward is the NDCG of the tokens."""
+    """Returns a trainer on the same prompts, as text. Its reward is the NDCG of the tokens."""
     ours = blade(dataset, arguments, folder)
     model, tokenizer = policy(dataset, arguments)
 
@@ -160,7 +160,10 @@ def grpo(dataset: RecDataset, arguments: argparse.Namespace, folder: str, *, con
 
 
 def constrained_generate(model: Any, trie: TokenTrie, length: int) -> Any:
-    """Returns `generate` with the processor. Each call makes a new processor, because prompts differ in length."""
+    """Returns a replacement for the model's `generate` that allows only distinct items.
+
+    Each call makes a new processor, because prompts differ in length.
+    """
     generate = model.generate
 
     def constrained(*args: Any, input_ids: torch.Tensor, **kwargs: Any) -> Any:
@@ -171,7 +174,7 @@ def constrained_generate(model: Any, trie: TokenTrie, length: int) -> Any:
 
 
 def ndcg(completion_ids: list[list[int]], wanted: list[list[int]], **_: Any) -> list[float]:
-    """NDCG of each list of tokens."""
+    """Returns the NDCG of each list of tokens."""
     gains = 1 / np.log2(np.arange(2, 2 + max(map(len, completion_ids))))
     return [
         float(sum(gains[place] for place, token in enumerate(ids) if token in right) / gains[: len(right)].sum())

@@ -1,20 +1,21 @@
-"""Times `rank_items` against `generate` with `prefix_allowed_tokens_fn`: beam search over a catalogue of titles.
+"""Times beam search over a catalogue of titles: `rank_items` against `generate` with `prefix_allowed_tokens_fn`.
 
-The latter is the obvious way in transformers: a Python trie, looked up for every beam at every token, with
-log-probabilities renormalised over the legal tokens. Both get the same prompts and must return the same items.
+`prefix_allowed_tokens_fn` is the usual way in transformers. For every beam and every token, it walks a trie of Python
+dicts. Both methods renormalise log-probabilities over the legal tokens, get the same prompts, and should return the
+same items. The program prints for how many prompts they do.
 
     python benchmarks/decoding.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--prompts 8] [--num_beams 10]
         [--runs 3] [--dtype float32|bfloat16|nf4]
 
 `DATASET_FOLDER` is the output of `trl-rec prepare`. `--tiny` uses the model's tokenizer with a 2-layer model of random
-weights. `--dtype nf4` quantises a model from a folder. In a low precision `generate` rounds its logits, so some lists
-differ.
+weights. `--dtype nf4` quantises a model from a folder. In a low precision, some lists differ, because `generate`
+rounds its logits.
 
     python benchmarks/decoding.py DATASET_FOLDER --weights RUN_FOLDER [--prompts 64] [--num_beams 10] [--runs 20]
 
-With `--weights`, the program instead times `rank_items` with and without item weights, in turns. There is one weight
-for every item, and there are 1,000 more per prompt. It uses one thread, and excludes histories. `RUN_FOLDER` is the
-output of a training verb.
+With `--weights`, the program instead times `rank_items` with and without item weights, in turns. All prompts share one
+weight per item, and each prompt also has 1,000 weights of its own. The program then uses one thread, and leaves out
+the items of the history. `RUN_FOLDER` is the output of a training verb.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from trl_rec.data import PromptFormat, load
 from trl_rec.data.dataset import split_rows
 from trl_rec.decoding import ItemWeights, Recommender, rank_items
-from trl_rec.evaluation.rank import left_padded
+from trl_rec.decoding.padding import left_padded
 from trl_rec.items import TokenTrie
 from trl_rec.models import load_model, load_tokenizer
 from trl_rec.ragged import Ragged
 
 
 def python_trie(paths: Ragged) -> dict:
-    """Nested dicts, one level per token."""
+    """Returns the trie as nested dicts, one level per token."""
     root: dict = {}
     for row in range(len(paths)):
         node = root
@@ -55,7 +56,7 @@ def generate(
     beams: int,
     longest: int,
 ) -> Tensor:
-    """Token ids `(prompts, beams, T)` of `generate`'s beams under the Python trie."""
+    """Returns the token ids `(prompts, beams, T)` of `generate`'s beams under the Python trie."""
     width = prompts["input_ids"].shape[1]
 
     def allowed(_: int, sequence: Tensor) -> list[int]:
@@ -118,13 +119,13 @@ def compare(arguments: argparse.Namespace) -> None:
     prompt_format = PromptFormat.for_catalog(dataset.catalog.with_surface("title"), tokenizer)
     root = python_trie(prompt_format.paths)
 
-    # The same prompts for both: histories of the last ten items.
+    # Make the prompts for both, from histories of the last ten items.
     histories = split_rows(dataset.test.select(range(arguments.prompts)), "history").tail(10)
     prompts = left_padded(prompt_format.encode(histories), tokenizer.pad_token_id)
     width = prompts["input_ids"].shape[1]
     print(f"{trie.num_items} titles of at most {trie.max_depth} tokens; {arguments.prompts} prompts of {width} tokens")
 
-    # Take turns.
+    # Time both methods in turns.
     ours_seconds: list[float] = []
     theirs_seconds: list[float] = []
     for run in range(arguments.runs):
@@ -157,7 +158,7 @@ def time_weights(folder: str, run: str, num_beams: int, num_prompts: int | None,
     trie = recommender.trie
     num_beams = max(num_beams, recommender.settings["num_beams"])
 
-    # The prompts and exclusions of the first test users, and random weights.
+    # Make the prompts and exclusions of the first test users, and random weights.
     histories = split_rows(load(folder).test.select(range(num_prompts)), "history")
     max_length = recommender.settings["max_length"]
     encoded = recommender.prompt_format.encode(histories, max_length=max_length)
@@ -167,7 +168,7 @@ def time_weights(folder: str, run: str, num_beams: int, num_prompts: int | None,
     items = torch.randint(0, trie.num_items, (num_prompts, 1_000))
     weights = ItemWeights(shared=torch.rand(trie.num_items) + 0.1, items=items, values=torch.rand(items.shape))
 
-    # Take turns. The first two calls build caches of the trie.
+    # Time both kinds of calls in turns. The first two calls build caches of the trie.
     seconds: dict[str, list[float]] = {"without": [], "with": []}
     for _ in range(num_runs + 1):
         for name, given in (("without", None), ("with", weights)):

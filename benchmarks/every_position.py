@@ -1,13 +1,18 @@
-"""Times training on every item of a history in one row against one row per item, and against TRL's `SFTTrainer`.
+"""Times training on all items of a user in one row, against one row per item, and against TRL's `SFTTrainer`.
 
     python benchmarks/every_position.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--items 20] [--runs 3]
         [--batch_size 4] [--max_length 1024] [--dtype float32|bfloat16]
 
 Items are titles, read with a language model's tokenizer. Each run takes a user with enough items. The user's first
-`--items` + 1 items are a sequence, and all but the first are targets. A step is forward and backward over these
-targets: in one row, in one row per target with `--batch_size` rows per micro-batch, or, for TRL, in rows of
-`--max_length` tokens into which TRL packs one row per target. The three take turns on the same user. They learn the
-same tokens: those that are not forced, under the softmax over legal tokens, which TRL lacks, or all tokens of titles.
+`--items` + 1 items are a sequence, and all but the first are targets. A step is a forward and a backward pass over
+these targets, in one of three ways:
+
+- all targets in one row;
+- one row per target, with `--batch_size` rows per micro-batch;
+- for TRL, one row per target, packed by TRL into rows of `--max_length` tokens.
+
+The three ways take turns on the same user. With the softmax over legal tokens, which TRL does not have, only tokens
+that are not forced are learned. With the softmax over the vocabulary, all tokens of titles are learned.
 
 Prints tokens per step (without padding), seconds per step (medians), their ratios, and the largest difference between
 the losses. `--tiny` uses 2 layers of random weights with the same vocabulary. OMP_NUM_THREADS sets the number of
@@ -43,7 +48,7 @@ EVERY, ROWS, TRL = "every position", "one row per target", "TRL, packed"
 
 
 class Step(NamedTuple):
-    """The tokens that a step read, its seconds, and its loss."""
+    """The number of tokens that a step read, its seconds, and its loss."""
 
     tokens: int
     seconds: float
@@ -146,13 +151,15 @@ def make(
     else:
         rows = build_rows(user, PromptFormat.for_catalog(dataset.catalog, tokenizer), max_length=common["max_length"])
         packed = pack_dataset(rows.select_columns(["input_ids", "labels"]), common["max_length"], "bfd")
-        config = SFTConfig(folder, padding_free=True, dataset_kwargs={"skip_prepare_dataset": True}, **common)
+        # The packed rows already have the right length, which TRL cannot know.
+        own = {"padding_free": True, "dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
+        config = SFTConfig(folder, **(common | own))
         trainer = SFTTrainer(model, config, train_dataset=packed, processing_class=tokenizer)
     return trainer
 
 
 def step(trainer: SFTTrainer, batch_size: int) -> Step:
-    """Forward and backward over all rows of a trainer."""
+    """Runs forward and backward over all rows of a trainer."""
     rows = [trainer.train_dataset[row] for row in range(len(trainer.train_dataset))]
     batches = [trainer.data_collator(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
     count = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)

@@ -1,4 +1,4 @@
-"""Trains SASRec of the library RecTools, and measures its lists beside the transition baseline and other runs.
+"""Trains SASRec of the library RecTools, and compares its lists with the transition baseline and with other runs.
 
     python benchmarks/rivals.py data/ml-100k runs/rectools-sasrec [--against runs/bear-ml-100k] [--seed 0]
         [--every 5] [--patience 5] [--max_epochs 300] [--set n_factors=64 ...] [--trl_rec PATH]
@@ -8,7 +8,7 @@ learns from the training items until its validation NDCG@10, measured every few 
 with the best value then make the lists for the test split. As in trl-rec, the history of a test user includes the
 validation item. The lists are written to `OUTPUT/lists.parquet`, and `trl-rec evaluate --lists` measures them.
 
-The program does not import trl_rec, because RecTools requires NumPy 1 on Python 3.11 and 3.12, and therefore an
+The program does not import trl_rec. On Python 3.11 and 3.12, RecTools requires NumPy 1, and therefore needs an
 environment of its own.
 """
 
@@ -95,7 +95,7 @@ def read_setting(text: str) -> tuple[str, Any]:
 
 
 def read_log(folder: Path) -> pd.DataFrame:
-    """Returns the interactions of a dataset folder, each user's in order.
+    """Returns the interactions of a dataset folder, in the order of each user's history.
 
     Columns: `user_id`, `item_id`, `datetime` (the position in the user's history, because many timestamps are equal),
     `weight`, and `held_out` (`"test"` for the last item, `"validation"` for the one before, otherwise `"train"`).
@@ -135,7 +135,7 @@ def fit(log: pd.DataFrame, *, seed: int, settings: dict[str, Any], every: int, p
     warnings.filterwarnings("ignore")
     seed_everything(seed)
 
-    # The model is trained for a few epochs at a time. Its optimizer goes on where it stopped.
+    # The model is trained for a few epochs at a time. The optimizer keeps its state in between.
     train = log[log["held_out"] == "train"]
     validation = log[log["held_out"] == "validation"]
     dataset = make_dataset(train)

@@ -1,12 +1,13 @@
-"""Times `sample_item_lists` against `model.generate` with an equivalent logits processor: lists of distinct items.
+"""Compares the speed of two ways to sample lists of distinct items: `sample_item_lists`, and `model.generate` with an
+equivalent logits processor.
 
     python benchmarks/rollouts.py [--items 1682] [--prompts 8] [--lists 8] [--length 10] [--history 50] [--runs 5]
 
 The model is a Llama with random weights. Items are one token each, semantic IDs of three tokens, or titles of 4 to 16
-tokens. The processor removes the items that a list already contains from the logits, for all rows at once. `generate`
-is timed in two ways: with one call per prompt, as in a rollout loop (where histories differ in length), and with one
-call for all prompts. The methods take turns. Prints lists per second (medians). OMP_NUM_THREADS sets the number of
-threads.
+tokens. The processor sets the logits of the items that a list already contains to minus infinity, for all rows at
+once. `generate` is timed in two ways: with one call per prompt, as in a rollout loop whose histories differ in length,
+and with one call for all prompts. The methods take turns. Prints lists per second (medians). OMP_NUM_THREADS sets the
+number of threads.
 """
 
 from __future__ import annotations
@@ -30,22 +31,22 @@ from trl_rec.decoding.excluded import Excluded
 from trl_rec.items import TokenTrie
 
 
-EOS = 1  # padding is token 0, and 2 begins a prompt
+EOS = 1  # token 0 is padding, and token 2 begins a prompt
 FIRST = 3  # the first token of the items
 
 
 class ListProcessor(LogitsProcessor):
-    """Allows only tokens that continue a list of distinct items, then EOS."""
+    """Allows only tokens that continue a list of distinct items, and only EOS after a complete list."""
 
     def __init__(self, trie: TokenTrie, prompt_length: int, list_length: int) -> None:
         self.trie = trie
         self.prompt_length = prompt_length
         self.list_length = list_length
-        self.nodes = torch.empty(0)  # (rows,): where in the trie each row is
+        self.nodes = torch.empty(0)  # (rows,): the trie node of each row
         self.items = torch.empty(0)  # (rows, list_length): the items of each list, then -1
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores `(rows, V)`, minus infinity at illegal tokens."""
+        """Returns the scores `(rows, V)`, minus infinity at illegal tokens."""
         self._advance(input_ids)
 
         # Keep the children that lead to an item which is not in the list.
@@ -66,7 +67,7 @@ class ListProcessor(LogitsProcessor):
             self.items = torch.full((len(input_ids), self.list_length), -1)
             return
 
-        # Where a path ends, add its item to the list and return to the root.
+        # If a path has ended, add its item to the list and return to the root.
         self.nodes = self.trie.advance(self.nodes, input_ids[:, -1])
         ended = (self.nodes >= 0) & (self.trie.row_offsets[self.nodes] == self.trie.row_offsets[self.nodes + 1])
         item = self.trie.items[self.trie.item_starts[self.nodes]].long()
@@ -78,7 +79,7 @@ class ListProcessor(LogitsProcessor):
 def generate(
     model: LlamaForCausalLM, prompts: dict[str, Tensor], trie: TokenTrie, num_lists: int, length: int
 ) -> Tensor:
-    """The sampled tokens of one call, `(B, num_lists, T)`."""
+    """Returns the sampled tokens of one call, `(B, num_lists, T)`."""
     width = prompts["input_ids"].shape[1]
     config = GenerationConfig(
         do_sample=True,
@@ -113,7 +114,7 @@ def main() -> None:
 
 def measure(surface: str, arguments: argparse.Namespace) -> None:
     """Prints the figures of one surface."""
-    # 1. A catalogue, a model, and prompts of random histories.
+    # 1. Make a catalogue, a model, and prompts of random histories.
     paths, vocab_size = make_paths(surface, arguments.items)
     trie = TokenTrie.from_sequences(paths)
     model = small(vocab_size, arguments.hidden, arguments.layers)
@@ -144,11 +145,11 @@ def measure(surface: str, arguments: argparse.Namespace) -> None:
 
 
 def make_paths(surface: str, num_items: int) -> tuple[list[list[int]], int]:
-    """Token paths of the items, and the size of the vocabulary."""
+    """Returns the token paths of the items, and the size of the vocabulary."""
     rng = np.random.default_rng(0)
     if surface == "item_token":
         return [[FIRST + item] for item in range(num_items)], FIRST + num_items
-    if surface == "semantic_id":  # 64 codes per level; the third numbers the items that share the first two
+    if surface == "semantic_id":  # 64 codes per level; the third code numbers the items that share the first two
         codes = rng.integers(0, 64, (num_items, 2)).tolist()
         seen: dict[tuple[int, ...], int] = {}
         paths = []

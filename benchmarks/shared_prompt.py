@@ -2,9 +2,9 @@
 
     python benchmarks/shared_prompt.py [--prompt 200] [--tokens 5] [--completions 16 4 3] [--batch_size 1] [--runs 7]
 
-Each run is forward and backward of the summed log-probabilities, with a small Llama of random weights. On both sides
-the output embedding runs at the completions only. The two take turns. Prints seconds (medians), their ratio next to
-the ratio of tokens read, and the peak bytes of tensors beyond weights and gradients. OMP_NUM_THREADS sets the number
+Each run is a forward and a backward pass of the sum of log-probabilities, with a small Llama of random weights. Both
+methods compute logits only at the completions. They take turns. Prints seconds (medians), their ratio next to the
+ratio of tokens read, and the peak bytes of all tensors except weights and gradients. OMP_NUM_THREADS sets the number
 of threads.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trl_rec.models import completion_logps
-from trl_rec.models.completions import _read
+from trl_rec.models.completions import _read, lay_out
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = small(arguments.vocabulary)
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)  # allocated now, so that neither side is charged for it
+        parameter.grad = torch.zeros_like(parameter)  # allocated now, so that it is not counted in either measurement
     print(f"{torch.get_num_threads()} threads, {sum(map(torch.numel, model.parameters())) / 1e6:.1f} M parameters")
     for count in arguments.completions:
         measure(model, arguments.batch_size, arguments.prompt, count, arguments.tokens, arguments.runs)
@@ -59,7 +59,7 @@ def measure(model: LlamaForCausalLM, batch: int, prompt: int, count: int, tokens
     peaks = {}
     logps = {}
 
-    # Time first, as counting bytes slows a step down. The first run warms up.
+    # Measure time first, because counting bytes slows a step down. The first run warms up.
     for _ in range(runs + 1):
         for name, shared in methods.items():
             start = time.perf_counter()
@@ -83,15 +83,15 @@ def measure(model: LlamaForCausalLM, batch: int, prompt: int, count: int, tokens
 def make_texts(
     vocab_size: int, batch: int, prompt: int, count: int, tokens: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Prompts `(B, P)` and completions `(B, K, T)` of random ids, each with its mask."""
+    """Returns prompts `(B, P)` and completions `(B, K, T)` of random ids, each with its mask."""
     prompt_ids = torch.randint(vocab_size, (batch, prompt))
     completion_ids = torch.randint(vocab_size, (batch, count, tokens))
     return prompt_ids, torch.ones_like(prompt_ids).bool(), completion_ids, torch.ones_like(completion_ids).bool()
 
 
 def step(model: LlamaForCausalLM, texts: tuple[Tensor, Tensor, Tensor, Tensor], shared: bool) -> Tensor:
-    """Forward and backward. Returns the log-probabilities of the completions' tokens."""
-    logps = completion_logps(_read(model, model, *texts, texts[-1], shared=shared), *texts[2:])
+    """Runs forward and backward. Returns the log-probabilities of the completions' tokens."""
+    logps = completion_logps(_read(model, model, lay_out(*texts, texts[-1], shared=shared)), *texts[2:])
     logps.sum().backward()
     return logps.detach()
 

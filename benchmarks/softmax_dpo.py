@@ -1,4 +1,4 @@
-"""Times a training step of Softmax-DPO against one of TRL's `DPOTrainer`, which gets the same comparisons as pairs.
+"""Times a training step of Softmax-DPO against a step of TRL's `DPOTrainer`, which gets the same comparisons as pairs.
 
     python benchmarks/softmax_dpo.py [--completions 16 3] [--prompts 2] [--prompt_tokens 200] [--vocabulary 8192]
     [--runs 5]
@@ -6,11 +6,11 @@
 A prompt with one chosen and K - 1 rejected completions is one row for `SoftmaxDPOTrainer`, and K - 1 rows for
 `DPOTrainer`, each with the chosen completion. The time covers the whole step of a small Llama: forward, the
 reference's forward, backward, update. The trainers take turns on the same prompts. Prints seconds (medians), and the
-peak bytes of tensors beyond model and optimizer.
+peak bytes of all tensors except those of the model and the optimizer.
 
-The comparison favours trl-rec in three ways. On a CPU, TRL's output layer also scores the prompt's positions (on a GPU
-it does not); with `--vocabulary 512` that layer hardly counts. TRL also measures entropy, mean logits and token
-accuracy. And in practice one would not make pairs of all rejected completions.
+The comparison favours trl-rec in three ways. First, TRL's output layer also scores the prompt's positions on a CPU (on
+a GPU it does not); with `--vocabulary 512`, the output layer takes little time. Second, TRL also measures entropy,
+mean logits and token accuracy. Third, users of `DPOTrainer` would seldom make a pair of every rejected completion.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per word."""
+    """Returns a tokenizer with one token per word."""
     special = {"<pad>": 0, "<eos>": 1}
     words = {f"w{index}": index for index in range(len(special), size)}
     tokenizer = Tokenizer(models.WordLevel({**special, **words}, unk_token="<pad>"))
@@ -81,7 +81,7 @@ def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
 
 
 def make_rows(count: int, prompt_tokens: int, completions: int, vocabulary: int) -> list[dict[str, Any]]:
-    """Random texts. The trainers append EOS, so completions have one word less than `COMPLETION_TOKENS`."""
+    """Returns random texts. The trainers append EOS, so completions have one word less than `COMPLETION_TOKENS`."""
     draw = random.Random(0)
 
     def text(length: int) -> str:
@@ -104,7 +104,7 @@ def make_model(vocabulary: int) -> PreTrainedModel:
 
 def measure(trainers: dict[str, DPOTrainer], runs: int) -> None:
     """Prints time and memory of steps, each on all rows of its trainer."""
-    # 1. One batch of all rows, and an optimizer, for each trainer.
+    # 1. Make one batch of all rows and an optimizer for each trainer.
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     batches = {}
     peaks = {}

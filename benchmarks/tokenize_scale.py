@@ -1,10 +1,13 @@
 """Measures seconds and peak memory of semantic IDs for a large catalogue.
 
-    python benchmarks/tokenize_scale.py [--items 1000000] [--width 384] [--levels 3] [--codes 256]
+    python benchmarks/tokenize_scale.py [--items 1000000] [--width 384] [--levels 3] [--codes 256] [--parts dual]
 
-There are two parts. The first makes item vectors from a generated log with twenty interactions per item on average, in
-which each user chooses from a small part of the catalogue. The second runs residual k-means and the repair on vectors
-of the given width, drawn from a mixture to resemble those of a text encoder.
+There are three parts. The first, `vectors`, makes item vectors from a generated log with twenty interactions per item
+on average, in which each user chooses from a small part of the catalogue. The second, `codes`, runs residual k-means
+and the repair on vectors of the given width, drawn from a mixture to resemble those of a text encoder. The third,
+`dual`, trains the two towers of the dual method on as many users as items, for one epoch of `--pairs` pairs per phase.
+Then it quantises all items, and repairs their collisions with the Sinkhorn algorithm. Real training takes more epochs
+over more pairs, and its time grows in proportion.
 """
 
 from __future__ import annotations
@@ -24,8 +27,13 @@ from datasets.table import InMemoryTable
 from trl_rec.ragged import Ragged
 from trl_rec.semantic_ids.collisions import group_of, repair_last_level
 from trl_rec.semantic_ids.cooccurrence import associations
+from trl_rec.semantic_ids.dual.ids import DualIdsConfig
+from trl_rec.semantic_ids.dual.inputs import DualInputs, Scaling
+from trl_rec.semantic_ids.dual.tower import Tower
+from trl_rec.semantic_ids.dual.training import DualTraining
 from trl_rec.semantic_ids.item_vectors import truncated_svd
 from trl_rec.semantic_ids.residual import residual_kmeans
+from trl_rec.semantic_ids.sinkhorn import sinkhorn_repair
 
 
 PER_USER = 20
@@ -33,7 +41,7 @@ PART = 500  # items that one user chooses from, following a power law
 
 
 def make_train(num_items: int) -> Dataset:
-    """A training split with as many users as items and `PER_USER` interactions per user."""
+    """Returns a training split with as many users as items and `PER_USER` interactions per user."""
     rng = np.random.default_rng(0)
     start = rng.integers(0, num_items, (num_items, 1))
     items = ((start + PART * rng.random((num_items, PER_USER)) ** 3) % num_items).astype(np.int32)
@@ -46,7 +54,7 @@ def make_train(num_items: int) -> Dataset:
 
 
 def make_vectors(num_items: int, width: int) -> torch.Tensor:
-    """Vectors around 2,000 centres, `(num_items, width)`."""
+    """Returns vectors around 2,000 centres, `(num_items, width)`."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(2000, width, generator=generator)
     vectors = centres[torch.randint(len(centres), (num_items,), generator=generator)]
@@ -54,7 +62,7 @@ def make_vectors(num_items: int, width: int) -> torch.Tensor:
 
 
 def timed(what: str, work: Callable[[], Any]) -> Any:
-    """The result of `work`. Prints its time and the peak memory so far."""
+    """Returns the result of `work`. Prints its time and the peak memory so far."""
     start = time.perf_counter()
     cpu_start = time.process_time()
     result = work()
@@ -81,16 +89,77 @@ def measure_codes(num_items: int, width: int, levels: int, codes: int) -> None:
     print(f"distinct: {before:.2%} before, {after:.2%} after; squared length left per level: {left}")
 
 
+def make_inputs(num_items: int, width: int, num_pairs: int) -> DualInputs:
+    """Returns inputs of the towers: as many users as items, texts of the given width, and behaviour vectors of width
+    64."""
+    generator = torch.Generator().manual_seed(0)
+    behaviour = torch.randn(num_items, 64, generator=generator)
+    histories = torch.randint(num_items, (num_items, PER_USER), generator=generator)
+    chosen = torch.randint(num_items, (num_pairs,), generator=generator)
+    pairs = torch.stack([torch.arange(num_pairs) % num_items, chosen])
+    text = make_vectors(num_items, width)
+    scale = Scaling.of(behaviour[:100_000])
+    return DualInputs(
+        item_text=Scaling.of(text[:100_000])(text),
+        user_text=make_vectors(num_items, width).div_(width**0.5),
+        behaviour=behaviour,
+        known=torch.ones(num_items, dtype=torch.bool),
+        scales={"item_behaviour": scale, "user_behaviour": scale},
+        histories=histories,
+        mask=torch.ones(histories.shape, dtype=torch.bool),
+        pairs=pairs,
+        held_out=torch.empty(2, 0, dtype=torch.int64),
+        popularity=torch.full((num_items,), PER_USER),
+    )
+
+
+def measure_dual(num_items: int, width: int, levels: int, codes: int, num_pairs: int) -> None:
+    inputs = timed(f"inputs of {num_items} items and users", lambda: make_inputs(num_items, width, num_pairs))
+    config = DualIdsConfig(levels=levels, codes=codes)
+    shape = {"hidden": config.hidden, "width": config.fused_width, "code_width": config.code_width}
+    towers = [Tower(width + 64, **shape, levels=levels, codes=codes) for _ in range(2)]
+    training = DualTraining(
+        inputs,
+        *towers,
+        align=True,
+        alpha=config.alpha,
+        learning_rate=config.learning_rate,
+        batch_size=config.batch_size,
+        max_epochs=1,
+        patience=config.patience,
+        without_behaviour=config.without_behaviour,
+        generator=torch.Generator().manual_seed(0),
+    )
+    timed(f"three phases, one epoch of {num_pairs} pairs each, and the codebooks", training.run)
+    tower = towers[0]
+    items = torch.arange(num_items)
+    found = timed(
+        "codes of all items", lambda: tower.quantize.assign(training.latents(tower, training.fused_items(items)))
+    )
+    spread = timed("Sinkhorn", lambda: sinkhorn_repair(found.codes, found.last_residuals, found.codebooks[-1]))
+    repaired = timed("repair", lambda: repair_last_level(spread, found.last_residuals, found.codebooks[-1]))
+    shares = [(int(group_of(rows).max()) + 1) / num_items for rows in (found.codes, spread, repaired)]
+    print("distinct: {:.2%} before, {:.2%} after Sinkhorn, {:.2%} after the repair".format(*shares))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--levels", type=int, default=3)
     parser.add_argument("--codes", type=int, default=256)
+    parser.add_argument("--pairs", type=int, default=1_000_000)
+    parts = ["vectors", "codes", "dual"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     arguments = parser.parse_args()
     print(f"{arguments.items} items, {torch.get_num_threads()} threads")
-    measure_vectors(arguments.items)
-    measure_codes(arguments.items, arguments.width, arguments.levels, arguments.codes)
+    shape = (arguments.items, arguments.width, arguments.levels, arguments.codes)
+    if "vectors" in arguments.parts:
+        measure_vectors(arguments.items)
+    if "codes" in arguments.parts:
+        measure_codes(*shape)
+    if "dual" in arguments.parts:
+        measure_dual(*shape, arguments.pairs)
 
 
 if __name__ == "__main__":

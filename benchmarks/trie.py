@@ -2,9 +2,9 @@
 
     python benchmarks/trie.py [--items 10000000] [--small 10000]
 
-Prints seconds and peak resident memory, input included. Then it prints the time of one `children` call over 320 random
-nodes with the same number of children (32 prompts x 10 beams) in the large trie, relative to the small one. The last
-line repeats the figures as JSON.
+Prints the seconds, and the peak resident memory including the input. Then prints the time of one `children` call in
+the large trie, relative to the same call in a small trie. A call looks up 320 random nodes (32 prompts x 10 beams),
+which all have the same number of children. The last line repeats the figures as JSON.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from trl_rec.items import TokenTrie
 
 
 def semantic_ids(num_items: int) -> torch.Tensor:
-    """Random IDs `(num_items, 4)` of 256 codes per level. Each level has its own tokens."""
+    """Returns random IDs `(num_items, 4)` of 256 codes per level. Each level has its own tokens."""
     codes = torch.randint(0, 256, (num_items, 4), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
     return codes + 256 * torch.arange(4, dtype=torch.int32)
 
 
 def lookup_seconds(tries: list[TokenTrie], width: int, calls: int = 200) -> list[float]:
-    """Median seconds of a `children` call over 320 nodes of `width` children, per trie. The tries take turns, with new
-    nodes each time."""
+    """Returns the median seconds of a `children` call over 320 nodes of `width` children, per trie.
+
+    The tries take turns, with new nodes each time.
+    """
     pools = [(trie.row_offsets.diff() == width).nonzero().squeeze(1) for trie in tries]
     generator = torch.Generator().manual_seed(0)
     seconds: list[list[float]] = [[] for _ in tries]

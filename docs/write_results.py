@@ -2,12 +2,11 @@
 
     python docs/write_results.py [--add STUDY_FOLDER NAME]
 
-A table stands between `<!-- study: NAME -->` and `<!-- end -->`, and is made from docs/studies/NAME.json, which is one
-of:
+Each table stands between `<!-- study: NAME -->` and `<!-- end -->`. It is built from docs/studies/NAME.json, which
+contains either
 
-- what is kept of a finished study: `--add` copies the figures, the verdicts, the command and the commit of its
-  `study.json`;
-- figures as they were printed (`"status": "as printed"`) by a command.
+- an excerpt of the `study.json` of a finished study (figures, verdicts, command and commit), written by `--add`; or
+- a table copied from the output of a command, with `"status": "as printed"`.
 """
 
 from __future__ import annotations
@@ -25,15 +24,18 @@ PAGE = DOCS / "results.md"
 STUDIES = DOCS / "studies"
 BLOCK = re.compile(r"<!-- study: (?P<name>[\w.-]+) -->\n.*?<!-- end -->", re.DOTALL)
 KEPT = ("status", "command", "commit", "version", "finished", "num_users", "seeds", "primary", "metrics", "against")
-KEPT += ("smallest_difference", "comparisons", "recommendation")
+KEPT += ("smallest_difference", "comparisons", "recommendation", "split")
 OF_AN_ARM = ("status", "reason", "kind", "chosen", "headroom", "figures", "validation")
 
 
 def main() -> None:
-    """Writes the page, after adding a study if one is named."""
+    """Writes docs/results.md. With `--add`, first stores the excerpt of a study in docs/studies."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--add", nargs=2, metavar=("STUDY_FOLDER", "NAME"), help="keep the figures of a finished study"
+        "--add",
+        nargs=2,
+        metavar=("STUDY_FOLDER", "NAME"),
+        help="first store an excerpt of STUDY_FOLDER/study.json as docs/studies/NAME.json",
     )
     arguments = parser.parse_args()
     if arguments.add is not None:
@@ -46,12 +48,12 @@ def main() -> None:
 
 
 def written(page: str) -> str:
-    """Returns the page with every table made anew."""
+    """Returns the text of the page with every table built again from its file."""
     return BLOCK.sub(lambda match: block(match["name"]), page)
 
 
 def block(name: str) -> str:
-    """Returns the table of a study, with the command that prints it, between its two marks."""
+    """Returns the block of a study: its command and its table, between the two HTML comments."""
     path = STUDIES / f"{name}.json"
     if not path.is_file():
         raise SystemExit(f"docs/results.md names the study {name}, but there is no {path}")
@@ -61,7 +63,10 @@ def block(name: str) -> str:
 
 
 def kept(study: dict[str, Any]) -> dict[str, Any]:
-    """Returns what is kept of a `study.json`."""
+    """Returns the excerpt of a `study.json` that is stored in docs/studies.
+
+    It contains the keys in `KEPT` and, for each arm, the keys in `OF_AN_ARM`.
+    """
     arms = {
         name: {key: arm[key] for key in OF_AN_ARM if arm.get(key) is not None} for name, arm in study["arms"].items()
     }
@@ -69,12 +74,16 @@ def kept(study: dict[str, Any]) -> dict[str, Any]:
 
 
 def printed(study: dict[str, Any]) -> list[str]:
-    """Returns the lines of a table that is kept as it was printed."""
+    """Returns the lines for a study whose table was copied from a command's output."""
     return [f"`{study['command']}`:", "", *table([study["columns"], *study["rows"]])]
 
 
 def measured(study: dict[str, Any]) -> list[str]:
-    """Returns the lines of the table of a study: one row per arm, and the comparisons below."""
+    """Returns the lines for a study of which an excerpt is stored.
+
+    These are the command, a table with one row per arm that has figures, the comparisons that the table does not show,
+    and the arms that are left out.
+    """
     metrics = [*study["metrics"], study["primary"]]
     against = {one["name"]: one for one in study["comparisons"] if one["against"] == study["against"]}
     rows = [
@@ -83,8 +92,8 @@ def measured(study: dict[str, Any]) -> list[str]:
     for name, arm in study["arms"].items():
         if "figures" not in arm:
             continue
-        is_training = arm["kind"] == "training"
-        by_seed = arm["figures"][study["primary"]]["by_seed"] if is_training else []
+        is_training = arm["kind"] in ("training", "policy")
+        by_seed = arm["figures"].get(study["primary"], {}).get("by_seed", []) if is_training else []
         one = against.get(name)
         compared = ["", "", "reference" if name == study["against"] else ""]
         if one is not None:
@@ -105,11 +114,13 @@ def measured(study: dict[str, Any]) -> list[str]:
         for one in study["comparisons"]
         if one["against"] != study["against"]
     ]
-    left_out = [f"- {name}: left out, {arm['reason']}." for name, arm in study["arms"].items() if "reason" in arm]
-    facts = (
-        f"{study['num_users']:,} test users; the study can detect differences in {study['primary']} of about "
-        f"{shown(study['smallest_difference'])} or more."
-    )
+    left_out = [f"- {name} is left out: {arm['reason']}." for name, arm in study["arms"].items() if "reason" in arm]
+    facts = f"{study['num_users']:,} {study.get('split', 'test')} users."
+    if study.get("smallest_difference") is not None:
+        facts = (
+            f"{facts[:-1]}; the study can detect differences in {study['primary']} of about "
+            f"{shown(study['smallest_difference'])} or more."
+        )
     origin = f"`{study['command']}`" + (f" (commit {study['commit']})" if study.get("commit") else "")
     lines = [*wrapped(f"{origin}. {facts}"), "", *table(rows)]
     return [*lines, *(["", *others, *left_out] if others or left_out else [])]
@@ -135,12 +146,12 @@ def with_interval(figure: dict[str, Any] | None) -> str:
 
 
 def shown(value: float) -> str:
-    """Returns a value with four digits, without the zero before the point."""
+    """Returns a value with four decimals, without the zero before the point."""
     return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.4f}"
 
 
 def signed(value: float) -> str:
-    """Returns a difference with its sign."""
+    """Returns a difference with its sign and four decimals, without the zero before the point."""
     return f"{value:+.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:+.4f}"
 
 

@@ -1,11 +1,11 @@
-"""All of Align3GR on MovieLens-100k: semantic IDs, several tasks, preference stages (`trl-rec align3gr` in Python).
+"""Runs Align3GR on MovieLens-100k: semantic IDs, several tasks, preference stages (`trl-rec align3gr` in Python).
 
     python examples/align3gr.py [--source ml-100k] [--max_steps -1]
 
-Items and users get three codes each, made from their texts and from who chose what. A small model learns to read and
-write these codes. Then it is trained against its own mistakes, from easy to hard, and against items that users
-disliked. Without a network and a cached copy of the data, it falls back to a toy world and says so. If it was killed,
-the same command resumes it.
+Items and users get three codes each, made from their texts and from the users' choices. A small model learns to read
+and write these codes. Then it is trained against its own mistakes, from easy to hard, and against items that users
+disliked. If the data is not cached and cannot be downloaded, the program uses a toy world and says so. If the program
+is killed, the same command continues where it stopped.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def load_data(source: str) -> RecDataset:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", default="ml-100k", help="ml-100k, toy, or the folder of a log with ratings")
-    parser.add_argument("--max_steps", type=int, default=-1, help="training steps of each part; all by default")
+    parser.add_argument("--max_steps", type=int, default=-1, help="limit on the steps of each part; -1 sets no limit")
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
 

@@ -1,10 +1,10 @@
-"""ALRO on MovieLens-100k, compared with SFT and the baselines: it orders each user's last ten rated films.
+"""Trains ALRO to order the last ten films that each user of MovieLens-100k rated; compares it with SFT and baselines.
 
     accelerate launch examples/alro.py [--source ml-100k] [--max_steps -1]
 
-This is `trl-rec alro` in Python. A small model from scratch first learns which ratings to expect. Then it learns to
-order ten films, once by supervised fine-tuning alone and once with ALRO's two losses. Without a network and a cached
-copy of the data, it falls back to a toy world and says so.
+This is `trl-rec alro` in Python. A small model from scratch first learns to predict ratings. Then it learns to order
+ten films, once by supervised fine-tuning alone and once with ALRO's two losses. If the data is not cached and cannot
+be downloaded, the program uses a toy world and says so.
 """
 
 import argparse
@@ -43,7 +43,7 @@ SHARED: dict[str, Any] = {
 
 
 def load_data(source: str) -> RecDataset:
-    """The data. Each user's last ten items are the test items, the ten before them the validation items."""
+    """Returns the data. Each user's last ten items are test items, and the ten before them are validation items."""
     try:
         return prepare(source, f"data/next-ten-{Path(source).name}", split="leave_last", num_held_out=10)
     except FetchError as error:
@@ -52,7 +52,7 @@ def load_data(source: str) -> RecDataset:
 
 
 def learn_to_rate(dataset: RecDataset, folder: str, max_steps: int) -> None:
-    """Trains a model to predict the rating after an item, and saves it in `folder`."""
+    """Trains a model to predict a user's rating of an item, and saves the model in `folder`."""
     ratings = rating_values(dataset.train)
     model, tokenizer, _ = build_ranker(dataset.catalog, ratings, RecModelConfig(dropout=0.3), max_length=160)
     prompt_format = RatedPromptFormat.for_catalog(dataset.catalog, tokenizer, ratings)
@@ -62,7 +62,7 @@ def learn_to_rate(dataset: RecDataset, folder: str, max_steps: int) -> None:
 def learn_to_rank(
     weights: dict[str, float], start: str, dataset: RecDataset, folder: str, max_steps: int
 ) -> AlroTrainer:
-    """A trainer whose model, loaded from the folder `start`, has learned to order candidates."""
+    """Returns a trainer whose model, loaded from the folder `start`, has learned to order candidates."""
     trainer = AlroTrainer(
         load_model(start),
         AlroConfig(folder, **SHARED, **RANKING, **weights, max_steps=max_steps),
@@ -77,7 +77,7 @@ def learn_to_rank(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", default="ml-100k", help="ml-100k, toy, or the folder of a log")
-    parser.add_argument("--max_steps", type=int, default=-1, help="training steps of each part; all by default")
+    parser.add_argument("--max_steps", type=int, default=-1, help="limit on the steps of each part; -1 sets no limit")
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
 

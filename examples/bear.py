@@ -1,9 +1,10 @@
-"""BEAR on MovieLens-100k, compared with SFT, MSL and the baselines (`trl-rec bear` in Python).
+"""Trains BEAR on MovieLens-100k, and compares it with SFT, MSL and the baselines (`trl-rec bear` in Python).
 
     python examples/bear.py [--source ml-100k] [--max_steps -1]
 
-It trains three small models from scratch with one token per item, a minute each on two cores. All share data, decoder
-and evaluator. Without a network and a cached copy of the data, it falls back to a toy world and says so.
+The program trains three small models from scratch with one token per item, which takes a minute each on two cores. All
+three use the same data, decoder and evaluator. If the data is not cached and cannot be downloaded, the program uses a
+toy world and says so.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from trl_rec.models import make_model, make_tokenizer
 ARMS = {
     "SFT": {"bear_weight": 0, "softmax": "vocabulary"},  # softmax over every token
     "MSL": {"bear_weight": 0},  # softmax over the tokens that continue an item
-    "BEAR": {},  # MSL and a term on the margin to the last beam
+    "BEAR": {},  # MSL plus a term for the margin between the target and the last beam
 }
 
 
@@ -66,7 +67,7 @@ def train(name: str, dataset: RecDataset, max_steps: int) -> BearTrainer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", default="ml-100k", help="ml-100k, toy, or the folder of a log")
-    parser.add_argument("--max_steps", type=int, default=-1, help="training steps of each model; all by default")
+    parser.add_argument("--max_steps", type=int, default=-1, help="limit on the steps of each model; -1 sets no limit")
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
 

@@ -1,11 +1,11 @@
-"""BLADE on MovieLens-100k: lists that match each user's genres, and what that costs (`trl-rec blade` in Python).
+"""Trains BLADE on MovieLens-100k to write lists that match each user's genres (`trl-rec blade` in Python).
 
     accelerate launch examples/blade.py [--source ml-100k] [--max_steps -1]
 
-A small model from scratch learns to write the next ten items. Then its own lists are rewarded as a whole: for the
-items that users went on to choose (NDCG), and for genres that match their history (MGU). This runs once with the
-static Best-of-N target and once with BLADE's. Without a network and a cached copy of the data, it falls back to a toy
-world and says so.
+A small model from scratch learns to write the next ten items. Then it writes lists and is trained on rewards of whole
+lists: for items that users chose next (NDCG), and for genres that match the user's history (MGU). This second training
+runs once with the static Best-of-N target and once with BLADE's target. The last table shows what the genres cost in
+accuracy. If the data is not cached and cannot be downloaded, the program uses a toy world and says so.
 """
 
 import argparse
@@ -34,9 +34,9 @@ from trl_rec.trainer import save_run
 REWARDS = {"ndcg": 1.0, "mgu": 4.0}
 ARMS = {
     "Best-of-8": {"target": "best_of_n"},  # the rank among fixed lists of the supervised model
-    "BLADE": {"target": "blade"},  # that rank, combined with the rank among the lists of the step
+    "BLADE": {"target": "blade"},  # the rank among those fixed lists and among the lists sampled in the step
 }
-# Without recall@50: a model that writes lists of ten items has none.
+# A model that writes lists of ten items has no recall@50.
 COLUMNS = ["recall@10", "ndcg@10", "ild@10", "coverage@10", "reward/mgu", "reward"]
 REPORT = "runs/example-blade.html"
 SHARED: dict[str, Any] = {
@@ -53,7 +53,7 @@ SHARED: dict[str, Any] = {
 
 
 def load_data(source: str) -> RecDataset:
-    """The data. Each user's last ten items are the test items, the ten before them the validation items."""
+    """Returns the data. Each user's last ten items are test items, and the ten before them are validation items."""
     try:
         return prepare(source, f"data/next-ten-{Path(source).name}", split="leave_last", num_held_out=10)
     except FetchError as error:
@@ -62,7 +62,7 @@ def load_data(source: str) -> RecDataset:
 
 
 def supervised(dataset: RecDataset, folder: str, max_steps: int) -> BearTrainer:
-    """A trainer whose model has learned to continue any sequence."""
+    """Returns a trainer whose model has learned to continue any sequence."""
     tokenizer = make_tokenizer(dataset.catalog)
     config = BearConfig(
         folder,
@@ -85,7 +85,7 @@ def supervised(dataset: RecDataset, folder: str, max_steps: int) -> BearTrainer:
 
 
 def aligned(target: dict[str, str], start: str, dataset: RecDataset, folder: str, max_steps: int) -> BladeTrainer:
-    """A trainer whose model, loaded from the folder `start`, has learned from its own lists."""
+    """Returns a trainer whose model, loaded from the folder `start`, has learned from its own lists."""
     config = BladeConfig(
         folder,
         rewards=REWARDS,
@@ -134,7 +134,7 @@ def measured(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", default="ml-100k", help="ml-100k, toy, or the folder of a log")
-    parser.add_argument("--max_steps", type=int, default=-1, help="training steps of each part; all by default")
+    parser.add_argument("--max_steps", type=int, default=-1, help="limit on the steps of each part; -1 sets no limit")
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
 

@@ -1,4 +1,4 @@
-"""Settings of all tests, and tiny models and tokenizers made from scratch: no test uses the network."""
+"""Settings of all tests, and tiny models and tokenizers made from scratch. No test uses the network."""
 
 import logging
 import os
@@ -34,8 +34,8 @@ from transformers import (
 
 
 class LoggedDeprecations(logging.Handler):
-    """Makes errors of deprecations that are logged rather than warned of (for others see `filterwarnings` in
-    setup.cfg)."""
+    """Raises an error for a deprecation that a library logs. For deprecations that are Python warnings,
+    `filterwarnings` in setup.cfg does the same."""
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
@@ -46,7 +46,7 @@ class LoggedDeprecations(logging.Handler):
 for name in ("accelerate", "datasets", "peft", "transformers", "trl"):
     logging.getLogger(name).addHandler(LoggedDeprecations())
 
-# As in the processes that tests start: the rounding of sums depends on the number of threads.
+# One thread, as in the processes that tests start, because the rounding of sums depends on the number of threads.
 torch.set_num_threads(1)
 
 # All phases of Hypothesis except the one that explains a failure, which can take minutes.

@@ -1,6 +1,6 @@
 """Prints the oldest versions that setup.cfg allows, as constraints for pip.
 
-torch is left out: `make test-oldest` takes it from constraints.txt, where a build without CUDA is known to work.
+torch is left out: `make test-oldest` uses the version in constraints.txt, which exists as a build without CUDA.
 """
 
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def oldest(text: str) -> list[str]:
-    """`name==version` for each requirement in a setup.cfg that has a lower bound."""
+    """Returns `name==version` for each requirement in the text of a setup.cfg that has a lower bound."""
     parser = ConfigParser(interpolation=None)
     parser.read_string(text)
     requirements = [parser["options"]["install_requires"], *parser["options.extras_require"].values()]

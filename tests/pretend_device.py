@@ -1,11 +1,11 @@
-"""A device that is not the CPU, without hardware, which shows code that mixes devices.
+"""A simulated device that finds code which mixes tensors of the CPU and of a device. It needs no hardware.
 
-Its tensors have a value, on the CPU, that only the device's own operations see. An operation on tensors of both
-devices is refused, as a GPU refuses it, and a tensor has to be copied before the host can read it. A process that has
+Its tensors keep their values on the CPU, where only the operations of the device see them. As on a GPU, an operation
+on tensors of both devices raises an error, and a tensor must be copied before the host can read it. A process that has
 called `make_pretend_device` keeps the device, and libraries then choose it by default. So call it in a process of its
 own.
 
-It is a torch backend in Python, an interface that torch calls experimental.
+The device is a torch backend written in Python. Torch calls this interface experimental.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from torch.utils._pytree import tree_leaves, tree_map
 AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 NAME = "pretend"
 aten = torch.ops.aten
-# A GPU copies from the CPU, and is indexed by tensors of the CPU.
+# On a GPU too, these operations accept tensors of the CPU: copies, and indexing by such a tensor.
 MAY_MIX = {aten._to_copy.default, aten.copy_.default, aten.index.Tensor}
-_registered: list[torch.library.Library] = []  # what is registered is gone when its library is
+_registered: list[torch.library.Library] = []  # deleting a library removes what it registered
 
 
 class PretendTensor(Tensor):
-    """A tensor on the device. Its own storage is empty: `value` is what it holds."""
+    """A tensor on the device. Its own storage is empty, and `value` contains its values."""
 
     value: Tensor
 
     @staticmethod
     def __new__(cls, value: Tensor) -> PretendTensor:
-        """A tensor that looks like its value, but for the device."""
+        """Returns a tensor with the shape, strides and dtype of the value, but on the device."""
         return Tensor._make_wrapper_subclass(
             cls,
             value.size(),
@@ -49,7 +49,7 @@ class PretendTensor(Tensor):
         self.value = value
 
     def tolist(self) -> Any:
-        """Copies to the host, as torch's own does by way of the storage."""
+        """Copies the values to the host. Torch's own method would read the empty storage."""
         return self.value.tolist()
 
     @classmethod
@@ -63,9 +63,10 @@ def make_pretend_device() -> torch.device:
     if not _registered:
         backend_registration._setup_privateuseone_for_python_backend(NAME)
         every, own = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
-        every.fallback(_run, "PrivateUse1")  # of operations without such a tensor, those that make one
+        # For operations without a tensor of the device, such as those that make one.
+        every.fallback(_run, "PrivateUse1")
         for made in (aten.arange.default, aten.arange.start, aten.arange.start_step):
-            own.impl(made, partial(_run, made), "PrivateUse1")  # torch's own enlarges an empty tensor
+            own.impl(made, partial(_run, made), "PrivateUse1")  # torch's own kernel resizes an empty tensor
         _registered.extend([every, own])
         torch.tensor = _moved_afterwards(torch.tensor)
         torch.as_tensor = _moved_afterwards(torch.as_tensor)
@@ -73,15 +74,17 @@ def make_pretend_device() -> torch.device:
 
 
 def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """The operation on the values of its tensors. What it returns is on the device, unless it copies to the CPU."""
-    # 1. Refuse a tensor of the CPU beside one of the device. A tensor without dimensions may be a number of the host.
+    """Runs the operation on the values of its tensors. The result is on the device, unless the operation copies to the
+    CPU."""
+    # 1. Refuse to mix tensors of the CPU and of the device. Tensors without dimensions are allowed, because they may
+    # be numbers of the host.
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     ours = [tensor for tensor in tensors if isinstance(tensor, PretendTensor)]
     foreign = [tensor for tensor in tensors if not isinstance(tensor, PretendTensor) and tensor.dim()]
     if ours and foreign and func not in MAY_MIX:
         raise RuntimeError(f"{func} mixes tensors of the CPU and of {NAME}")
 
-    # 2. Run it.
+    # 2. Run the operation.
     device = kwargs.get("device")
     stays = bool(ours) if device is None else torch.device(device).type == NAME
     if func is aten.copy_.default:
@@ -89,7 +92,7 @@ def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
     values, options = tree_map(_value, (args, kwargs))
     output = func(*values, **options)
 
-    # 3. An operation in place returns the tensor that it was given.
+    # 3. Return the given tensor if the operation worked in place.
     if not stays:
         return output
     given = {id(tensor.value): tensor for tensor in ours}
@@ -103,15 +106,15 @@ def _placed(leaf: Any, given: dict[int, PretendTensor]) -> Any:
 
 
 def _value(leaf: Any) -> Any:
-    """The argument as the CPU takes it."""
+    """Returns the argument for an operation on the CPU."""
     if isinstance(leaf, torch.device):
         return torch.device("cpu")
     return leaf.value if isinstance(leaf, PretendTensor) else leaf
 
 
 def _moved_afterwards(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`torch.tensor` with its tensor made on the CPU and then moved, as a backend in Python cannot be reached from
-    within."""
+    """Returns `torch.tensor` or `torch.as_tensor`, changed to make the tensor on the CPU and then move it. Torch's own
+    functions cannot call a backend in Python."""
 
     def moved(data: Any, *, device: torch.device | str | None = None, **options: Any) -> Tensor:
         made = make(data, **options)

@@ -1,10 +1,10 @@
 """Runs work in other processes: in one, in one that is killed, or in two that train together.
 
-The processes are forked from a server that has imported the trainers once, so they need no imports. They end like a
-script: Python shuts down. Unlike processes that are launched, they share a hash seed.
+The processes are forked from a server that has already imported the trainers. They end as a script does, when Python
+shuts down. Unlike launched processes, they share a hash seed.
 
-The work is a function of a module, or a `partial` of one, and is called with its output folder. What its processes
-print goes to `OUTPUT.log`.
+The work is a function at the top level of a module, or a `partial` of one, and is called with its output folder. Its
+processes print to `OUTPUT.log`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 import yaml
 from accelerate.commands.launch import launch_command, launch_command_parser
 
-from trl_rec.scripts.parsing import find_recipe
+from trl_rec.scripts.recipe_files import find_recipe
 
 
 PRELOADED = [
@@ -40,12 +40,12 @@ PRELOADED = [
     "tests.schedule.studies.study_runs",
     "deepspeed",
 ]
-SECONDS = 300  # work that takes longer has failed
+SECONDS = 300  # work that takes longer counts as failed
 Work = Callable[[Path], object]
 
 
 def start(work: Work, output: Path, environment: Mapping[str, str] | None = None) -> BaseProcess:
-    """Starts the work in a process, by default with this process's environment."""
+    """Starts the work in a process, by default with the environment of this process."""
     forkserver.set_forkserver_preload(PRELOADED)
     with chdir(Path(__file__).parents[1]):  # the server imports the tests from there
         forkserver.ensure_running()
@@ -92,8 +92,8 @@ def run_in_two(recipe: str, work: Work, output: Path) -> None:
 
 
 def _launch_environment(name: str) -> dict[str, str]:
-    """The environment of a process under `accelerate launch`, in full precision. The work itself must choose the
-    CPU."""
+    """Returns the environment that `accelerate launch` gives to a process, in full precision. The work itself must
+    choose the CPU."""
     recipe = {
         **yaml.safe_load(find_recipe(f"accelerate/{name}").read_text()),
         "use_cpu": True,
@@ -126,5 +126,5 @@ def _run(work: Work, output: Path, environments: list[dict[str, str]]) -> None:
 
 
 def log_of(output: Path) -> str:
-    """The end of what the processes printed."""
+    """Returns the last 3,000 characters that the processes printed."""
     return output.with_suffix(".log").read_text()[-3000:]

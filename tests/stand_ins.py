@@ -19,7 +19,8 @@ CHAT = (
     "{% for message in messages %}<bos>{{ message.role }}\n{{ message.content }}<eos>\n{% endfor %}"
     "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
 )
-# Weights have multiples of 32 rows and of 64 columns: bitsandbytes packs nf4 weights so for a CPU with AVX-512.
+# Weights have multiples of 32 rows and of 64 columns, because bitsandbytes requires this to pack nf4 weights for a CPU
+# with AVX-512.
 SIZE = {"intermediate_size": 192, "num_hidden_layers": 2, "tie_word_embeddings": True}
 LLAMA_3_ROPE = {
     "rope_type": "llama3",
@@ -47,13 +48,11 @@ def save_stand_in(name: str, texts: list[str], folder: Path) -> Path:
 
 
 def llama_3(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Four heads per key and long-context rotary positions. The tokenizer puts BOS before every text and cannot
-    pad."""
+    """Returns a model with four attention heads per key head and long-context rotary positions. The tokenizer puts BOS
+    before every text, and has no padding token."""
     bos = tokenizer.bos_token_id
     eos = tokenizer.eos_token_id
-    begin = TemplateProcessing(single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", bos)])
-    tokenizer.backend_tokenizer.post_processor = begin
-    tokenizer.pad_token = None
+    begin_with_bos(tokenizer)
     heads = {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}
     rest = {"max_position_embeddings": 131_072, "bos_token_id": bos, "eos_token_id": eos, "rms_norm_eps": 1e-5}
     return LlamaForCausalLM(
@@ -61,8 +60,26 @@ def llama_3(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
 
 
+def llama_2(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Returns a model with one attention head per key head and an untied output layer. The tokenizer puts BOS before
+    every text, and has no padding token."""
+    begin_with_bos(tokenizer)
+    heads = {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 8}
+    tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    size = {**SIZE, "tie_word_embeddings": False}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size, **heads, **tokens))
+
+
+def begin_with_bos(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Changes the tokenizer so that it puts BOS before every text and has no padding token, as in Llama."""
+    bos = tokenizer.bos_token_id
+    begin = TemplateProcessing(single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", bos)])
+    tokenizer.backend_tokenizer.post_processor = begin
+    tokenizer.pad_token = None
+
+
 def qwen_2(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """Biases in attention, and more embedding rows than tokens. The tokenizer has no BOS."""
+    """Returns a model with biases in attention, and with more embedding rows than tokens. The tokenizer has no BOS."""
     tokenizer.bos_token = None
     heads = {"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 1}
     rest = {
@@ -75,7 +92,7 @@ def qwen_2(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
 
 
 def smollm_2(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Llama's architecture with an odd number of heads. EOS also pads."""
+    """Returns a Llama with an odd number of heads. The tokenizer pads with EOS."""
     tokenizer.pad_token = tokenizer.eos_token
     heads = {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 1}
     tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -84,4 +101,4 @@ def smollm_2(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
 
 
-FAMILIES = {"Llama-3": llama_3, "Qwen2.5": qwen_2, "SmolLM2": smollm_2}
+FAMILIES = {"Llama-2": llama_2, "Llama-3": llama_3, "Qwen2.5": qwen_2, "SmolLM2": smollm_2}

@@ -1,6 +1,8 @@
-"""Each part of a dependency that `trl_rec.compat` uses is still there, and nothing else in the package touches one.
+"""Every non-public part of a dependency that `trl_rec.compat` uses still exists, and no other module of the package
+uses one.
 
-A test that fails after an upgrade names the function, or the row of `MEMBERS` or `UNDOCUMENTED`, to mend.
+If a test fails after an upgrade, its name or message says which function, or which row of `MEMBERS` or `UNDOCUMENTED`,
+needs a change.
 """
 
 import ast
@@ -9,12 +11,15 @@ import inspect
 import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from accelerate import Accelerator
@@ -22,6 +27,8 @@ from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
     DynamicCache,
     MambaConfig,
     MambaForCausalLM,
@@ -94,7 +101,7 @@ def test_declared_members_are_still_there(owner: str, name: str) -> None:
 def source(kind: type) -> str:
     try:
         return inspect.getsource(kind)
-    except (OSError, TypeError):  # compiled
+    except (OSError, TypeError):  # the class is compiled
         return ""
 
 
@@ -108,13 +115,14 @@ def test_private_members_that_are_overridden_are_declared(kind: type) -> None:
     assert overridden <= {name for _, name in DECLARED}
 
 
-# Nothing else touches what is not public
+# Only compat.py uses what is not public
 
 ROOTS = {"accelerate", "bitsandbytes", "deepspeed", "peft", "transformers", "trl"}
 DOCUMENTED = {"accelerate", "accelerate.utils", "peft", "transformers", "trl"}
-TYPES = {"IntervalStrategy", "SaveStrategy"}  # of transformers.trainer_utils, documented as the types of fields
+# From transformers.trainer_utils, which documents them as types of fields.
+TYPES = {"IntervalStrategy", "SaveStrategy"}
 ATTRIBUTES = {"ds_tensor", "ds_id", "fwd_pre_hook", "parameter_offload", "support_avx512bf16_for_cpu", "hf_quantizer"}
-PYTHON = {"_replace", "_asdict", "_fields", "_make", "_exit"}  # documented, in spite of their names
+PYTHON = {"_replace", "_asdict", "_fields", "_make", "_exit"}  # documented, although their names look private
 
 
 def test_nothing_else_touches_private_parts() -> None:
@@ -135,8 +143,8 @@ def test_a_touch_is_seen() -> None:
 
 
 def defined(tree: ast.AST) -> set[str]:
-    """The functions, classes, attributes and variables that a module makes."""
-    kinds = (ast.FunctionDef, ast.ClassDef)
+    """Returns the names of the functions, classes, attributes and variables that a module defines."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     made = {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
     stored = [node for node in ast.walk(tree) if isinstance(getattr(node, "ctx", None), ast.Store)]
     made |= {node.attr for node in stored if isinstance(node, ast.Attribute)}
@@ -144,8 +152,7 @@ def defined(tree: ast.AST) -> set[str]:
 
 
 def touched(tree: ast.AST, own: set[str]) -> list[int]:
-    """The lines with a private name that is not one of our own, or with an import from a module without
-    documentation."""
+    """Returns the lines that use a private name other than our own, or that import from an undocumented module."""
     lines = []
     for node in ast.walk(tree):
         names, modules = [], []
@@ -214,6 +221,19 @@ def test_a_model_that_is_no_longer_quantized_can_be_trained(tmp_path: Path) -> N
         Trainer(model, args)
     compat.mark_unquantized(model)
     Trainer(model, args)
+
+
+def test_a_dequantised_model_can_be_saved(tmp_path: Path) -> None:
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    make_model().save_pretrained(tmp_path / "whole")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "whole", quantization_config=nf4).save_pretrained(tmp_path / "nf4")
+    with pytest.raises(NotImplementedError):  # if this works, `compat.dequantized` can be removed
+        AutoModelForCausalLM.from_pretrained(tmp_path / "nf4").dequantize().save_pretrained(tmp_path / "none")
+    model = compat.dequantized(AutoModelForCausalLM.from_pretrained(tmp_path / "nf4"))
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert not getattr(again, "is_quantized", False)
+    assert torch.equal(again.model.layers[0].mlp.up_proj.weight, model.model.layers[0].mlp.up_proj.weight)
 
 
 @pytest.mark.parametrize("kind", [AlroConfig, BearConfig, BladeConfig, SoftmaxDPOConfig])
@@ -307,27 +327,53 @@ def test_a_model_generates_without_checkpointing_and_trains_as_before() -> None:
     enable_checkpointing(model)
     before = checkpointed(model)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "`gradient_checkpointing")  # TRL would call its deprecated methods
+        warnings.filterwarnings("error", "`gradient_checkpointing")  # TRL would call deprecated methods of the model
         with compat.unwrapped_for_generation(model, Accelerator(cpu=True)) as whole:
             assert whole is model and not any(checkpointed(model))
     assert checkpointed(model) == before
 
 
-def test_uploads_leave_out_more_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uploads_are_of_a_copy_that_lasts_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import trainer
 
     asked: list[dict[str, Any]] = []
-    hub = SimpleNamespace(upload_folder=lambda **options: asked.append(options), create_repo=lambda: "made")
+    events: list[str] = []
+
+    @contextmanager
+    def copy(folder: Path) -> Iterator[Path]:
+        yield folder / "copy"
+        events.append("removed")
+
+    def upload(**options: Any) -> Any:
+        asked.append(options)
+        return SimpleNamespace(add_done_callback=waiting.append)
+
+    waiting: list[Any] = []
+
+    def list_files(**place: Any) -> list[str]:
+        return [f"file of {place['repo_id']}"]
+
+    announced: list[tuple[Path, list[str]]] = []
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", list_files)
+    hub = SimpleNamespace(upload_folder=upload, create_repo=lambda: "made", list_repo_files=list_files)
+    options = {"replaced": ["old/*"], "announce": lambda *given: announced.append(given)}
     for name, usual in (("hf_api", lambda: hub), ("upload_folder", hub.upload_folder)):
         with monkeypatch.context() as patched:
             patched.delattr(trainer, "hf_api", raising=False)
             patched.setattr(trainer, name, usual, raising=False)
-            with compat.uploading_without(["*.parquet"]):
+            with compat.uploading_copies(copy, **options):
                 api = trainer.hf_api() if name == "hf_api" else trainer
-                api.upload_folder(folder_path="run", ignore_patterns=["_*"])
+                api.upload_folder(repo_id="mine", folder_path="run", ignore_patterns=["_*"])
+                assert events == ["removed"]
+                api.upload_folder(folder_path="run", run_as_future=True)
                 assert name != "hf_api" or api.create_repo() == "made"
-            assert getattr(trainer, name) is usual
-    assert asked == [{"folder_path": "run", "ignore_patterns": ["_*", "*.parquet"]}] * 2
+            assert getattr(trainer, name) is usual and events == ["removed"]
+            waiting.pop()("the future")
+            assert events == ["removed"] * 2
+            events.clear()
+    first = {"repo_id": "mine", "ignore_patterns": ["_*"]}
+    assert asked[0] == {"folder_path": Path("run/copy"), "delete_patterns": ["old/*"], **first} and len(asked) == 4
+    assert announced == [(Path("run/copy"), ["file of mine"])] * 2  # before the uploads that are waited for
 
 
 def test_the_reference_is_the_whole_adapter() -> None:
@@ -384,6 +430,23 @@ def test_accelerate_is_launched_in_this_process(monkeypatch: pytest.MonkeyPatch)
 # DeepSpeed
 
 
+def test_the_launcher_sets_the_variables_that_show_its_presence() -> None:
+    """`user_environment` recognises a launched process by one of them, and ignores the number of threads."""
+    from accelerate.utils import launch
+
+    for prepare in (launch.prepare_simple_launcher_cmd_env, launch.prepare_multi_gpu_env):
+        assert 'current_env["ACCELERATE_DYNAMO_MODE"] =' in inspect.getsource(prepare)
+    assert 'current_env["OMP_NUM_THREADS"] =' in inspect.getsource(launch.prepare_simple_launcher_cmd_env)
+
+
+@pytest.mark.parametrize("name", compat.NOTICES)
+def test_the_hidden_messages_still_exist(name: str) -> None:
+    module = {"DeepSpeed": "deepspeed.accelerator.real_accelerator"}.get(name, name)
+    pytest.importorskip(module.split(".")[0])
+    text = inspect.getsource(import_module(module))
+    assert all(beginning in text for beginning in compat.NOTICES[name])
+
+
 def test_the_weights_that_a_process_holds_are_found() -> None:
     plain, sharded = nn.Parameter(torch.ones(2)), nn.Parameter(torch.empty(0))
     sharded.ds_tensor = torch.ones(3)  # type: ignore[attr-defined]
@@ -437,6 +500,16 @@ def test_layers_of_bitsandbytes_are_known() -> None:
         assert "avx512" not in inspect.getsource(modules.Linear4bit).lower()
 
 
+# vLLM
+
+
+def test_the_model_runner_of_vllm_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vllm")
+    for value, is_v2 in (("1", True), ("0", False)):
+        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", value)
+        assert compat.uses_v2_model_runner() is is_v2
+
+
 # setup.cfg
 
 
@@ -463,7 +536,7 @@ def test_every_requirement_has_a_lower_bound_and_a_major_version_that_ends_it() 
 
 
 def test_dropout_that_a_layer_keeps_as_a_number_is_off() -> None:
-    """OPT keeps all of its dropout so, and TRL's `disable_dropout` finds none of it."""
+    """OPT keeps all of its dropout as numbers, and TRL's `disable_dropout` finds none of them."""
     config = OPTConfig(
         vocab_size=20,
         hidden_size=16,

@@ -1,4 +1,4 @@
-"""Files and folders are complete or as they were, whatever fails while they are written."""
+"""Whatever fails while a file or folder is written, it is either complete or unchanged."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from trl_rec.files import atomic_file, atomic_folder, clean_up, temporary_folder
 
 
 def entries(folder: Path) -> list[str]:
-    """All files and folders below a folder, hidden ones included."""
+    """Returns all files and folders below a folder, including hidden ones."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 

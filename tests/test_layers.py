@@ -1,4 +1,4 @@
-"""Imports run one way, and the light parts stay light: each in a fresh interpreter."""
+"""Imports between the layers run one way, and light modules load nothing heavy, each in a fresh interpreter."""
 
 import ast
 import configparser
@@ -12,7 +12,8 @@ import trl_rec
 
 
 PACKAGE = Path(trl_rec.__file__).parent
-# From the bottom up; a module may import from its own layer and from those above it in this list.
+# From the bottom layer to the top. A module may import from its own layer and from the layers that come earlier in
+# this list.
 LAYERS = [
     ("files", "printing", "ranges"),
     ("parts",),
@@ -22,7 +23,7 @@ LAYERS = [
     ("items", "data"),
     ("models", "decoding", "semantic_ids"),
     ("trainer", "evaluation"),
-    ("schedule",),
+    ("schedule", "serving"),
     ("scripts", "cli"),
 ]
 
@@ -82,7 +83,8 @@ def test_no_module_imports_from_above() -> None:
 
 
 def test_trainers_share_a_base_and_leave_each_other_alone() -> None:
-    """Methods import `trainer.base` only. ALRO's rating stage is plain fine-tuning, which BEAR's trainer does."""
+    """Methods import only `trainer.base`. The exception is ALRO's rating stage: it is plain fine-tuning, for which it
+    uses BEAR's trainer."""
     methods = {"bear", "alro", "blade", "softmax_dpo"}
     found = set()
     for path in (PACKAGE / "trainer").rglob("*.py"):
@@ -95,7 +97,7 @@ def test_trainers_share_a_base_and_leave_each_other_alone() -> None:
 
 
 def test_each_package_is_in_setup_cfg() -> None:
-    """A folder that `setup.cfg` does not name would be missing from the wheel."""
+    """The wheel would lack a folder that `setup.cfg` does not name."""
     setup = configparser.ConfigParser()
     setup.read(PACKAGE.parent / "setup.cfg")
     packages = set(setup["options"]["packages"].split())
@@ -121,7 +123,8 @@ for path in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_each_script_loads_what_it_needs(tmp_path: Path) -> None:
-    """Whatever order the parts of the package are loaded in."""
+    """Each script starts with a fresh import of the package, so it must not rely on modules that another script has
+    loaded."""
     scripts = sorted([*(PACKAGE / "scripts").glob("*.py"), *(PACKAGE.parent / "examples").glob("*.py")])
     assert len(scripts) > 10
     subprocess.run([sys.executable, "-c", LOADING, *scripts], cwd=tmp_path, check=True)

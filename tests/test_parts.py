@@ -1,4 +1,4 @@
-"""Parts of a computation: read as they were written, and missing as soon as anything about them differs."""
+"""Parts of a computation: they are read as they were written, and count as missing if anything about them differs."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def make_store(folder: Path | None, num_rows: int = 13, part_size: int = 5, fing
 
 @pytest.fixture
 def store(tmp_path: Path) -> PartStore:
-    """A store with all of its parts."""
+    """A store that contains all of its parts."""
     store = make_store(tmp_path)
     for part in store.parts:
         store.write(part, ROWS[part.start : part.stop])
@@ -58,7 +58,7 @@ def test_a_call_that_was_killed_resumes_with_the_parts_that_are_left(tmp_path: P
     store = make_store(tmp_path)
     store.write(range(5, 10), ROWS[5:10])
     assert store.missing() == [range(5), range(10, 13)]
-    with pytest.raises(ValueError, match="part-00000.parquet is missing; all processes need to see the same output_"):
+    with pytest.raises(ValueError, match="part-00000.parquet is missing; all processes must share the same output_"):
         store.read_all()
 
 

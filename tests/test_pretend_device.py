@@ -1,7 +1,7 @@
-"""The main paths on a device that is not the CPU: the CPU's results, and no operation that mixes devices.
+"""The main code paths on a simulated device: they give the CPU's results, and no operation mixes devices.
 
-Each case is a function of `move`, which puts tensors, tries and models onto the device. What it makes itself, such as
-the rows of `exclude`, is the host's, as it is in a trainer.
+Each case is a function of `move`, which puts tensors, tries and models on the device. Everything that is not moved,
+such as the rows of `exclude`, stays on the host, as in a trainer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.processes import run_alone
 from trl_rec import TokenTrie, rank_candidates, rank_items
 from trl_rec.data import PromptFormat, RecDataset
 from trl_rec.decoding import TrieLogitsProcessor, list_logps, list_tokens, sample_item_lists
-from trl_rec.decoding.list_beams import beam_list
+from trl_rec.decoding.lists.beams import beam_list
 from trl_rec.decoding.priors import fit_prior
 from trl_rec.evaluation import Policy
 from trl_rec.evaluation.prior_choice import choose_prior
@@ -56,7 +56,7 @@ pytestmark = [
 Move = Callable[[Any], Any]
 Case = Callable[[Move], list[Tensor]]
 EOS, END = 1, 2
-# Forced chains, a title that begins another one, and two items of one path.
+# Forced chains, a title that is the beginning of another one, and two items with the same path.
 TITLES = [[30, 31, 5, END], [30, 31, 5, 8, 8, END], [30, 31, 5, 8, 8, END], [30, 31, 7, 9, 9, END], [6, 5, END]]
 EQUALLY_LONG = [[5, 11, 20], [5, 11, 21], [5, 12, 20], [6, 11, 20], [6, 13, 22]]
 PROMPTS = {
@@ -67,7 +67,7 @@ EXCLUDED = [[1], []]
 
 
 def trie(move: Move) -> list[Tensor]:
-    """Every method that computes with nodes or tokens."""
+    """Calls every method of the trie that computes with nodes or tokens."""
     tree = move(TokenTrie.from_sequences(TITLES))
     nodes = move(torch.tensor([[0, 1], [3, -1]]))
     known = nodes.clamp(min=0)
@@ -84,7 +84,7 @@ def trie(move: Move) -> list[Tensor]:
 
 
 def processor(move: Move) -> list[Tensor]:
-    """The trie as a logits processor, which is told nothing of the device."""
+    """Runs the logits processor, which has no argument for the device."""
     constrain = TrieLogitsProcessor(TokenTrie.from_sequences(TITLES), 1, eos_token_id=EOS, exclude=EXCLUDED)
     return [constrain(move(torch.tensor([[3, 30, 31], [3, 6, 5]])), move(torch.linspace(-1, 1, 80).view(2, 40)))]
 
@@ -122,7 +122,7 @@ def bear(move: Move) -> list[Tensor]:
 
 
 def blade(move: Move) -> list[Tensor]:
-    """The rewards too, which a trainer computes on the host."""
+    """Computes targets and loss. The rewards are on the device too, although a trainer computes them on the host."""
     rewards = move(torch.tensor([[0.1, 0.5, 0.5], [0.0, 1.0, 0.2]], dtype=torch.float64))
     references = move(torch.tensor([[0.2, 0.5], [0.3, 0.3]], dtype=torch.float64))
     at_most, below = posterior_cdf(rewards, references, dynamic_coefficient=0.5)
@@ -143,7 +143,7 @@ def alro(move: Move) -> list[Tensor]:
 
 
 def softmax_dpo(move: Move) -> list[Tensor]:
-    """DMPO, its variant, as well."""
+    """Computes the losses of Softmax-DPO and of its variant DMPO."""
     logratios = move(torch.tensor([[0.5, -0.2, 0.1], [0.3, 0.2, 0.9]])).requires_grad_()
     mask = move(torch.tensor([[True, True], [True, False]]))
     outputs = [loss(logratios[:, 0], logratios[:, 1:], mask, beta=0.7) for loss in (softmax_dpo_loss, dmpo_loss)]
@@ -151,7 +151,8 @@ def softmax_dpo(move: Move) -> list[Tensor]:
 
 
 def shared_rows(move: Move, *, family: str) -> list[Tensor]:
-    """Values and gradients, over the vocabulary, the trie's tokens, and what a list leaves of these."""
+    """Computes values and gradients over three sets of tokens: the vocabulary, the legal tokens, and the legal tokens
+    that a list leaves."""
     model = _model(move, family)
     tree = move(TokenTrie.from_sequences(EQUALLY_LONG))
     items = move(torch.tensor([[[0, 3], [4, 1]], [[2, 0], [3, 4]]]))
@@ -168,7 +169,7 @@ def shared_rows(move: Move, *, family: str) -> list[Tensor]:
 
 
 def prior_choice(move: Move, *, surface: str, kind: str, list_length: int | None = None) -> list[Tensor]:
-    """As in `trl-rec evaluate` and at the end of a run, where only the model is on the device."""
+    """Chooses a prior as `trl-rec evaluate` and the end of a run do. Only the model is on the device."""
     ids = [f"i{number}" for number in range(6)]
     codes = Ragged.from_lists([[f"<a_{number % 2}>", f"<b_{number // 2}>"] for number in range(6)], object)
     catalog = ItemCatalog(pa.table({"item_id": ids, "title": ids})).with_surface(surface, codes)
@@ -215,7 +216,8 @@ CASES: dict[str, Case] = {
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What is wrong in each case; nothing, as a rule. One process runs them all, as starting it takes longer."""
+    """The traceback of each case, or "" if the case passes. One process runs all cases, because starting a process
+    takes longer than the cases."""
     output = tmp_path_factory.mktemp("pretend") / "outcomes"
     run_alone(run_all, output)
     return torch.load(output)
@@ -247,12 +249,12 @@ def assert_same(found: list[Tensor], expected: list[Tensor], device: torch.devic
     for one, other in zip(found, expected, strict=True):
         assert one.device == device
         largest = float(other.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) if other.is_floating_point() else 0.0
-        # The CPU has an attention kernel of its own, which rounds otherwise.
+        # The CPU has an attention kernel of its own, which rounds differently.
         assert_close(one.detach().cpu(), other.detach(), atol=1e-5 * max(1.0, largest), rtol=1e-5)
 
 
 def plant(output: Path) -> None:
-    """Leaves each kind of argument on the CPU once."""
+    """Mixes devices on purpose, with a different argument on the CPU each time."""
     device = make_pretend_device()
     on_device = TokenTrie.from_sequences(TITLES).to(device)
     node = torch.tensor([0, 1])

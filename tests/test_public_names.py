@@ -1,4 +1,5 @@
-"""Every public name can be imported, is typed, and is where README and examples import it from."""
+"""Every public name can be imported and is typed. README, documentation and examples import only public names of
+packages in CONTRIBUTING's map."""
 
 import ast
 import re
@@ -13,7 +14,7 @@ import trl_rec
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_rec"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAP = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 # Every package with public names, as a dotted name.
 PACKAGES = {
@@ -21,11 +22,11 @@ PACKAGES = {
     for file in sorted(PACKAGE.rglob("__init__.py"))
     if "__all__" in file.read_text(encoding="utf-8")
 }
-# The packages in README's map of the tree, and those that contain them.
-FOLDERS = [path.split("/") for path in re.findall(r"^(trl_rec/[\w/]+)/ ", README, re.MULTILINE)]
+# The packages in CONTRIBUTING's map, and those that contain them.
+FOLDERS = [path.split("/") for path in re.findall(r"^(trl_rec/[\w/]+)/ ", MAP, re.MULTILINE)]
 DOCUMENTED = {".".join(folder[:depth]) for folder in FOLDERS for depth in range(1, len(folder) + 1)}
 
-# For people who write a trainer of their own; they are not at the top level.
+# These names are for people who write their own trainer. They are not at the top level.
 BASE_CLASSES = {"RecConfig"}
 
 
@@ -42,7 +43,8 @@ def test_public_names_are_imported(package: str, name: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_lists_of_a_package_agree(package: str) -> None:
-    """What is public, what a type checker imports, and what is loaded on first use: the same names and modules."""
+    """The public names, the names that a type checker imports, and the names that are loaded on first use are the
+    same, with the same modules."""
     names = public_names(package)
     assert len(set(names)) == len(names)
     assert set(names) <= {*dir(import_module(package)), "__version__"}
@@ -65,7 +67,7 @@ def test_the_lists_of_a_package_agree(package: str) -> None:
 
 
 def test_the_top_level_has_what_a_first_program_needs() -> None:
-    """Every loss, evaluation, trainer and its config, and everything that makes a model or IDs."""
+    """The top level has every loss, evaluation, trainer and config, and every function that makes a model or IDs."""
     patterns = {
         "trl_rec.losses": ".*",
         "trl_rec.evaluation": "evaluate_.*",
@@ -80,7 +82,7 @@ def test_the_top_level_has_what_a_first_program_needs() -> None:
 
 
 def imports(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
-    """The module and the name of each import from trl_rec."""
+    """Yields the module and the name of each import from trl_rec."""
     for statement in body:
         for node in ast.walk(statement):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "trl_rec":
@@ -88,18 +90,18 @@ def imports(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
 
 
 def programs() -> Iterator[tuple[str, str]]:
-    """The name and the text of each example, and of each Python block in the documentation."""
+    """Yields the name and the text of each example, and of each Python block in the documentation."""
     for path in sorted((ROOT / "examples").glob("*.py")):
         yield path.name, path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for number, block in enumerate(
             re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
         ):
-            yield f"{path.name}, block {number}", block
+            yield f"{path.relative_to(ROOT)}, block {number}", block
 
 
 @pytest.mark.parametrize("program", [pytest.param(text, id=name) for name, text in programs()])
 def test_examples_and_documentation_import_public_names_of_documented_packages(program: str) -> None:
     for module, name in imports(ast.parse(program).body):
-        assert module in DOCUMENTED, f"{module} is not in README's map"
+        assert module in DOCUMENTED, f"{module} is not in CONTRIBUTING's map"
         assert name in public_names(module), f"{module}.{name} is not public"

@@ -3,7 +3,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_rec.ragged import Ragged, join, within
+from trl_rec.ragged import Ragged, is_in, join, row_blocks, stable_order, within
 
 
 rows_of_numbers = st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=8)
@@ -73,3 +73,23 @@ def test_padding_by_hand() -> None:
     ragged = Ragged.from_lists([[1, 2], [], [3]])
     assert ragged.padded().tolist() == [[1, 2], [-1, -1], [3, -1]]
     assert ragged.padded(fill=0, width=3, left=True).tolist() == [[0, 1, 2], [0, 0, 0], [0, 0, 3]]
+
+
+@given(st.lists(st.integers(-3, 9), max_size=12), st.lists(st.integers(-3, 9), max_size=12))
+def test_is_in_equals_numpy(values, known):
+    values, known = np.array(values, np.int64), np.array(known, np.int64)
+    assert is_in(values, known).tolist() == np.isin(values, known).tolist()
+
+
+@given(st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 3), max_size=30))
+def test_stable_order_equals_numpy(numbers):
+    numbers = np.array(numbers, np.int64)
+    assert stable_order(numbers).tolist() == np.argsort(numbers, kind="stable").tolist()
+
+
+@given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 12))
+def test_blocks_cover_all_rows(lengths, size):
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    blocks = list(row_blocks(offsets, size))
+    assert [row for block in blocks for row in range(block.start, block.stop)] == list(range(len(lengths)))
+    assert all(block.stop == block.start + 1 or sum(lengths[block]) <= size for block in blocks)

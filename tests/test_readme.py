@@ -3,55 +3,36 @@
 Commands that need a model from the hub are left out.
 """
 
-import os
-import re
-import runpy
-import shlex
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.pages import ROOT, Block, blocks, commands, make_log, train
 from tests.processes import run_alone
 from trl_rec import cli
 
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-LOG = ["user_id,item_id,timestamp"] + [
-    f"u{user},i{(user + step) % 10},{step}" for user in range(12) for step in range(8)
-]
-ITEMS = ["item_id,title"] + [f"i{item},Item number {item}" for item in range(10)]
+README = ROOT / "README.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-@pytest.mark.parametrize("code", blocks("python"))
-def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", [pytest.param(block, id=block.name) for block in blocks(README, "python")])
+def test_python_blocks_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
-
-
-def train(verb: str, argv: list[str], output: Path) -> None:
-    """Runs a training verb as its launched process would, for four steps."""
-    os.chdir(output)
-    sys.argv = [verb, *argv, "--max_steps", "4"]
-    runpy.run_module(f"trl_rec.scripts.{verb}", run_name="__main__", alter_sys=True)
+    exec(compile(block.text, block.name, "exec"), {})
 
 
 @pytest.mark.slow
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
+    # The server would wait for requests.
+    monkeypatch.setattr("trl_rec.serving.server._Server.run", lambda self, sockets: None)
     monkeypatch.setattr(cli, "launch", lambda verb, argv: run_alone(partial(train, verb, argv), tmp_path))
-    (tmp_path / "my-log").mkdir()
-    (tmp_path / "my-log/interactions.csv").write_text("\n".join(LOG) + "\n")
-    (tmp_path / "my-log/items.csv").write_text("\n".join(ITEMS) + "\n")
-    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("trl-rec")]
-    commands = [shlex.split(line)[1:] for line in lines if "HuggingFaceTB" not in line and "office-titles" not in line]
-    assert len(commands) >= 14
-    for command in commands:
+    make_log(tmp_path)
+    given = [command for block in blocks(README, "bash") for command in commands(block)]
+    given = [words for words in given if not any("HuggingFaceTB" in word or "office-titles" in word for word in words)]
+    assert [words[0] for words in given] == ["prepare", "bear", "recommend", "serve"]
+    for command in given:
         cli.main(command)
     told = capsys.readouterr().out
-    assert "transition" in told and told.count("history, newest first") == 2
+    assert told.count("history, newest first") == 1

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md are those of docs/studies/*.json."""
+"""The tables of docs/results.md contain the figures of docs/studies/*.json."""
 
 import importlib.util
 import json
@@ -51,7 +51,9 @@ def test_a_study_becomes_a_table_with_its_verdicts() -> None:
     assert lines[0].startswith("`trl-rec study --config study/x` (commit abc). 1,000 test users")
     assert "| counter | | | .2500 ±.0500 | | | | | reference |" in lines
     assert "| sft | 2 | | .2500 ±.0500 | .2400 .2600 | .3000 | -.0100 | .5000 | unclear |" in lines
-    assert lines[-2:] == ["- counter against sft: -.0100, adjusted p .5000: unclear.", "- big: left out, no titles."]
+    unknown = {**kept, "smallest_difference": None, "split": "validation"}
+    assert write_results.measured(unknown)[0].endswith("(commit abc). 1,000 validation users.")
+    assert lines[-2:] == ["- counter against sft: -.0100, adjusted p .5000: unclear.", "- big is left out: no titles."]
 
 
 def test_a_page_that_names_a_missing_study_is_refused() -> None:

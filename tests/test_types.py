@@ -1,5 +1,5 @@
-"""A user's type checker sees real types: mypy accepts programs that use trl_rec rightly, and finds the mistakes in
-others."""
+"""A user's type checker sees real types: mypy accepts programs that use trl_rec correctly, and finds the errors in
+other programs."""
 
 import os
 import re
@@ -90,7 +90,7 @@ assert_type(BladeConfig("b").max_steps, int)
 assert_type(SoftmaxDPOConfig("c").output_dir, str | None)
 """
 
-# What is wrong, the program, and mypy's code of the error that its last line gets.
+# For each mistake: the program, and the code of the error that mypy reports in its last line.
 BAD = {
     "a name that does not exist": ("from trl_rec import Nothing", "attr-defined"),
     "a name that a subpackage does not have": ("from trl_rec.trainer import Nothing", "attr-defined"),
@@ -122,7 +122,8 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The errors of mypy in each program, by its file name; one run for all, as it reads torch and transformers."""
+    """The errors that mypy finds in each program, by its name. One run checks all programs, because reading torch and
+    transformers takes long."""
     folder = tmp_path_factory.mktemp("programs")
     programs = {"good": GOOD, **{f"readme_{number}": block for number, block in enumerate(BLOCKS)}}
     programs |= {f"bad_{number}": program for number, (program, _) in enumerate(BAD.values())}
@@ -130,7 +131,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         (folder / f"{name}.py").write_text(program)
     (folder / "mypy.ini").write_text(SETTINGS)
 
-    # A cache saves a minute in later runs. It is not that of `make lint`, whose settings differ.
+    # A cache saves a minute in later runs. `make lint` has a different one, because its settings differ.
     options = [
         "--config-file",
         "mypy.ini",

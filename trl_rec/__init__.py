@@ -7,8 +7,11 @@ the name is first used.
 from typing import TYPE_CHECKING
 
 from trl_rec._lazy import lazy_names
+from trl_rec.compat import hide_notices
 from trl_rec.version import __version__
 
+
+hide_notices()  # before other libraries are imported, which print them
 
 __all__ = [
     "AlroConfig",
@@ -21,8 +24,10 @@ __all__ = [
     "DualIdsConfig",
     "Evaluation",
     "EvaluationConfig",
+    "Explanation",
     "FetchError",
     "ItemCatalog",
+    "ItemFilter",
     "ItemIdEncoder",
     "LossOutput",
     "MixturePrior",
@@ -37,6 +42,7 @@ __all__ = [
     "RecDataset",
     "RecModelConfig",
     "Recommendation",
+    "RecommendedList",
     "Recommender",
     "Schedule",
     "SequenceBaseline",
@@ -115,10 +121,12 @@ if TYPE_CHECKING:
     from trl_rec.decoding.candidates.prompts import RatedPromptFormat
     from trl_rec.decoding.candidates.ranker import CandidateRanker
     from trl_rec.decoding.candidates.ranking import rank_candidates
-    from trl_rec.decoding.lists import sample_item_lists
+    from trl_rec.decoding.item_filter import ItemFilter
+    from trl_rec.decoding.lists.sampling import sample_item_lists
     from trl_rec.decoding.priors import MixturePrior, TransitionPrior
     from trl_rec.decoding.processor import TrieLogitsProcessor
-    from trl_rec.decoding.recommender import Recommendation, Recommender
+    from trl_rec.decoding.recommended import Explanation, Recommendation, RecommendedList
+    from trl_rec.decoding.recommender import Recommender
     from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
     from trl_rec.evaluation.best_of_n import evaluate_best_of
     from trl_rec.evaluation.evaluator import evaluate_rankings
@@ -130,7 +138,8 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.prior_rows import evaluate_product
     from trl_rec.evaluation.report.page import write_report
     from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split
-    from trl_rec.evaluation.saved_model import EvaluationConfig, evaluate_with_baselines
+    from trl_rec.evaluation.saved_model.config import EvaluationConfig
+    from trl_rec.evaluation.saved_model.evaluating import evaluate_with_baselines
     from trl_rec.evaluation.tables import metrics_table
     from trl_rec.items.catalog import ItemCatalog
     from trl_rec.items.trie import TokenTrie
@@ -152,8 +161,8 @@ if TYPE_CHECKING:
     from trl_rec.schedule.settings import Schedule
     from trl_rec.schedule.stages import PreferenceStage, align3gr_stages
     from trl_rec.semantic_ids.card import describe_ids
-    from trl_rec.semantic_ids.dual import DualIdsConfig, make_dual_ids
-    from trl_rec.semantic_ids.dual_storage import ItemIdEncoder
+    from trl_rec.semantic_ids.dual.ids import DualIdsConfig, make_dual_ids
+    from trl_rec.semantic_ids.dual.storage import ItemIdEncoder
     from trl_rec.semantic_ids.kmeans_ids import make_semantic_ids
     from trl_rec.semantic_ids.storage import read_ids_card
     from trl_rec.trainer.alro.building import build_alro_trainer, build_ranker
@@ -187,9 +196,11 @@ else:
             "decoding.candidates.prompts": ["RatedPromptFormat"],
             "decoding.candidates.ranker": ["CandidateRanker"],
             "decoding.candidates.ranking": ["rank_candidates"],
-            "decoding.lists": ["sample_item_lists"],
+            "decoding.item_filter": ["ItemFilter"],
+            "decoding.lists.sampling": ["sample_item_lists"],
             "decoding.processor": ["TrieLogitsProcessor"],
-            "decoding.recommender": ["Recommendation", "Recommender"],
+            "decoding.recommended": ["Explanation", "Recommendation", "RecommendedList"],
+            "decoding.recommender": ["Recommender"],
             "evaluation.baselines": ["PopularityBaseline", "RandomBaseline", "TransitionBaseline"],
             "evaluation.best_of_n": ["evaluate_best_of"],
             "evaluation.evaluator": ["evaluate_rankings"],
@@ -199,7 +210,8 @@ else:
             "evaluation.lists": ["readable_lists"],
             "evaluation.report.page": ["write_report"],
             "evaluation.results": ["Evaluation", "evaluate_baselines", "evaluate_split"],
-            "evaluation.saved_model": ["EvaluationConfig", "evaluate_with_baselines"],
+            "evaluation.saved_model.config": ["EvaluationConfig"],
+            "evaluation.saved_model.evaluating": ["evaluate_with_baselines"],
             "evaluation.tables": ["metrics_table"],
             "items.catalog": ["ItemCatalog"],
             "items.trie": ["TokenTrie"],
@@ -221,8 +233,8 @@ else:
             "schedule.settings": ["Schedule"],
             "schedule.stages": ["PreferenceStage", "align3gr_stages"],
             "semantic_ids.card": ["describe_ids"],
-            "semantic_ids.dual": ["DualIdsConfig", "make_dual_ids"],
-            "semantic_ids.dual_storage": ["ItemIdEncoder"],
+            "semantic_ids.dual.ids": ["DualIdsConfig", "make_dual_ids"],
+            "semantic_ids.dual.storage": ["ItemIdEncoder"],
             "semantic_ids.kmeans_ids": ["make_semantic_ids"],
             "semantic_ids.storage": ["read_ids_card"],
             "trainer.alro.building": ["build_alro_trainer", "build_ranker"],

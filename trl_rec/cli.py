@@ -17,8 +17,10 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from trl_rec.scripts.help_pages import print_help, wants_help
 from trl_rec.scripts.interrupts import REMEDIES, SAID, TRAINING_REMEDY, Interrupted, end, handling
-from trl_rec.scripts.verbs import SCRIPTS, TRAINING, VERBS
+from trl_rec.scripts.running import run
+from trl_rec.scripts.verbs import LAUNCH, LAUNCH_KEYS, OWN_HELP, SCRIPTS, TRAINING, VERBS
 from trl_rec.version import __version__
 
 
@@ -43,11 +45,12 @@ def main(argv: list[str] | None = None) -> None:
     verb, *words = argv
     if verb not in VERBS:
         sys.exit(f"trl-rec: there is no verb {verb!r}; choose one of {', '.join(VERBS)}")
+    if verb not in OWN_HELP and wants_help(words):
+        print_help(verb, words)
+        return
 
-    # The imports below take seconds, so an interrupt may arrive before `run` can handle it.
+    # The import below may take seconds, so an interrupt may arrive before `run` can handle it.
     try:
-        from trl_rec.scripts.parsing import run
-
         if verb in TRAINING:
             main_of_verb = partial(launch, verb)
         else:
@@ -70,7 +73,6 @@ def launch(verb: str, argv: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from trl_rec.compat import accelerate_launch
-    from trl_rec.scripts.parsing import LAUNCH
 
     options, for_script = _split_words(argv)
     for_accelerate = _accelerate_words(options)
@@ -141,7 +143,8 @@ def usage() -> str:
     return (
         f"usage: trl-rec VERB [--config RECIPE] [--KEY VALUE ...]\n\n{verbs}\n\n"
         "RECIPE is a YAML file, or the name of a shipped recipe such as bear/ml-100k. Keys on the command line\n"
-        "override those of the recipe. trl-rec VERB --help lists the keys of a verb.\n\n"
+        "override those of the recipe. trl-rec VERB --help describes the keys of a verb; --help_all adds those of\n"
+        "TRL and Transformers.\n\n"
         f"{', '.join(TRAINING)} run under accelerate launch. --num_processes N starts\n"
         "N processes. --accelerate_config takes a file, or the name of a shipped configuration: cpu, ddp, zero2,\n"
         "zero3, fsdp2."
@@ -153,8 +156,7 @@ def _split_words(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
 
     Options are read from the command line and the recipe. The command line takes precedence.
     """
-    from trl_rec.scripts.parsing import LAUNCH_KEYS, find_recipe
-    from trl_rec.scripts.recipe_files import read_recipe
+    from trl_rec.scripts.recipe_files import find_recipe, read_recipe
 
     # 1. Read the recipe here, so that a wrong recipe name raises an error before the launch.
     for_script: list[str] = []
@@ -190,7 +192,7 @@ def _accelerate_words(options: dict[str, Any]) -> list[str]:
 
     `options["accelerate_config"]` is a file, or the name of a shipped configuration.
     """
-    from trl_rec.scripts.parsing import find_recipe
+    from trl_rec.scripts.recipe_files import find_recipe
 
     words = []
     if "accelerate_config" in options:

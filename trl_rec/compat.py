@@ -1,12 +1,12 @@
 """Collects all undocumented parts of dependencies that the package uses.
 
 `tests/test_compat.py` looks for each part in the installed versions. If a new release changes a part, a failing test
-names it. Imported names and functions are then fixed in this file, and members of parent classes in the classes that
-override or use them.
+names this part. Imported names and functions are then corrected in this file, and members of parent classes are
+corrected in the classes that override or use them.
 
 The module was written against torch 2.13, transformers 5.23, TRL 1.16, accelerate 1.15, DeepSpeed 0.19, PEFT 0.21 and
-bitsandbytes 0.50, unless a docstring names others. Heavy libraries are imported inside the functions, so that the
-import of this module is fast.
+bitsandbytes 0.50, unless a docstring names other versions. Heavy libraries are imported inside the functions, so that
+the import of this module is fast.
 
 There are three kinds of parts. `UNDOCUMENTED` lists the names that are imported from modules without documentation.
 `MEMBERS` lists the members of parent classes that our classes override or use. Every other part has a function or a
@@ -18,8 +18,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -149,6 +152,53 @@ MEMBERS = (
 )
 
 
+# Messages that the user can do nothing about
+
+# Beginnings of log messages, by logger. Every other message of these loggers is shown.
+NOTICES = {
+    # A kernel of the package `kernels` is faster than the one that bitsandbytes 0.50 then uses, on some CPUs.
+    "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward from kernels-community",),
+    # DeepSpeed 0.19 looks for a device when it is imported, also if it is not used.
+    "DeepSpeed": ("Setting accelerator to CPU.",),
+}
+# Beginnings of warnings, with their categories.
+WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
+    # TRL 1.16 and PEFT 0.21 ask transformers 5.23 by an old name.
+    ("`is_gradient_checkpointing` is deprecated", FutureWarning),
+    ("`gradient_checkpointing_disable` is deprecated", FutureWarning),
+    ("`gradient_checkpointing_enable` is deprecated", FutureWarning),
+    # bitsandbytes below 0.50 asks torch 2.13 by an old name.
+    ("_check_is_size will be removed", FutureWarning),
+    # PEFT 0.21 saves the embeddings of added tokens, as it must.
+    ("Setting `save_embedding_layers` to `True`", UserWarning),
+)
+
+
+class _Unless(logging.Filter):
+    """Drops warnings that begin with one of the given texts. Errors are never dropped."""
+
+    def __init__(self, beginnings: tuple[str, ...]) -> None:
+        super().__init__()
+        self.beginnings = beginnings
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Returns whether the message is shown."""
+        return record.levelno >= logging.ERROR or not str(record.msg).startswith(self.beginnings)
+
+
+def hide_notices() -> None:
+    """Hides exactly the messages in `NOTICES` and `WARNINGS`, which ask for nothing that the user could do.
+
+    Without this function, every run would begin with warnings about parts that it does not use.
+    """
+    for name, beginnings in NOTICES.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(one, _Unless) for one in logger.filters):
+            logger.addFilter(_Unless(beginnings))
+    for beginning, category in WARNINGS:
+        warnings.filterwarnings("ignore", re.escape(beginning), category)
+
+
 # transformers
 
 
@@ -197,6 +247,18 @@ def mark_unquantized(model: PreTrainedModel) -> None:
     """
     vars(model).update(is_quantized=False, hf_quantizer=None)
     del model.config.quantization_config
+
+
+def dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns a quantised model with ordinary weights, which can be saved.
+
+    `dequantize` keeps a record of the steps that turned the saved weights into quantised ones. `save_pretrained` then
+    tries to undo these steps and fails (seen in transformers 5.23). This function removes the record, so that
+    `save_pretrained` saves the weights as they are.
+    """
+    model = model.dequantize()
+    vars(model).pop("_weight_conversions", None)
+    return model
 
 
 # Fields that transformers added in 5.23. Our configs declare them too, so that they also exist with older releases.
@@ -261,20 +323,42 @@ def checkpoint_folder(trainer: Trainer, trial: Any) -> Path:
 
 
 @contextmanager
-def uploading_without(patterns: list[str]) -> Iterator[None]:
-    """Inside the block, `Trainer` uploads no files that match the patterns.
+def uploading_copies(
+    copy: Callable[[Path], AbstractContextManager[Path]],
+    *,
+    replaced: Sequence[str],
+    announce: Callable[[Path, list[str]], object],
+) -> Iterator[None]:
+    """Inside the block, `Trainer` uploads a copy of a folder instead of the folder itself.
 
-    `Trainer` passes its own `ignore_patterns` to `upload_folder`, and has no option to add patterns. In older versions
-    of transformers, `upload_folder` is a function. In newer versions, it is a method of the object that `hf_api`
-    returns.
+    `Trainer` uploads its whole output folder, and has no option to choose files or to change their content. In older
+    versions of transformers, `upload_folder` is a function. In newer versions, it is a method of the object that
+    `hf_api` returns.
+
+    Args:
+        copy: Makes the copy of the folder that `Trainer` wants to upload, and removes the copy when the upload has
+            ended, even if the upload ends after the block.
+        replaced: Patterns of files that are deleted from the repository unless the copy contains them.
+        announce: Function that is called before each upload, except uploads in the background, with the copy and the
+            names of the files in the repository.
     """
+    from huggingface_hub import list_repo_files
     from transformers import trainer
 
-    def _more(usual: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns an `upload_folder` that adds the patterns to the `ignore_patterns` that its caller passes."""
+    def _copying(usual: Callable[..., Any], list_files: Callable[..., list[str]]) -> Callable[..., Any]:
+        """Returns an `upload_folder` that uploads a copy."""
 
-        def _upload(*args: Any, ignore_patterns: list[str] | None = None, **options: Any) -> Any:
-            return usual(*args, ignore_patterns=[*(ignore_patterns or []), *patterns], **options)
+        def _upload(*, folder_path: str | Path, **options: Any) -> Any:
+            with ExitStack() as copies:
+                copied = copies.enter_context(copy(Path(folder_path)))
+                if not options.get("run_as_future"):
+                    place = {name: options.get(name) for name in ("repo_id", "revision", "token")}
+                    announce(copied, list_files(**place))
+                result = usual(folder_path=copied, delete_patterns=list(replaced), **options)
+                if options.get("run_as_future"):
+                    kept = copies.pop_all()
+                    result.add_done_callback(lambda _: kept.close())
+            return result
 
         return _upload
 
@@ -283,11 +367,11 @@ def uploading_without(patterns: list[str]) -> Iterator[None]:
 
         def __getattr__(self, name: str) -> Any:
             member = getattr(usual(), name)
-            return _more(member) if name == "upload_folder" else member
+            return _copying(member, usual().list_repo_files) if name == "upload_folder" else member
 
     name = "hf_api" if hasattr(trainer, "hf_api") else "upload_folder"
     usual = getattr(trainer, name)
-    setattr(trainer, name, Api if name == "hf_api" else _more(usual))
+    setattr(trainer, name, Api if name == "hf_api" else _copying(usual, list_repo_files))
     try:
         yield
     finally:
@@ -297,9 +381,9 @@ def uploading_without(patterns: list[str]) -> Iterator[None]:
 def load_active_adapter(model: nn.Module, folder: str) -> None:
     """Loads the active adapter from the top level of a checkpoint folder.
 
-    If the folder also has subfolders with adapters, such as "ref", transformers below 5.23 loads only those
-    (huggingface/transformers#30478), and a resumed policy would start over. This function can go once 5.23 is the
-    oldest transformers allowed.
+    If the folder also has subfolders with adapters, such as "ref", transformers below 5.23 loads only the adapters in
+    the subfolders (huggingface/transformers#30478), and a resumed policy would start over. This function can go once
+    5.23 is the oldest transformers allowed.
     """
     if not knows_activation_checkpointing() and (Path(folder) / "adapter_config.json").is_file():
         peft_model: Any = model
@@ -374,9 +458,9 @@ def unwrapped_for_generation(wrapped: Any, accelerator: Accelerator) -> Iterator
 def complete_ref_adapter(model: nn.Module) -> None:
     """Copies all parameters of the adapter "default" to the adapter "ref".
 
-    TRL's own copy lacks trainable tokens and embeddings, and has another dtype if the base model is quantised
-    (huggingface/trl#6975). The parameters are found by the names that PEFT gives them. This function can go once a
-    release of TRL fixes the issue.
+    TRL's own copy lacks trainable tokens and embeddings. If the base model is quantised, its dtype also differs from
+    that of "default" (huggingface/trl#6975). The parameters are found by the names that PEFT gives them. This function
+    can go once a release of TRL fixes the issue.
     """
     if REF_ADAPTER not in getattr(model, "peft_config", {}):
         return
@@ -423,6 +507,24 @@ def accelerate_launch(argv: list[str]) -> None:
     launch_command(launch_command_parser().parse_args(argv))
 
 
+def user_environment() -> Mapping[str, str]:
+    """Returns the environment variables that the user has set.
+
+    `accelerate launch` sets OMP_NUM_THREADS in the processes that it starts. In such a process, this function returns
+    the variables of the launcher. Without it, every launched process would seem to have a number of threads that the
+    user has chosen. If the launcher's variables cannot be read, returns those of this process.
+    """
+    import psutil
+
+    if "ACCELERATE_DYNAMO_MODE" not in os.environ:  # set by the launcher alone
+        return os.environ
+    try:
+        parent = psutil.Process().parent()
+        return os.environ if parent is None else parent.environ()
+    except psutil.Error:
+        return os.environ
+
+
 def child_processes() -> list[int]:
     """Returns the ids of the child processes of this process.
 
@@ -440,8 +542,8 @@ def child_processes() -> list[int]:
 def held_weights(parameter: nn.Parameter) -> Tensor:
     """Returns those values of a parameter that are in the memory of this process.
 
-    Under ZeRO-3, this is the process's shard, and the parameter itself is empty. Without this function, all models
-    would have the same hash under ZeRO-3.
+    Under ZeRO-3, these values are the process's shard, and the parameter itself is empty. Without this function, all
+    models would have the same hash under ZeRO-3.
     """
     held: Tensor = vars(parameter).get("ds_tensor", parameter)
     return held
@@ -491,6 +593,14 @@ def torch_linear() -> Iterator[None]:
         functional.linear = replaced
 
 
+def num_weights(model: nn.Module) -> int:
+    """Returns the number of weights of a model.
+
+    Under ZeRO-3, the parameters themselves are empty, so that every model would seem to be small.
+    """
+    return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in model.parameters())
+
+
 # bitsandbytes
 
 
@@ -514,3 +624,15 @@ def is_quantized_layer(module: nn.Module) -> bool:
     weights (see [`keep_differentiable`]).
     """
     return type(module).__module__.startswith("bitsandbytes")
+
+
+def uses_v2_model_runner() -> bool:
+    """Returns whether vLLM (0.32) uses its V2 model runner, by an environment variable or by its default.
+
+    Without this, vLLM refuses [`CatalogProcessor`] with a message that names no remedy.
+    """
+    from vllm import envs
+    from vllm.triton_utils import HAS_TRITON
+
+    wanted = envs.VLLM_USE_V2_MODEL_RUNNER
+    return bool(HAS_TRITON if wanted is None else wanted)

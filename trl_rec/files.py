@@ -1,10 +1,10 @@
-"""Writes files and folders atomically: under a temporary name that is changed to the final name at the end.
+"""Writes files and folders atomically: each is written under a temporary name, and renamed when it is complete.
 
 If the process is killed or the power fails, a reader finds either the old content or the new content, never a mixture
 or a part. There is one exception: while a new folder replaces an old one, neither has the final name for a moment. If
 the process is killed then, [`clean_up`] restores the old folder. When a write has ended without an error, both the
-content and the name have reached the disk. So if a file is written last, as a mark that the other files are complete,
-it never exists without these files.
+content and the name have reached the disk. A caller can therefore write one file last, as a mark that all others are
+complete: if the mark exists, so do the other files.
 
 Temporary files and folders are hidden, and are in the same folder as the final ones. They are called
 `.NAME.<32 hex digits>.tmp`. A folder that is being replaced is briefly called `.NAME.<32 hex digits>.old`. Files and
@@ -179,9 +179,9 @@ def sync_folder(folder: str | Path) -> None:
 
 
 def leftovers(folder: str | Path) -> list[Path]:
-    """Returns the temporary paths beside and inside a folder that killed processes have left.
+    """Returns the temporary files and folders that killed processes have left beside and inside a folder.
 
-    Beside the folder, only temporary paths of the folder itself are returned, and inside it, all temporary paths.
+    Those beside the folder are returned only if they belong to the folder itself, those inside it always.
     """
     folder = resolved(folder)
     beside = [path for path in _entries(folder.parent) if is_temporary(path, folder.name)]
@@ -224,7 +224,7 @@ def is_temporary(path: Path, name: str | None = None) -> bool:
 
     Args:
         path: The path.
-        name (*optional*): The final name that the temporary name must belong to. By default, it may belong to any.
+        name (*optional*): The final name that the temporary name must belong to. By default, any final name counts.
     """
     match = TEMPORARY.fullmatch(path.name)
     return match is not None and (name is None or match["name"] == _short(name))

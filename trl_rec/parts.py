@@ -1,4 +1,4 @@
-"""Stores the results of long computations in parts. If the process is killed, the same call can resume later.
+"""Stores the results of long computations in parts. After an interruption, only the missing parts are computed.
 
 Each part is a Parquet file that is written atomically. The file also contains a fingerprint of everything that its
 rows depend on. A part that is damaged, or that belongs to other rows, settings or weights, counts as missing and is
@@ -79,7 +79,7 @@ class PartStore:
         for part in self.parts:
             rows = self.read(part)
             if rows is None:
-                raise ValueError(f"{self._path(part)} is missing; all processes need to see the same output_dir")
+                raise ValueError(f"{self._path(part)} is missing; all processes must share the same output_dir")
             arrays.append(rows)
         return np.concatenate(arrays)
 
@@ -91,7 +91,7 @@ class PartStore:
     def _stamp(self, part: range) -> bytes:
         """Returns the fingerprint and the row numbers.
 
-        The row numbers are needed because a change of `part_size` gives a file name to other rows.
+        The row numbers are needed because the same file name refers to different rows after `part_size` has changed.
         """
         return f"{self.fingerprint(part)} {part.start}:{part.stop}".encode()
 

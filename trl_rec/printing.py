@@ -1,4 +1,4 @@
-"""Makes texts of the data safe to print, and writes durations in words.
+"""Makes texts from the data safe to print, and writes durations in words.
 
 A title may contain control characters that a terminal would execute.
 """

@@ -36,7 +36,7 @@ class Range:
         whole (`bool`, *optional*, defaults to `False`): Whether only whole numbers are in the range.
         above (`bool`, *optional*, defaults to `False`): Whether `low` itself is outside the range.
         below (`bool`, *optional*, defaults to `False`): Whether `high` itself is outside the range.
-        also (`int`, *optional*): A number outside the bounds that is in the range nevertheless.
+        also (`int`, *optional*): A number outside the bounds that is allowed nevertheless.
         hint (`str`, *optional*): Text to add to the error message, such as the remedy.
     """
 

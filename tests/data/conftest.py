@@ -1,4 +1,4 @@
-"""Real data sets for tests, where a machine has them."""
+"""Real data sets, for tests on machines that have them."""
 
 import os
 from pathlib import Path

@@ -34,7 +34,7 @@ def write_table(folder, log=LOG, items=ITEMS, users=None, header=("user_id", "it
 
 
 def rows_of(dataset, split):
-    """`user -> (history, targets)` as ids, for a split with one row per user."""
+    """Returns `user -> (history, targets)` as ids, for a split with one row per user."""
     users, items = dataset.users["user_id"].to_pylist(), dataset.catalog.ids
     return {
         users[row["user"]]: ([items[item] for item in row["history"]], [items[item] for item in row["targets"]])

@@ -1,4 +1,4 @@
-"""Rows with a branch per target, read back as texts, against one row per target."""
+"""Rows with a branch per target are read back as texts, and compared with one row per target."""
 
 from typing import Any
 
@@ -18,6 +18,7 @@ from trl_rec.ragged import Ragged
 
 FORMATS_WITH_BRANCHES = {
     "title": FORMATS["title"],
+    "separated": FORMATS["separated"],
     "no tail": make_format("title", prompt_head="Had:\n", prompt_tail=""),
     "no head": make_format("title", prompt_head="", prompt_tail="Next:"),
     "item_token": make_format("item_token", prompt_item="{surface}, ", prompt_tail=""),
@@ -28,7 +29,8 @@ Text = tuple[int, list[int], list[int]]  # the user, the tokens before the learn
 
 
 def texts_of(row: dict[str, Any]) -> list[Text]:
-    """Reads a row with branches column by column: what a column that predicts a token attends to, and the token."""
+    """Returns the text of each branch of a row, read column by column: the tokens that a prediction attends to, and
+    the tokens that are predicted."""
     tokens = row["input_ids"]
     trunk = len(tokens) - sum(row["branch_lengths"])
     labels = [*row["labels"][1:], -100]
@@ -43,7 +45,7 @@ def texts_of(row: dict[str, Any]) -> list[Text]:
         assert list(places) == list(range(places[0], places[0] + len(places)))
         before = [tokens[column] for column in columns[: places[0] + 1]]
         read = [tokens[column] for column in columns[places[0] + 1 :]]
-        assert read[: len(path) - 1] == list(path)[:-1]  # what was predicted is what is read next
+        assert read[: len(path) - 1] == list(path)[:-1]  # each predicted token is read next
         found.append((row["user"], before, list(path)))
         start += length
     return found or [ordinary(row)]
@@ -81,7 +83,8 @@ def test_rows_contain_the_texts_of_one_row_per_target(rows: list, name: str, max
 @settings(max_examples=10)
 @given(rows_of_items, formats, st.sampled_from([None, 60, 90]), st.sampled_from([None, 1, 3, 4]))
 def test_histories_that_exceed_a_limit(rows: list, name: str, max_length: int | None, max_history: int | None) -> None:
-    """Targets whose history fits have it whole. Others have a part of it in windows, and the longest part in rows."""
+    """A target whose history fits has the whole history. Otherwise, `windows` keeps a part of it, and `rows` keeps the
+    longest part that fits."""
     rows = [([0], targets) if not history else (history, targets) for history, targets in rows]
     prompt_format = FORMATS_WITH_BRANCHES[name]
     limits = {"max_length": max_length, "max_history": max_history}
@@ -101,18 +104,22 @@ def test_histories_that_exceed_a_limit(rows: list, name: str, max_length: int | 
         history = seen[head : len(seen) - tail]
         assert fits[len(fits) - len(history) - tail :] == [*history, *prompt_format.prompt_tail]
         if fits != everything:
-            enough_tokens = room is not None and 2 * len(history) >= room
+            # The room includes the separator before each item, even before the first one.
+            separated = len(history) + len(prompt_format.separator)
+            enough_tokens = room is not None and 2 * separated >= room
             enough_items = max_history is not None and 2 * count_items(prompt_format, history) >= max_history
             assert enough_tokens or enough_items
 
 
 def count_items(prompt_format: PromptFormat, history: list[int]) -> int:
-    """The pieces of a format are so different that only one sequence of items has these tokens."""
+    """Returns the number of items in a history. The pieces of a format differ so much that only one sequence of items
+    has these tokens."""
     pieces = {tuple(prompt_format.pieces[item].tolist()) for item in range(NUM_ITEMS)}
+    separator = len(prompt_format.separator)
     count = 0
     while history:
         piece = next(piece for piece in pieces if tuple(history[: len(piece)]) == piece)
-        history = history[len(piece) :]
+        history = history[len(piece) + separator :]
         count += 1
     return count
 
@@ -146,7 +153,8 @@ def test_branches_end_at_their_last_token_that_is_not_forced(rows: list, name: s
 
 
 def test_a_small_row_by_hand() -> None:
-    """A trunk of 5 columns, and branches of 2 and 3. The second branch continues the whole trunk."""
+    """The row has a trunk of 5 columns, and branches of 2 and 3 columns. The second branch continues the whole
+    trunk."""
     branches = Branches(np.array([10]), Ragged.from_lists([[3, 5]]), Ragged.from_lists([[2, 3]]))
     seen, starts = branches.columns()
     assert seen.tolist() == [1, 2, 3, 4, 5, 3, 3, 5, 5, 5]

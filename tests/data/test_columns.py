@@ -1,4 +1,4 @@
-"""Bad input gives one sentence that names file and row, and writes nothing."""
+"""Bad input raises an error of one sentence that names the file and the row, and nothing is written."""
 
 import datetime
 import decimal
@@ -9,7 +9,7 @@ import pytest
 
 from tests.data.sources import ITEMS, LOG, write_csv, write_table
 from trl_rec.data import prepare
-from trl_rec.data.columns import grouped, ids, items_table, split_lists
+from trl_rec.data.columns import coded_ids, encode, grouped, ids, items_table, split_lists
 from trl_rec.data.interactions import interactions_table
 from trl_rec.data.log import Options
 from trl_rec.data.timestamps import seconds
@@ -19,7 +19,7 @@ HEADER = ("user_id", "item_id", "timestamp", "rating")
 
 
 def replaced(row, column, value):
-    """The log with one cell replaced; rows count from 1."""
+    """Returns the log with one cell replaced. Rows count from 1."""
     return [
         tuple(value if (i, name) == (row, column) else cell for name, cell in zip(HEADER, cells, strict=True))
         for i, cells in enumerate(LOG, 1)
@@ -165,7 +165,7 @@ def test_seconds_names_the_row_that_does_not_parse_across_chunks():
     for row in range(9):
         texts = ["2020-01-01"] * 9
         texts[row] = "2020-13-01"
-        if row:  # the first value decides how all are read
+        if row:  # the first value determines the format of all values
             with pytest.raises(ValueError, match=f"log.csv, row {row + 1}: the timestamp '2020-13-01'"):
                 seconds(pa.chunked_array([texts[:4], texts[4:]]), "log.csv")
 
@@ -183,19 +183,20 @@ def test_ids_of_numbers_become_text_and_leading_zeros_stay(tmp_path):
     columns = {"user_id": [7, 8], "item_id": ["007", "7"], "timestamp": np.array([1, 2]), "rating": [1, 2]}
     table = interactions_table(pa.table(columns), "log")
     assert table["user_id"].to_pylist() == ["7", "8"] and table["item_id"].to_pylist() == ["007", "7"]
-    assert table.schema.types == [pa.string(), pa.string(), pa.float64(), pa.float32(), pa.int64()]
+    ids = pa.dictionary(pa.int32(), pa.string())
+    assert table.schema.types == [ids, ids, pa.float64(), pa.float32(), pa.int64()]
     assert table["row"].to_pylist() == [1, 2]
 
 
 @pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.float16()])
 def test_whole_floats_are_written_as_whole_numbers(kind):
     table = pa.table({"user_id": pa.array([7.0, -3.0, 1024.0], pa.float32()).cast(kind)})
-    assert ids(table, "user_id", "log").to_pylist() == ["7", "-3", "1024"]
+    assert ids(table["user_id"], "user_id", "log").to_pylist() == ["7", "-3", "1024"]
 
 
 def test_large_whole_floats_keep_their_digits():
     table = pa.table({"user_id": [1234567890123.0, 2.0**53]})
-    assert ids(table, "user_id", "log").to_pylist() == ["1234567890123", "9007199254740992"]
+    assert ids(table["user_id"], "user_id", "log").to_pylist() == ["1234567890123", "9007199254740992"]
 
 
 @pytest.mark.parametrize(
@@ -217,12 +218,26 @@ def test_large_whole_floats_keep_their_digits():
 def test_ids_that_cannot_become_text_are_refused(bad, kind, message):
     good = [1] if pa.types.is_list(kind) else 1.0
     column = pa.chunked_array([pa.array([], kind), pa.array([bad], kind)])
-    with pytest.raises(ValueError, match=f"log, row 1: {message}") as error:
-        ids(pa.table({"user_id": column}), "user_id", "log")
-    assert "\n" not in str(error.value)
-    if not pa.types.is_list(kind):
-        with pytest.raises(ValueError, match=f"log, row 2: {message}"):
-            ids(pa.table({"user_id": pa.array([good, bad], kind)}), "user_id", "log")
+    for read in (ids, coded_ids):
+        with pytest.raises(ValueError, match=f"log, row 1: {message}") as error:
+            read(column, "user_id", "log")
+        assert "\n" not in str(error.value)
+        if not pa.types.is_list(kind):
+            with pytest.raises(ValueError, match=f"log, row 2: {message}"):
+                read(pa.chunked_array([pa.array([good, bad], kind)]), "user_id", "log")
+
+
+def test_coded_ids_are_the_same_text():
+    column = pa.chunked_array([pa.array([3.0, -0.0, 7.0]), pa.array([0.0, 3.0])])
+    found = coded_ids(column, "user_id", "log")
+    assert found.to_pylist() == ids(column, "user_id", "log").to_pylist() == ["3", "0", "7", "0", "3"]
+    assert found.type == pa.dictionary(pa.int32(), pa.string()) and len(found.chunk(0).dictionary) == 3
+
+
+def test_encoding_a_filtered_column_numbers_the_values_that_are_left():
+    column = pa.chunked_array([["a", "b", "c", "b", "d", "a"]]).dictionary_encode()
+    codes, values = encode(column.filter(pa.array([False, False, True, True, False, True])))
+    assert codes.tolist() == [0, 1, 2] and values.to_pylist() == ["c", "b", "a"]
 
 
 @pytest.mark.parametrize(

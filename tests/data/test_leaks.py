@@ -17,7 +17,7 @@ from trl_rec.data.train_interactions import TrainInteractions
 
 
 def make(name, rows):
-    """A split of `(user, history, targets, timestamp)` rows."""
+    """Returns a split of `(user, history, targets, timestamp)` rows."""
     lists, empty = pa.list_(pa.int32()), pa.array([[]] * len(rows), pa.list_(pa.float32()))
     user, history, targets, timestamp = ([row[column] for row in rows] for column in range(4))
     columns = {
@@ -168,7 +168,7 @@ def test_time_split_rows_in_another_period():
         (
             (0, [3, 4], [5], 1.0),
             "the target of validation row 0 already occurs in an earlier",
-        ),  # and given an early time
+        ),  # the copy with an early time
         ((7, [3, 4], [5], 5.5), "train row 0 .time 5.5. is not before the first validation row .time 5."),
         ((0, [4, 5], [6], 2.0), "the target of validation row 0"),  # a test row copied
         (
@@ -191,7 +191,7 @@ MIXED_USERS = {
     "leave_one_out": [0, 2, 3],
     "leave_last": [0, 2],
     "time": [0, 2],
-}  # users with a training row and another
+}  # users with a training row and a held-out row
 
 
 @pytest.mark.parametrize("rule", MIXED_USERS)
@@ -236,7 +236,7 @@ def found(rows):
 
 
 def plant(rows, **changes):
-    """The split with columns of its first row replaced."""
+    """Returns the split with other values in its first row."""
     table = rows.data.table
     for name, value in changes.items():
         column = pa.array([value, *table[name].to_pylist()[1:]], table.schema.field(name).type)
@@ -272,7 +272,7 @@ def test_prepare_refuses_a_leak_before_writing(tmp_path, monkeypatch):
 
 
 def test_a_source_with_overlapping_windows_is_refused(tmp_path):
-    source = write_bigrec(tmp_path / "source", test=[("u", [2, 3], 7)])  # item 3 is in training rows of u
+    source = write_bigrec(tmp_path / "source", test=[("u", [2, 3], 7)])  # training rows of u contain item 3
     with pytest.raises(ValueError, match="leak: the target of test row 0 .* prepare a table of interactions instead"):
         prepare(source, tmp_path / "out")
     source = write_bigrec(tmp_path / "late", test=[("u", [2, 5], 4)])

@@ -134,7 +134,7 @@ def test_titles_end_in_a_line_break_and_the_list_in_eos() -> None:
 
 
 def test_a_title_with_a_line_break_that_extends_another_is_refused() -> None:
-    tokenizer = make_tokenizer(["plain"], vocab_size=259)  # only bytes: the line break is a token of its own
+    tokenizer = make_tokenizer(["plain"], vocab_size=259)  # only bytes, so the line break is a token of its own
     catalog = ItemCatalog(pa.table({"item_id": ["a", "b", "c"], "title": ["Pen", 'Pen"\nInk', "Cup"]}))
     TokenTrie.from_catalog(catalog, tokenizer)
     with pytest.raises(
@@ -166,7 +166,7 @@ def test_list_rows_need_a_training_split_and_a_list_format(tokenizer_copy) -> No
 
 
 def test_a_format_of_single_items_has_no_lists() -> None:
-    """Its lists would have one item each, and none would end in EOS."""
+    """With such a format, each list would have one item, and none would end in EOS."""
     single, split = make_format("item_token", list_length=None)[0], make_split([([0], [1, 2, 3])])
     prompts = build_list_prompts(split, FORMATS["item_token"][0])
     for build in (

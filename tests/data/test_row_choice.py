@@ -41,7 +41,7 @@ RATED = {"event_column": "event", "event_ratings": {"view": 2, "cart": 4, "purch
 
 
 def interactions(dataset: Any) -> list[tuple[str, str, float]]:
-    """User, item and rating of each interaction."""
+    """Returns the user, item and rating of each interaction."""
     table = dataset.interactions
     users = [dataset.users["user_id"][user].as_py() for user in table["user"].to_pylist()]
     items = [dataset.catalog.ids[item] for item in table["item"].to_pylist()]
@@ -83,8 +83,9 @@ def test_some_repeats_are_counted_and_warned_of(tmp_path: Path, caplog: pytest.L
 def test_repeats_against_a_loop(pairs: list[tuple[int, int]], kept: str) -> None:
     pairs = sorted(pairs, key=lambda pair: pair[0])
     user, item = (np.array([pair[side] for pair in pairs], np.int32) for side in (0, 1))
-    nothing = pa.table({"user_id": ["u"]})
-    log = IndexedLog(nothing, nothing, user, item, np.arange(len(pairs), dtype=float), None)
+    users = pa.table({"user_id": ["u", "v", "w"]})
+    items = pa.table({"item_id": ["a", "b", "c", "d"]})
+    log = IndexedLog(users, items, user, item, np.arange(len(pairs), dtype=float), None)
     seen: set[tuple[int, int]] = set()
     flags = []
     for pair in pairs:
@@ -112,11 +113,11 @@ def test_events_become_ratings(tmp_path: Path, repeats: str | None, bought: list
     assert [(item, rating) for user, item, rating in found if user == "u1"] == [("a", 2), *bought, ("c", 2), ("d", 5)]
     assert dataset.card["has_ratings"] and dataset.card["left_out"]["events"] == 1
     assert dataset.card["settings"]["event_ratings"] == RATED["event_ratings"]
-    assert prepare(source, tmp_path / "out", repeats=repeats, **RATED).card == dataset.card  # only loaded
+    assert prepare(source, tmp_path / "out", repeats=repeats, **RATED).card == dataset.card  # this only loads it
 
 
 def test_an_event_log_gives_rated_rows(tmp_path: Path) -> None:
-    """What ALRO and feedback stages read: lists of candidates with their ratings."""
+    """ALRO and feedback stages read such rows: lists of candidates with their ratings."""
     rng = np.random.default_rng(0)
     names = ["view", "cart", "purchase"]
     log = []
@@ -228,7 +229,8 @@ def test_nanoseconds_of_arrow_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_the_card_of_an_older_version_still_fits(tmp_path: Path) -> None:
-    """Options that are not set add nothing to the settings, so a folder made before they existed is only loaded."""
+    """The settings in the card omit options that are not set. A folder that was made before these options existed can
+    therefore still be loaded."""
     source = write_table(tmp_path / "source")
     dataset = prepare(source, tmp_path / "out")
     assert dataset.card["settings"] == {

@@ -20,7 +20,7 @@ NUM_ITEMS = 12
 
 def make_format(surface: str, **options: Any) -> PromptFormat:
     titles = [f"Pen {'xyz' * (index % 5)} {index}" for index in range(NUM_ITEMS)]
-    tokenizer = make_tokenizer(titles, vocab_size=290)  # too few merges for one token per word, so lengths differ
+    tokenizer = make_tokenizer(titles, vocab_size=290)  # words have different numbers of tokens
     table = pa.table({"item_id": [str(index) for index in range(NUM_ITEMS)], "title": titles})
     ids = Ragged.from_lists([[f"<a_{index % 4}>", f"<b_{index}>"] for index in range(NUM_ITEMS)], object)
     catalog = ItemCatalog(table, surface=surface, semantic_ids=ids)
@@ -30,6 +30,7 @@ def make_format(surface: str, **options: Any) -> PromptFormat:
 
 FORMATS = {surface: make_format(surface) for surface in ("item_token", "semantic_id")}
 FORMATS["title"] = make_format("title", prompt_head="Had:\n", prompt_tail="Next:\n")
+FORMATS["separated"] = make_format("title", prompt_head="Had: ", prompt_item="{surface}", prompt_separator=", then ")
 rows_of_items = st.lists(
     st.tuples(
         st.lists(st.integers(0, NUM_ITEMS - 1), max_size=3), st.lists(st.integers(0, NUM_ITEMS - 1), max_size=9)
@@ -48,8 +49,13 @@ def make_split(rows: list[tuple[list[int], list[int]]], split: str = "train") ->
     return Dataset(pa.table(columns), split=split)
 
 
-def piece(prompt_format: PromptFormat, item: int) -> list[int]:
-    return prompt_format.pieces[item].tolist()
+def written(prompt_format: PromptFormat, items: list[int]) -> list[int]:
+    """Returns the tokens of a history."""
+    tokens: list[int] = []
+    for place, item in enumerate(items):
+        tokens += prompt_format.separator.tolist() if place else []
+        tokens += prompt_format.pieces[item].tolist()
+    return tokens
 
 
 @given(rows_of_items, st.sampled_from(sorted(FORMATS)), st.sampled_from([None, 60, 90]), st.sampled_from([None, 1, 3]))
@@ -61,9 +67,9 @@ def test_one_row_per_target(rows: list, surface: str, max_length: int | None, ma
             items = history + targets[:place]
             items = items[len(items) - max_history :] if max_history and len(items) > max_history else items
             fixed = len(prompt_format.prompt_head) + len(prompt_format.prompt_tail) + longest
-            while max_length and fixed + sum(len(piece(prompt_format, item)) for item in items) > max_length:
+            while max_length and fixed + len(written(prompt_format, items)) > max_length:
                 items = items[1:]
-            had = [token for item in items for token in piece(prompt_format, item)]
+            had = written(prompt_format, items)
             prompt = [*prompt_format.prompt_head, *had, *prompt_format.prompt_tail]
             path = prompt_format.paths[target].tolist()
             expected.append((user, prompt + path, [-100] * len(prompt) + path))
@@ -93,7 +99,8 @@ def test_each_target_is_trained_once_after_everything_before_it(
 
 
 def test_long_sequences_overlap_by_half() -> None:
-    """With room for 4 items: targets 1-3 after item 0, then two new ones after two known ones each time."""
+    """A row has room for 4 items. The first row has the targets 1 to 3. Each later row repeats two items, and then has
+    at most two new targets."""
     built = build_rows(make_split([([0], [1, 2, 3, 4, 5, 6])]), FORMATS["item_token"], targets="all", max_length=5)
     paths = FORMATS["item_token"].paths
     items = {int(paths[item][0]): item for item in range(NUM_ITEMS)}

@@ -124,4 +124,4 @@ def test_unknown_users_are_refused() -> None:
     assert PLAIN["item_token"][0].encode(histories, np.array([1, 99])).lengths.tolist() == [
         2,
         2,
-    ]  # prompts without users accept any
+    ]  # prompts that name no user accept any number

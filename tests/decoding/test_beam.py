@@ -38,7 +38,7 @@ MODELS = {
 
 
 def random_catalogue(rng: random.Random, has_eos: bool) -> list[list[int]]:
-    """Paths with forks, forced chains and duplicates."""
+    """Returns paths with forks, forced chains and duplicates."""
     alphabet = list(range(3, 3 + rng.choice([2, 4, 20])))
     length = rng.randint(1, 4)
     sequences = []
@@ -88,7 +88,7 @@ def test_equals_generate_with_the_processor(
     renormalize: bool,
     excludes: bool,
 ) -> None:
-    """With one cache row per prompt, and with one per beam."""
+    """The cache has one row per prompt if `shared`, or else one row per beam."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: None if shared else "for this test")
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
@@ -126,13 +126,14 @@ def test_with_beams_as_wide_as_the_catalogue_every_item_is_scored(
 
 @pytest.mark.parametrize("family", ["mistral", "mistral-window", "gemma2"])
 def test_other_attention_patterns_equal_brute_force(family: str) -> None:
-    """A window of 4 tokens needs one cache row per beam. Gemma 2, with soft-capping, runs with eager attention."""
+    """A sliding window of 4 tokens needs one cache row per beam. Gemma 2 caps its logits softly, and runs with eager
+    attention."""
     model = make_model(family, attention="eager" if family == "gemma2" else "sdpa")
     rng = random.Random(1)
     sequences = random_catalogue(rng, has_eos=True)
     rows = [
         [rng.randrange(3, VOCABULARY) for _ in range(6)] for _ in range(3)
-    ]  # of equal length, since padding would use up the window
+    ]  # prompts of equal length, because padding would use up the window
     ranked = rank_items(model, pad(rows), TokenTrie.from_sequences(sequences), num_beams=len(sequences))
     for ours, prompt in zip(as_rankings(ranked), rows, strict=True):
         assert dict(ours) == pytest.approx(dict(brute_force(model, prompt, sequences, renormalize=True)), abs=1e-4)
@@ -155,7 +156,7 @@ def test_ten_thousand_rankings_have_no_invalid_or_repeated_item() -> None:
 def test_equal_scores_go_to_the_lower_item() -> None:
     model = make_model("llama")
     torch.nn.init.zeros_(model.lm_head.weight)
-    sequences = [[30 - item, EOS] for item in range(20)]  # higher items have lower tokens
+    sequences = [[30 - item, EOS] for item in range(20)]  # the higher the item, the lower its token
     ranked = rank_items(model, pad([[5, 6]]), TokenTrie.from_sequences(sequences), num_beams=6)
     assert ranked.items.tolist() == [[0, 1, 2, 3, 4, 5]]
 
@@ -228,7 +229,8 @@ def test_excluded_items_may_be_an_array() -> None:
 
 
 def test_local_attention_equals_brute_force() -> None:
-    """GPT-Neo's local layers count columns, so beams side by side would push the prompt out of the window."""
+    """The window of GPT-Neo's local layers counts columns. If beams shared a row, they would push the prompt out of
+    the window."""
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,

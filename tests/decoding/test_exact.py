@@ -21,7 +21,8 @@ from trl_rec.items import TokenTrie
 def test_equals_beams_as_wide_as_the_catalogue(
     monkeypatch: pytest.MonkeyPatch, shared: bool, seed: int, key: tuple[str, str], has_eos: bool, renormalize: bool
 ) -> None:
-    """With shared leaves, excluded items, forced chains, and the nodes of the trie in chunks of a few."""
+    """Catalogues have shared leaves and forced chains, items are excluded, and the nodes of the trie are read in small
+    chunks."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: None if shared else "for this test")
     rng = random.Random(seed)
     monkeypatch.setattr(exact, "MOST_NODES", rng.choice([1, 2, 5, 1000]))
@@ -40,7 +41,7 @@ def test_equals_beams_as_wide_as_the_catalogue(
     for ours, theirs in zip(as_rankings(ranked), as_rankings(expected), strict=True):
         assert dict(ours) == pytest.approx(dict(theirs), abs=1e-4)
         assert ours == sorted(ours, key=lambda pair: (-pair[1], pair[0]))
-        if shared:  # otherwise scores may round differently, and nearly equal ones change places
+        if shared:  # with separate rows, rounding differs, and nearly equal scores may change places
             assert_same(ours, theirs)
 
 
@@ -66,7 +67,7 @@ def test_scores_equal_a_forward_pass_per_item(
 
 @pytest.mark.parametrize("family", ["mistral-window", "gemma2", "qwen3_moe"])
 def test_other_models_equal_brute_force(family: str) -> None:
-    """A window of 4 tokens needs a row per item; Gemma 2 caps its logits."""
+    """A sliding window of 4 tokens needs one row per item. Gemma 2 caps its logits."""
     model = make_model(family, attention="eager" if family == "gemma2" else "sdpa")
     rng = random.Random(1)
     sequences = random_catalogue(rng, has_eos=True)
@@ -78,8 +79,8 @@ def test_other_models_equal_brute_force(family: str) -> None:
 
 
 def test_only_branchings_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One token per item needs no pass besides the prompt's; a forward pass has at most `MOST_NODES` nodes and the
-    path to the first of them."""
+    """With one token per item, the forward pass over the prompt suffices. Otherwise, a pass reads at most `MOST_NODES`
+    nodes, and the path to the first of them."""
     model = MODELS["llama", "sdpa"]
     widths = []
     handle = model.register_forward_pre_hook(
@@ -93,13 +94,33 @@ def test_only_branchings_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(exact, "MOST_NODES", 3)
         sequences = [[first, second, third, EOS] for first in (4, 5) for second in (6, 7, 8) for third in (9, 10)]
         score_catalog(model, pad([[5, 6, 7]]), TokenTrie.from_sequences(sequences))
-        assert widths == [3, 3, 4, 3]  # 8 inner nodes; the last two chunks repeat the node above their first one
+        assert widths == [3, 3, 4, 3]  # 8 inner nodes; the last two chunks also read the parent of their first node
     finally:
         handle.remove()
 
 
+def test_paths_of_given_items_are_read_up_to_their_last_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long forced end of one path makes the model read neither more tokens nor the prompts more often."""
+    trie = TokenTrie.from_sequences([[5, 6, 7, EOS], [5, 6, 8, EOS], [9, *[10] * 500, EOS]])
+    read = []
+    usual = exact.read_completions
+
+    def read_some(model, ids, mask, completion_ids, completion_mask, **options):
+        read.append(completion_mask.sum(-1).tolist())
+        return usual(model, ids, mask, completion_ids, completion_mask, **options)
+
+    monkeypatch.setattr(exact, "read_completions", read_some)
+    model = make_model("llama")
+    prompts, _ = random_prompts(random.Random(0), 2)
+    scores = score_items(model, prompts, trie, torch.tensor([[0, 1, 2], [2, 1, 0]]))
+    assert read == [[[3, 3, 1], [1, 3, 3]]]
+    ranked = rank_items(model, prompts, trie, top_k=3, num_beams=3)
+    found = torch.full((2, 3), torch.nan).scatter(1, ranked.items, ranked.scores)
+    assert torch.allclose(scores, found.gather(1, torch.tensor([[0, 1, 2], [2, 1, 0]])), atol=1e-5)
+
+
 def test_excluded_items_leave_before_the_softmax_where_lists_are_written() -> None:
-    """The score of an item is then that of the list that begins with it."""
+    """With exclusion, the score of an item equals that of a list that begins with it."""
     model = MODELS["gpt2", "sdpa"]
     sequences = [[4, 5, 6], [4, 7, 8], [4, 7, 9], [9, 9, 9], [9, 9, 9]]  # the last two share a leaf
     trie = TokenTrie.from_sequences(sequences)

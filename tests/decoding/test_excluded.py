@@ -12,7 +12,7 @@ from trl_rec.items import TokenTrie
 
 @given(st.integers(0, 2**32))
 def test_a_subtree_is_emptied_when_all_its_items_are_excluded(seed: int) -> None:
-    """Items may occur twice, be padding, or be unknown."""
+    """The excluded items may contain duplicates, padding and unknown items."""
     rng = random.Random(seed)
     sequences = [[rng.randint(2, 4) for _ in range(3)] for _ in range(rng.randint(1, 12))]
     items = rng.sample(range(20), len(sequences))

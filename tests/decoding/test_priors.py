@@ -1,4 +1,4 @@
-"""Priors against loops, what they do with unknown histories, and that a saved prior is the same."""
+"""Priors against loops, their weights for unknown histories, and saving and loading."""
 
 import dataclasses
 from pathlib import Path
@@ -23,7 +23,8 @@ from trl_rec.decoding import (
     load_prior,
     rank_scores,
 )
-from trl_rec.decoding.priors.mixture import COUNTS, fit_mixture, target_shares
+from trl_rec.decoding.priors.mixture_counts import COUNTS
+from trl_rec.decoding.priors.mixture_fit import fit_mixture, target_shares
 from trl_rec.evaluation.baselines import TransitionBaseline
 from trl_rec.items import TokenTrie
 from trl_rec.ragged import Ragged
@@ -36,7 +37,7 @@ HISTORIES = st.lists(st.lists(ITEM, max_size=14), min_size=1, max_size=4)
 
 
 def dense(weights: ItemWeights, num_rows: int, num_items: int = NUM_ITEMS) -> np.ndarray:
-    """Returns w of every item, `(num_rows, num_items)`, with loops."""
+    """Returns the weight of every item, `(num_rows, num_items)`, computed in loops."""
     found = np.zeros((num_rows, num_items))
     if weights.shared is not None:
         found += weights.shared.numpy()
@@ -173,7 +174,7 @@ def test_a_saved_prior_is_the_same(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint16])
 def test_counts_of_any_integer_type_are_saved(dtype: type, tmp_path: Path) -> None:
-    """And do not overflow."""
+    """Counts of small integer types are saved, and adding to them does not overflow."""
     counts = np.array([127, 0, 1])
     expected = PopularityPrior(counts).weights(Ragged.from_lists([])).shared
     prior = PopularityPrior(counts.astype(dtype))
@@ -184,7 +185,7 @@ def test_counts_of_any_integer_type_are_saved(dtype: type, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("columns", [2, 4])
 def test_a_function_must_weigh_all_items(columns: int) -> None:
-    """Items without a column would otherwise have the weight 0."""
+    """The result must have a column per item. With fewer columns, the other items would have the weight 0."""
     trie = TokenTrie.from_sequences([[4], [5], [6]])
     weights = FunctionPrior(lambda histories: np.ones((len(histories), columns))).weights(Ragged.from_lists([[0]]))
     with pytest.raises(
@@ -217,7 +218,7 @@ def test_a_mixture_needs_a_target() -> None:
     for rows in ([], [(0, [0, 1], [1])]):
         with pytest.raises(ValueError, match="has no target outside of its history; choose another prior"):
             MixturePrior.fit(train, make_split(rows, "validation"), NUM_ITEMS)
-    fitted = MixturePrior.fit(train, make_split([(0, [0], [7])], "validation"), NUM_ITEMS)  # no count knows it
+    fitted = MixturePrior.fit(train, make_split([(0, [0], [7])], "validation"), NUM_ITEMS)  # no count contains item 7
     nothing = dataclasses.replace(fitted, shares=dict.fromkeys(fitted.shares, 0.0))
     assert dense(nothing.weights(Ragged.from_lists([[0]])), 1).tolist() == [
         pytest.approx(dense(fitted.weights(Ragged.from_lists([[]])), 1)[0])
@@ -236,10 +237,10 @@ def test_the_mixture_weights_maximise_the_likelihood() -> None:
 
 
 def test_the_share_of_a_target_is_its_weight() -> None:
-    """The likelihoods that are fitted are those of the weights, normalised over the items outside the history."""
+    """The likelihood of a target is its weight, normalised over the items outside the history."""
     prior = mixture()
     histories = Ragged.from_lists([[0, 1, 2], [4, 3], [6]])
-    targets = Ragged.from_lists([[5], [1, 7], [6]])  # the last one is in its history, so it is left out
+    targets = Ragged.from_lists([[5], [1, 7], [6]])  # the last target is in its history, so it is left out
     shares = target_shares(prior.counts, prior.popularity, histories, targets)
     assert shares.shape == (3, len(prior.counts) + 1)
     of_items = (prior.popularity + 1) / (prior.popularity.sum() + NUM_ITEMS)

@@ -50,7 +50,7 @@ RANKER = """{
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """A model, its tokenizer and three items."""
+    """A folder with a model, its tokenizer and three items."""
     ids = ["a", "b", "c"]
     catalog = ItemCatalog(pa.table({"item_id": ids, "title": ids}), surface="item_token")
     tokenizer = make_tokenizer(catalog, texts=["After "])
@@ -88,7 +88,7 @@ def test_ranker_settings(run_folder: Path) -> None:
 
 
 def written(path: Path) -> dict[str, Any]:
-    """The settings in a file, in their order, without the record of the catalogue."""
+    """Returns the settings in a file, without the record of the catalogue."""
     settings: dict[str, Any] = json.loads(path.read_text())
     record = settings.pop("catalog")
     assert record["surface"] == "item_token" and len(record["fingerprint"]) == len(record["surfaces"]) == 16

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
@@ -24,12 +24,12 @@ from trl_rec.decoding import (
     rank_scores,
     score_catalog,
 )
-from trl_rec.decoding.list_beams import rank_list
+from trl_rec.decoding.lists.beams import rank_list
 from trl_rec.items import TokenTrie
 
 
 def random_weights(rng: random.Random, num_prompts: int, num_items: int) -> ItemWeights:
-    """Dense, sparse and filtered weights, with zeros and repeated items, and all of them together."""
+    """Returns shared weights, weights per prompt or a filter, or several of these, with zeros and repeated items."""
 
     def some() -> list[float]:
         return [rng.choice([0.0, 1e-3, 0.3, 1.0, 5.0]) * rng.random() for _ in range(num_items)]
@@ -56,6 +56,7 @@ def seeded(rng: random.Random) -> torch.Generator:
 @given(
     st.integers(0, 2**32), st.sampled_from(sorted(MODELS)), st.booleans(), st.booleans(), st.sampled_from([0.0, 1.0])
 )
+@example(3_973_751_206, ("gpt2", "eager"), True, False, 0.0)  # two excluded items have shorter paths than the others
 def test_with_beams_as_wide_as_the_catalogue_scores_are_exact(
     monkeypatch: pytest.MonkeyPatch,
     shared_cache: bool,
@@ -95,7 +96,7 @@ def test_with_beams_as_wide_as_the_catalogue_scores_are_exact(
 def test_equal_weights_and_filters_change_no_list(
     seed: int, num_beams: int, renormalize: bool, length_penalty: float
 ) -> None:
-    """Equal weights give the lists of no weights, and a filter gives those of excluding its complement."""
+    """Equal weights give the same lists as no weights. A filter gives the same lists as excluding its complement."""
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos=True)
     count = len(sequences)
@@ -121,7 +122,7 @@ def test_equal_weights_and_filters_change_no_list(
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sampled_from([1, 3, 10]), st.booleans())
 def test_excluding_items_equals_filtering_them_out_of_uneven_weights(seed: int, num_beams: int, has_eos: bool) -> None:
-    """The search does not look ahead to excluded items."""
+    """Excluded items do not count in the look-ahead of the search."""
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     count = len(sequences)
@@ -158,7 +159,7 @@ def test_weights_of_any_precision(dtype: torch.dtype) -> None:
 
 
 def test_the_score_by_hand() -> None:
-    """A model that finds everything equally likely. Weights 1, 2 and 5 of 8, at strength 2."""
+    """To the model, all tokens are equally likely. The weights are 1, 2 and 5 of 8, and the strength is 2."""
     model = make_model("llama")
     torch.nn.init.zeros_(model.lm_head.weight)
     trie = TokenTrie.from_sequences([[4, 5, 1], [4, 6, 1], [7, 1]])
@@ -170,7 +171,8 @@ def test_the_score_by_hand() -> None:
 
 
 def test_the_look_ahead_finds_a_weight_behind_an_unlikely_token() -> None:
-    """One beam reaches the only heavy item, although the model prefers the other branch."""
+    """With one beam, the search reaches the only item with a large weight, although the model prefers the other
+    branch."""
     model = make_model("llama")
     trie = TokenTrie.from_sequences([[4, 5, 1], [4, 6, 1], [7, 8, 1], [7, 9, 1]])
     plain = int(rank_items(model, pad([[9]]), trie, num_beams=1).items[0, 0])
@@ -235,7 +237,7 @@ def test_the_processor_treats_prompts_alike_if_weights_do() -> None:
 
 
 def weighed_lists(sequences: list[list[int]], length: int, given: list[float], excluded: list[int]) -> list:
-    """Every list without items of weight 0. Items with the same path are drawn by descending weight."""
+    """Returns every list without items of weight 0. Items with the same path are drawn by descending weight."""
     order = sorted(range(len(sequences)), key=lambda item: (-given[item], item))
     gone = [order.index(item) for item in {*excluded, *(item for item in order if given[item] == 0)}]
     lists = all_lists([sequences[item] for item in order], length, gone)
@@ -276,7 +278,7 @@ def test_with_a_beam_for_every_list_the_best_weighed_list_is_found(seed: int) ->
 
 @torch.no_grad()
 def list_score(model, prompt: list[int], paths: list[list[int]], items, removed: set[int]) -> float:
-    """The log-probability of a list, in which a path is legal while any of its items is left."""
+    """Returns the log-probability of a list. A path is legal as long as one of its items is left."""
     text = [token for item in items for token in paths[item]]
     logits = model(input_ids=torch.tensor([prompt + text])).logits[0, len(prompt) - 1 :].float()
     left = set(range(len(paths))) - removed
@@ -293,7 +295,7 @@ def list_score(model, prompt: list[int], paths: list[list[int]], items, removed:
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sampled_from([2, 3, 5]))
 def test_lists_of_a_narrow_beam_are_complete(seed: int, num_beams: int) -> None:
-    """Where paths differ in length, a beam of high score may be in the middle of an item when the best one ends."""
+    """If paths differ in length, a beam with a high score may be in the middle of an item when the best beam ends."""
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos=True)
     prompts, _ = random_prompts(rng, 2)
@@ -308,7 +310,7 @@ def test_lists_of_a_narrow_beam_are_complete(seed: int, num_beams: int) -> None:
 
 @cache
 def flat_model() -> PreTrainedModel:
-    """A model to which many lists are likely."""
+    """Returns a model with many likely lists."""
     model = make_model("llama")
     with torch.no_grad():
         model.lm_head.weight.mul_(0.2)

@@ -8,7 +8,7 @@ ITEMS = pa.list_(pa.int32())
 
 
 def make_split(rows, name="train"):
-    """A split with the given `(user, history, targets)` rows."""
+    """Returns a split with the given `(user, history, targets)` rows."""
     users, histories, targets = zip(*rows, strict=True) if rows else ((), (), ())
     columns = {
         "user": pa.array(users, pa.int32()),
@@ -19,12 +19,13 @@ def make_split(rows, name="train"):
 
 
 def whole_rows(sequences):
-    """One row per user: the first item as history, all others as targets."""
+    """Returns one row per user, with the first item as history and all others as targets."""
     return [(user, items[:1], items[1:]) for user, items in enumerate(sequences) if items]
 
 
 def windowed_rows(sequences, width):
-    """One row per target, as in windowed data, with at most `width` items of history; rows of users alternate."""
+    """Returns one row per target, as in windowed data, with at most `width` items of history. The rows of different
+    users alternate."""
     rows = [
         (step, user, items[max(0, step - width) : step], items[step : step + 1])
         for user, items in enumerate(sequences)

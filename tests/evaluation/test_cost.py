@@ -1,4 +1,4 @@
-"""Estimates of how long a ranking takes, on a clock that only ranking moves."""
+"""Estimates of how long a ranking takes, with a simulated clock that advances only while rows are ranked."""
 
 import time
 
@@ -11,7 +11,8 @@ from trl_rec.evaluation.cost import MOST_SECONDS, SHARE, SHORT, say_cost, second
 
 
 class Device:
-    """Ranks `width` rows of length 1 at a time, in `seconds`. Longer rows take longer in proportion."""
+    """A simulated device that ranks `width` rows of length 1 at a time, in `seconds`. Longer rows take proportionally
+    longer."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, lengths: np.ndarray) -> None:
         self.now = 0.0

@@ -73,7 +73,7 @@ def test_p_values_are_uniform_under_no_difference():
 
 
 def by_seed(rng, num_seeds, num_users, seed_sd, both_sd=1.0):
-    """Values with a variance between users, between seeds, and between users and seeds together."""
+    """Returns values with a variance between users, a variance between seeds, and an interaction of both."""
     of_users = rng.normal(size=num_users)
     of_seeds = seed_sd * rng.normal(size=(num_seeds, 1))
     return of_users + of_seeds + both_sd * rng.normal(size=(num_seeds, num_users))
@@ -87,7 +87,7 @@ def test_one_seed_has_no_error_of_seeds():
 
 
 def test_without_the_users_part_the_errors_of_seeds_have_a_t_distribution():
-    values = np.repeat([[0.1], [0.2], [0.6]], 8, axis=1)  # all users agree
+    values = np.repeat([[0.1], [0.2], [0.6]], 8, axis=1)  # all users have the same value
     drawn = seed_errors(values, 200_000, np.random.default_rng(11))
     standard_error = np.std([0.1, 0.2, 0.6], ddof=1) / np.sqrt(3)
     np.testing.assert_allclose(np.quantile(drawn, [0.9, 0.975]), standard_error * np.array([1.886, 4.303]), rtol=0.03)

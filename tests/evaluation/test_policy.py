@@ -1,4 +1,4 @@
-"""What an evaluation asks of a policy besides its first ranks, against the scores of all items."""
+"""What an evaluation computes with a policy besides the first ranks, against the scores of all items."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,10 +13,18 @@ from trl_rec.data import RecDataset, prepare
 from trl_rec.data.dataset import split_rows
 from trl_rec.decoding import ArrayPrior, TransitionPrior, list_logps, list_tokens, rank_items
 from trl_rec.decoding.exact import score_catalog
-from trl_rec.evaluation import Policy, beam_gap_table, evaluate_baselines, evaluate_policy, measure_beam_gap
+from trl_rec.decoding.padding import left_padded
+from trl_rec.evaluation import (
+    Policy,
+    beam_gap_table,
+    evaluate_baselines,
+    evaluate_policy,
+    measure_beam_gap,
+    measure_beam_gaps,
+)
+from trl_rec.evaluation.beam_gap import BeamGap
 from trl_rec.evaluation.evaluator import per_user_metrics
 from trl_rec.evaluation.intervals import paired_comparison
-from trl_rec.evaluation.rank import left_padded
 from trl_rec.models.completions import read_completions
 from trl_rec.ragged import Ragged
 
@@ -26,7 +34,8 @@ NUM_ITEMS = 80
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
-    """Rated test users with four targets each, and semantic IDs of three tokens that some items share."""
+    """A dataset of rated test users with four targets each. Semantic IDs have three tokens, and some items share
+    one."""
     path = tmp_path_factory.mktemp("data") / "toy"
     prepared = prepare("toy", path, toy_users=20, toy_items=NUM_ITEMS, split="leave_last", num_held_out=4)
     codes = [[f"<a_{item % 8}>", f"<b_{item // 8 % 5}>", f"<c_{item // 60}>"] for item in range(NUM_ITEMS)]
@@ -46,7 +55,8 @@ def prompts_of(policy: Policy, dataset: RecDataset) -> Iterator[dict[str, torch.
 
 
 def test_a_prior_multiplies_every_way_to_rank(dataset: RecDataset, policy: Policy) -> None:
-    """With and without a search, and for given items, the score is `log p + strength * log(w / W)`."""
+    """With and without a search, and for given items, the score is `log p + strength * log(w / W)`, where W is the sum
+    of the weights."""
     prior = TransitionPrior.fit(dataset.train, NUM_ITEMS, strength=0.8)
     both = replace(policy, prior=prior)
     exact = both.rank_exhaustively(dataset.test, NUM_ITEMS)
@@ -54,7 +64,7 @@ def test_a_prior_multiplies_every_way_to_rank(dataset: RecDataset, policy: Polic
     np.testing.assert_array_equal(wide.items, exact.items)
     np.testing.assert_allclose(wide.scores, exact.scores, atol=1e-4)
 
-    # Compare with the parts.
+    # Compare with the sum of the policy's score and the prior's score.
     given = Ragged.from_lists([row[row >= 0] for row in exact.items])
     alone = policy.score(dataset.test, given)
     together = both.score(dataset.test, given)
@@ -66,7 +76,7 @@ def test_a_prior_multiplies_every_way_to_rank(dataset: RecDataset, policy: Polic
         np.testing.assert_allclose(together[part], expected, atol=1e-4)
         np.testing.assert_allclose(exact.scores[row][exact.items[row] >= 0], expected, atol=1e-4)
 
-    # Without a strength, the prior changes nothing but the items of weight 0.
+    # With strength 0, the prior only removes items of weight 0, and this prior has none.
     none = replace(policy, prior=replace(prior, strength=0.0)).rank(dataset.test, 5)
     np.testing.assert_array_equal(none.items, policy.rank(dataset.test, 5).items)
 
@@ -96,13 +106,13 @@ def test_further_recall_comes_from_its_own_beams(dataset: RecDataset, policy: Po
     np.testing.assert_array_equal(evaluation.per_user["recall@20"], far)
     assert evaluation.metrics["recall@20"] == far.mean() and "recall@20" in evaluation.intervals
 
-    # The other metrics and the kept ranking are those of five beams.
+    # The other metrics and the kept ranking are computed with five beams.
     near = evaluate_policy(policy, dataset, ks=[2, 5])
     assert {name: evaluation.metrics[name] for name in near.metrics} == near.metrics
     np.testing.assert_array_equal(evaluation.rankings.items, policy.rank(dataset.test, 5).items)
     assert set(evaluation.metrics) - set(near.metrics) == {"recall@20"}
 
-    # Nothing is added for a cutoff that tells nothing new.
+    # A cutoff that gives no new information adds no metric.
     for recall_at in (0, 5, NUM_ITEMS):
         assert evaluate_policy(policy, dataset, ks=[2, 5], recall_at=recall_at).metrics == near.metrics
     baselines = evaluate_baselines(dataset, ks=[2, 5], recall_at=20)
@@ -228,6 +238,28 @@ def test_the_beam_gap_compares_the_beam_search_with_every_item(dataset: RecDatas
     # A beam as wide as the catalogue loses nothing.
     none = measure_beam_gap(replace(policy, num_beams=NUM_ITEMS), dataset, num_users=4, k=3)
     assert none.num_users == 4 and none.num_pruned == 0 and none.gaps["ndcg@3"].difference == 0
+
+
+def test_beam_gaps_of_several_widths_share_the_exact_scores(dataset: RecDataset, policy: Policy) -> None:
+    num_users = len(dataset.test) - 2
+    gaps = measure_beam_gaps(policy, dataset, beams=[1, 3, 8], num_users=num_users, k=3)
+    assert [gap.num_beams for gap in gaps] == [1, 3, 8] and len({gap.exhaustive_seconds for gap in gaps}) == 1
+    alone = measure_beam_gap(replace(policy, num_beams=8), dataset, num_users=num_users, k=3)
+    assert gaps[2].to_dict() == {
+        **alone.to_dict(),
+        "beam_seconds": gaps[2].beam_seconds,
+        "exhaustive_seconds": gaps[2].exhaustive_seconds,
+    }
+    assert list(gaps[0].beam) == ["ndcg@1", "recall@1"] and list(gaps[2].beam) == ["ndcg@3", "recall@3"]
+    restored = BeamGap.from_dict(gaps[1].to_dict())
+    assert restored.to_dict() == gaps[1].to_dict()
+
+    # Values per user: the two users who were not ranked have none.
+    pruned, rate = (gaps[1].per_user[name] for name in ("pruned@3", "pruning_rate@3"))
+    assert np.isnan(pruned).sum() == 2 and len(pruned) == len(dataset.test)
+    assert np.nansum(pruned) * 4 == gaps[1].num_pruned > 0  # each user has four targets
+    reachable = np.isfinite(rate)
+    assert (rate[reachable] > 0).tolist() == (pruned[reachable] > 0).tolist() and not pruned[~reachable][:2].any()
 
 
 def test_a_beam_gap_without_reachable_targets_has_no_pruning_rate(dataset: RecDataset, policy: Policy) -> None:

@@ -29,7 +29,8 @@ def test_baselines_reproduce_the_known_figures(folder, format_name, popularity, 
     if not folder.is_dir():
         pytest.skip(f"no data in {folder}; set TRL_REC_DATA (Beauty) or TRL_REC_ML100K to its location")
     dataset = prepare(folder, tmp_path / "dataset", format=format_name)
-    results = evaluate_baselines(dataset.with_surface("item_token"), ks=(10,))  # items with one title count as two
+    # With item tokens, items with the same title count separately.
+    results = evaluate_baselines(dataset.with_surface("item_token"), ks=(10,))
     for name, expected in {"popularity": popularity, "transition": transition}.items():
         for metric, value in expected.items():
             assert results[name].metrics[metric] == pytest.approx(value, abs=0.001), (name, metric)

@@ -15,8 +15,8 @@ from tests.trainer.runs import with_known_names
 from trl_rec.data import PromptFormat, RecDataset, build_rows, load, prepare
 from trl_rec.data.dataset import split_rows
 from trl_rec.decoding import beam_list, rank_items
+from trl_rec.decoding.padding import left_padded
 from trl_rec.evaluation import rank_split
-from trl_rec.evaluation.rank import left_padded
 from trl_rec.items import TokenTrie
 
 
@@ -86,7 +86,7 @@ def test_history_items_are_ranked_too_unless_excluded(dataset: RecDataset, saved
 
 
 def rank_a_share(dataset: Path, saved: Path, output: Path) -> None:
-    """Writes the ranking of all users that each process returns."""
+    """Ranks in one of two processes, and writes the ranking of all users that this process returns."""
     state = PartialState(cpu=True)
     ranked = rank_split(*load_saved(saved), load(dataset).with_surface("item_token"), top_k=4)
     (output / f"{state.process_index}.json").write_text(
@@ -111,7 +111,7 @@ def test_two_processes_rank_like_one(dataset: RecDataset, saved: Path, tmp_path:
 def test_rows_train_a_model_with_trl_that_then_recommends(
     dataset: RecDataset, saved: Path, tmp_path: Path, targets: str
 ) -> None:
-    """A model that overfits the sequence of one user ranks each next item of it first."""
+    """After overfitting the sequence of one user, the model ranks each next item of the sequence first."""
     from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = load_saved(saved)

@@ -35,7 +35,7 @@ def test_accuracy_and_graded_ndcg_equal_ranx():
     )
     ideal = np.array([sorted(row.values()) + [0] * (12 - len(row)) for row in grades])
     ours |= {f"graded@{k}": metrics.graded_ndcg(gains, ideal, k) for k in KS}
-    # ranx uses grades as gains, so every metric but the graded one is given binary qrels.
+    # ranx uses grades as gains, so every metric except graded NDCG gets binary qrels.
     binary = ranx.Qrels({user: dict.fromkeys(row, 1) for user, row in qrels.to_dict().items()})
     for name, theirs in {
         "recall": "recall",

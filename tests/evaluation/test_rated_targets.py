@@ -65,7 +65,7 @@ def test_measures_equal_loops(rows, data, k):
     st.data(),
 )
 def test_scores_of_baselines_order_items_as_their_rankings_do(sequences, histories, data):
-    """Given items may lie anywhere in the ranking. Only the index separates items with equal scores."""
+    """The scored items may be anywhere in the ranking. Items with equal scores are ranked by their index."""
     train = make_split(whole_rows(sequences))
     items = Ragged.from_lists([data.draw(ITEMS) for _ in histories])
     often = baseline_oracle.popularity(sequences, NUM_ITEMS)
@@ -85,7 +85,8 @@ def test_scores_of_baselines_order_items_as_their_rankings_do(sequences, histori
 
 
 def test_worked_by_hand():
-    """User 0 likes 1 and 2, and dislikes 3. User 1 has no disliked item. User 2 has ratings in between only."""
+    """User 0 likes items 1 and 2, and dislikes item 3. User 1 has no disliked item. User 2 has neither liked nor
+    disliked items."""
     split = rated_split([[(1, 5), (2, 4), (3, 2)], [(4, 5)], [(5, 3)]])
     rated = RatedTargets.from_split(split)
     found = rated.found(np.array([[3, 1], [4, 0], [5, 0]]), [1, 2])

@@ -24,7 +24,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 @pytest.fixture(scope="module")
 def table(dataset: RecDataset) -> pa.Table:
-    """The transition baseline's lists in the order of another library: by rank, then by user from last to first."""
+    """The lists of the transition baseline as another library might write them: sorted by rank, then by user from last
+    to first."""
     baseline = TransitionBaseline().fit(dataset.train, len(dataset.catalog))
     ranked = baseline.rank(dataset.test["history"][:], 12, True)
     lines = [
@@ -42,7 +43,7 @@ def table(dataset: RecDataset) -> pa.Table:
 
 
 def write(path: Path, table: pa.Table) -> Path:
-    """Writes the lists in the form that the name of the file asks for."""
+    """Writes the lists in the format that the name of the file implies."""
     if path.suffix == ".parquet":
         pq.write_table(table, path)
         return path
@@ -103,7 +104,7 @@ def test_the_verb_measures_lists_beside_the_baselines(
     assert kept.recommender == "lists sasrec" and kept.settings["lists"] == str(lists)
     mine, baseline = kept.results["lists sasrec"], kept.results["transition"]
     assert mine.metrics.items() <= baseline.metrics.items() and mine.intervals.items() <= baseline.intervals.items()
-    assert baseline.metrics.keys() - mine.metrics.keys() <= {"preference_accuracy"}  # which needs scores of all items
+    assert baseline.metrics.keys() - mine.metrics.keys() <= {"preference_accuracy"}  # this needs scores of all items
 
     evaluate.main([*words, "--name", "SASRec", "--max_users", "7"])
     results = json.loads((tmp_path / "out/metrics.json").read_text())["results"]
@@ -111,7 +112,7 @@ def test_the_verb_measures_lists_beside_the_baselines(
     assert results["SASRec"]["metrics"].items() <= results["transition"]["metrics"].items()
     assert results["SASRec"]["metrics"]["num_users"] == 7
 
-    # Recall far down is measured where a list is long enough.
+    # Recall at a larger cutoff is measured if the lists are long enough.
     evaluate.main([*words, "--recall_at", "12"])
     kept = read_evaluation(tmp_path / "out")
     assert kept.results["lists sasrec"].metrics["recall@12"] == kept.results["transition"].metrics["recall@12"]

@@ -28,7 +28,7 @@ def parts_of(batch, names=NAMES):
 
 
 def expected(batch):
-    """Every reward, list by list."""
+    """Returns every reward, computed list by list."""
     values = {name: np.zeros(batch.lists.shape[:2]) for name in NAMES}
     shares = batch.shares.tolist()
     for row, lists in enumerate(batch.lists.tolist()):
@@ -53,8 +53,8 @@ def random_batch(num_users=6, num_lists=5, num_ranks=4, num_items=30, num_groups
 
 
 def test_worked_by_hand():
-    """Items 0 and 1 are in the first group, 2 in the second, 3 in both, 4 in none. User 0 chose three items of the
-    first group and one of the second."""
+    """Items 0 and 1 are in the first group, item 2 in the second, item 3 in both and item 4 in none. User 0 chose
+    three items of the first group and one of the second. User 1 chose none."""
     shares = np.array([[1, 0], [1, 0], [0, 1], [0.5, 0.5], [0, 0]])
     lists = [[[2, 0], [0, 1]], [[4, 3], [2, -1]]]
     batch = batch_of(lists, [[0, 4], [2]], [[0, 0, 1, 2], []], shares)
@@ -63,13 +63,14 @@ def test_worked_by_hand():
     np.testing.assert_allclose(parts["recall"], [[0.5, 0.5], [0, 1]])
     np.testing.assert_allclose(parts["hit"], [[1, 1], [0, 1]])
     np.testing.assert_allclose(parts["ild"], [[1, 0], [1, 0]], atol=1e-12)
-    # Shares of the histories: 3/4 and 1/4; none. Of the lists: 1/2 1/2, 1 0; 1/2 1/2, 0 1.
+    # The history of user 0 has the group shares (3/4, 1/4), and that of user 1 has none. The lists have the shares
+    # (1/2, 1/2), (1, 0), (1/2, 1/2) and (0, 1).
     np.testing.assert_allclose(parts["mgu"], [[-0.25, -0.25], [-0.5, -0.5]])
 
 
 @st.composite
 def batches(draw):
-    """Lists with missing ranks and repeats, histories that may be empty, items that may have no group."""
+    """Draws lists with missing ranks and repeated items. Histories may be empty, and items may have no group."""
     num_users, num_lists, num_ranks = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**31)))
     lists = rng.integers(-1, NUM_ITEMS, (num_users, num_lists, num_ranks))
@@ -127,7 +128,8 @@ def test_any_function_can_be_a_reward():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rewards_do_not_depend_on_the_batch_down_to_the_last_bit(seed):
-    """Reference lists and rollouts are scored in different batches, and ties between them are counted."""
+    """Rewards must be equal to the last bit, because ties between reference lists and rollouts are counted, and these
+    are scored in different batches."""
     batch = random_batch(40, 8, 10, 60, 7, seed=seed)
     weights = {"ndcg": 1.0, "recall": 0.1, "ild": 0.3, "mgu": 0.7}
     whole = score_lists(batch, weights)
@@ -151,7 +153,7 @@ def test_diversity_and_fairness_do_not_depend_on_the_order_of_items():
 
 
 def test_sums_that_differ_only_by_rounding_tie():
-    """0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1 in float64."""
+    """In float64, 0.1 + 0.2 + 0.3 differs from 0.3 + 0.2 + 0.1."""
     batch = batch_of([[[0], [1]]], [[0]], [[]])
     functions = {
         name: lambda batch, pair=pair: [pair]

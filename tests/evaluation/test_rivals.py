@@ -1,6 +1,6 @@
 """The benchmark that measures RecTools' SASRec: what the model learns from, and how its lists are measured.
 
-RecTools is not installed here, so another model stands in for SASRec.
+The tests do not need RecTools: another model takes the place of SASRec.
 """
 
 import importlib.util
@@ -49,7 +49,7 @@ def test_histories_and_targets_are_those_of_the_dataset(dataset: RecDataset, spl
 
 
 class Popular:
-    """Stands in for RecTools' SASRec. It knows no item of the first user."""
+    """Takes the place of RecTools' SASRec. It knows no item of the first user."""
 
     def __init__(self, log: pd.DataFrame) -> None:
         self.first = log["user_id"].iloc[0]

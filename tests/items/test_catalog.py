@@ -52,7 +52,7 @@ def test_an_item_is_split_evenly_among_its_groups(catalog: ItemCatalog) -> None:
 
 def test_ids_are_looked_up(catalog: ItemCatalog) -> None:
     assert catalog.index_of(["c3", "b7"]).tolist() == [2, 0]
-    with pytest.raises(ValueError, match=r"item 'zz' \(row 1\) is not in the catalogue of 3 items"):
+    with pytest.raises(ValueError, match=r"item_ids, row 1: the item 'zz' is not in the catalogue of 3 items"):
         catalog.index_of(["a1", "zz"])
 
 

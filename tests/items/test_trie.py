@@ -18,7 +18,7 @@ EOS = 1
 
 @st.composite
 def catalogues(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
-    """Sequences of unequal length that end in EOS, or of equal length without EOS; some are equal."""
+    """Draws sequences of different lengths that end in EOS, or of one length without EOS. Some sequences are equal."""
     tokens = st.integers(2, 6)
     if draw(st.booleans()):
         bodies = draw(st.lists(st.lists(tokens, max_size=5), min_size=1, max_size=20))
@@ -90,7 +90,7 @@ def test_a_trie_of_three_paths_by_hand() -> None:
 
 
 def test_long_tokens_do_not_overflow_the_sort_key() -> None:
-    """Seven columns of 20 bits take three sorts; the order must not depend on how columns are packed."""
+    """Seven columns of 20 bits need three sorts. The order must not depend on how the columns are packed into keys."""
     generator = torch.Generator().manual_seed(0)
     paths = torch.randint(0, 2**20, (50, 7), generator=generator)
     trie = TokenTrie.from_sequences(paths)

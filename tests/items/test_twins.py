@@ -23,7 +23,7 @@ from trl_rec.trainer.blade.collator import check_enough_items
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:10 of 20 items have the same text as an earlier item")
-TITLES = ["Ant", "Bee", "Cat", "Dog"]  # fewer than the items, so that some have the same
+TITLES = ["Ant", "Bee", "Cat", "Dog"]  # fewer titles than items, so some items share one
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_baselines_exclude_twins_where_items_are_written_as_titles(dataset: RecD
             expected = {item for item in range(20) if item % 10 not in known}
             assert {item for item in ranked if item >= 0} == expected
 
-    # With another surface, the twins are other products.
+    # With another surface, items with the same title count as different products.
     by_title = evaluate_baselines(dataset, ks=[10])["popularity"].metrics
     by_token = evaluate_baselines(dataset.with_surface("item_token"), ks=[10])["popularity"].metrics
     assert by_title["coverage@10"] != by_token["coverage@10"] or by_title["recall@10"] != by_token["recall@10"]
@@ -124,7 +124,7 @@ def test_list_rows_contain_no_twin_of_an_earlier_item(dataset: RecDataset) -> No
 
 def test_a_history_whose_twins_leave_too_few_items_is_refused(dataset: RecDataset) -> None:
     prompt_format = PromptFormat.for_catalog(dataset.catalog, make_tokenizer(dataset.catalog.surfaces), list_length=2)
-    with pytest.raises(ValueError, match=r"row 0 leaves \d+ items.*too few for a list of 19"):
+    with pytest.raises(ValueError, match=r"row 0 leaves \d+ of \d+ items.*too few for a list of 19"):
         check_enough_items(dataset.train, prompt_format, 19)
 
 

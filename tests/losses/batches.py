@@ -1,5 +1,5 @@
-"""Helpers shared by the tests of several losses: number formats, and the rows of batches (named tuples of tensors and
-None)."""
+"""Helpers that the tests of several losses share: number formats, and rows of batches. A batch is a named tuple of
+tensors and None."""
 
 from typing import TypeVar
 
@@ -28,7 +28,7 @@ def rows_of(batch: Batch, rows: slice | torch.Tensor) -> Batch:
 
 
 def chunks_of(batch: Batch) -> list[Batch]:
-    """Three chunks: the first row, no row at all, and the others."""
+    """Returns three chunks: the first row, no row, and the other rows."""
     return [rows_of(batch, rows) for rows in (slice(0, 1), slice(1, 1), slice(1, None))]
 
 

@@ -23,7 +23,7 @@ SETTINGS = {"gamma": 1.3, "sigma": 0.7}
 
 
 class Batch(NamedTuple):
-    """Lists; `permuted` is the table for another order of the prompt."""
+    """Lists of candidates. `permuted` is the table that the model gives for another order of the prompt."""
 
     logps: Tensor
     ratings: Tensor
@@ -33,18 +33,20 @@ class Batch(NamedTuple):
 
 
 def normalised(logits: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Log-probabilities over the candidates of each list: -inf for masked entries, NaN in lists without candidates."""
+    """Returns log-probabilities over the candidates of each list: -inf for masked entries, NaN in lists without
+    candidates."""
     return (logits if mask is None else logits.masked_fill(~mask[:, None, :], -torch.inf)).log_softmax(-1)
 
 
 def gold(ratings: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
-    """Ranks by descending rating, equal ratings in random order, masked entries last."""
+    """Returns ranks by descending rating, with equal ratings in random order and masked entries last."""
     keys = -ratings + 0.5 * torch.rand(ratings.shape, generator=generator, dtype=ratings.dtype)
     return (keys if mask is None else keys.masked_fill(~mask, torch.inf)).argsort(-1).argsort(-1)
 
 
 def random_batch(num_lists: int = 5, width: int = 4, *, masked: bool = True, seed: int = 0) -> Batch:
-    """Lists of 0, 1, 2, ... candidates if `masked`; ratings are 0 to 5 and tie often."""
+    """Returns lists of 0, 1, 2, ... candidates if `masked`, or else of `width` candidates. Ratings are 0 to 5 and tie
+    often."""
     generator = torch.Generator().manual_seed(seed)
     tables = 2 * torch.randn(2, num_lists, width, width, generator=generator, dtype=torch.float64)
     ratings = torch.randint(6, (num_lists, width), generator=generator).double()
@@ -69,14 +71,14 @@ def batches(draw: st.DrawFn) -> Batch:
 
 
 def soft_lambda(batch: Batch, **settings: Any) -> tuple[LossOutput, Tensor]:
-    """The losses, and the gradient of their sum with respect to the table."""
+    """Returns the losses, and the gradient of their sum with respect to the table."""
     logps = batch.logps.detach().clone().requires_grad_()
     output = soft_lambda_loss(logps, batch.ratings, batch.gold_rank, batch.mask, **settings)
     return output, torch.autograd.grad(output.loss.sum(), logps)[0]
 
 
 def permutation(batch: Batch, distance: str) -> tuple[LossOutput, Tensor, Tensor]:
-    """The losses, and the gradient of their sum with respect to both tables."""
+    """Returns the losses, and the gradient of their sum with respect to both tables."""
     tables = [table.detach().clone().requires_grad_() for table in (batch.logps, batch.permuted)]
     output = permutation_loss(*tables, batch.mask, distance=distance)
     return output, *torch.autograd.grad(output.loss.sum(), tables, allow_unused=True, materialize_grads=True)
@@ -106,14 +108,14 @@ def expected_permutation(batch: Batch, distance: str) -> tuple[LossOutput, Tenso
 
 
 def both(batch: Batch) -> list[tuple]:
-    """Every variant of both losses, with gradients."""
+    """Returns every variant of both losses, with gradients."""
     variants = [(score, delta) for score in SCORES for delta in DELTAS]
     ranked = [soft_lambda(batch, **SETTINGS, score=score, delta=delta) for score, delta in variants]
     return [*ranked, *(permutation(batch, distance) for distance in DISTANCES)]
 
 
 def hard(order: list[int]) -> Tensor:
-    """`(1, m, m)`: the table of a model that names the candidates in this order almost with certainty."""
+    """Returns the table `(1, m, m)` of a model that is almost certain to name the candidates in this order."""
     logits = torch.full((len(order), len(order)), -50.0, dtype=torch.float64)
     logits[range(len(order)), order] = 50.0
     return normalised(logits[None])
@@ -127,7 +129,7 @@ def table_of(*lists: list[float]) -> Tensor:
 
 
 def test_soft_lambda_worked_by_hand() -> None:
-    """Two candidates rated 1 and 2; position 1 names the first with probability 3/4, position 2 with 1/4.
+    """Two candidates are rated 1 and 2. Position 1 names the first one with probability 3/4, position 2 with 1/4.
 
     s = (1 * 3/4 + 2 * 1/4, 1 * 1/4 + 2 * 3/4) = (5/4, 7/4). The second is preferred, and placed half a position too
     late. Gains 1 and 3, maxDCG = 3 + 1/log2(3), delta = 1 - 1/log2(3): weight w = delta * 2 / maxDCG;
@@ -167,7 +169,8 @@ def test_weight_of_a_gap() -> None:
 
 @pytest.mark.parametrize("sigma", [1.0, 0.3])
 def test_at_certain_positions_it_equals_lambda_loss(sigma: float) -> None:
-    """LambdaLoss sums over pairs, uses the gaps of the model's order, and takes minus the position as the score."""
+    """LambdaLoss sums over pairs and uses the gaps in the model's order. The score of a candidate is minus its
+    position."""
     ratings = table_of([3.0, 5.0, 0.0, 3.0, 1.0, 4.0, 4.0])
     num_pairs = sum(a > b for a in ratings[0] for b in ratings[0])
     for order in ([1, 5, 6, 0, 3, 4, 2], [2, 4, 3, 0, 6, 5, 1], [3, 1, 4, 2, 6, 0, 5]):
@@ -194,7 +197,8 @@ def test_equal_ratings_give_no_loss_and_no_gradient(rating: float, score: str, d
 
 @pytest.mark.parametrize("delta", DELTAS)
 def test_each_swap_into_order_lowers_the_loss(delta: str) -> None:
-    """Swaps of neighbours lead from the reversed answer to the perfect one, whose loss is not 0."""
+    """Swaps of neighbours turn the reversed answer into the perfect one. Even the perfect answer has a loss above
+    0."""
     ratings, gold_rank = table_of([5.0, 4.0, 3.0, 1.0]), torch.arange(4)[None]
     order, losses = [3, 2, 1, 0], []
     while True:
@@ -206,12 +210,13 @@ def test_each_swap_into_order_lowers_the_loss(delta: str) -> None:
     assert len(losses) == 7
     if delta == "target":
         assert losses == sorted(losses, reverse=True)
-    # Here the model's order also decides the weights, so only the two ends can be compared.
+    # With `delta="model"`, the weights depend on the model's order, so only the first and the last loss can be
+    # compared.
     assert 0 < losses[-1] < losses[0]
 
 
 def test_raising_a_good_candidate_early_or_a_bad_one_late_lowers_the_loss() -> None:
-    """The loss rises with the position of the best candidate, and falls with that of the worst."""
+    """The loss rises with the position of the best candidate, and falls with the position of the worst one."""
     batch = random_batch(masked=False)
     batch = batch._replace(ratings=table_of([0.0, 5.0, 3.0, 1.0]).expand(5, -1))
     batch = batch._replace(gold_rank=torch.tensor([[3, 0, 1, 2]]).expand(5, -1))
@@ -225,7 +230,7 @@ def test_raising_a_good_candidate_early_or_a_bad_one_late_lowers_the_loss() -> N
 
 
 def test_the_softmax_runs_over_positions() -> None:
-    """A constant added to a candidate's log-probabilities changes nothing; one added at a position does."""
+    """Adding a constant to all log-probabilities of a candidate changes nothing. Adding one at a position does."""
     batch = random_batch(masked=False)
     output, found = soft_lambda(batch, **SETTINGS)
     shift = torch.tensor([4.0, -3.0, 0.0, 1.0], dtype=torch.float64)
@@ -271,7 +276,7 @@ def test_equal_positions_are_ranked_by_column() -> None:
 
 
 def test_huge_ratings_do_not_overflow() -> None:
-    """With play counts, for example, only the best candidate has a gain left."""
+    """With huge ratings, such as play counts, only the best candidate has a gain above 0."""
     logps = torch.randn(1, 3, 3).log_softmax(-1).requires_grad_()
     output = soft_lambda_loss(logps, torch.tensor([[1e4, 200.0, 1.0]]), torch.tensor([[0, 1, 2]]), None)
     wanted = soft_lambda_loss(logps, torch.tensor([[60.0, 2.0, 1.0]]), torch.tensor([[0, 1, 2]]), None)
@@ -323,7 +328,8 @@ def test_invalid_settings_are_refused(changed: dict[str, Any], message: str) -> 
     ],
 )
 def test_permutation_worked_by_hand(distance: str, loss: float, slopes: tuple[float, float]) -> None:
-    """p = (3/4, 1/4) and q = (1/4, 3/4) at the first answer position; equal at the second, which halves the mean.
+    """At the first answer position, p = (3/4, 1/4) and q = (1/4, 3/4). At the second, they are equal, which halves the
+    mean.
 
     M = (1/2, 1/2). KL(p||M) = KL(q||M) = 3/4 log(3/2) - 1/4 log 2. KL(p||q) = KL(q||p) = 3/4 log 3 - 1/4 log 3 = 1/2
     log 3. Slopes in log p: jsd p (log p - log M) / 2, symkl (p (log p - log q) + p - q) / 2, ce -q.
@@ -343,7 +349,7 @@ def test_permutation_agrees_with_a_loop(batch: Batch, distance: str) -> None:
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_equal_distributions_have_no_gradient(distance: str) -> None:
-    """Cross-entropy with a gradient through both would lower their entropy instead."""
+    """If cross-entropy had a gradient through both distributions, it would lower their entropy instead."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 4, 4, generator=generator, dtype=torch.float64)
     first, second = logits.clone().requires_grad_(), logits.clone().requires_grad_()
@@ -355,7 +361,7 @@ def test_equal_distributions_have_no_gradient(distance: str) -> None:
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_slots_mapped_back_to_candidates_give_0_and_slots_themselves_do_not(distance: str) -> None:
-    """For a model that ignores the order: candidate i has the same score in every slot."""
+    """The model ignores the order, so candidate i has the same score in every slot."""
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(1, 5, 5, generator=generator, dtype=torch.float64)
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -503,7 +509,8 @@ def test_half_precision_is_computed_in_float32(
 @pytest.mark.parametrize("masked", [False, True])
 def test_finite_at_huge_logits_in_bf16(masked: bool) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, 1e4], [-1e4, 1e4, 0.0, -1e4], [0.0] * 4, [1e4] * 4], dtype=torch.bfloat16)
-    # In one pair of tables, certain answers become uncertain; in the other, some candidates stay impossible.
+    # In one list, the second table is uncertain where the first is certain. In the other, some candidates stay
+    # impossible.
     permuted = torch.stack([logits.flip(0), logits[:, [2, 1, 0, 3]]])
     mask = torch.tensor([[True, True, False, True]]).expand(2, -1) if masked else None
     ratings, gold_rank = torch.tensor([[1, 5, 0, 3]]).expand(2, -1), torch.tensor([[2, 0, 3, 1]]).expand(2, -1)

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 
 
 def gradient(batch: Batch, **settings: Any) -> tuple[LossOutput, Tensor]:
-    """The losses, and the gradient of their sum with respect to the logits."""
+    """Returns the losses, and the gradient of their sum with respect to the logits."""
     logits = batch.logits.detach().clone().requires_grad_()
     output = bear_loss(logits, batch.target, batch.legal, **settings)
     return output, torch.autograd.grad(output.loss.sum(), logits)[0]
@@ -46,7 +46,7 @@ def expected(batch: Batch, **settings: Any) -> tuple[LossOutput, Tensor]:
 
 
 def random_batch(num_rows: int = 6, num_columns: int = 7, *, masked: bool = True, seed: int = 0) -> Batch:
-    """Rows with 1, 2, ... legal columns if `masked`, so that the first is forced."""
+    """Returns rows with 1, 2, ... legal columns if `masked`, so that the first row is forced."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(num_rows, num_columns, generator=generator, dtype=torch.float64)
     target = torch.randint(num_columns, (num_rows,), generator=generator)
@@ -62,7 +62,8 @@ def random_batch(num_rows: int = 6, num_columns: int = 7, *, masked: bool = True
     ids=VARIANTS,
 )
 def test_value_and_gradient_worked_by_hand(variant: str, loss: float, factor: float) -> None:
-    """Probabilities 1/2, 1/4, 1/8, 1/8, two beams, the third token is the target; weight 3, sharpness 1.
+    """The probabilities are 1/2, 1/4, 1/8 and 1/8, and the third token is the target. There are two beams, weight 3
+    and sharpness 1.
 
     The second largest is 1/4, so margin = log(1/8) - log(1/4) = -log 2: pruned.
     paper:    sigmoid(-margin) = 1 / (1 + exp(-log 2)) = 2/3; loss = log 8 + 3 log(2/3)
@@ -82,7 +83,7 @@ def test_value_and_gradient_worked_by_hand(variant: str, loss: float, factor: fl
 
 @st.composite
 def batches(draw: st.DrawFn) -> Batch:
-    """Logits that are multiples of 1/2, so that many tie."""
+    """Draws logits that are multiples of 1/2, so that many tie."""
     num_rows, num_columns = draw(st.integers(0, 4)), draw(st.integers(1, 8))
     row = st.lists(st.integers(-12, 12).map(lambda step: step / 2), min_size=num_columns, max_size=num_columns)
     logits = torch.tensor(draw(st.lists(row, min_size=num_rows, max_size=num_rows)), dtype=torch.float64)
@@ -170,7 +171,7 @@ def test_smoothing_is_that_of_torch_over_the_legal_tokens(smoothing: float) -> N
     batch = random_batch()
     output, found = gradient(batch, **settings)
     for row, legal in enumerate(batch.legal):
-        target = legal[: batch.target[row]].sum()  # the target's place among the legal tokens
+        target = legal[: batch.target[row]].sum()  # the position of the target among the legal tokens
         wanted = F.cross_entropy(batch.logits[row, legal], target, label_smoothing=smoothing)
         assert_close(output.loss[row], wanted, rtol=1e-12, atol=1e-12)
     assert found[~batch.legal].eq(0).all()
@@ -205,8 +206,8 @@ def test_the_gradient_of_a_forced_token_is_exactly_0(dtype: torch.dtype, variant
 
 
 def test_limits_of_the_sharpness() -> None:
-    """With weight = lambda * sharpness, the gradient is scaled by 1 + lambda sigmoid(.). The sigmoid tends to 1/2, or
-    to 0 and 1."""
+    """With weight = lambda * sharpness, the gradient is scaled by 1 + lambda sigmoid(.). The sigmoid tends to 1/2 for
+    a large sharpness, and to 0 or 1 for a small one."""
     batch = random_batch(masked=False)
     _, plain = gradient(batch, num_beams=3, weight=0.0, sharpness=1.0)
     pruned = bear_loss(*batch, num_beams=3, weight=0.0, sharpness=1.0).metrics["pruned"]
@@ -288,7 +289,7 @@ def test_illegal_tokens_contribute_nothing(fill: float, dtype: torch.dtype, vari
 def test_padding_columns_change_nothing(variant: str, masked: bool) -> None:
     batch = random_batch(masked=masked)
     legal = torch.ones_like(batch.logits, dtype=torch.bool) if batch.legal is None else batch.legal
-    # More beams than tokens: padding must not count as beams.
+    # With 10 beams there are fewer tokens than beams, and padding must not count as a beam.
     for num_beams in (2, 10):
         settings = {**SETTINGS, "num_beams": num_beams, "variant": variant}
         output, found = gradient(batch, **settings)

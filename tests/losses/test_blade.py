@@ -1,5 +1,5 @@
-"""BLADE's estimates, rewards, advantages and loss: compared with exact loops, with published figures, and with a small
-policy whose lists are all enumerated."""
+"""BLADE's estimates, rewards, advantages and loss: compared with exact loops, with published figures, and with a
+policy so small that all of its lists are enumerated."""
 
 import math
 from fractions import Fraction
@@ -29,7 +29,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def target(rewards: Tensor, references: Tensor, *, tau: float, best_of: float = 8, prior: float = 0.5) -> Tensor:
-    """The reward R as the trainer computes it: estimate, then tilt."""
+    """Returns the reward R as the trainer computes it: the estimate, then the tilt."""
     cdf = posterior_cdf(rewards, references, dynamic_coefficient=tau, prior=prior)
     return best_of_n_reward(*cdf, best_of=best_of)
 
@@ -44,7 +44,8 @@ def gradient(logps: Tensor, old_logps: Tensor | None, advantages: Tensor, clip: 
 
 
 def test_cdf_worked_by_hand() -> None:
-    """Rollouts 0, 1/2, 1; references 0, 0, 1/2, 7/10; tau 1/4, prior 1/2: F = 3/4 (S_ref + 1/2) / 5 + 1/4 S_on / 3.
+    """Rollouts have the rewards 0, 1/2 and 1, and references 0, 0, 1/2 and 7/10. With tau 1/4 and prior 1/2, F = 3/4
+    (S_ref + 1/2) / 5 + 1/4 S_on / 3.
 
     S_ref up to:  2, 3, 4    S_on up to:  1, 2, 3    at_most = 11/24, 83/120, 37/40
     S_ref below:  0, 2, 4    S_on below:  0, 1, 2    below   = 3/40, 11/24, 101/120
@@ -55,8 +56,8 @@ def test_cdf_worked_by_hand() -> None:
 
 
 def test_reward_worked_by_hand() -> None:
-    """A list hits with probability 1/20. The best of 8 lists misses only if all do. The gap between the two rewards is
-    2.27; the bound F^7 gives only .36."""
+    """A list hits with probability 1/20. The best of 8 lists misses only if all of them miss. The gap between the two
+    rewards is 2.27, whereas the bound F^7 gives only .36."""
     found = best_of_n_reward(doubles([1, 0.95]), doubles([0.95, 0]), best_of=8)
     assert_close(found, doubles([math.log((1 - 0.95**8) / 0.05), 7 * math.log(0.95)]))
     assert (found[0] - found[1]).item() == pytest.approx(2.27, abs=0.005)
@@ -65,7 +66,7 @@ def test_reward_worked_by_hand() -> None:
 
 @st.composite
 def groups(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Rewards of rollouts and references of some prompts, multiples of 1/4, so that many tie."""
+    """Draws rewards of rollouts and references for some prompts. They are multiples of 1/4, so that many tie."""
     num_rows, num_rollouts, num_references = draw(st.integers(0, 3)), draw(st.integers(2, 6)), draw(st.integers(0, 7))
     values = st.integers(-2, 4).map(lambda quarter: quarter / 4)
     parts = []
@@ -143,7 +144,7 @@ def test_only_ranks_within_a_prompt_count() -> None:
 @pytest.mark.parametrize("tau", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_finite_and_increasing_for_n_in_the_hundreds(best_of: float, tau: float, dtype: torch.dtype) -> None:
-    """For rewards below, among and above up to 300 references. The error of float32 is about N times its precision."""
+    """The rewards are below, among and above 300 references. The error of float32 is about N times its precision."""
     rewards = torch.linspace(-0.5, 1.5, 9).expand(2, -1).to(dtype)
     references = torch.linspace(0, 1, 300).expand(2, -1).to(dtype)
     found = target(rewards, references, tau=tau, best_of=best_of)
@@ -187,7 +188,8 @@ def test_advantages_agree_with_loops(batch: tuple[Tensor, Tensor], eps: float) -
 
 
 def test_advantages_worked_by_hand() -> None:
-    """For 1, 2, 6: 1 - 4, 2 - 3.5, 6 - 1.5. Around the mean 3: -2, -1, 3, with sample variance (4 + 1 + 9) / 2 = 7."""
+    """The rewards are 1, 2 and 6. Leave-one-out gives 1 - 4, 2 - 3.5 and 6 - 1.5. The differences from the mean 3 are
+    -2, -1 and 3, with sample variance (4 + 1 + 9) / 2 = 7."""
     rewards = doubles([[1, 2, 6]])
     assert_close(leave_one_out(rewards), doubles([[-3, -1.5, 4.5]]))
     assert_close(standardized(rewards, eps=0.0), doubles([[-2, -1, 3]]) / math.sqrt(7))
@@ -229,8 +231,8 @@ def test_with_saturated_references_blade_has_a_signal_and_best_of_n_has_none() -
     assert blade.argsort().equal(rewards.argsort())
 
 
-# The figures of the notes on BLADE. For a policy as good as the best of k lists, quantiles are the k-th roots of
-# uniform ones.
+# The expected figures are from the notes on BLADE. For a policy as good as the best of k lists, the quantiles of its
+# lists are k-th roots of uniform random numbers.
 
 
 @pytest.mark.parametrize(
@@ -247,9 +249,10 @@ def test_with_saturated_references_blade_has_a_signal_and_best_of_n_has_none() -
     ],
 )
 def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float, figures: str) -> None:
-    """M = 16, G = 8: standard deviation of log F, share of tied pairs, share of groups in which all rewards are equal.
+    """With M = 16 and G = 8, the figures are the standard deviation of log F, the share of tied pairs, and the share
+    of groups in which all rewards are equal.
 
-    Within four standard errors and the rounding of the figure; a 0 is exact.
+    Measured values must be within four standard errors and the rounding of the figure. A 0 must be exact.
     """
     generator = torch.Generator().manual_seed(strength)
     rewards = torch.rand(20_000, 8, generator=generator, dtype=torch.float64) ** (1 / strength)
@@ -263,13 +266,13 @@ def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float,
         rounding = 0.5 * 10.0 ** -len(figure[1:]) if wanted else 0.0
         variance = max(
             values.var().item(), wanted * (1 - wanted) if wanted < 0.001 else 0.0
-        )  # too rare to be seen here
+        )  # for shares too small to show up in the sample
         assert values.mean().item() == pytest.approx(wanted, abs=4 * math.sqrt(variance / len(values)) + rounding)
 
 
 def test_probability_of_saturation() -> None:
-    """One rollout beats all M references with probability k / (M + k); all G rollouts do with (M / k) B(M / k, G + 1),
-    which is .11 at M = G = k = 8."""
+    """One rollout beats all M references with probability k / (M + k). All G rollouts do so with probability (M / k)
+    B(M / k, G + 1), which is .11 at M = G = k = 8."""
     generator = torch.Generator().manual_seed(0)
     rewards = torch.rand(20_000, 8, generator=generator, dtype=torch.float64) ** (1 / 8)
     references = torch.rand(20_000, 8, generator=generator, dtype=torch.float64)
@@ -291,9 +294,9 @@ def test_fixed_point_in_closed_form(best_of: int, effective: tuple[float, ...]) 
 
 @pytest.mark.parametrize(("best_of", "tau"), [(4, 0.0), (8, 0.0), (4, 0.3), (8, 0.1), (8, 0.3), (8, 0.5), (16, 0.3)])
 def test_the_estimator_leads_to_the_fixed_point(best_of: int, tau: float) -> None:
-    """Applies the tilt by R repeatedly, each time with rollouts from the last result, on a fine grid of quantiles.
+    """Applies the tilt by R repeatedly on a fine grid of quantiles, each time with rollouts from the last result.
 
-    Effective N and KL agree with the notes; the static target stays at N.
+    The effective N and the KL must agree with the notes. For the static target, the effective N stays at N.
     """
     num_levels, num_rollouts = 4000, 1000
     quantiles = (np.arange(num_levels) + 0.5) / num_levels
@@ -316,7 +319,7 @@ def test_the_estimator_leads_to_the_fixed_point(best_of: int, tau: float) -> Non
 
 
 def test_loss_and_gradient_worked_by_hand() -> None:
-    """Ratios 1.5, 1.5, 0.5, 0.5, 1.1, and advantages 2, -2, 2, -2, 2 at clip 0.2."""
+    """The ratios are 1.5, 1.5, 0.5, 0.5 and 1.1, the advantages are 2, -2, 2, -2 and 2, and clip is 0.2."""
     logps = doubles([[1.5, 1.5, 0.5, 0.5, 1.1]]).log()
     advantages = doubles([[2, -2, 2, -2, 2]])
     output, found = gradient(logps, torch.zeros_like(logps), advantages, 0.2)
@@ -339,7 +342,7 @@ def test_loss_gradient_and_metrics_agree_with_a_loop(rows: list[tuple[float, flo
 
 
 def test_gradcheck() -> None:
-    """With the advantages and the old policy given, nothing is detached, except where the ratio is clipped."""
+    """If advantages and old policy are given, nothing is detached. Only a clipped ratio has no gradient."""
     logps, advantages = normal(3, 4), normal(3, 4, seed=2)
     old_logps = logps + 0.5 * normal(3, 4, seed=1)
 
@@ -414,20 +417,20 @@ def test_metrics_are_detached_and_constants_get_no_gradient() -> None:
     assert logps.detach().equal(before)
 
 
-# A policy over five lists, with all groups of three rollouts enumerated
+# A policy over five lists; all groups of three rollouts are enumerated
 
 
 PREFERENCES = doubles([0.3, -0.4, 1.1, 0.0, -1.5])
 START = doubles([0.0, 0.5, -0.5, 0.2, 0.4]).log_softmax(-1)
-ITEM_REWARDS = doubles([0.2, 0.7, 0.2, 0.4, 0.9])  # two tie
+ITEM_REWARDS = doubles([0.2, 0.7, 0.2, 0.4, 0.9])  # the first and the third tie
 GROUPS = torch.tensor(list(product(range(5), repeat=3)))
 
 
 def expected_gradient(
     learned: Tensor, beta: float, old_preferences: Tensor | None = None, clip: float = 0.2
 ) -> Tensor:
-    """The gradient of the expected loss over all groups with respect to the preferences; `learned` is each group's
-    reward."""
+    """Returns the gradient of the expected loss over all groups with respect to the preferences. `learned` contains
+    the rewards of each group."""
     preferences = PREFERENCES.clone().requires_grad_()
     logps = preferences.log_softmax(-1)
     sampled_by = logps.detach() if old_preferences is None else old_preferences.log_softmax(-1)
@@ -438,7 +441,9 @@ def expected_gradient(
 
 
 def objective_gradient(learned: Tensor, beta: float) -> Tensor:
-    """The gradient of -(E[R] - beta KL(policy || start)) over the five lists."""
+    """Returns the gradient of -(E[R] - beta KL(policy
+
+    start)) over the five lists."""
     preferences = PREFERENCES.clone().requires_grad_()
     logps = preferences.log_softmax(-1)
     return torch.autograd.grad(-(logps.exp() * (learned - beta * (logps - START))).sum(), preferences)[0]
@@ -460,8 +465,8 @@ def test_the_gradient_is_that_of_reward_minus_kl(beta: float, kind: str) -> None
 
 @pytest.mark.parametrize("tau", [0.1, 0.3, 0.5])
 def test_a_moving_target_overestimates_the_gradient_of_the_reward(tau: float) -> None:
-    """Compared with the gradient for the mean R of each list over its groups, held constant: the same direction, but
-    up to half as long again."""
+    """The gradient is compared with that for a constant reward: the mean R of each list over its groups. It has the
+    same direction, but is up to half as long again."""
     references = doubles([[0.2, 0.4, 0.4, 0.7, 0.1] * 3]).expand(len(GROUPS), -1)
     learned = target(ITEM_REWARDS[GROUPS], references, tau=tau)
     others = PREFERENCES.log_softmax(-1)[GROUPS[:, 1:]].sum(-1).exp()

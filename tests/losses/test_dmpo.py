@@ -17,14 +17,14 @@ from trl_rec.losses import dmpo_loss, softmax_dpo_loss
 
 
 def gradient(batch: Batch, beta: float) -> Result:
-    """The losses, and the gradient of their sum with respect to both log-ratios."""
+    """Returns the losses, and the gradient of their sum with respect to both log-ratios."""
     chosen, rejected = (tensor.detach().clone().requires_grad_() for tensor in batch[:2])
     output = dmpo_loss(chosen, rejected, batch.mask, beta=beta)
     return Result(output, *torch.autograd.grad(output.loss.sum(), (chosen, rejected)))
 
 
 def expected(batch: Batch, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The losses and both gradients, row by row."""
+    """Returns the losses and both gradients, computed row by row."""
     mask = torch.ones_like(batch.rejected, dtype=torch.bool) if batch.mask is None else batch.mask
     rows = zip(batch.chosen.tolist(), batch.rejected.tolist(), mask.tolist(), strict=True)
     found = [oracle.row(*row, beta=beta) for row in rows]
@@ -33,7 +33,7 @@ def expected(batch: Batch, beta: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_value_and_gradient_worked_by_hand() -> None:
-    """Beta 2; the chosen log-ratio is (log 3) / 2 above the mean of the negatives: sigmoid(log 3) = 3 / 4.
+    """Beta is 2, and the chosen log-ratio is (log 3) / 2 above the mean of the negatives. So the sigmoid is 3/4.
 
     The gradient with respect to the margin is 3/4 - 1 = -1/4. Times beta, that is -1/2 for the chosen log-ratio. Each
     of the two negatives gets half of the opposite, 1/4.
@@ -89,7 +89,7 @@ def test_a_row_without_a_negative_gives_zeros(num_negatives: int) -> None:
 
 
 def test_copies_of_all_negatives_change_nothing() -> None:
-    """Softmax-DPO, in contrast, adds the log of their number."""
+    """In Softmax-DPO, in contrast, copies act like a negative whose reward is higher by the log of their number."""
     chosen, rejected, _ = random_batch(masked=False)
     once = dmpo_loss(chosen, rejected, None, beta=0.7).loss
     assert_close(dmpo_loss(chosen, rejected.repeat(1, 3), None, beta=0.7).loss, once, rtol=1e-12, atol=1e-12)

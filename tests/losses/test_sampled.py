@@ -14,12 +14,13 @@ from torch.testing import assert_close
 from trl_rec.losses import sampled_softmax_loss
 
 
-Q = np.array([0.4, 0.05, 0.05, 0.2, 0.3])  # over five negatives
+Q = np.array([0.4, 0.05, 0.05, 0.2, 0.3])  # the distribution over five negatives
 SCORES = torch.tensor([0.7, -1.0, 2.0, 0.0, 0.5, -0.3], dtype=torch.float64)  # the target, then the negatives
 
 
 def drawn(num_positions: int, num_draws: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns negatives `(N, K)`, their columns of logits `(N, 1 + K)`, and the logarithm of q."""
+    """Returns drawn negatives `(N, K)`, the logits of the target and of the negatives `(N, 1 + K)`, and log q of the
+    negatives `(N, K)`."""
     negatives = torch.from_numpy(np.random.default_rng(seed).choice(len(Q), (num_positions, num_draws), p=Q))
     logits = torch.cat([SCORES[:1].expand(num_positions, 1), SCORES[1:][negatives]], 1)
     return negatives, logits, torch.from_numpy(Q).log()[negatives]

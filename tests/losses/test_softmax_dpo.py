@@ -32,7 +32,7 @@ class Result(NamedTuple):
 
 
 def gradient(batch: Batch, beta: float) -> Result:
-    """The losses, and the gradient of their sum with respect to both log-ratios."""
+    """Returns the losses, and the gradient of their sum with respect to both log-ratios."""
     chosen, rejected = (tensor.detach().clone().requires_grad_() for tensor in batch[:2])
     output = softmax_dpo_loss(chosen, rejected, batch.mask, beta=beta)
     return Result(output, *torch.autograd.grad(output.loss.sum(), (chosen, rejected)))
@@ -50,7 +50,7 @@ def expected(batch: Batch, beta: float) -> Result:
 
 
 def random_batch(num_rows: int = 6, num_negatives: int = 5, *, masked: bool = True, seed: int = 0) -> Batch:
-    """Rows with 0, 1, 2, ... negatives if `masked`."""
+    """Returns rows with 0, 1, 2, ... negatives if `masked`, or else with `num_negatives`."""
     generator = torch.Generator().manual_seed(seed)
     chosen = 2 * torch.randn(num_rows, generator=generator, dtype=torch.float64)
     rejected = 2 * torch.randn(num_rows, num_negatives, generator=generator, dtype=torch.float64)
@@ -59,7 +59,7 @@ def random_batch(num_rows: int = 6, num_negatives: int = 5, *, masked: bool = Tr
 
 
 def test_value_and_gradient_worked_by_hand() -> None:
-    """Beta 2; rewards log 4 for the chosen completion, and log 2, log 1 and log 1 for the negatives.
+    """Beta is 2. The rewards are log 4 for the chosen completion, and log 2, log 1 and log 1 for the negatives.
 
     The softmax is 4/8, 2/8, 1/8, 1/8, so the loss is log 2. Its gradient with respect to the
     rewards is the softmax, minus 1 for the chosen completion: -1/2, 1/4, 1/8, 1/8. With respect to the log-ratios it
@@ -77,7 +77,7 @@ def test_value_and_gradient_worked_by_hand() -> None:
 
 @st.composite
 def batches(draw: st.DrawFn) -> Batch:
-    """Log-ratios that are multiples of 1/2, so that many tie."""
+    """Draws log-ratios that are multiples of 1/2, so that many tie."""
     num_rows, num_negatives = draw(st.integers(0, 4)), draw(st.integers(0, 5))
     ratios = st.integers(-60, 60).map(lambda step: step / 2)
 
@@ -151,7 +151,7 @@ def test_at_the_reference_the_loss_depends_on_the_number_of_negatives(beta: floa
 
 
 def test_copies_of_a_negative_add_the_log_of_their_number() -> None:
-    """m copies of one log-ratio act like one negative that is log(m) / beta higher."""
+    """m copies of one negative act like one negative whose log-ratio is higher by log(m) / beta."""
     chosen, rejected, _ = random_batch(masked=False)
     for copies in (2, 7):
         repeated = gradient(Batch(chosen, rejected[:, :1].repeat(1, copies), None), 0.5)
@@ -239,7 +239,8 @@ def test_gradcheck(masked: bool) -> None:
 
 
 def test_a_row_is_accurate_if_the_chosen_completion_is_above_every_negative() -> None:
-    """Above all; above the mean only; level with the best; and above all except a masked one."""
+    """In the four rows, the chosen completion is above all negatives, above only their mean, equal to the best, and
+    above all except a masked one."""
     rejected = torch.tensor([[0.0, 0.9], [-9.0, 1.1], [0.0, 1.0], [0.0, 5.0]])
     mask = torch.tensor([[True, True], [True, True], [True, True], [True, False]])
     output = softmax_dpo_loss(torch.ones(4), rejected, mask, beta=0.5)

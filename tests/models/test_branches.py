@@ -19,7 +19,7 @@ from trl_rec.trainer.bear.collator import NextItemCollator
 SHARED = [(family, kind) for family in ("llama", "qwen3", "phi3", "gpt2") for kind in ("sdpa", "eager")]
 MODELS = {key: tiny(*key) for key in SHARED}
 Rows = list[dict[str, list[int]]]
-# Per row: the number of tokens of the trunk, and for each branch its prefix, modulo the trunk, and its length.
+# For each row: the number of tokens in the trunk, and for each branch its prefix (modulo the trunk) and its length.
 shapes = st.lists(
     st.tuples(
         st.integers(1, 7),
@@ -32,7 +32,7 @@ EXAMPLE: Any = [(6, [(1, 3), (3, 0), (5, 2)]), (3, []), (4, [(3, 4)])]
 
 
 def make_rows(shape: list[tuple[int, list[tuple[int, int]]]], seed: int = 0) -> Rows:
-    """Rows of random tokens, in which every column that can predict a token does so."""
+    """Returns rows of random tokens, in which every column that can predict a token does so."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for trunk, branches in shape:
@@ -49,7 +49,7 @@ def make_rows(shape: list[tuple[int, list[tuple[int, int]]]], seed: int = 0) -> 
 
 
 def logps(model: PreTrainedModel, inputs: dict[str, Tensor], max_length: int | None = None) -> tuple[Tensor, Tensor]:
-    """The log-probabilities of the labels of a batch, and the row of each."""
+    """Returns the log-probability of each label of a batch, and the row that it belongs to."""
     inputs, mask, owners = prepare_branches(model, inputs, max_length)
     labels = inputs.pop("labels")
     predicts = torch.zeros_like(labels, dtype=torch.bool)
@@ -64,7 +64,8 @@ def logps(model: PreTrainedModel, inputs: dict[str, Tensor], max_length: int | N
 
 
 def one_by_one(model: PreTrainedModel, rows: Rows) -> Tensor:
-    """The same log-probabilities, in order of their columns, from one forward pass per text without padding."""
+    """Returns the log-probabilities of the labels, in order of their columns, from one forward pass per text without
+    padding."""
     found = []
     for row in rows:
         tokens = row["input_ids"]
@@ -117,19 +118,20 @@ def test_the_reason_for_separate_rows_is_logged(warnings: list[str]) -> None:  #
         logps(tiny("mistral-window"), batch_of(make_rows(EXAMPLE)))
     assert len(warnings) == 1 and "window of 4 tokens: each target is processed in a separate row" in warnings[0]
     logps(tiny("mistral-window"), batch_of(make_rows(EXAMPLE)), max_length=4)
-    logps(tiny("gemma2", "eager"), batch_of(make_rows(EXAMPLE)))  # its window is longer
+    logps(tiny("gemma2", "eager"), batch_of(make_rows(EXAMPLE)))  # the window of this model is longer
     assert len(warnings) == 1
 
 
 def test_labels_of_separate_rows_keep_their_values() -> None:
-    """All entries of a batch move with the labels; values per row are repeated."""
+    """When rows are separated, entries per token move with the labels, and entries per row are repeated."""
     batch = batch_of(make_rows(EXAMPLE))
     batch["trie_nodes"] = torch.where(batch["labels"] == -100, -1, batch["labels"] + 1000)
     batch["target_weights"] = torch.where(batch["labels"] == -100, 0.0, batch["labels"] / 8)
     batch["tasks"] = torch.tensor([5, 6, 7])
     inputs, mask, owners = prepare_branches(tiny("mistral-window"), batch)
     labels = inputs["labels"]
-    assert mask is None and owners.tolist() == [0, 0, 0, 1, 2, 2]  # a trunk, and branches that are not empty
+    # One row per trunk, and one per branch that is not empty.
+    assert mask is None and owners.tolist() == [0, 0, 0, 1, 2, 2]
     assert sorted(labels[labels != -100]) == sorted(batch["labels"][batch["labels"] != -100])
     assert torch.equal(inputs["trie_nodes"], torch.where(labels == -100, -1, labels + 1000))
     assert torch.equal(inputs["target_weights"], torch.where(labels == -100, 0.0, labels / 8))
@@ -172,7 +174,7 @@ def test_position_embeddings_that_depend_on_the_longest_text() -> None:
     assert unscaled_length(MODELS["phi3", "sdpa"].config) is unscaled_length(MODELS["gpt2", "sdpa"].config) is None
     for model in (llama, phi3):
         assert unscaled_length(model.config) == 6
-        # One text within 6 tokens, and one beyond: both belong to a batch whose frequencies suit the longer.
+        # One text has at most 6 tokens, and one has more. The frequencies of a batch must suit its longest text.
         rows = make_rows([(6, [(0, 2), (5, 3)])])
         prepared = prepare_branches(model, batch_of(rows))
         assert prepared.mask is None and prepared.inputs["position_ids"].max() > 6

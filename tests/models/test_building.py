@@ -17,7 +17,7 @@ from trl_rec.models.scratch import make_model, make_tokenizer
 
 @pytest.fixture
 def adapter(tokenizer_copy, tmp_path: Path) -> Path:
-    """The folder of an adapter with a tokenizer; its base is beside it."""
+    """The folder of an adapter with a tokenizer. The folder of its base is beside it."""
     make_family("llama", vocab_size=len(tokenizer_copy)).save_pretrained(tmp_path / "base")
     model = load_model(tmp_path / "base")
     get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
@@ -67,14 +67,14 @@ def test_embeddings_of_new_tokens_follow_the_seed(adapter: Path, catalog_of_titl
     catalog, config = catalog_of_titles.with_surface("item_token"), RecModelConfig(str(with_tokenizer(adapter)))
 
     def embeddings(seed: int) -> torch.Tensor:
-        torch.manual_seed(torch.seed())  # the state must not matter
+        torch.manual_seed(torch.seed())  # the random state must not matter
         return build_model(catalog, config, seed=seed)[0].get_input_embeddings().weight.detach()
 
     assert torch.equal(embeddings(0), embeddings(0)) and not torch.equal(embeddings(0), embeddings(1))
 
 
 def with_tokenizer(adapter: Path) -> Path:
-    """The folder of the base, after copying the adapter's tokenizer into it."""
+    """Copies the adapter's tokenizer into the folder of the base, and returns this folder."""
     for file in adapter.glob("token*"):
         (adapter.parent / "base" / file.name).write_bytes(file.read_bytes())
     return adapter.parent / "base"

@@ -32,14 +32,14 @@ from tests.conftest import make_model
 from trl_rec.items import TokenTrie
 from trl_rec.models import CompletionLogits, completion_logps, legal_completion_logps, read_completions
 from trl_rec.models.attention import warn_once
-from trl_rec.models.completions import _read
+from trl_rec.models.completions import _read, lay_out
 
 
 VOCABULARY = 40
 SHARED = [(family, kind) for family in ("llama", "qwen3", "mistral", "gemma", "gpt2") for kind in ("sdpa", "eager")]
 Case = tuple[Tensor, Tensor, Tensor, Tensor]
 Score = Callable[[Tensor, int, int, int], Tensor]  # logits (V,), row, slot, step
-# Per prompt, its length and the lengths of its completions; 0 is an absent completion.
+# For each prompt: its length, and the lengths of its completions. 0 stands for a missing completion.
 shapes = st.lists(
     st.tuples(st.integers(1, 7), st.lists(st.integers(0, 5), min_size=1, max_size=4)), min_size=1, max_size=3
 )
@@ -47,7 +47,8 @@ EXAMPLE = [(5, [3, 1, 4]), (2, [0, 2]), (7, [0, 0])]
 
 
 def tiny(family: str, kind: str = "sdpa") -> PreTrainedModel:
-    """A small model with halved weights; with the usual ones, rounding alone can change a gradient by 2e-5."""
+    """Returns a small model with halved weights. With the usual weights, rounding alone can change a gradient by
+    2e-5."""
     model = make_model(family, attention=kind)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -59,7 +60,7 @@ MODELS = {key: tiny(*key) for key in SHARED}
 
 
 def make_case(lengths: list[tuple[int, list[int]]], seed: int = 0) -> Case:
-    """Prompts padded on the left and completions on the right, random tokens everywhere."""
+    """Returns prompts padded on the left and completions padded on the right, of random tokens."""
     prompts, several = zip(*lengths, strict=True)
     width, count, longest = max(prompts), max(map(len, several)), max(max(map(max, several)), 1)
     prompt_mask = torch.arange(width) >= width - torch.tensor(prompts).unsqueeze(1)
@@ -76,7 +77,7 @@ def make_case(lengths: list[tuple[int, list[int]]], seed: int = 0) -> Case:
 
 
 def one_by_one(model: nn.Module, case: Case, score: Score | None = None) -> Tensor:
-    """`(B, K, C)`: log-probabilities from one forward pass per completion, without padding."""
+    """Returns log-probabilities `(B, K, C)` from one forward pass per completion, without padding."""
     prompt_ids, prompt_mask, completion_ids, completion_mask = case
     logps = torch.zeros(completion_mask.shape)
     for row, slot in completion_mask.any(-1).nonzero().tolist():
@@ -99,7 +100,7 @@ def scored(model: nn.Module, case: Case) -> Tensor:
 
 
 def gradients(model: nn.Module, logps: Tensor) -> list[Tensor]:
-    """The gradients of a sum that weighs every token differently."""
+    """Returns the gradients of a sum in which every token has a different weight."""
     weights = torch.linspace(-1, 1, logps.numel()).view(logps.shape)
     chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return list(torch.autograd.grad((logps * weights).sum(), chosen, materialize_grads=True))
@@ -123,7 +124,7 @@ def assert_equals_one_by_one(
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The warnings logged from now on, including those that were logged once before."""
+    """Collects the warnings that are logged during the test, including those that are logged only once per process."""
     messages: list[str] = []
     warn_once.cache_clear()
     monkeypatch.setattr(logging.getLogger("trl_rec.models.attention"), "warning", messages.append)
@@ -141,7 +142,8 @@ def test_shared_rows_equal_one_row_per_completion(
 
 @pytest.mark.parametrize("key", SHARED, ids="-".join)
 def test_these_families_do_share_rows(key: tuple[str, str], warnings: list[str]) -> None:
-    """A prompt's last position is scored once for all completions; the last token of a completion is never scored."""
+    """The logits at the last position of a prompt are computed once for all of its completions. Those at the last
+    token of a completion are never computed."""
     logits, rows, *_ = read(MODELS[key], make_case(EXAMPLE))
     assert warnings == []
     assert logits.shape == ((1 + 2 + 0 + 3) + (1 + 1), VOCABULARY)
@@ -154,7 +156,7 @@ def test_these_families_do_share_rows(key: tuple[str, str], warnings: list[str])
 def test_gemma2_equals_one_by_one_within_its_window_and_beyond(
     window: int, lengths: list[tuple[int, list[int]]]
 ) -> None:
-    model = tiny("gemma2", "eager")  # it refuses sdpa
+    model = tiny("gemma2", "eager")  # this family refuses sdpa
     model.config.sliding_window = window
     assert_equals_one_by_one(model, make_case(lengths))
 
@@ -208,7 +210,7 @@ def test_separate_rows_leave_out_absent_completions(shared: bool) -> None:
     handle = model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    logits, rows, *_ = _read(model, model, *case, case[3], shared=shared)
+    logits, rows, *_ = _read(model, model, lay_out(*case, case[3], shared=shared))
     handle.remove()
     assert sizes == ([(3, 13)] if shared else [(4, 9)])
     assert_close(completion_logps(CompletionLogits(logits, rows), *case[2:]), one_by_one(model, case))
@@ -276,7 +278,7 @@ def test_in_bfloat16_shared_rows_are_as_exact_as_separate_ones(family: str, kind
     model = tiny(family, kind).bfloat16()
     case = make_case([(7, [3, 1, 4, 2]), (4, [0, 2, 5])] * 4)
     ours = scored(model, case)
-    theirs = completion_logps(_read(model, model, *case, case[3], shared=False), *case[2:])
+    theirs = completion_logps(_read(model, model, lay_out(*case, case[3], shared=False)), *case[2:])
     exact = one_by_one(model.float(), case)
     assert ours.dtype == torch.float32
     ours, theirs = ((one - exact)[case[3]].square().mean().sqrt() for one in (ours, theirs))
@@ -287,7 +289,7 @@ def test_in_bfloat16_shared_rows_are_as_exact_as_separate_ones(family: str, kind
 def test_activation_checkpointing_changes_nothing(reentrant: bool) -> None:
     model, case = tiny("qwen3").train(), make_case(EXAMPLE)
     expected = gradients(model, scored(model, case))
-    # renamed in transformers 5.23
+    # The method was renamed in transformers 5.23.
     name = "activation_checkpointing_enable"
     enable = getattr(model, name) if hasattr(model, name) else model.gradient_checkpointing_enable
     enable({"use_reentrant": reentrant})
@@ -295,7 +297,8 @@ def test_activation_checkpointing_changes_nothing(reentrant: bool) -> None:
     for parameter in model.parameters():
         parameter.grad = None
     logps = scored(model, case)
-    (logps * torch.linspace(-1, 1, logps.numel()).view(logps.shape)).sum().backward()  # `grad` refuses to be reentrant
+    # `grad` does not work with reentrant checkpointing.
+    (logps * torch.linspace(-1, 1, logps.numel()).view(logps.shape)).sum().backward()
     assert_close([parameter.grad for parameter in model.parameters()], expected)
 
 
@@ -325,7 +328,7 @@ def test_quantised_bases_give_the_same(tmp_path: Path) -> None:
 
 
 class Engine(nn.Module):
-    """Imitates the wrapper of a distributed engine: it has neither config nor embeddings, only a forward."""
+    """Imitates the wrapper of a distributed engine, which has a `forward`, but neither a config nor embeddings."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -348,7 +351,8 @@ def test_the_wrapper_is_called() -> None:
 @given(st.integers(0, 2**32), st.sampled_from(SHARED), st.booleans(), st.sampled_from([1.0, 0.7]))
 def test_the_legal_softmax_equals_a_loop(seed: int, key: tuple[str, str], eos: bool, temperature: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    items = torch.tensor([0, 3, 4, 5, 6, 7])[torch.randint(6, (12, 3), generator=generator)]  # 0 also pads children
+    # 0 is also the padding of children.
+    items = torch.tensor([0, 3, 4, 5, 6, 7])[torch.randint(6, (12, 3), generator=generator)]
     paths = [[*items[item, : 1 + item % 3].tolist(), 1] if eos else items[item].tolist() for item in range(12)]
     trie = TokenTrie.from_sequences(paths)
     case = make_case([(3, [4, 4, 4]), (5, [4, 4, 4])], seed)

@@ -96,7 +96,7 @@ def test_it_is_loaded_again(model: PreTrainedModel, tmp_path: Path) -> None:
 
     again = load_model(tmp_path).train()
     expected = read(model.train())
-    for _ in range(2):  # added only once
+    for _ in range(2):  # a second call adds no further dropout
         torch.testing.assert_close(read(again), expected, rtol=0, atol=0)
         add_embedding_dropout(again)
 

@@ -1,4 +1,4 @@
-"""Mixtures of experts: the load-balancing loss is computed on request, over each token once."""
+"""Mixtures of experts: the load-balancing loss is computed on request, and counts each token once."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 @pytest.fixture
 def texts() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both prompts and their completions, padded."""
+    """The two prompts and their completions, padded, with their masks."""
     prompts = torch.from_numpy(Ragged.from_lists(PROMPTS).padded(fill=-1, left=True))
     completions = torch.full((2, 3, 3), -1)
     for row, of_row in enumerate(COMPLETIONS):
@@ -42,13 +42,14 @@ def read(model: PreTrainedModel, texts: tuple[Tensor, ...], **options: Any) -> A
 
 
 def apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every completion gets a row of its own."""
+    """Gives every completion a row of its own."""
     attention.warn_once.cache_clear()
     monkeypatch.setattr(reading, "why_separate", lambda *given: "the test wants it")
 
 
 def one_by_one(model: PreTrainedModel) -> Tensor:
-    """The loss over the tokens of each text, read alone and without padding; those of a prompt count once."""
+    """Returns the loss over the tokens of all texts, each read alone and without padding. The tokens of a prompt count
+    once."""
     layers: list[list[Tensor]] = [[] for _ in model.model.layers]
     for prompt, of_prompt in zip(PROMPTS, COMPLETIONS, strict=True):
         for number, completion in enumerate(of_prompt):
@@ -63,7 +64,7 @@ def one_by_one(model: PreTrainedModel) -> Tensor:
 def test_each_token_counts_once(
     model: PreTrainedModel, texts: tuple[Tensor, ...], shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Value and gradient, wherever the rows lie."""
+    """The value and the gradient are the same for shared and for separate rows."""
     if not shared:
         apart(monkeypatch)
     expected = one_by_one(model)
@@ -99,7 +100,8 @@ def test_it_passes_an_adapter(model: PreTrainedModel, texts: tuple[Tensor, ...])
 def test_the_models_own_configuration_has_no_say(
     model: PreTrainedModel, texts: tuple[Tensor, ...], shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that was saved with `output_router_logits` would compare them with a mask that does not fit."""
+    """If `output_router_logits` of the model's configuration had an effect, transformers would apply a mask of the
+    wrong shape to the router logits."""
     if not shared:
         apart(monkeypatch)
     trie = TokenTrie.from_sequences([[3, 4], [3, 5], [6, 7]])

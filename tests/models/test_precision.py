@@ -1,4 +1,4 @@
-"""Scores of models in low precision: equal to those of a product in float64 of the same hidden states."""
+"""Scores of models in low precision: they equal scores from the same hidden states with an output layer in float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from transformers import (
 from tests.conftest import make_model
 from trl_rec import TokenTrie, rank_candidates, rank_items
 from trl_rec.decoding import greedy_list, list_logps, list_tokens, sample_item_lists
-from trl_rec.decoding.list_beams import beam_list
+from trl_rec.decoding.lists.beams import beam_list
 from trl_rec.losses import bear_loss, list_policy_loss, softmax_dpo_loss
 from trl_rec.models import completion_logps, legal_completion_logps, logits_at, precision, read_completions
 
@@ -39,19 +39,19 @@ def tied() -> PreTrainedModel:
 
 
 def scaled() -> PreTrainedModel:
-    """Multiplies its logits."""
+    """Returns a model that scales its logits."""
     return CohereForCausalLM(CohereConfig(**SIZE, logit_scale=0.7, tie_word_embeddings=False))
 
 
 def biased() -> PreTrainedModel:
-    """Its output embedding has a bias."""
+    """Returns a model whose output layer has a bias."""
     model = PhiForCausalLM(PhiConfig(**SIZE))
     torch.nn.init.normal_(model.lm_head.bias)
     return model
 
 
 def capped() -> PreTrainedModel:
-    """Caps its logits softly, at 30."""
+    """Returns a model that caps its logits softly, at 30."""
     return make_model("gemma2", vocab_size=VOCABULARY, attention="eager")
 
 
@@ -83,7 +83,7 @@ def low_precision(name: str, dtype: torch.dtype = torch.bfloat16) -> Any:
 
 
 def exact_linear(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The product of the same operands in float64."""
+    """Returns the product of the same operands in float64."""
     return F.linear(hidden_states.double(), weight.double(), None if bias is None else bias.double())
 
 
@@ -95,7 +95,7 @@ def product(linear: Callable[..., Tensor]) -> Iterator[None]:
 
 
 def catalogue(seed: int = 0) -> TokenTrie:
-    """200 items of three tokens."""
+    """Returns a trie of up to 200 items of three tokens."""
     tokens = torch.randint(3, VOCABULARY, (200, 3), generator=torch.Generator().manual_seed(seed))
     tokens[:, 0] = tokens[:, 0] % 12 + 3
     return TokenTrie.from_sequences(tokens.unique(dim=0).tolist())
@@ -117,7 +117,7 @@ RANKINGS: dict[str, Callable[[Any], tuple[Tensor, Tensor]]] = {
 
 
 def candidates() -> tuple[Tensor, Tensor]:
-    """30 names for each prompt."""
+    """Returns 30 names for each prompt, and their mask."""
     generator = torch.Generator().manual_seed(0)
     names = torch.stack([torch.randperm(300, generator=generator)[:30] + 3 for _ in range(12)])
     return names, torch.ones_like(names, dtype=torch.bool)
@@ -137,7 +137,7 @@ def test_lists_are_in_the_order_of_a_product_in_float64(name: str, ranking: str)
 
 @pytest.mark.parametrize("name", ["plain", "capped", "scaled"])
 def test_rounded_logits_would_change_the_order(name: str) -> None:
-    """What the test above would miss if its models had wide margins."""
+    """Rounding must be able to change the order of items here, because otherwise the test above could not fail."""
     model = low_precision(name)
     items = rank_items(model, prompts(), catalogue(), num_beams=20).items
     with product(F.linear):
@@ -160,7 +160,7 @@ def test_logits_of_some_tokens_are_columns_of_all(name: str, dtype: torch.dtype)
 
 
 def losses(model: Any) -> dict[str, Tensor]:
-    """A loss of each method, from shared rows or chosen positions."""
+    """Returns a loss of each method, from shared rows or from the logits at chosen positions."""
     trie = catalogue()
     items = torch.arange(48).view(12, 2, 2) * 4
     lists = list_tokens(trie, items)
@@ -185,7 +185,7 @@ def losses(model: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_and_gradients_are_those_of_a_product_in_float64(name: str) -> None:
-    """Gradients but for the rounding to the model's format, which backward passes begin with."""
+    """Gradients agree up to the rounding to the model's format, with which a backward pass begins."""
     model = low_precision(name)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for method, loss in losses(model).items():
@@ -210,7 +210,7 @@ def test_under_autocast_logits_are_those_of_rounded_operands() -> None:
 
 
 def test_no_copy_of_the_output_embedding_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most as many rows as a part has are in float32 at once."""
+    """Only the rows of one part are converted to float32 at a time."""
     monkeypatch.setattr(precision, "PART_ROWS", 64)
     converted: list[int] = []
     real = Tensor.float

@@ -62,8 +62,8 @@ def test_they_are_columns_of_all_logits(family: str, tied: bool, collects: bool)
     expected_gradients = gradients(model, expected)
     if collects:
         collect_rows(model)
-        collect_rows(model)  # has no further effect
-    for _ in range(2):  # the second time, the memory of the gradient is used again
+        collect_rows(model)  # a second call has no effect
+    for _ in range(2):  # the second time, the memory of the gradient is reused
         found = sampled(model)
         assert_close(found, expected, rtol=1e-5, atol=1e-6)
         assert_close(gradients(model, found), expected_gradients, rtol=1e-4, atol=1e-5)

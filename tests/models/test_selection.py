@@ -1,5 +1,7 @@
 """Logits at chosen positions against those of the whole forward pass."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -37,3 +39,22 @@ def test_the_model_is_restored_after_the_block() -> None:
     with pytest.raises(RuntimeError, match="inside"), logits_at(model, torch.zeros(2, 5, dtype=torch.bool)):
         raise RuntimeError("inside")
     assert model(input_ids=ids).logits.shape == (2, 5, 40)
+
+
+def test_threads_that_share_a_model_get_the_logits_of_their_own_positions() -> None:
+    model = make_model("llama")
+    ids = torch.randint(3, 40, (3, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+
+    @torch.no_grad()
+    def compute(number: int) -> bool:
+        places = torch.tensor([number % 21, number * 5 % 21])
+        tokens = torch.tensor([number % 40, 7])
+        with logits_at(model, places, tokens=tokens):
+            chosen = model(input_ids=ids, use_cache=False).logits
+        return torch.allclose(chosen[0], whole[places][:, tokens], atol=1e-6)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(compute, range(400)))
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits.flatten(0, 1), whole)

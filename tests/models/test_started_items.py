@@ -1,4 +1,4 @@
-"""Embeddings of items that start from vectors."""
+"""Item embeddings that start from vectors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import make_model as make_family
 from tests.conftest import make_tokenizer as make_text_tokenizer
 from trl_rec import ItemCatalog
 from trl_rec.models import RecModelConfig, build_model, make_model, make_tokenizer, start_from_vectors
-from trl_rec.models.item_vectors import RANDOM_SHARE
+from trl_rec.models.item_vectors import RANDOM_SHARE, _token_vectors
 from trl_rec.ragged import Ragged
 
 
@@ -29,7 +29,7 @@ def make_catalog(surface: str = "item_token") -> ItemCatalog:
 
 @pytest.fixture
 def vectors() -> Tensor:
-    """Vectors of 6 groups of 10 items, with a little noise, centred."""
+    """Centred vectors of 6 groups of 10 items. The vectors of a group differ by a little noise."""
     generator = torch.Generator().manual_seed(1)
     groups = torch.randn(6, 12, generator=generator).repeat_interleave(10, 0)
     vectors = groups + 0.1 * torch.randn(NUM_ITEMS, 12, generator=generator)
@@ -46,7 +46,7 @@ def started(vectors: Tensor, catalog: ItemCatalog, width: int = 32, seed: int = 
     return model, model.get_input_embeddings().weight[tokens].detach()
 
 
-@pytest.mark.parametrize("width", [8, 32])  # fewer and more directions than the vectors have
+@pytest.mark.parametrize("width", [8, 32])  # fewer and more dimensions than the vectors have
 def test_items_with_similar_vectors_get_similar_embeddings(vectors: Tensor, width: int) -> None:
     _, embeddings = started(vectors, make_catalog(), width)
     centred = embeddings - embeddings.mean(0)
@@ -63,7 +63,7 @@ def test_their_size_is_that_of_random_embeddings(vectors: Tensor) -> None:
     assert embeddings.std().item() == pytest.approx(random.std().item(), rel=0.1)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
-    # The other tokens do not change.
+    # The embeddings of the other tokens do not change.
     assert torch.equal(model.get_input_embeddings().weight[:3], random[:3])
 
 
@@ -89,18 +89,34 @@ def test_an_item_without_a_vector_keeps_its_embedding(vectors: Tensor) -> None:
     assert torch.equal(embeddings[7], make_model(tokenizer, hidden_size=32).get_input_embeddings().weight[token])
 
 
-def test_a_code_starts_at_the_centre_of_its_items(vectors: Tensor) -> None:
-    """Two codes of the last level whose items have the same mean start alike, apart from their random parts."""
+def test_the_codes_of_an_item_add_up_to_its_vector() -> None:
+    """The vector of an item is the sum of a vector of its first code and one of its second code."""
     catalog = make_catalog("semantic_id")
-    vectors[4:8] = vectors[0:4].flip(0)  # the items of <b_1> are those of <b_0> in another order
-    _, embeddings = started(vectors, catalog, width=256)
-    place = {token: index for index, token in enumerate(catalog.new_tokens)}
-    first, second, third = (embeddings[place[f"<b_{code}>"]] for code in range(3))
-    assert torch.cosine_similarity(first, second, 0) > 0.8 > torch.cosine_similarity(first, third, 0)
+    generator = torch.Generator().manual_seed(1)
+    firsts = torch.randn(4, 12, generator=generator)
+    seconds = torch.randn(15, 12, generator=generator)
+    vectors = (firsts - firsts.mean(0)).repeat(15, 1) + (seconds - seconds.mean(0)).repeat_interleave(4, 0)
+    tokens, found = _token_vectors(catalog, make_tokenizer(catalog), vectors)
+    assert len(tokens) == 4 + 15
+    place = {token: index for index, token in enumerate(tokens.tolist())}
+    paths = catalog.paths(make_tokenizer(catalog)).values.reshape(NUM_ITEMS, 2)
+    sums = torch.stack([found[place[first]] + found[place[second]] for first, second in paths.tolist()])
+    torch.testing.assert_close(sums, vectors)
+
+
+def test_a_later_code_starts_at_the_mean_of_what_the_earlier_codes_leave(vectors: Tensor) -> None:
+    catalog = make_catalog("semantic_id")
+    tokens, found = _token_vectors(catalog, make_tokenizer(catalog), vectors)
+    place = {token: index for index, token in enumerate(tokens.tolist())}
+    vocabulary = make_tokenizer(catalog).get_vocab()
+    first_means = torch.stack([vectors[code::4].mean(0) for code in range(4)])
+    remainders = vectors - first_means.repeat(15, 1)
+    torch.testing.assert_close(found[place[vocabulary["<a_2>"]]], first_means[2])
+    torch.testing.assert_close(found[place[vocabulary["<b_5>"]]], remainders[20:24].mean(0))
 
 
 def test_separate_output_embeddings_start_from_the_vectors_too(vectors: Tensor, tmp_path: Path) -> None:
-    """Tokens that are added to a pretrained model, whose input and output embeddings are not tied."""
+    """The tokens are added to a pretrained model whose input and output embeddings are not tied."""
     catalog = make_catalog()
     tokenizer = make_text_tokenizer(["a text of some words"])
     make_family("qwen3", vocab_size=len(tokenizer)).save_pretrained(tmp_path)
@@ -121,7 +137,7 @@ def test_what_cannot_be_started_is_refused(vectors: Tensor, tmp_path: Path) -> N
     with pytest.raises(ValueError, match="59 vectors for 60 items"):
         start_from_vectors(model, tokenizer, catalog, vectors[1:])
 
-    # A policy that has learned its tokens.
+    # A policy that has already learned its tokens is refused too.
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="already has the tokens of the items"):

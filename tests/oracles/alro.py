@@ -86,7 +86,8 @@ def soft_lambda(
 
 
 def lambda_loss(scores: list[float], ratings: list[float], sigma: float) -> float:
-    """LambdaLoss with the weights of NDCG-Loss2, summed over pairs, in binary logarithms; high scores rank first."""
+    """Returns LambdaLoss with the weights of NDCG-Loss2, summed over pairs, in binary logarithms. High scores rank
+    first."""
     order = sorted(range(len(scores)), key=lambda item: -scores[item])
     sorted_ratings = [ratings[item] for item in order]
     sorted_scores = [scores[item] for item in order]

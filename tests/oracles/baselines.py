@@ -1,4 +1,4 @@
-"""The baselines over users' whole sequences, with loops, and with exact fractions so that ties are exact."""
+"""The baselines over users' whole sequences, computed in loops with exact fractions, so that ties are exact."""
 
 from fractions import Fraction
 

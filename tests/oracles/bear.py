@@ -34,7 +34,7 @@ def log_probs(logits: list[float], legal: list[bool], temperature: float) -> lis
 
 
 def threshold(logps: list[float], legal: list[bool], num_beams: int) -> float:
-    """The b-th largest log-probability, where b is at most the number of legal tokens."""
+    """Returns the b-th largest log-probability. b is the number of beams, but at most the number of legal tokens."""
     return sorted(logps, reverse=True)[min(num_beams, sum(legal)) - 1]
 
 
@@ -85,7 +85,7 @@ def frozen_loss(
     temperature: float,
     variant: str,
 ) -> float:
-    """The loss as a function of the logits alone, with a constant threshold."""
+    """Returns the loss as a function of the logits alone, with a constant threshold."""
     chosen = log_probs(logits, legal, temperature)[target]
     return regulariser(chosen - frozen_threshold, weight, sharpness, variant) - chosen
 
@@ -100,7 +100,7 @@ def weighted_cross_entropy(
     topk_tau: float,
     temperature: float,
 ) -> Tensor:
-    """The loss `(N,)` of the published code, before it divides by the sum of the weights.
+    """Returns the loss `(N,)` of the published code, before the code divides it by the sum of the weights.
 
     It is each token's cross-entropy times a constant weight:
     1 + topk_weight * sigmoid((log p - log p_(b)) / topk_tau).

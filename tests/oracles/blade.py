@@ -11,7 +11,7 @@ import numpy as np
 def posterior_cdf(
     rewards: Sequence[float], references: Sequence[float], coefficient: Fraction, prior: Fraction
 ) -> list[tuple[Fraction, Fraction]]:
-    """`at_most` and `below` of each rollout of one prompt, as exact fractions."""
+    """Returns `at_most` and `below` of each rollout of one prompt, as exact fractions."""
     pairs = []
     for own in rewards:
         counts = [
@@ -28,13 +28,14 @@ def posterior_cdf(
 
 
 def best_of_n_reward(at_most: Fraction, below: Fraction, best_of: int) -> float:
-    """log of F^(N-1) + F^(N-2) F_ + ... + F_^(N-1): the ratio if F and F_ differ, and its limit if they are equal."""
+    """Returns the log of F^(N-1) + F^(N-2) F_ + ... + F_^(N-1). This sum equals (F^N - F_^N) / (F - F_), and its limit
+    if F and F_ are equal."""
     terms = sum(at_most ** (best_of - 1 - power) * below**power for power in range(best_of))
     return math.log(terms.numerator) - math.log(terms.denominator)
 
 
 def static_reward(reward: float, references: Sequence[float], best_of: int, prior: Fraction) -> float:
-    """The tie-aware reward from the references alone."""
+    """Returns the tie-aware reward, computed from the references alone."""
     size = len(references) + 2 * prior
     at_most = (sum(reference <= reward for reference in references) + prior) / size
     below = (sum(reference < reward for reference in references) + prior) / size
@@ -42,7 +43,7 @@ def static_reward(reward: float, references: Sequence[float], best_of: int, prio
 
 
 def best_of_n_law(rewards: Sequence[float], best_of: int) -> list[Fraction]:
-    """The probability of each item to be the best of N uniform draws, from an enumeration of all draws."""
+    """Returns the probability that each item is the best of N uniform draws, from an enumeration of all draws."""
     law = [Fraction(0)] * len(rewards)
     for draws in product(range(len(rewards)), repeat=best_of):
         winners = [item for item in draws if rewards[item] == max(rewards[other] for other in draws)]
@@ -65,7 +66,7 @@ def standardized(rewards: Sequence[float], eps: float) -> list[float]:
 
 
 def list_loss(logp: float, old_logp: float, advantage: float, clip: float) -> tuple[float, float, float, float]:
-    """The loss, its slope with respect to `logp`, the ratio, and whether clipping removed the slope."""
+    """Returns the loss, its slope with respect to `logp`, the ratio, and whether clipping removed the slope."""
     ratio = math.exp(min(logp - old_logp, 20.0))
     clipped = ratio > 1 + clip if advantage > 0 else advantage < 0 and ratio < 1 - clip
     if clipped:
@@ -74,8 +75,8 @@ def list_loss(logp: float, old_logp: float, advantage: float, clip: float) -> tu
 
 
 def fixed_point(best_of: int, coefficient: float, num_points: int = 20_001) -> tuple[float, float]:
-    """Effective N = E[U] / (1 - E[U]), and KL to the start, of the density g(u) = c ((1 - tau) u + tau G(u))^(N-1),
-    where G' = g.
+    """Returns the effective N, which is E[U] / (1 - E[U]), and the KL to the start, of the density g(u) = c ((1 - tau)
+    u + tau G(u))^(N-1), where G' = g.
 
     With h = (1 - tau) u + tau G, dh/du = (1 - tau) + tau c h^(N-1). Bisection finds the c for which G runs from 0 to
     1 while h does.

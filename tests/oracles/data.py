@@ -4,7 +4,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def k_core(log, min_user, min_item):
-    """Removes one user or one item at a time until all that are left have enough interactions."""
+    """Removes one user or one item at a time, until all remaining ones have enough interactions."""
     log = list(log)
     while True:
         for column, least in ((0, min_user), (1, min_item)):
@@ -18,20 +18,20 @@ def k_core(log, min_user, min_item):
 
 
 def sequences(log):
-    """Each user's interactions by time; equal times stay in the log's order."""
+    """Returns the interactions of each user by time. Those with equal times stay in the order of the log."""
     users = list(dict.fromkeys(row[0] for row in log))
     return {user: sorted((row for row in log if row[0] == user), key=lambda row: row[2]) for user in users}
 
 
 def label_by_time(log):
-    """The split that each interaction belongs to."""
+    """Returns the split that each interaction belongs to."""
     times = sorted(row[2] for row in log)
     cuts = times[len(times) * 8 // 10], times[len(times) * 9 // 10]
     return [SPLITS[(row[2] >= cuts[0]) + (row[2] >= cuts[1])] for row in log]
 
 
 def split(log, rule, num_held_out=1):
-    """Per split, `user -> (history, targets)`, both lists of interactions."""
+    """Returns `user -> (history, targets)` for each split, where both are lists of interactions."""
     if rule == "time":
         labels = dict(zip([id(row) for row in log], label_by_time(log), strict=True))
     rows = {name: {} for name in SPLITS}

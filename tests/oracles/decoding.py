@@ -25,7 +25,7 @@ def generate_rankings(
     has_eos: bool = True,
     weights: ItemWeights | None = None,
 ) -> list[Ranking]:
-    """Items and scores of the finite beams of `generate`; the items of a leaf are in catalogue order."""
+    """Returns items and scores of the finite beams of `generate`. The items of a leaf are in catalogue order."""
     width = prompts["input_ids"].shape[1]
     processor = TrieLogitsProcessor(
         trie, width, eos_token_id=1, renormalize=renormalize, exclude=exclude, weights=weights
@@ -65,7 +65,8 @@ def brute_force(
     renormalize: bool,
     length_penalty: float = 0.0,
 ) -> Ranking:
-    """Every item with its score from a forward pass of its own, without cache or padding; best first, ties by item."""
+    """Returns every item with its score, best first and ties by item. Each score is from a separate forward pass
+    without cache or padding."""
     scored = []
     for item, sequence in enumerate(sequences):
         logits = model(input_ids=torch.tensor([prompt + sequence])).logits[0, len(prompt) - 1 : -1].float()

@@ -1,4 +1,4 @@
-"""Losses of the two towers, quantiser and repair, with loops over rows, levels and codes."""
+"""Losses of the two towers, their quantiser and the repair, computed in loops over rows, levels and codes."""
 
 import math
 
@@ -8,7 +8,8 @@ def distance(a, b):
 
 
 def u2i(users, items, others):
-    """-log of the softmax share of each user's own item, among it and the items of the batch that are negatives."""
+    """Returns the cross-entropy of each user's own item, in a softmax over this item and the negatives of the
+    batch."""
     losses = []
     for row, user in enumerate(users):
         scores = [sum(x * y for x, y in zip(user, item, strict=True)) for item in items]
@@ -18,7 +19,7 @@ def u2i(users, items, others):
 
 
 def quantise(latents, codebooks, commitment):
-    """Codes, sums of centroids, and losses."""
+    """Returns the codes, the sums of their centroids, and the losses."""
     codes, sums, losses = [], [], []
     for latent in latents:
         residual, chosen, loss = list(latent), [], 0.0
@@ -34,7 +35,8 @@ def quantise(latents, codebooks, commitment):
 
 
 def sinkhorn(distances, epsilon, iterations):
-    """Shares whose rows sum to 1 and whose columns have nearly equal sums, by scaling columns and rows alternately."""
+    """Returns shares whose rows sum to 1 and whose columns have nearly equal sums, computed by scaling columns and
+    rows in turns."""
     top, low = max(map(max, distances)), min(map(min, distances))
     shares = [[math.exp(-((d - (top + low) / 2) / ((top - low) / 2)) / epsilon) for d in row] for row in distances]
     for _ in range(iterations):
@@ -45,7 +47,7 @@ def sinkhorn(distances, epsilon, iterations):
 
 
 def pooled(vectors, items):
-    """Self-attention pooling of vectors."""
+    """Returns the vectors of the items, pooled by attention to their mean."""
     width = len(vectors[0])
     if not items:
         return [0.0] * width

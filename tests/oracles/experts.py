@@ -5,8 +5,9 @@ from torch import Tensor
 
 
 def balancing_loss(router_logits: list[list[Tensor]], top_k: int) -> Tensor:
-    """The loss of Switch Transformer: the number of experts times the sum over experts of the share of choices that
-    fall on one, and of the mean probability that its router gives it.
+    """Returns the loss of Switch Transformer. For each expert, the number of tokens that chose it, divided by all
+    tokens, is multiplied by its mean router probability. The loss is the sum of these products, times the number of
+    experts.
 
     Args:
         router_logits: The router logits `(num_experts,)` of each token, in each layer.

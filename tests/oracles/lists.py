@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 
 def all_lists(sequences: list[list[int]], length: int, excluded: list[int] = ()) -> list[tuple[int, ...]]:
-    """Every list that can be drawn. Items with the same path are drawn in ascending order."""
+    """Returns every list that can be drawn. Items with the same path are drawn in ascending order."""
     items = [item for item in range(len(sequences)) if item not in excluded]
     return [chosen for chosen in permutations(items, length) if drawable(sequences, chosen, excluded)]
 
@@ -24,7 +24,7 @@ def drawable(sequences: list[list[int]], chosen: tuple[int, ...], excluded: list
 
 
 def legal_tokens(sequences: list[list[int]], left: set[int], prefix: list[int]) -> list[int]:
-    """The tokens that may follow a prefix if only the items `left` can be chosen."""
+    """Returns the tokens that may follow a prefix if only the items in `left` can be chosen."""
     depth = len(prefix)
     return sorted({sequences[item][depth] for item in left if sequences[item][:depth] == prefix})
 
@@ -37,7 +37,7 @@ def token_logps(
     excluded: list[int] = (),
     temperature: float = 1.0,
 ) -> Tensor:
-    """The log-probability of each token of one list, with a gradient."""
+    """Returns the log-probability of each token of one list, with a gradient."""
     text = [token for item in chosen for token in sequences[item]]
     logits = (
         model(input_ids=torch.tensor([prompt + text]), use_cache=False).logits[0, len(prompt) - 1 :].float()
@@ -57,7 +57,7 @@ def token_logps(
 def greedy(
     model: PreTrainedModel, prompt: list[int], sequences: list[list[int]], length: int, excluded: list[int] = ()
 ) -> list[int]:
-    """The list that takes the likeliest token each time."""
+    """Returns the list that takes the most likely token each time."""
     text, left, chosen = [*prompt], set(range(len(sequences))) - set(excluded), []
     while len(chosen) < length:
         prefix: list[int] = []
@@ -73,7 +73,7 @@ def greedy(
 def list_windows(
     history: list[int], targets: list[int], length: int, every_position: bool
 ) -> list[tuple[list[int], list[int]]]:
-    """Each list of one row of a split, with the items before it."""
+    """Returns each list in one row of a split, after the items that come before it."""
     seen, new = [*history], []
     for place, item in enumerate(targets):
         if item not in seen:
@@ -95,8 +95,8 @@ def beam_search(
     num_beams: int,
     excluded: list[int] = (),
 ) -> tuple[tuple[int, ...], float]:
-    """The best list of a beam search, and its log-probability. It reads one token at a time, skips nothing, and
-    compares complete lists with the others."""
+    """Returns the best list of a beam search, and its log-probability. The search reads one token at a time, and skips
+    none. Complete lists compete with incomplete ones."""
     everything = set(range(len(sequences))) - set(excluded)
     beams: list[tuple[float, tuple[int, ...], list[int]]] = [(0.0, (), [])]  # score, items, tokens of the next item
     while any(len(chosen) < length for _, chosen, _ in beams):
@@ -120,5 +120,5 @@ def beam_search(
 
 
 def lowest(sequences: list[list[int]], prefix: list[int]) -> int:
-    """The first item whose sequence begins with the prefix."""
+    """Returns the first item whose sequence begins with the prefix."""
     return next(item for item, sequence in enumerate(sequences) if sequence[: len(prefix)] == prefix)

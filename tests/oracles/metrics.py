@@ -1,11 +1,11 @@
-"""Metrics with loops over users, items and pairs."""
+"""Metrics, computed in loops over users, items and pairs."""
 
 from itertools import combinations, permutations
 from math import log2, sqrt
 
 
 def accuracy(lists, relevant, k):
-    """Recall, hit, NDCG and MRR per user, for lists of item indices in which -1 is a missing rank."""
+    """Returns recall, hit, NDCG and MRR per user. Lists contain item indices, and -1 for missing ranks."""
     rows = []
     for ranking, wanted in zip(lists, relevant, strict=True):
         wanted, seen, dcg, reciprocal, found = set(wanted), set(), 0.0, 0.0, 0
@@ -92,7 +92,8 @@ def dgu(recommended, consumed):
 
 
 def preferences(lists, scores, rows, k):
-    """`(liked@k, disliked@k, preference_accuracy)` per user, None where undefined. A row lists `(item, rating)`."""
+    """Returns `(liked@k, disliked@k, preference_accuracy)` per user, with None for undefined values. A row is a list
+    of `(item, rating)`."""
     result = []
     for ranking, values, row in zip(lists, scores, rows, strict=True):
         liked = {item for item, rating in row if rating >= 4}
@@ -109,7 +110,7 @@ def preferences(lists, scores, rows, k):
 
 
 def orders_of_leaves(ranking, leaves, allowed):
-    """The ranking with the items of every leaf in every order, for a ranking in which items may be cut off."""
+    """Yields the ranking with the items of every leaf in every order. The ranking may end in the middle of a leaf."""
     lists = [[]]
     for leaf in dict.fromkeys(leaves[item] for item in ranking if item >= 0):
         places = [place for place, item in enumerate(ranking) if item >= 0 and leaves[item] == leaf]

@@ -1,11 +1,11 @@
-"""Negatives of preference training, one row and one item at a time.
+"""Negatives of preference training, computed for one row and one item at a time.
 
 A training split is a list of `(user, history, targets)`; its scores are lists with one score per item of a row.
 """
 
 
 def prefixes(rows, max_history=None):
-    """`(user, history, target)` for every target of every row."""
+    """Returns `(user, history, target)` for every target of every row."""
     return [
         (user, (history + targets[:place])[-max_history if max_history else None :], target)
         for user, history, targets in rows
@@ -27,7 +27,7 @@ def common_prefix(first, second):
 
 
 def buckets(rows, prompts, beams, surfaces, semantic_ids=None):
-    """The bucket of every beam; -1 for items that cannot be negatives."""
+    """Returns the bucket of every beam, and -1 for items that cannot be negatives."""
     out = []
     for (user, _, target), ranked in zip(prompts, beams, strict=True):
         refused = {surfaces[item] for item in chosen_by(rows, user) | {target}}
@@ -50,7 +50,7 @@ def buckets(rows, prompts, beams, surfaces, semantic_ids=None):
 
 
 def feedback(rows, scores, liked, rejected):
-    """`(user, history, chosen, possible rejected items)` for every liked target."""
+    """Returns `(user, history, chosen, possible rejected items)` for every liked target."""
     told = []
     for (user, history, targets), row_scores in zip(rows, scores, strict=True):
         for place, item in enumerate(targets):
@@ -67,7 +67,7 @@ def feedback(rows, scores, liked, rejected):
 
 
 def is_prefix(rows, user, history, chosen):
-    """Whether a row of the user has the chosen item as a target, after the history or after one that ends in it."""
+    """Returns whether a row of the user has the chosen item as a target, after items that end with the history."""
     return any(
         owner == user and target == chosen and (before[len(before) - len(history) :] if history else []) == history
         for owner, before, target in prefixes(rows)

@@ -1,4 +1,4 @@
-"""Rated lists, one row and one item at a time, and their metrics, one pair at a time."""
+"""Rated lists, built one row and one item at a time, and their metrics, computed one pair at a time."""
 
 import math
 from itertools import combinations
@@ -8,7 +8,7 @@ Row = dict[str, list]
 
 
 def _first_times(row: Row) -> list[int]:
-    """Positions in history + targets at which a target's item occurs for the first time."""
+    """Returns the positions in history + targets of those targets whose item does not occur before."""
     sequence = row["history"] + row["targets"]
     return [place for place in range(len(row["history"]), len(sequence)) if sequence[place] not in sequence[:place]]
 
@@ -38,7 +38,7 @@ def held_out_lists(split: list[Row], most: int, max_history: int | None) -> list
 
 
 def graded_ndcg(places: list[int], ratings: list[float], k: int) -> float:
-    """Graded NDCG of a ranking of all candidates."""
+    """Returns the graded NDCG of a ranking of all candidates."""
 
     def dcg(order: list[float]) -> float:
         return sum((2**rating - 1) / math.log2(rank + 2) for rank, rating in enumerate(order[:k]))
@@ -48,7 +48,7 @@ def graded_ndcg(places: list[int], ratings: list[float], k: int) -> float:
 
 
 def kendall(first: list[float], second: list[float]) -> float:
-    """Kendall's tau over the pairs that neither ranking ties."""
+    """Returns Kendall's tau. Pairs that are tied in either ranking are left out."""
     signs = [(a - b) * (c - d) for (a, c), (b, d) in combinations(zip(first, second, strict=True), 2)]
     untied = [sign for sign in signs if sign]
     return sum(1 if sign > 0 else -1 for sign in untied) / len(untied) if untied else 0.0

@@ -1,11 +1,11 @@
-"""Semantic IDs, with loops over pairs, points and items."""
+"""Semantic IDs, computed in loops over pairs, points and items."""
 
 import math
 from fractions import Fraction
 
 
 def associations(sequences, num_items, window):
-    """Positive pointwise mutual information as `{(i, j): value}`, for both orders of each pair."""
+    """Returns positive pointwise mutual information as `{(i, j): value}`, for both orders of each pair."""
     counts = {}
     for sequence in sequences:
         for i, first in enumerate(sequence):
@@ -29,7 +29,8 @@ def nearest(vectors, centroids):
 
 
 def repair(codes, residuals, codebook):
-    """The last codes after the repair. In each cell, the nearest pairs of an item and a free code are joined first."""
+    """Returns the last codes after the repair. In each cell, the nearest pairs of an item and a free code are matched
+    first."""
     groups, cells = {}, {}
     for item, row in enumerate(codes):
         groups.setdefault(tuple(row), []).append(item)

@@ -2,7 +2,7 @@
 
 
 class DictTrie:
-    """The children and items of every prefix."""
+    """A trie that stores the children and the items of every prefix."""
 
     def __init__(self, sequences: list[list[int]], items: list[int]) -> None:
         self.children: dict[tuple[int, ...], set[int]] = {(): set()}

@@ -1,4 +1,5 @@
-"""Item weights by a loop over items: w = allowed * (shared + sparse), and the term that they add to a score."""
+"""Item weights, computed in a loop over items: w = allowed * (shared + sparse). Also the term that they add to a
+score."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from trl_rec.decoding import ItemWeights
 
 
 def weights_of(weights: ItemWeights, prompt: int, num_items: int) -> list[float]:
-    """The weight of every item for one prompt."""
+    """Returns the weight of every item for one prompt."""
     default = 1.0 if weights.items is None else 0.0
     result = [default] * num_items if weights.shared is None else weights.shared.tolist()
     if weights.items is not None:
@@ -22,7 +23,7 @@ def weights_of(weights: ItemWeights, prompt: int, num_items: int) -> list[float]
 
 
 def terms_of(weights: ItemWeights, prompt: int, num_items: int) -> dict[int, float]:
-    """strength * log(w / W) of each item whose weight is not 0."""
+    """Returns strength * log(w / W) of each item whose weight is not 0. W is the sum of all weights."""
     given = weights_of(weights, prompt, num_items)
     total = sum(given)
     return {item: weights.strength * math.log(weight / total) for item, weight in enumerate(given) if weight > 0}

@@ -1,4 +1,5 @@
-"""Runs tables of malformed inputs. Each entry says what is damaged, what is run, and what the user must be told.
+"""Runs tables of malformed inputs. Each entry defines the damage, the words of the command, and a part of the message
+that the user must see.
 
 A test module has a table of attacks on one thing (readers, recipes, run folders). Each attack has to end in one clear
 sentence and exit status 2, without a traceback, and must leave every file as it was.
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_rec.scripts.parsing import run
+from trl_rec.scripts.running import run
 from trl_rec.scripts.verbs import SCRIPTS
 
 
@@ -59,7 +60,8 @@ def assert_refused(
     before = contents(folder)
     capsys.readouterr()
 
-    # In this process, without `accelerate launch`: what the launched script would print and return.
+    # Run the script in this process, without `accelerate launch`. It prints and returns the same as when it is
+    # launched.
     main = import_module(f"trl_rec.scripts.{SCRIPTS.get(verb, verb)}").main
     with chdir(folder), pytest.raises(SystemExit) as ended:
         run(verb, main, [*words, *attack.words])

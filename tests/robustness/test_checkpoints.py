@@ -27,8 +27,8 @@ from tests.trainer.killing import newest_complete, wait_until
 from tests.trainer.runs import make_folder, make_trainer
 from trl_rec import BearTrainer, SoftmaxDPOConfig
 from trl_rec.models import load_model
-from trl_rec.scripts.parsing import run
-from trl_rec.trainer.base.checkpoints import MARK
+from trl_rec.scripts.running import run
+from trl_rec.trainer.base.saving.checkpoints import MARK
 
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "overwrite": False}
@@ -57,7 +57,7 @@ def output(world: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(world: Path) -> BearTrainer:
-    """Makes a trainer that tests ask from where it would resume. It never trains."""
+    """Makes a trainer that never trains. Tests only check from which checkpoint it would resume."""
     return make_trainer(world, world / "run", **SAVING)
 
 
@@ -69,7 +69,7 @@ def started(trainer: Any, monkeypatch: pytest.MonkeyPatch, resume: str | bool | 
     return given[0]
 
 
-# Damage of the newest checkpoint: a resume takes the one before, and says why.
+# If the newest checkpoint is damaged, a resume uses the one before it, and says why.
 
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     before = (output / "checkpoint-4" / name).read_bytes()
     DAMAGES[damage](output / "checkpoint-4" / name)
     if (output / "checkpoint-4" / name).is_file() and before == (output / "checkpoint-4" / name).read_bytes():
-        pytest.skip("the two runs have written the same")  # the state of a constant learning rate
+        pytest.skip("the two runs have written the same")  # such as the state of a constant learning rate schedule
     monkeypatch.setattr(shared.args, "output_dir", str(output))
     assert started(shared, monkeypatch) == str(output / "checkpoint-2")
     told = "is missing" if damage == "missing" else "has changed since it was written"
@@ -171,7 +171,8 @@ def test_other_files_of_a_checkpoint_may_change(output: Path, shared: BearTraine
 
 @dataclass(frozen=True)
 class Change:
-    """Other settings for a resumed run, and what the error must say; nothing if the change is allowed."""
+    """Changed settings of a resumed run, and a part of the error's message. The message is empty if the change is
+    allowed."""
 
     options: dict[str, Any] = field(default_factory=dict)
     says: str = ""
@@ -255,7 +256,7 @@ def test_an_adapter_begins_at_random_but_its_base_counts(world: Path, tmp_path: 
         return make_trainer(world, tmp_path / "run", model=model, **SAVING)
 
     make("model").train()
-    torch.rand(3)  # so that the next adapter is another one
+    torch.rand(3)  # so that the next adapter is initialised differently
     with pytest.raises(ValueError, match="differs in adapter default of the model"):
         make("model", rank=4).train(resume_from_checkpoint=True)
     with pytest.raises(ValueError, match="differs in weights of the model"):
@@ -264,7 +265,7 @@ def test_an_adapter_begins_at_random_but_its_base_counts(world: Path, tmp_path: 
 
 
 def test_rows_are_compared_by_content(world: Path, monkeypatch) -> None:
-    """Neither their cache file nor their division into chunks matters."""
+    """Neither the cache file of the rows nor their division into chunks matters."""
     rows = make_trainer(world, world / "run", **SAVING).train_dataset
     again = Dataset.from_dict(rows.to_dict(), features=rows.features)
     turned = rows.select(range(len(rows) - 1, -1, -1)).flatten_indices().select(range(len(rows) - 1, -1, -1))
@@ -274,7 +275,7 @@ def test_rows_are_compared_by_content(world: Path, monkeypatch) -> None:
 
 
 def test_the_same_trainer_may_resume_itself(world: Path, tmp_path: Path) -> None:
-    """The weights have changed since the run began, because the same model was trained."""
+    """The weights of the model have changed since the run began, because the trainer has trained it."""
     trainer = make_trainer(world, tmp_path / "run", **SAVING)
     trainer.train()
     trainer.args.max_steps = 6
@@ -294,7 +295,7 @@ def test_a_moving_reference_is_refused_since_it_cannot_be_resumed(tmp_path: Path
         SoftmaxDPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", sync_ref_model=True)
 
 
-# Runs that start from scratch where another has worked.
+# Runs that start from scratch in a folder that another run has used.
 
 
 def test_work_of_another_run_is_replaced_only_on_request(output: Path, world: Path) -> None:
@@ -303,11 +304,11 @@ def test_work_of_another_run_is_replaced_only_on_request(output: Path, world: Pa
         make_trainer(world, output, **SAVING).train()
     assert contents(output) == before
 
-    # Files that no run writes stay, and the old weights go.
+    # Files that no run writes are kept. The old weights are removed.
     (output / "notes.txt").write_text("mine")
     (output / "data").mkdir()
     (output / "adapter_model.safetensors").write_bytes(b"old")
-    (output / MARK).write_text("{}")  # of a finished stage
+    (output / MARK).write_text("{}")  # the mark of a finished stage
     make_trainer(world, output, **{**SAVING, "overwrite": True, "max_steps": 3, "seed": 7}).train()
     assert (output / "notes.txt").read_text() == "mine" and (output / "data").is_dir()
     assert not (output / "adapter_model.safetensors").exists() and not (output / MARK).exists()
@@ -350,7 +351,7 @@ def test_a_resume_in_an_empty_folder_starts_from_scratch(world: Path, tmp_path: 
 
 
 def train_in(world: Path, options: dict[str, Any], output: Path) -> None:
-    """Trains as a script does, which turns errors into sentences."""
+    """Trains as a script does, which prints an error as one sentence."""
 
     def main(argv: list[str]) -> None:
         limit = options.pop("limit", None)
@@ -388,7 +389,7 @@ def test_an_interrupt_ends_in_a_sentence_that_says_how_to_resume(
     assert ended(process) == status, log_of(output)
     (told,) = sentences(output)
     step = newest_complete(output)
-    pattern = r"trl-rec bear: interrupted after step \d+; resume_from_checkpoint: true continues from (.*)"
+    pattern = r"trl-rec bear: interrupted after step \d+; set resume_from_checkpoint to true to continue from (.*)"
     assert re.fullmatch(pattern, told)[1] == str(output / f"checkpoint-{step}")
 
     run_alone(partial(train_in, world, {"max_steps": step + 1}), output)
@@ -419,7 +420,8 @@ def test_two_runs_do_not_share_a_folder_and_a_dead_one_holds_nothing(world: Path
 def test_a_full_disk_ends_in_a_sentence_and_leaves_the_older_checkpoint(
     limit: int, fails: str, world: Path, tmp_path: Path
 ) -> None:
-    """A limit on file sizes simulates the full disk: first below the size of the model, then of the optimizer."""
+    """A limit on file sizes simulates the full disk. It is below the size of the model, or below the size of the
+    optimizer's state."""
     output, whole = tmp_path / "run", tmp_path / "whole"
     options = {"optim": "adamw_torch", "learning_rate": 0.01}
     make_trainer(world, output, **SAVING, **options, max_steps=2).train()
@@ -427,7 +429,7 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_the_older_checkpoint(
     assert ended(process) == 2, log_of(output)
     (told,) = sentences(output)
     assert f"{output}/checkpoint-4 could not be written (" in told and re.search(fails, told), told
-    assert told.endswith(f"; resume_from_checkpoint: true continues from {output}/checkpoint-2")
+    assert told.endswith(f"; set resume_from_checkpoint to true to continue from {output}/checkpoint-2")
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-2"]
 
     for folder in (output, whole):

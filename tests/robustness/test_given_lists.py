@@ -48,7 +48,7 @@ def lines_of(folder: Path) -> list[str]:
 
 
 def edit(change: Callable[[list[str]], list[str]]) -> Callable[[Path], object]:
-    """Rewrites the lines of the file, the header among them."""
+    """Rewrites the lines of the file, including the header."""
     return lambda folder: (folder / "lists.csv").write_text("\n".join(change(lines_of(folder))) + "\n")
 
 
@@ -233,7 +233,7 @@ def test_rankings_of_other_rows_are_refused(folder: Path) -> None:
     for column, value in (("row", 99), ("rank", 0)):
         rows = pq.read_metadata(folder / "kept/rankings.parquet").num_rows
         changed("rankings.parquet", **{column: pa.array([value] * rows, pa.int32())})(folder)
-        with pytest.raises(ValueError, match="rankings.parquet is damaged: it has ranks of other rows"):
+        with pytest.raises(ValueError, match="rankings.parquet is damaged: it has rows that were not evaluated"):
             read_evaluation(folder / "kept").rankings_of("transition")
 
 

@@ -65,7 +65,7 @@ def test_a_second_process_is_refused_with_the_folder_and_the_holder(tmp_path: Pa
             pass
         with exclusive(tmp_path / "another"):
             pass
-        process.communicate()  # ends its input, so it leaves the block
+        process.communicate()  # closes the input of the process, so that it releases the lock
     with exclusive(folder):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -90,7 +90,7 @@ def test_a_child_that_outlives_a_killed_process_holds_nothing(tmp_path: Path) ->
         process.kill()
         process.wait()
         try:
-            os.kill(child, 0)  # it lives
+            os.kill(child, 0)  # the child is still running
             with exclusive(tmp_path / "run"):
                 pass
         finally:

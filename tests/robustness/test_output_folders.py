@@ -1,4 +1,5 @@
-"""Verbs that write a folder must lose no data: after a kill, on a full disk, with a second writer, or of the user."""
+"""Verbs that write a folder must not lose data after a kill, on a full disk, or because of a second writer. They must
+never delete files of the user."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from tests.robustness.test_locks import held
 from trl_rec.data import load, prepare
 from trl_rec.data.preparation import preparing
 from trl_rec.files import clean_up, exclusive
-from trl_rec.scripts.parsing import run
+from trl_rec.scripts.running import run
 
 
 VERBS = [folder_runs.prepare_again, folder_runs.tokenize_kmeans, folder_runs.tokenize_dual]
@@ -39,13 +40,13 @@ def start_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_verb_ends_with_the_same_bytes(
     verb: Work, num_kills: int, start_folder: Path, tmp_path: Path
 ) -> None:
-    # 1. Run it once without a kill.
+    # 1. Run the verb once without a kill.
     whole = tmp_path / "whole" / "data"
     shutil.copytree(start_folder, whole)
     num_steps = count_steps(verb, whole)
     expected = contents(whole)
 
-    # 2. Kill it, and call it again: nothing is lost in between, and nothing is left in the end.
+    # 2. Kill it, and run it again. The kill must lose no data, and the second run must leave no temporary files.
     for step in draw_steps(num_steps, num_kills):
         data = tmp_path / f"killed-{step}" / "data"
         shutil.copytree(start_folder, data)
@@ -67,10 +68,10 @@ def assert_one_version(data: Path) -> None:
 def test_a_verb_that_is_killed_again_and_again_leaves_nothing_in_the_end(start_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(start_folder, data)
-    count_steps(folder_runs.prepare_again, data)  # this call also removes the IDs, in more steps
+    count_steps(folder_runs.prepare_again, data)  # the first call needs more steps, because it also removes the IDs
     num_steps = count_steps(folder_runs.prepare_again, data)
     expected = contents(data)
-    for step in range(num_steps, num_steps - 8, -2):  # around the exchange of the folders
+    for step in range(num_steps, num_steps - 8, -2):  # steps near the exchange of the folders
         kill_at(folder_runs.prepare_again, data, step)
         assert_one_version(data)
     run_alone(folder_runs.prepare_again, data)
@@ -172,7 +173,7 @@ def test_a_file_that_comes_while_prepare_runs_stays(
 
 
 def test_an_old_folder_is_never_put_over_something_new(start_folder: Path, tmp_path: Path, caplog) -> None:
-    """The process was killed between the two renames, and then the user made a folder of that name."""
+    """The process was killed between the two renames, and then the user made a folder with the name of the dataset."""
     data = tmp_path / "data"
     number = "0123456789abcdef" * 2
     shutil.copytree(start_folder, tmp_path / f".data.{number}.old")

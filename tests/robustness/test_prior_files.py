@@ -20,6 +20,7 @@ from trl_rec.decoding import TransitionPrior, load_prior
 from trl_rec.decoding.priors.run_folder import save_run_prior
 from trl_rec.decoding.run_folder import save_recommender
 from trl_rec.models import make_model, make_tokenizer
+from trl_rec.ragged import Ragged
 
 
 IDS = ["a", "b", "c"]
@@ -28,8 +29,8 @@ SETTINGS = {"strength": 1.0, "eps": 0.5, "prior_items": 10, "max_history": 10}
 
 
 def make_prior() -> TransitionPrior:
-    """Item b followed a, and c followed b."""
-    counts = TransitionCounts.from_pairs(np.array([0, 1]), np.array([1, 2]), np.ones(2), num_items=3, max_history=10)
+    """Returns a prior of a log in which item b followed item a, and item c followed item b."""
+    counts = TransitionCounts(Ragged(np.array([1, 2], np.int32), np.array([0, 1, 2, 2])), np.ones(2), max_history=10)
     return TransitionPrior(counts, np.array([2, 2, 1]))
 
 
@@ -77,7 +78,7 @@ def with_setting(**values: object) -> Callable[[Path], None]:
 
 
 ATTACKS = [
-    # the file
+    # The file
     Attack("missing", "there is no prior run/prior.safetensors", lambda folder: (folder / FILE).unlink()),
     Attack(
         "empty", "prior.safetensors is damaged and cannot be read", lambda folder: (folder / FILE).write_bytes(b"")
@@ -91,7 +92,7 @@ ATTACKS = [
     ),
     Attack("unknown kind", "of the kind 'neural', which this version does not know", rewritten(kind="neural")),
     Attack("other kind", "describes a prior of the kind 'transition', but", rewritten(kind="popularity")),
-    # its arrays
+    # Its arrays
     Attack("no counts", "it has no array 'popularity'", rewritten({"popularity": None})),
     Attack(
         "float counts", "popularity is float64 with 1 dimension(s), not int64", rewritten({"popularity": np.ones(3)})
@@ -106,7 +107,7 @@ ATTACKS = [
     ),
     Attack(
         "items of another catalogue",
-        "weighs 4 items, but the catalogue has 3",
+        "has weights for 4 items, but the catalogue has 3",
         rewritten({"popularity": np.ones(4, np.int64), "offsets": np.array([0, 1, 2, 2, 2])}),
     ),
     Attack("descending offsets", "do not have one row per item", rewritten({"offsets": np.array([0, 2, 1, 2])})),
@@ -116,14 +117,14 @@ ATTACKS = [
     Attack("negative item", "an item that is not from 0 to 2", rewritten({"targets": np.array([1, -1], np.int32)})),
     Attack("NaN share", "a share that is not from 0 to 1", rewritten({"shares": np.array([1, np.nan])})),
     Attack("large share", "a share that is not from 0 to 1", rewritten({"shares": np.array([1, 1e30])})),
-    # its settings
+    # Its settings
     Attack("no strength", "it has no setting 'strength'", rewritten(strength=None)),
     Attack("negative strength", "strength must be at least 0", rewritten(strength=-1)),
     Attack("strength in words", "strength must be a number", rewritten(strength="high")),
     Attack("eps 0", "eps must be above 0", rewritten(eps=0)),
     Attack("half an item", "prior_items must be a whole number", rewritten(prior_items=1.5)),
     Attack("no history", "max_history must be at least 1", rewritten(max_history=0)),
-    # the setting in recommender.json
+    # The setting in recommender.json
     Attack("not a mapping", "prior is 'transition', which is not a mapping", described("transition")),
     Attack("setting without a strength", "the prior's strength must be a number", described({"kind": "transition"})),
     Attack("setting with a negative strength", "the prior's strength must be", with_setting(strength=-0.1)),
@@ -154,7 +155,7 @@ def test_the_recommender_uses_the_prior_unless_told_not_to(world: Path, tmp_path
     for item, bonus in zip(IDS, expected, strict=True):
         assert scores(saved)[item] == pytest.approx(scores(alone)[item] + bonus, abs=1e-4)
 
-    # The strength in recommender.json counts.
+    # The strength in recommender.json takes precedence over that in the file of the prior.
     with_setting(strength=2)(tmp_path)
     twice = Recommender.from_pretrained(tmp_path / "run")
     assert scores(twice)["b"] == pytest.approx(scores(alone)["b"] + 2 * expected[1], abs=1e-4)

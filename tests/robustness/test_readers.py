@@ -271,7 +271,7 @@ TABLE = [
         words=["--title_column", "name"],
     ),
     Attack("unknown choice of repeats", "repeats must be keep, first or last", words=["--repeats", "newest"]),
-    Attack("unknown choice of items", "unknown_items must be refuse or drop", words=["--unknown_items", "keep"]),
+    Attack("unknown choice of items", "unknown_items must be refuse, drop or keep", words=["--unknown_items", "x"]),
     Attack("unknown choice of ratings", "empty_ratings must be refuse or drop", words=["--empty_ratings", "0"]),
     Attack(
         "timestamp format without directives",

@@ -119,7 +119,7 @@ RUN_FOLDERS = [
     Attack("no model", "there is no folder nowhere", words=["--model", "nowhere"]),
     Attack("unknown title", "no item has the title 'x'", words=["--titles", "x"]),
     Attack("nothing to recommend", "k must be at least 1, not 0", words=["--k", "0"]),
-    Attack("user without dataset", "give either --user with --dataset", words=["--user", "3"]),
+    Attack("user and titles", "give one of --user, --titles, --all_users", words=["--user", "3"]),
 ]
 
 

@@ -21,13 +21,13 @@ from tests.robustness.attacks import contents
 from trl_rec.data import prepare
 from trl_rec.data.preparation import preparing
 from trl_rec.scripts import interrupts
-from trl_rec.scripts.parsing import run
+from trl_rec.scripts.running import run
 from trl_rec.semantic_ids import kmeans_ids
 
 
 @pytest.fixture(autouse=True)
 def heard() -> Iterator[None]:
-    """Restores the default handlers, because a shell ignores SIGINT for background processes."""
+    """Sets the default handlers, because a shell makes background processes, such as pytest, ignore SIGINT."""
     handlers = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
@@ -41,7 +41,7 @@ def heard() -> Iterator[None]:
 
 def stop(number: int) -> None:
     os.kill(os.getpid(), number)
-    time.sleep(5)  # the handler raises within
+    time.sleep(5)  # the handler raises during this call
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -51,7 +51,7 @@ def stop(number: int) -> None:
         ("prepare", "nothing was written; run the same command again"),
         ("tokenize", "run the same command again; finished vectors are reused"),
         ("evaluate", "the same command continues where it stopped"),
-        ("recommend", "run the same command again"),
+        ("recommend", "the same command continues where it stopped"),
         ("blade", "the same command with --resume_from_checkpoint true continues from the newest checkpoint"),
         ("align3gr", "the same command continues where it stopped"),
     ],
@@ -153,7 +153,8 @@ def test_a_training_run_that_is_stopped_resumes_to_equal_weights(number: int, pr
     words = ["--dataset", str(data)]
     if processes > 1:
         options = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "num_machines": 1}
-        options |= {"mixed_precision": "no", "use_cpu": True}  # torch's launcher, with processes on the CPU
+        # MULTI_GPU selects torch's launcher, and use_cpu keeps the processes on the CPU.
+        options |= {"mixed_precision": "no", "use_cpu": True}
         (tmp_path / "two.yaml").write_text(yaml.safe_dump(options))
         words += ["--num_processes", str(processes), "--accelerate_config", str(tmp_path / "two.yaml")]
 
@@ -170,15 +171,16 @@ def test_a_training_run_that_is_stopped_resumes_to_equal_weights(number: int, pr
         log.seek(0)
         printed = log.read()
 
-    # 2. It has ended in one line, with all of its processes.
+    # 2. It printed one line, and all of its processes have ended.
     gone, alive = psutil.wait_procs(started, timeout=5)
     assert len(gone) >= processes and not alive, printed[-3000:]
     assert "Traceback" not in printed, printed[-3000:]
     lines = [line for line in printed.splitlines() if line.startswith("trl-rec bear: ")]
-    assert len(lines) == 1 and "interrupted after step" in lines[0] and "resume_from_checkpoint: true" in lines[0]
+    assert len(lines) == 1 and "interrupted after step" in lines[0], lines
+    assert "set resume_from_checkpoint to true to continue from" in lines[0]
     assert not list((tmp_path / "stopped").glob(".*"))
 
-    # 3. Resumed, it ends like a run that was never stopped.
+    # 3. Resume it. It ends with the weights of a run that was never stopped.
     assert not (tmp_path / "stopped" / "run" / "model.safetensors").exists()
     shutil.copytree(tmp_path / "stopped", tmp_path / "whole", ignore=lambda *_: ["run"])
     for folder, more in (("stopped", ["--resume_from_checkpoint", "true"]), ("whole", [])):
@@ -236,7 +238,7 @@ def test_a_process_that_is_killed_ends_in_a_sentence(processes: int, tmp_path: P
 
 
 def test_a_signal_that_arrives_in_a_finalizer_still_ends_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
-    """Python discards what a finalizer raises."""
+    """Python discards an exception that is raised in a finalizer."""
 
     class Finalized:
         def __del__(self) -> None:
@@ -244,7 +246,7 @@ def test_a_signal_that_arrives_in_a_finalizer_still_ends_the_verb(capsys: pytest
 
     def main(argv: list[str]) -> None:
         Finalized()
-        time.sleep(2)  # what follows the signal, and would run to its end if the signal were lost
+        time.sleep(2)  # this would run to its end if the signal were lost
 
     hook = sys.unraisablehook
     with pytest.raises(SystemExit) as ended:

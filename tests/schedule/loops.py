@@ -1,4 +1,5 @@
-"""A small schedule on the toy world of `tests.trainer.runs`, for this process, for one that is killed and for two."""
+"""A small schedule on the toy world of `tests.trainer.runs`, for one process, for a process that is killed, and for
+two processes."""
 
 from __future__ import annotations
 
@@ -31,11 +32,11 @@ def make_start(folder: Path) -> None:
 
 
 def make_schedule(folder: Path, output: Path, *, keep: str = "last", lora: bool = False, **options: Any) -> Schedule:
-    """The settings that all stages share; `options` are for `SoftmaxDPOConfig`."""
+    """Returns the settings that all stages share. `options` are fields of `SoftmaxDPOConfig`."""
     defaults: dict[str, Any] = {
         "num_train_epochs": 2,
         "per_device_train_batch_size": 8,
-        "dataloader_drop_last": True,  # to fill an uneven last batch, two processes would repeat a row
+        "dataloader_drop_last": True,  # two processes would repeat a row to fill an uneven last batch
         "learning_rate": 0.02,
         "optim": "sgd",
         "max_length": 96,

@@ -17,7 +17,7 @@ training_rows = st.lists(
 
 
 def make_split(rows, scores=None, split="train"):
-    """A split of `(user, history, targets)` rows; `scores` has one rating per item of each row."""
+    """Returns a split of `(user, history, targets)` rows. `scores` has one rating per item of each row."""
     lists, numbers = pa.list_(pa.int32()), pa.list_(pa.float32())
     ratings = [[]] * len(rows), [[]] * len(rows)
     if scores is not None:
@@ -34,7 +34,7 @@ def make_split(rows, scores=None, split="train"):
 
 
 def make_catalog(surface, num_items=NUM_ITEMS):
-    """A catalogue in which three items at a time share a title, and some share a semantic ID."""
+    """Returns a catalogue in which items share titles, three items each, and some items share a semantic ID."""
     titles = [f"title {index % max(num_items // 3, 1)}" for index in range(num_items)]
     table = pa.table({"item_id": [str(index) for index in range(num_items)], "title": titles})
     ids = [
@@ -45,5 +45,5 @@ def make_catalog(surface, num_items=NUM_ITEMS):
 
 
 def rows_of(table, *names):
-    """The named columns, one tuple per row."""
+    """Returns the named columns as one tuple per row."""
     return list(zip(*(table[:][name] for name in names), strict=True))

@@ -1,4 +1,4 @@
-"""Bad input is refused before the first stage, before anything is loaded, written or trained."""
+"""Bad input is refused before anything is loaded, written or trained."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_sharded_weights_are_refused(kind: str, folder: Path, tmp_path: Path, mo
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     else:
         plugin = DeepSpeedPlugin(zero_stage=3)
-        plugin.set_deepspeed_weakref()  # as the trainer's configuration does under such a launch
+        plugin.set_deepspeed_weakref()  # the trainer's configuration does this when launched with DeepSpeed
     check_refused("does not work under .*use DDP or ZeRO-2", schedule, folder / "model")
     with pytest.raises(ValueError, match="use DDP or ZeRO-2"):
         conclude_stages([], folder / "model", schedule)
@@ -65,7 +65,7 @@ def test_sharded_weights_are_refused(kind: str, folder: Path, tmp_path: Path, mo
 def test_a_policy_must_have_a_folder_of_its_own(folder: Path, tmp_path: Path) -> None:
     check_refused("some/policy is not a folder", make_schedule(folder, tmp_path / "out"), "some/policy")
     for output in (folder / "model", folder / "model" / "stages" / "here"):
-        with pytest.raises(ValueError, match="output_dir must not be or be inside the folder of the policy"):
+        with pytest.raises(ValueError, match="output_dir must be neither the folder of the policy to start from"):
             run_stages(STAGES, folder / "model", make_schedule(folder, output))
 
 

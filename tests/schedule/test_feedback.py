@@ -17,7 +17,7 @@ SCORES = [[1.0, 5.0, 3.0, 2.0], [2.0, 5.0, 4.0]]
 
 
 def scores_of(rows):
-    """One rating per item of each row; some are NaN."""
+    """Draws one rating per item of each row. Some are NaN."""
     ratings = st.sampled_from([1.0, 2.0, 2.5, 3.0, 4.0, 5.0, float("nan")])
     lengths = [len(history) + len(targets) for _, history, targets in rows]
     return st.tuples(*(st.lists(ratings, min_size=length, max_size=length) for length in lengths)).map(list)
@@ -47,7 +47,8 @@ def test_feedback_equals_a_loop(data, rows, difficulty, count, max_prompts) -> N
 @settings(max_examples=20)
 @given(st.data(), training_rows, st.sampled_from(["title", "semantic_id"]), st.integers(1, 3))
 def test_items_with_the_same_text_count_as_one(data, rows, surface, count) -> None:
-    """The result equals that of a loop over rows in which the first item with a text replaces all items with it."""
+    """The result equals that of a loop over rows in which each item is replaced by the first item with the same
+    text."""
     surfaces = make_catalog(surface).surfaces
     rows = [*rows, (0, [0], [1])]
     scores = [*data.draw(scores_of(rows[:-1])), [1.0, 5.0]]
@@ -59,7 +60,8 @@ def test_items_with_the_same_text_count_as_one(data, rows, surface, count) -> No
     for rejected, (*_, possible), whole in zip(table[:]["rejected"], expected_rows, scored, strict=True):
         written = [surfaces.index(surfaces[item]) for item in rejected]
         assert set(written) <= possible and len(set(written)) == len(written) == min(count, len(possible))
-        assert set(rejected) <= whole  # an item that the user scored, not another one with the same text
+        # The rejected item is one that the user rated, not another one with the same text.
+        assert set(rejected) <= whole
 
 
 def test_which_negatives_depends_on_seed_and_target() -> None:
@@ -126,7 +128,7 @@ def test_scores_that_are_all_nan_are_an_error() -> None:
 
 
 def test_scores_above_the_liked_range_are_an_error() -> None:
-    """With ratings from 1 to 10, the default ranges would take 5 for the best."""
+    """If ratings go from 1 to 10, the default ranges would treat 5 as the best rating."""
     split = make_split(ROWS, [[1.0, 5.0, 3.0, 10.0], [2.0, 5.0, float("nan")]])
     with pytest.raises(ValueError, match=r"scores up to 10, above liked=\(5, 5\)"):
         feedback_preferences(split, difficulty="easy")

@@ -66,7 +66,8 @@ def test_each_stage_starts_from_the_policy_before_it_which_is_its_reference(fini
     assert [report["kept"] for report in reports] == [True] * 3
     for name, report in zip(NAMES, reports, strict=True):
         first = losses(output / name)[0]
-        if report["name"] != "self_play-easy":  # the others have three negatives per prompt; beams vary
+        # The other stages have three negatives per prompt; with self-play, the number varies.
+        if report["name"] != "self_play-easy":
             assert first == pytest.approx(math.log(4), abs=1e-5)
         assert losses(output / name)[-1] != pytest.approx(first, abs=1e-3)
     assert all(one["after"] == two["before"] for one, two in zip(reports, reports[1:], strict=False))
@@ -111,7 +112,8 @@ def test_the_report_names_stages_and_baselines(finished: Any, folder: Path, caps
 def test_the_prior_of_the_first_policy_is_not_that_of_the_last(
     is_run_folder: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Neither is its choice, which would otherwise be measured on the test split already."""
+    """The choice of the first policy is not copied either. It would look as if it had already been measured on the
+    test split."""
     dataset = load(folder / "data")
     shutil.copytree(folder / "sft", tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*"))
     save_run_prior(tmp_path / "start", TransitionPrior.fit(dataset.train, len(dataset.catalog)))
@@ -120,7 +122,7 @@ def test_the_prior_of_the_first_policy_is_not_that_of_the_last(
         (tmp_path / "start/recommender.json").unlink()
         shutil.rmtree(tmp_path / "start/catalog")
 
-    # A schedule whose only stage is finished and was not kept.
+    # Make a schedule whose only stage is finished and was not kept.
     report = {"stage": 1, "name": "random-any", "num_prompts": 1, "without_negatives": 1.0, "mean_negatives": 0.0}
     options = {"prior": "popularity", "prior_strength": "2", "final_split": "none"}
     schedule = make_schedule(folder, tmp_path / "out", **options)
@@ -152,7 +154,7 @@ def test_the_best_checkpoint_of_a_stage_is_handed_on(folder: Path, tmp_path: Pat
     seen = [entry["eval_ndcg@10"] for entry in entries if "eval_ndcg@10" in entry]
     assert report["after"]["eval_ndcg@10"] == max(
         seen[1:]
-    )  # the first one is of the policy that the stage started from
+    )  # the first value belongs to the policy that the stage started from
 
 
 def test_adapters_go_through_all_stages(folder: Path, tmp_path: Path) -> None:
@@ -182,7 +184,8 @@ def test_a_stage_without_improvement_is_undone(folder: Path, tmp_path: Path) -> 
 
 
 def test_only_the_policy_is_copied(folder: Path, tmp_path: Path) -> None:
-    """If no stage is kept, the last policy is the first one, whose folder contains the files of its own run."""
+    """If no stage is kept, the last policy is the first one. Its folder also contains files of its own run, which are
+    not copied."""
     start, output = tmp_path / "sft", tmp_path / "out"
     shutil.copytree(folder / "sft", start)
     for name in ("checkpoint-5", "2-random-any"):
@@ -224,13 +227,13 @@ def test_models_are_freed_before_the_next_stage(folder: Path, tmp_path: Path, mo
     monkeypatch.setattr(loop, "load_on_device", load_and_count)
     short = PreferenceStage("random", num_negatives=3, max_prompts=8, max_steps=1)
     run_stages([short] * 2, folder / "sft", make_schedule(folder, tmp_path))
-    assert alive == [0, 1, 0, 1]  # a policy, then its reference
+    assert alive == [0, 1, 0, 1]  # each stage loads a policy, then its reference
 
 
 @pytest.mark.slow
 @pytest.mark.long
 def test_killed_five_times_it_ends_with_the_same_weights(finished: Any, folder: Path, tmp_path: Path) -> None:
-    """Each run is killed once it has written a few more files of any kind: beams, checkpoints, models, reports."""
+    """Each run is killed after it has written some more files of any kind: beams, checkpoints, models or reports."""
     whole, _ = finished
     output, draw = tmp_path / "killed", random.Random(0)
     for _ in range(5):
@@ -248,7 +251,7 @@ def test_killed_five_times_it_ends_with_the_same_weights(finished: Any, folder: 
 
 
 def written(folder: Path) -> set[str]:
-    """All files and folders. `rglob` would raise if a folder is deleted meanwhile."""
+    """Returns all files and folders below a folder. `rglob` could raise if a folder is deleted in the meantime."""
     return {os.path.join(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)}
 
 

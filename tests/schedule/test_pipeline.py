@@ -1,4 +1,4 @@
-"""All of Align³GR on the toy world: killed in any part, it ends with the same IDs and weights."""
+"""All of Align³GR on the toy world: a run that is killed in any part ends with the same IDs and weights."""
 
 import shutil
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path) -> RecDataset:
-    """Runs all three parts in `folder`, which contains the data."""
+    """Runs all three parts in the folder, which contains the data, and returns the dataset."""
     dataset = give_ids(load(folder / "data"), IDS)
     tasks = {"next_item": 1.0, "item_to_id": 0.5, "profile_to_user": 0.5}
     config = BearConfig(str(folder / "run" / "supervised"), bear_weight=0, targets="all", tasks=tasks, **SHARED)
@@ -73,7 +73,7 @@ def run(folder: Path) -> RecDataset:
 
 
 def results_of(folder: Path) -> tuple[list[str], list[str], dict[str, torch.Tensor]]:
-    """The IDs of items and users, and the last policy's weights."""
+    """Returns the IDs of items and users, and the weights of the last policy."""
     catalog = load(folder / "data").catalog
     return (
         catalog.with_surface("semantic_id").surfaces,
@@ -92,7 +92,7 @@ def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def failing_at(kind: type, name: str, call: int) -> tuple[type, str, Callable[..., Any]]:
-    """A method that fails at its call number `call`, ready for `monkeypatch.setattr`."""
+    """Returns arguments of `monkeypatch.setattr` that make a method fail at its call number `call`."""
     method = getattr(kind, name)
     calls = []
 
@@ -109,7 +109,7 @@ def failing_at(kind: type, name: str, call: int) -> tuple[type, str, Callable[..
 @pytest.mark.parametrize(
     ("kind", "name", "call"),
     [
-        pytest.param("trl_rec.semantic_ids.dual_training.DualTraining", "_start_codebooks", 1, id="IDs"),
+        pytest.param("trl_rec.semantic_ids.dual.training.DualTraining", "_start_codebooks", 1, id="IDs"),
         pytest.param(BearTrainer, "compute_loss", 4, id="supervised"),
         pytest.param(BearTrainer, "save_model", 1, id="supervised, while it is saved", marks=pytest.mark.long),
         pytest.param(SoftmaxDPOTrainer, "compute_loss", 3, id="first stage", marks=pytest.mark.long),
@@ -169,7 +169,7 @@ def test_a_policy_with_other_ids_of_users_is_refused(whole: Path, tmp_path: Path
 
 
 def test_a_policy_trained_with_other_settings_is_refused(source: Path, tmp_path: Path) -> None:
-    """Its options, model size or task texts differ from those of the recipe."""
+    """A policy is refused if its options, its model size or the texts of its tasks differ from those of the recipe."""
     shutil.copytree(source, tmp_path / "data")
     dataset = give_ids(load(tmp_path / "data"), IDS)
     options = {**SHARED, "bear_weight": 0, "targets": "all", "max_steps": 1, "save_strategy": "no"}
@@ -205,7 +205,8 @@ def test_several_processes_load_ids_but_do_not_make_them(
 
 
 def test_stages_must_prompt_and_rank_the_policy_like_its_training(source: Path, tmp_path: Path) -> None:
-    """Otherwise it would be measured with another softmax, or without its users, and look worse."""
+    """If the stages ranked with a different softmax, or did not name the users in prompts, the policy would look worse
+    than it is."""
     supervised = BearConfig(str(tmp_path / "policy"), **SHARED)
     for options, message in (
         ({}, "ranks lists with a softmax over legal tokens; set normalize: catalogue"),

@@ -1,4 +1,4 @@
-"""The plan in a folder: which settings may change between calls and which may not."""
+"""The plan in an output folder: which settings may change between calls, and which may not."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_plan_without_any_work_may_change(folder: Path, tmp_path: Path) -> Non
         check_same_plan(STAGES, folder / "model", make_schedule(folder, tmp_path / "out", beta=beta))
         (tmp_path / "out" / "supervised").mkdir(
             exist_ok=True
-        )  # the pipeline's part before the stages is not their work
+        )  # the policy that the pipeline trains before the stages does not count as work of the stages
 
 
 def test_settings_of_speed_and_logging_may_change(folder: Path) -> None:
@@ -64,7 +64,7 @@ def test_settings_of_speed_and_logging_may_change(folder: Path) -> None:
 
 
 def test_a_setting_that_an_older_plan_lacks_had_its_default(folder: Path, tmp_path: Path) -> None:
-    """Also a setting that is no longer part of plans may be in an older one."""
+    """An older plan may also contain a setting that plans no longer record."""
     shutil.copytree(folder / "out", tmp_path / "out")
     plan = json.loads((tmp_path / "out/plan.json").read_text())
     assert (plan.pop("beta"), plan.pop("eval_ks")) == (1.0, [1, 5, 10])
@@ -76,7 +76,7 @@ def test_a_setting_that_an_older_plan_lacks_had_its_default(folder: Path, tmp_pa
         with pytest.raises(ValueError, match=rf"differs in {name} \({there} there, "):
             check_same_plan(STAGES, folder / "model", make_schedule(folder, tmp_path / "out", **{name: value}))
 
-    # A plan that lacks a stage is of another schedule.
+    # A plan that lacks a stage belongs to a different schedule.
     write_json(tmp_path / "out/plan.json", {name: value for name, value in older.items() if name != "stage 2"})
     with pytest.raises(ValueError, match=r"differs in stage 2 \(None there"):
         check_same_plan(STAGES, folder / "model", make_schedule(folder, tmp_path / "out"))
@@ -106,7 +106,8 @@ def test_a_prior_is_not_among_the_weights(folder: Path, tmp_path: Path) -> None:
 def test_a_plan_contains_all_fields_of_ours_and_of_the_inherited_ones_the_list(kind: type, tmp_path: Path) -> None:
     config = kind(str(tmp_path), report_to="none", use_cpu=True, bf16=False)
     ours = {name for base in (kind, RecConfig) for name in base.__annotations__ if name in vars(config)}
-    ours -= {*BACKPORTED_FIELDS, "overwrite", "final_split", "max_test_users", "eval_recall_at"}
+    ours -= {*BACKPORTED_FIELDS, "overwrite", "final_split", "max_test_users", "eval_recall_at", "include_catalog"}
+    ours.discard("logging_nan_inf_filter")  # only affects logging
     listed = {field.name for field in fields(kind)} & set(INHERITED)
     assert _config_entries(config).keys() == ours | listed
 
@@ -138,7 +139,7 @@ def test_stages_and_models_may_not_change(folder: Path) -> None:
 
 
 def test_the_policy_is_identified_by_its_weights(folder: Path, tmp_path: Path) -> None:
-    """A folder may be moved, but not trained again."""
+    """The folder of the policy may be moved, but the policy must not be trained again."""
     moved = Path(shutil.copytree(folder / "model", tmp_path / "elsewhere"))
     (moved / "training_args.bin").write_bytes(b"another call's")
     check_same_plan(STAGES, moved, now(folder))

@@ -25,14 +25,14 @@ def feedback(dataset: RecDataset) -> Dataset:
 
 
 def planted(table: Dataset, row: int, **changed) -> Dataset:
-    """The table with values of one row replaced."""
+    """Returns the table with some values of one row replaced."""
     rows = table.to_list()
     rows[row] |= changed
     return Dataset(pa.Table.from_pylist(rows, table.data.schema), split="train")
 
 
 def held_out(dataset: RecDataset, user: int, split: str) -> int:
-    """The target of the user in a split."""
+    """Returns the target of the user in a split."""
     rows = getattr(dataset, split)
     return rows["targets"][rows["user"].index(user)][0]
 
@@ -57,7 +57,7 @@ def test_a_held_out_target_as_the_chosen_item_is_an_error(dataset, feedback, spl
 
 
 def test_a_whole_held_out_row_is_an_error(dataset, feedback) -> None:
-    """The history of a validation row is all from training, but its target is not."""
+    """The whole history of a validation row is from training, but its target is not."""
     user = feedback["user"][7]
     history = dataset.validation["history"][dataset.validation["user"].index(user)]
     row = {"history": history, "chosen": held_out(dataset, user, "validation")}
@@ -83,7 +83,8 @@ def test_held_out_feedback_is_an_error(dataset, feedback, split) -> None:
         ValueError, match=rf"leak: row {row} rejects item {item}.*user {user} .*a target of the {split} split"
     ):
         check_preference_leaks(table, dataset, feedback=True)
-    check_preference_leaks(table, dataset, feedback=False)  # a policy may recommend the held-out item
+    # In self-play, the policy may rank the held-out item, so it may be rejected.
+    check_preference_leaks(table, dataset, feedback=False)
 
 
 def test_a_row_of_another_user_is_an_error(dataset, feedback) -> None:
@@ -110,12 +111,12 @@ def trained_on(rows) -> SimpleNamespace:
 @pytest.mark.parametrize(
     "row",
     [
-        (0, [6, 3], 4),  # the item before the history is another user's
-        (0, [9, 6, 3], 4),  # nothing comes before the history
-        (0, [], 3),  # an item that is no target
-        (0, [3], 6),  # another user's target
+        (0, [6, 3], 4),  # the history begins with an item of another user
+        (0, [9, 6, 3], 4),  # the history begins with an item that no row contains
+        (0, [], 3),  # the chosen item is not a target
+        (0, [3], 6),  # the chosen item is a target of another user
         (2, [], 4),  # a user without training rows
-        (0, [4], 3),  # backwards
+        (0, [4], 3),  # history and target are swapped
     ],
 )
 def test_a_row_that_is_no_training_prefix_is_an_error(row) -> None:

@@ -44,7 +44,7 @@ def test_a_sample_is_a_subsequence_of_all_prefixes_and_depends_on_the_seed(rows,
     sample = rows_of(training_prefixes(train, max_prompts=most, seed=seed), "user", "history", "target")
     assert len(sample) == min(most, len(whole))
     left = iter(whole)
-    assert all(row in left for row in sample)  # each once, in order
+    assert all(row in left for row in sample)  # each prefix occurs once, in order
     again = training_prefixes(train, max_prompts=most, seed=seed)
     assert sample == rows_of(again, "user", "history", "target")
 
@@ -81,7 +81,7 @@ def test_held_out_rows_are_an_error(split) -> None:
 
 @st.composite
 def beams_of(draw, rows):
-    """Rankings without repeated items; some have missing ranks."""
+    """Draws rankings without repeated items. Some have missing ranks."""
     count = len(oracle.prefixes(rows))
     width = draw(st.integers(1, NUM_ITEMS))
     ranked = st.lists(items, max_size=width, unique=True).map(lambda row: row + [-1] * (width - len(row)))
@@ -117,7 +117,8 @@ def test_self_play_equals_a_loop(data, rows, surface, most) -> None:
 
 
 def test_a_users_later_training_items_are_not_negatives_but_held_out_items_may_be() -> None:
-    """User 0 chooses 2 later in training. Item 5 may be the user's test item, which nothing here knows."""
+    """User 0 chooses item 2 later in training. Item 5 may be the user's test item, but the training split does not
+    show that."""
     train = make_split([(0, [0], [1, 2])])
     prefixes = training_prefixes(train).select([0])
     table = self_play_preferences(prefixes, np.array([[2, 1, 5, 0]]), make_catalog("item_token"), train=train)
@@ -125,7 +126,7 @@ def test_a_users_later_training_items_are_not_negatives_but_held_out_items_may_b
 
 
 def test_items_with_the_text_of_the_target_or_of_a_better_beam_are_not_negatives() -> None:
-    """Items 0 (the target), 3 and 6 have the same title, and so have items 1 (the second beam), 4 and 7."""
+    """Items 0 (the target), 3 and 6 have the same title. Items 1 (the second beam), 4 and 7 also share a title."""
     train = make_split([(0, [2], [0])])
     prefixes, beams = training_prefixes(train), np.array([[3, 1, 4, 6, 7, -1, 8]])
     assert self_play_buckets(prefixes, beams, make_catalog("title"), train=train).tolist() == [
@@ -136,7 +137,8 @@ def test_items_with_the_text_of_the_target_or_of_a_better_beam_are_not_negatives
 
 
 def test_a_shared_token_counts_only_if_all_tokens_before_it_are_shared() -> None:
-    """The target is a_0 b_0; item 1 is a_1 b_0 c_0, item 2 a_0 b_1, item 3 a_1 b_1 c_1, and 5 a_1 b_0 c_2."""
+    """The target is a_0 b_0. Item 1 is a_1 b_0 c_0, item 2 is a_0 b_1, item 3 is a_1 b_1 c_1, and item 5 is a_1 b_0
+    c_2."""
     train = make_split([(0, [8], [0])])
     buckets = self_play_buckets(
         training_prefixes(train), np.array([[1, 2, 3, 5]]), make_catalog("semantic_id"), train=train

@@ -1,4 +1,5 @@
-"""Beams of self-play: parts equal the whole, finished parts are reused, and foreign or damaged ones recomputed."""
+"""Beams of self-play: parts equal the whole, finished parts are reused, and parts of other runs or damaged parts are
+recomputed."""
 
 import time
 from functools import partial
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Setting:
-    """The model of a folder, with everything that self-play needs."""
+    """The model of a folder, and everything else that self-play needs."""
 
     def __init__(self, folder: Path) -> None:
         self.dataset = load(folder / "data").with_surface("item_token")
@@ -55,7 +56,7 @@ def setting(folder: Path) -> Setting:
 
 @pytest.fixture
 def ranked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of prefixes of each part that is ranked, as the parts are ranked."""
+    """Collects the number of prefixes in each part that is ranked."""
     counts: list[int] = []
 
     def rank(model, histories, *arguments, **options):
@@ -168,7 +169,7 @@ def test_invalid_arguments_are_an_error(setting, tmp_path) -> None:
 
 
 def rank_slowly(folder: Path, pause: float, output: Path) -> None:
-    """Writes the beams of this process; each part takes `pause` seconds longer than usual."""
+    """Writes the beams of this process. Each part takes `pause` seconds longer than usual."""
     state, usual = PartialState(cpu=True), self_play.rank_histories
 
     def slow(*arguments, **options):
@@ -183,7 +184,8 @@ def rank_slowly(folder: Path, pause: float, output: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_resume_a_killed_one(setting, folder, tmp_path) -> None:
-    """A process is killed after its first parts; two others resume, and each returns the beams of a single run."""
+    """One process is killed after its first parts. Then two processes resume, and each returns the beams of an
+    uninterrupted run."""
     process = start(partial(rank_slowly, folder, 0.5), tmp_path)
     deadline = time.monotonic() + 120
     while not (tmp_path / "parts" / "part-00001.parquet").is_file():

@@ -19,7 +19,7 @@ def test_a_stage_replaces_only_the_settings_it_contains() -> None:
 
 
 def test_numbers_may_be_written_as_text() -> None:
-    """YAML 1.1 reads `1e-5` as text."""
+    """YAML 1.1 reads `1e-5` as text, so text is converted to a number."""
     stage = read_stages(
         [{"source": "feedback", "learning_rate": "1e-5", "max_prompts": "1e3", "max_steps": -1, "sft_weight": 0}]
     )[0]

@@ -19,7 +19,8 @@ from trl_rec.models import make_model, make_tokenizer
 from trl_rec.scripts.align3gr import ScheduleArguments
 from trl_rec.scripts.bear import DataArguments
 from trl_rec.scripts.evaluate import EvaluateArguments
-from trl_rec.scripts.parsing import find_recipe, parse, recipe_names
+from trl_rec.scripts.parsing import parse
+from trl_rec.scripts.recipe_files import find_recipe, recipe_names
 from trl_rec.scripts.verbs import VERBS
 from trl_rec.trainer import BearConfig
 
@@ -34,7 +35,8 @@ def test_help_answers_in_half_a_second() -> None:
 
 
 def _child_seconds() -> float:
-    """CPU time of the processes that have ended: a busy machine does not change it."""
+    """Returns the CPU time of the child processes that have ended. Unlike elapsed time, it does not grow on a busy
+    machine."""
     times = os.times()
     return times.children_user + times.children_system
 
@@ -77,7 +79,7 @@ def test_tokenize_prints_the_card(tmp_path: Path, monkeypatch, capsys: pytest.Ca
 
 
 def test_no_script_hides_a_module_of_python() -> None:
-    """A script that is run by its path imports the files in its folder first."""
+    """For a script that is run by its path, Python looks for modules in the folder of the script first."""
     names = {path.stem for path in (Path(__file__).parents[2] / "trl_rec/scripts").glob("*.py")}
     assert names & sys.stdlib_module_names == set()
 
@@ -104,7 +106,8 @@ def test_a_saved_model_is_evaluated_beside_the_baselines(
     ]
     main(["evaluate", "--model", "random", "--exhaustive", "6", "--recall_at", "20", *options])
     gap = json.loads(Path("out/beam_gap.json").read_text())["model random"]
-    assert gap["num_users"] == 6 and gap["gaps"]["ndcg@5"]["difference"] == 0  # item tokens are all scored anyway
+    # With item tokens, the beam search scores all items too.
+    assert gap["num_users"] == 6 and gap["gaps"]["ndcg@5"]["difference"] == 0
     results = json.loads(Path("out/metrics.json").read_text())["results"]
     assert all("recall@20" in result["metrics"] for result in results.values())
     assert list(results) == ["random", "popularity", "transition", "model random"]
@@ -140,7 +143,8 @@ def test_a_saved_model_is_evaluated_beside_the_baselines(
 
 
 def test_a_run_is_evaluated_as_it_was_trained(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Surface, prompt and ranking come from its folder. Other items and other surfaces are refused."""
+    """The surface, the prompt and the options of ranking come from the run folder. Other items and other surfaces are
+    refused."""
     monkeypatch.chdir(tmp_path)
     main(["prepare", "--config", "prepare/toy", "--toy_users", "20", "--toy_items", "50"])
     catalog = load("data/toy").with_surface("item_token").catalog
@@ -240,7 +244,7 @@ def test_a_training_verb_is_launched_with_its_options(monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two steps in two processes under `accelerate launch`, then recommendations from the run folder."""
+    """Trains two steps in two processes under `accelerate launch`, and then recommends from the run folder."""
     monkeypatch.chdir(tmp_path)
     recipe = {**yaml.safe_load(find_recipe("accelerate/zero2").read_text()), "use_cpu": True, "mixed_precision": "no"}
     Path("zero2.yaml").write_text(yaml.safe_dump(recipe))
@@ -301,7 +305,7 @@ def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys:
         ),
         (
             ["evaluate", "--dataset", "x", "--output_dir", "x", "--exhaustive", "3"],
-            "a model that ranks single items; set model as well",
+            "every item of the catalogue with the model; set model as well",
         ),
         (["evaluate", "--dataset", "x", "--output_dir", "x", "--bogus", "1"], "not used by the HfArgumentParser"),
     ],
@@ -335,7 +339,7 @@ def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
         "pyproject.toml",
         "README.md",
         "LICENSE",
-    ):  # no build folder of an earlier wheel
+    ):  # without the build folder of an earlier wheel
         shutil.copy(root / name, tmp_path)
     for name in ("trl_rec", "recipes"):
         shutil.copytree(root / name, tmp_path / name)
@@ -343,15 +347,16 @@ def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, site], check=True)
-    packed = {path.relative_to(site) for path in site.rglob("*") if path.suffix in (".py", ".yaml", ".typed")}
-    source = [path.relative_to(root) for path in (root / "trl_rec").rglob("*") if path.suffix in (".py", ".typed")]
+    packed = {path.relative_to(site) for path in site.rglob("*") if path.suffix in (".py", ".yaml", ".typed", ".json")}
+    suffixes = (".py", ".typed", ".json")
+    source = [path.relative_to(root) for path in (root / "trl_rec").rglob("*") if path.suffix in suffixes]
     recipes = [
         Path("trl_rec/recipes") / path.relative_to(root / "recipes") for path in (root / "recipes").rglob("*.yaml")
     ]
     assert packed == {*source, *recipes}
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r}); "
-        "from trl_rec.scripts.parsing import find_recipe; print(find_recipe('prepare/toy'))"
+        "from trl_rec.scripts.recipe_files import find_recipe; print(find_recipe('prepare/toy'))"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True

@@ -35,14 +35,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         per_user = {metric: mean + easy + rng.normal(0, 0.02, NUM_USERS) for metric in ("ndcg@1", METRIC)}
         metrics = {metric: float(values.mean()) for metric, values in per_user.items()}
         row = Evaluation({**metrics, "num_users": NUM_USERS}, {}, per_user)
+        with_prior = changes.pop("with_prior", False)
+        more = {"prior": baselines["transition"], "BEAR x prior": shifted(row, 0.05)} if with_prior else {}
         options = {"dataset": dataset, "ks": [1, 10], "exclude_history": True, "recommender": "BEAR", **changes}
-        write_evaluation(folder / name, {**baselines, "BEAR": row}, **options)
+        write_evaluation(folder / name, {**baselines, "BEAR": row, **more}, **options)
         if weight is not None:
             (folder / name / "recipe.yaml").write_text(RECIPE.format(weight, changes["seed"]))
 
     for seed in range(3):
         write(f"sft-seed{seed}", 0.5, 0, seed=seed)
         write(f"bear-{seed}", 0.6, 1, seed=seed)
+        write(f"with-prior-{seed}", 0.6, 2, seed=seed, with_prior=True)
     write("bear-again", 0.6, 1, seed=2)
     write("lists", 0.5)
     write("with-history", 0.5, exclude_history=False)
@@ -51,6 +54,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     other = prepare("toy", folder / "other", toy_users=NUM_USERS, toy_items=51)
     write("other-data", 0.5, dataset=other)
     return folder
+
+
+def shifted(row: Evaluation, amount: float) -> Evaluation:
+    """Returns the evaluation with `amount` added to all values."""
+    per_user = {metric: values + amount for metric, values in row.per_user.items()}
+    metrics = {metric: float(values.mean()) for metric, values in per_user.items()}
+    return Evaluation({**metrics, "num_users": NUM_USERS}, {}, per_user)
 
 
 def compared(world: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -101,7 +111,7 @@ def test_the_reference(
 ) -> None:
     rows = compared(world, capsys, *words).splitlines()
     assert rows[4].split()[0] == reference and rows[4].endswith("reference")
-    assert rows[5].endswith(", one seed") == (reference != "bear")  # the lists are paired with both seeds of bear
+    assert rows[5].endswith(", one seed") == (reference != "bear")  # the lists are paired with all seeds of bear
 
 
 def test_names_make_arms(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +137,7 @@ ATTACKS = [
     Attack("other split", "were evaluated on different splits", words=["bear-0", "validation"]),
     Attack("other exclusion", "excludes the items of a user's history", words=["bear-0", "with-history"]),
     Attack("other data as reference", "different catalogues", words=["bear-0", "--against", "other-data"]),
-    Attack("only baselines", "baselines has only baselines", words=["bear-0", "baselines"]),
+    Attack("only baselines", "baselines contains only baselines", words=["bear-0", "baselines"]),
     Attack("a seed twice", "are both runs of bear with seed 2", words=["bear-2", "bear-again"]),
     Attack(
         "too few names",
@@ -162,3 +172,25 @@ def test_slices_without_users_that_the_metric_applies_to_are_left_out() -> None:
     runs = {name: {None: {METRIC: values + shift}} for name, shift in (("a", 0.0), ("b", 0.1))}
     masks = {"known": np.array([True] * 4 + [False] * 2), "unknown": np.array([False] * 3 + [True] * 3)}
     assert list(_compare_slices(runs, "a", METRIC, masks)) == ["known"]
+
+
+def names(printed: str) -> list[str]:
+    """Returns the first column of a table. Its rows are between the line below the headings and the legend."""
+    rows = printed.split("---\n", 1)[1].split("\n\n", 1)[0]
+    return [line.split("  ")[0] for line in rows.splitlines()]
+
+
+def test_rows_of_a_prior_are_compared_too(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [f"with-prior-{seed}" for seed in range(3)]
+    printed = compared(world, capsys, *runs, "--output", str(tmp_path / "out.json"))
+    # The reference is still the strongest baseline.
+    assert names(printed) == ["transition", "with-prior", "with-prior x prior", "prior"]
+    content = json.loads((tmp_path / "out.json").read_text())
+    verdicts = {one["name"]: one["verdict"] for one in content["comparisons"]}
+    assert verdicts["with-prior x prior"] == "better" and "no sig" in verdicts["prior"]
+    assert list(content["runs"]) == ["with-prior", "with-prior x prior", "prior"]
+
+    printed = compared(world, capsys, *runs, "--against", "prior")
+    assert "with-prior x prior" in printed and "is compared with that of prior" in printed
+    printed = compared(world, capsys, "bear-0", "with-prior-0", "--against", "bear-0")
+    assert names(printed) == ["bear-0", "with-prior-0", "with-prior-0 x prior", "with-prior-0's prior"]

@@ -1,4 +1,4 @@
-"""The recipe in a run folder contains what the user gave and nothing else, and repeats the run to equal weights."""
+"""The recipe in a run folder contains exactly the options that the user gave. Running it again gives equal weights."""
 
 import json
 from importlib import import_module
@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from trl_rec import BearConfig, load, prepare
 from trl_rec.cli import main as command
 from trl_rec.scripts import alro, bear, blade, softmax_dpo
-from trl_rec.scripts.parsing import LAUNCH, find_recipe, given, recipe_names
-from trl_rec.scripts.recipe_files import read_recipe
-from trl_rec.scripts.verbs import TRAINING
-from trl_rec.trainer.base.recipe import given_values, write_recipe
+from trl_rec.scripts.parsing import given
+from trl_rec.scripts.recipe_files import find_recipe, read_recipe, recipe_names
+from trl_rec.scripts.verbs import LAUNCH, TRAINING
+from trl_rec.trainer.base.saving.recipe import given_values, write_recipe
 
 
 TRAINING_RECIPES = [name for name in recipe_names() if name.split("/")[0] in TRAINING]
@@ -39,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def starts(world: Path) -> Path:
-    """The world with a policy for single items, one for lists, and preferences."""
+    """The datasets of `world`, with a policy for single items, a policy for lists, and preferences."""
     on = [*ON_CPU, "--final_split", "none", *QUICK]
     lists = ["--dataset", str(world / "data/toy-rated"), "--list_length", "4", "--eval_ks", "4"]
     lists += ["--targets", "last", "--metric_for_best_model", "eval_ndcg@4"]
@@ -71,7 +71,7 @@ def parsed(verb: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> tupl
 
 @pytest.mark.parametrize("name", TRAINING_RECIPES)
 def test_a_recipe_that_is_written_down_says_the_same(name: str, tmp_path: Path, monkeypatch) -> None:
-    """Everything that a recipe or the command line can give survives, for each verb."""
+    """For each verb, the written recipe keeps every option that a recipe or the command line has set."""
     verb = name.split("/")[0]
     words = ["--config", name, *ON_CPU, "--learning_rate", "1e-5", "--run_name", "ünicode: yes"]
     *others, config = parsed(verb, words, monkeypatch)
@@ -114,7 +114,7 @@ def test_a_run_that_is_repeated_from_its_recipe_has_equal_weights(
     results = [json.loads((tmp_path / name / "metrics.json").read_text())["results"] for name in "ab"]
     assert results[0] == results[1]
 
-    # The second recipe differs from the first only in the folder.
+    # The second recipe differs from the first only in the output folder.
     recipes = [read_recipe(tmp_path / name / "recipe.yaml") for name in "ab"]
     assert [recipe.pop("output_dir") for recipe in recipes] == [f"{tmp_path}/a", f"{tmp_path}/b"]
     assert recipes[0] == recipes[1]

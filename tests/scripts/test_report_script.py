@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sections(folder: Path, *words: str) -> tuple[set[str], str]:
-    """The anchors of the sections of a page, and its text."""
+    """Returns the anchors of the sections of a page, and the text of the page."""
     with chdir(folder):
         report.main([*words, "--output", "page.html"])
         text = Path("page.html").read_text(encoding="utf-8")
@@ -91,7 +91,7 @@ def test_without_the_dataset_histories_are_missing_and_the_page_says_so(folder: 
 
 
 def test_a_study_shows_its_own_comparisons(folder: Path) -> None:
-    """The study is made by hand, as `trl-rec study` writes it."""
+    """The test writes the study's folder by hand, in the form that `trl-rec study` uses."""
     own, ids = (read_evaluation(folder / "runs" / name) for name in ("bear", "ids"))
     runs = {"tokens": [own.results["BEAR"].per_user], "IDs": [ids.results["BEAR"].per_user]}
     baseline = {"kind": "baseline", "runs": {"none": {"test": "../runs/bear", "row": "transition"}}}

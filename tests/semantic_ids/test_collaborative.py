@@ -19,7 +19,7 @@ def train_split(sequences, split="train"):
 
 @pytest.fixture(scope="module")
 def circles():
-    """Users choose among one of two circles of ten items; item 20 is never chosen."""
+    """Sequences of users who each choose only from one of two groups of ten items. Item 20 is never chosen."""
     rng = np.random.default_rng(0)
     return [(rng.choice(10, 8, replace=False) + 10 * (user % 2)).tolist() for user in range(200)]
 
@@ -55,7 +55,7 @@ def test_vectors_are_cached_by_their_inputs(circles, tmp_path, monkeypatch):
 
 
 def test_sampled_negatives_approximate_the_full_softmax(monkeypatch):
-    """Fewer draws than items give about the loss over all items, even if scores and popularity differ."""
+    """With fewer draws than items, the loss is close to that over all items, even if scores and popularity differ."""
     torch.manual_seed(0)
     encoder = collaborative._Encoder(torch.randn(300), 8).eval()
     torch.nn.init.normal_(encoder.items.weight, std=0.5)
@@ -64,11 +64,12 @@ def test_sampled_negatives_approximate_the_full_softmax(monkeypatch):
     exact = float(collaborative._next_item_loss(encoder, items, mask))
     monkeypatch.setattr(collaborative, "NEGATIVES", 100)
     sampled = torch.stack([collaborative._next_item_loss(encoder, items, mask) for _ in range(60)])
-    assert abs(float(sampled.mean()) - exact) < 0.1 < math.log(299 / 100)  # the error without the factor
+    # The error would be log(299 / 100) without the correction factor.
+    assert abs(float(sampled.mean()) - exact) < 0.1 < math.log(299 / 100)
 
 
 def test_every_item_of_a_long_sequence_is_predicted_once():
-    """However the sequence is cut into windows, every item but a user's first is predicted once."""
+    """However a sequence is cut into windows, every item except a user's first one is predicted once."""
     sequences = [list(range(120)), [3, 4], [5], list(range(50)), list(range(51))]
     windows, learned = collaborative._windows(train_split(sequences))
     assert windows.lengths.max() <= collaborative.LENGTH

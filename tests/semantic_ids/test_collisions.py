@@ -13,7 +13,8 @@ CODES = 4
 
 @st.composite
 def quantised(draw, levels=2):
-    """Codes in few cells; residuals and a codebook of small whole numbers, so that there are many ties."""
+    """Draws codes in few cells. The residuals and the codebook are small whole numbers, so that there are many
+    ties."""
     count = draw(st.integers(1, 25))
     prefixes = st.lists(st.integers(0, 1), min_size=levels - 1, max_size=levels - 1)
     rows = [draw(prefixes) + [draw(st.integers(0, CODES - 1))] for _ in range(count)]
@@ -43,7 +44,7 @@ def test_the_repair_keeps_prefixes_and_unique_codes_and_uses_all_codes_of_a_cell
         members = cell == number
         assert len(group[members].unique()) == min(int(members.sum()), CODES)
     kept = before[(before == after).all(1)]
-    assert len(kept.unique(dim=0)) == len(before.unique(dim=0))  # one item of each group stays
+    assert len(kept.unique(dim=0)) == len(before.unique(dim=0))  # one item of each group keeps its code
 
 
 @given(quantised())
@@ -58,7 +59,7 @@ def test_chunks_of_cells_change_nothing(case):
 
 @given(quantised(), st.integers(0, 30), st.integers(0, 2))
 def test_few_of_many_identical_items_are_considered(case, count, code):
-    """The items that are left out beforehand would have got no code."""
+    """Items that are left out in advance would not have received a code anyway."""
     rows, residuals, codebook = case
     rows, residuals = rows + [[0, code]] * count, residuals + [[0, 0]] * count
     assert repaired(rows, residuals, codebook)[:, -1].tolist() == oracle.repair(rows, residuals, codebook)
@@ -68,7 +69,8 @@ def test_few_of_many_identical_items_are_considered(case, count, code):
 
 
 def test_equal_distances_do_not_make_items_identical():
-    """All are 1 from their centroid. The last two are nearest to the others, and must not be left out as copies."""
+    """All items have the distance 1 from their centroid. The last two are nearest to other centroids, and must not be
+    left out as copies of the first ones."""
     residuals = [[-1, 0], [-1, 0], [0, -1], [-1, 0], [0, -1], [0, 1], [1, 0]]
     codes = repaired([[0, 0]] * 7, residuals, [[0, 0], [9, 0], [0, 9], [-9, 0]])
     assert codes[:, -1].tolist() == [0, 3, 0, 0, 0, 2, 1]

@@ -9,7 +9,7 @@ from trl_rec.semantic_ids.kmeans import find_nearest, kmeans
 from trl_rec.semantic_ids.residual import residual_kmeans
 
 
-# Small whole numbers, with which float32 is exact, so ties are exact too.
+# float32 is exact for small whole numbers, so ties are exact too.
 POINTS = st.lists(st.tuples(*[st.integers(-9, 9)] * 3), min_size=3, max_size=40)
 
 
@@ -57,7 +57,7 @@ def test_chunks_and_samples_change_nothing(monkeypatch):
 
 
 def test_an_emptied_centroid_is_seeded_again(monkeypatch):
-    """All seeds are in one place; without new ones most codes would stay empty."""
+    """All first seeds are at one point. Without new seeds, most codes would stay empty."""
     real, points, calls = module._seed_centroids, blobs(), []
 
     def seed_centroids(vectors, centroids, count, generator):

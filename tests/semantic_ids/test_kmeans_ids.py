@@ -150,7 +150,8 @@ def test_a_failure_leaves_a_folder_that_loads(dataset, monkeypatch, broken):
     left = {path.name for path in (dataset.path / "catalog").iterdir()}
     assert left == {"catalog.json", "items.parquet", "semantic_ids.unfinished"}
     assert load(dataset.path).catalog.semantic_ids is not None
-    with pytest.raises(ValueError, match="not made with these settings"):  # without a card their settings are unknown
+    # Without a card, the settings of the IDs are unknown.
+    with pytest.raises(ValueError, match="not made with these settings"):
         make_semantic_ids(dataset, **SMALL, seed=2)
     make_semantic_ids(dataset, **SMALL, seed=1)  # the settings of the call that failed
     assert read_ids_card(dataset.path)["settings"]["seed"] == 1
@@ -225,7 +226,8 @@ def test_invalid_settings_are_refused(dataset, options, message):
 
 
 def test_items_with_the_same_first_code_have_near_vectors(dataset):
-    """By the oracle's distance, they are nearer to each other than to other items."""
+    """Measured by the oracle's distance, items with the same first code are nearer to each other than to other
+    items."""
     ids = texts(make_semantic_ids(dataset, **SMALL).catalog)
     vectors = cooccurrence_vectors(dataset.train, 50, width=8).tolist()
     same, other = [], []

@@ -1,4 +1,4 @@
-"""Vectors of the items from texts and behaviour."""
+"""Item vectors from texts and from behaviour."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_both_signals_are_the_two_side_by_side(toy: RecDataset) -> None:
     text = signal_vectors(toy, "text")
     behaviour = signal_vectors(toy, "behaviour", width=16)
     assert torch.equal(signal_vectors(toy, "both", width=16), torch.cat([behaviour, text], dim=1))
-    assert (toy.path / "vectors").is_dir()  # texts are embedded once
+    assert (toy.path / "vectors").is_dir()  # text vectors are cached
 
     for part in (text, behaviour):
         norms = part.norm(dim=1)

@@ -40,13 +40,13 @@ def test_the_repair_moves_colliding_groups_as_each_alone(case):
     assert torch.equal(once[sizes == 1], codes[sizes == 1]) and torch.equal(once[sizes > 6], codes[sizes > 6])
     for group in group_of(codes).unique():
         items = group_of(codes) == group
-        if 1 < items.sum() <= 6:  # the result is that of the group alone
+        if 1 < items.sum() <= 6:  # the result equals that of the group by itself
             alone = balanced(torch.cdist(residuals[items], codebook).square().unsqueeze(0))[0].argmax(-1)
             assert torch.equal(once[items, 1], alone)
 
 
 def test_fewer_items_collide():
-    """At first, half of 400 items collide (16 codes, 40 cells)."""
+    """At first, many of the 400 items collide, because they use only 4 of the 16 last codes in each of 40 cells."""
     generator = torch.Generator().manual_seed(0)
     codes = torch.stack(
         [torch.randint(40, (400,), generator=generator), torch.randint(4, (400,), generator=generator)], 1
@@ -63,7 +63,7 @@ def test_distinct_codes_stay():
 
 
 def test_a_group_is_spread_over_the_codes_nearest_to_it():
-    """Three items share a code; each moves to the code nearest to it."""
+    """Three items share a code. Each moves to the code that is nearest to it."""
     codebook = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
     residuals = codebook[:3] * 0.4
     assert sinkhorn_repair(torch.zeros(3, 2, dtype=torch.int64), residuals, codebook)[:, 1].tolist() == [0, 1, 2]

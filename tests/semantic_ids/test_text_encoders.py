@@ -19,7 +19,7 @@ def test_texts_that_share_words_are_near_each_other():
 
 
 def test_vectors_are_cached_in_chunks(tmp_path, monkeypatch):
-    """A call that was killed continues with the chunk at which it stopped."""
+    """After a killed call, the next call continues with the chunk at which it stopped."""
     monkeypatch.setattr(text_encoders, "CHUNK", 2)
     encoder, read = load_text_encoder("words"), []
 

@@ -1,7 +1,7 @@
-"""Golden trajectories: what a small fixed run logs at each of ten steps, kept in `golden/METHOD.json` with its
-tolerances.
+"""Golden trajectories: the values that a small fixed run logs at each of ten steps, kept in `golden/METHOD.json` with
+their tolerances.
 
-Where the numbers are meant to change, they are written anew, and the diff is read:
+If the numbers are meant to change, write the files again and review the diff:
 
     TRL_REC_WRITE_GOLDEN=1 python -m pytest tests/trainer -k golden
 """
@@ -29,8 +29,8 @@ Trajectory = dict[str, list[float]]
 
 
 def trajectory(trainer: Any) -> Trajectory:
-    """Trains `NUM_STEPS` steps, and returns what the JSON keeps of them. The trainer logs every step and saves
-    nothing."""
+    """Trains `NUM_STEPS` steps, and returns the logged values that the JSON file keeps. The trainer must log every
+    step."""
     trainer.train()
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(steps) == NUM_STEPS
@@ -38,8 +38,8 @@ def trajectory(trainer: Any) -> Trajectory:
 
 
 def assert_golden(method: str, run: str, told: Trajectory) -> None:
-    """Compares with the JSON, or writes into it where the variable says so; such a test is then skipped, not
-    passed."""
+    """Compares the run with the JSON file. If TRL_REC_WRITE_GOLDEN is set, writes the file instead and skips the
+    test."""
     if os.environ.get("TRL_REC_WRITE_GOLDEN"):
         write(method, run, told)
         pytest.skip(f"golden/{method}.json: {run} was written anew")
@@ -47,7 +47,7 @@ def assert_golden(method: str, run: str, told: Trajectory) -> None:
 
 
 def compare(method: str, run: str, told: Trajectory) -> None:
-    """Fails where a number lies outside its tolerance, and says how to write the file anew."""
+    """Fails if a number is outside its tolerance. The message says how to write the file again."""
     golden = json.loads((FOLDER / f"{method}.json").read_text())
     assert told.keys() == golden["tolerances"].keys() == golden["runs"][run].keys()
     for name, tolerance in golden["tolerances"].items():
@@ -58,7 +58,7 @@ def compare(method: str, run: str, told: Trajectory) -> None:
 
 
 def write(method: str, run: str, told: Trajectory) -> None:
-    """Puts the run into the file. Tolerances that are there stay."""
+    """Writes the run to the file, and keeps the tolerances that the file already has."""
     path = FOLDER / f"{method}.json"
     golden = json.loads(path.read_text()) if path.exists() else {"tolerances": TOLERANCES, "runs": {}}
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)

@@ -1,6 +1,7 @@
 """Runs that are killed with SIGKILL and started again, some of them while a checkpoint is being written.
 
-A trainer's test hands in work for `tests.processes` that trains into a folder and resumes from what is there.
+The test of a trainer provides the work for `tests.processes`. The work trains into a folder, and resumes from the
+checkpoints in it.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from pathlib import Path
 import pytest
 
 from tests.processes import Work, log_of, run_alone, start
-from trl_rec.trainer.base.checkpoints import MARK
+from trl_rec.trainer.base.saving.checkpoints import MARK
 
 
-# Kills per run, and the steps that leave room for them.
+# The number of kills per run, and the number of training steps for each kill.
 KILLS = pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.long)])
 STEPS_PER_KILL = 10
 POLL = 0.0005  # seconds; a tiny model's checkpoint takes about fifty times as long to write
-NUM_FILES = 12  # of a checkpoint; the optimizer's and the trainer's state come after the tenth
+NUM_FILES = 12  # files per checkpoint; the states of the optimizer and the trainer come after the tenth
 
 
 def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: float, seed: int = 0) -> list[set[str]]:
-    """Starts the run and kills it, `num_kills` times over; a last start runs to its end.
+    """Starts the run and kills it, `num_kills` times. Then starts it once more, and lets it finish.
 
-    The moments are drawn. A start first completes one checkpoint or none, so that the run gets on. Every other kill
-    then comes as soon as 1 to `NUM_FILES` files of a checkpoint are written; those in between come at any moment of
-    `most_seconds`. A run that ends before it is killed fails the test.
+    The times of the kills are random. About half of the starts first complete a checkpoint, so that the run makes
+    progress. Every other kill comes as soon as 1 to `NUM_FILES` files of the next checkpoint are written. The kills in
+    between come within `most_seconds` of its first file. The test fails if the run ends before it is killed.
 
     Returns:
         For each kill, the checkpoints that it left unfinished.
@@ -60,7 +61,7 @@ def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: flo
 
 
 def wait_until(condition: Callable[[], bool], process: BaseProcess, output: Path) -> None:
-    """Looks often; fails when the process has ended."""
+    """Waits until the condition holds, and fails if the process ends before."""
     while not condition():
         assert process.exitcode is None, (
             f"the run ended with {process.exitcode} before it was killed\n{log_of(output)}"
@@ -69,12 +70,13 @@ def wait_until(condition: Callable[[], bool], process: BaseProcess, output: Path
 
 
 def newest_complete(output: Path) -> int:
-    """Step of the newest complete checkpoint, or -1."""
+    """Returns the step of the newest complete checkpoint, or -1."""
     return max((int(mark.parent.name.split("-")[1]) for mark in output.glob(f"checkpoint-*/{MARK}")), default=-1)
 
 
 def unfinished(output: Path) -> dict[Path, int]:
-    """The files of checkpoints without the mark, with the time at which each was last written."""
+    """Returns the files of checkpoints that lack the mark of a complete one, and the time at which each was last
+    written."""
     folders = [folder for folder in output.glob("checkpoint-*") if not (folder / MARK).exists()]
     files = [Path(top, name) for folder in folders for top, _, names in os.walk(folder) for name in names]
     return {path: written for path in files if (written := _written(path)) is not None}
@@ -83,5 +85,5 @@ def unfinished(output: Path) -> dict[Path, int]:
 def _written(path: Path) -> int | None:
     try:
         return path.stat().st_mtime_ns
-    except FileNotFoundError:  # removed in this instant
+    except FileNotFoundError:  # removed since the folder was listed
         return None

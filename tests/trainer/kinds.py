@@ -1,4 +1,4 @@
-"""The data and models of all trainers' own tests, for tests that go over every trainer."""
+"""The data and models of the trainers' own tests, for tests that run every trainer."""
 
 from __future__ import annotations
 

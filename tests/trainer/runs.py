@@ -1,5 +1,5 @@
-"""A small BEAR run, the same here and in a process of its own. `FOLDER` holds a dataset and a model, as `make_folder`
-writes them.
+"""A small BEAR run, for the process of the test and for other processes. `folder` contains the dataset and the model
+that `make_folder` writes.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ PASSED_ON += ("preprocess_logits_for_metrics", "compute_loss_func", "formatting_
 
 
 def with_known_names(options: dict[str, Any]) -> dict[str, Any]:
-    """The same for a config of TRL, whose names depend on the installed transformers (`activation_checkpointing`:
-    5.23)."""
+    """Returns the options under the names that a config of TRL has with the installed transformers
+    (`activation_checkpointing` is new in 5.23)."""
     if knows_activation_checkpointing():
         return options
     return {name.replace("activation_checkpointing", "gradient_checkpointing"): options[name] for name in options}
 
 
 def make_folder(folder: Path) -> RecDataset:
-    """A toy dataset with semantic IDs of three levels, the last of which is often forced, and a model without
-    dropout."""
+    """Saves a toy dataset and a model without dropout. Semantic IDs have three levels, and their last token is often
+    forced."""
     dataset = prepare("toy", folder / "data", toy_users=24, toy_items=60)
     codes = np.random.default_rng(0).integers(0, 7, (60, 2))
     ids = [[f"<a_{a}>", f"<b_{b}>", f"<c_{item}>"] for item, (a, b) in enumerate(codes.tolist())]
@@ -54,7 +54,7 @@ def make_folder(folder: Path) -> RecDataset:
 
 
 def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
-    """A trainer on that folder; `options` go to `BearConfig`, but for those named here."""
+    """Makes a trainer for the data of the folder. `options` are fields of `BearConfig` or arguments of the trainer."""
     model = options.pop("model", None) or load_model(folder / "model")
     dataset, tokenizer = load(folder / "data"), load_tokenizer(folder / "model")
     tokenizer.padding_side = options.pop("padding_side", "left")
@@ -65,7 +65,7 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
         "learning_rate": 0.1,
         "lr_scheduler_type": "constant",
     }
-    defaults["optim"] = "sgd"  # Adam turns the rounding of a gradient that is zero into a step
+    defaults["optim"] = "sgd"  # Adam would take a step for a gradient that is 0 except for rounding
     defaults |= {"max_length": 96, "save_strategy": "no", "activation_checkpointing": False, "overwrite": True}
     config = BearConfig(str(output), **{**QUIET, **defaults, **options})
     extra.setdefault("train_dataset", dataset.train)
@@ -73,7 +73,8 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
 
 
 def conclude(trainer: Any, output: Path, **told: Any) -> None:
-    """Writes what a run measured, and what it ran under, into OUTPUT/run.pt; then its processes end together."""
+    """Writes the measurements of a run, and the way it was launched, to `OUTPUT/run.pt`. Then waits for all
+    processes."""
     state = trainer.accelerator.state
     zero, others = state.deepspeed_plugin, {DistributedType.NO: "alone", DistributedType.MULTI_CPU: "ddp"}
     told["ran_under"] = others[state.distributed_type] if zero is None else f"zero{zero.zero_stage}"
@@ -84,7 +85,8 @@ def conclude(trainer: Any, output: Path, **told: Any) -> None:
 
 
 def trained(name: str, train: Work, output: Path) -> Trained:
-    """The whole run, "alone" or in two processes under the recipe of that name."""
+    """Trains in one process if the name is "alone", or else in two processes under the accelerate recipe of that
+    name."""
     run_alone(train, output) if name == "alone" else run_in_two(name, train, output)
     told, weights = torch.load(output / "run.pt"), output / "adapter_model.safetensors"
     assert told["ran_under"] == name
@@ -92,7 +94,7 @@ def trained(name: str, train: Work, output: Path) -> Trained:
 
 
 def assert_same(two: Trained, one: Trained, figures: tuple[str, ...]) -> None:
-    """Those figures and all weights, but for rounding."""
+    """Asserts that the given figures and all weights are equal, except for rounding."""
     for name in figures:
         assert two[0][name] == pytest.approx(one[0][name], abs=1e-5), name
     for key, tensor in one[1].items():  # ZeRO-3 also writes the tied output embedding
@@ -105,8 +107,8 @@ def losses(trainer: BearTrainer) -> list[float]:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in
-    OUTPUT/run.pt."""
+    """Runs the whole training, in each of its processes. Saves the weights in `output`, and the measurements in
+    `OUTPUT/run.pt`."""
     trainer = make_trainer(folder, output, **options)
     trainer.train(trainer.args.resume_from_checkpoint)
     metrics = trainer.rank_and_measure(load(folder / "data").validation)

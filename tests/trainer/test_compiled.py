@@ -1,6 +1,6 @@
-"""A compiled model (`torch_compile=True`) learns and recommends what the same model does uncompiled.
+"""A compiled model (`torch_compile=True`) has the losses, weights and recommendations of the same model uncompiled.
 
-A compiled model is a wrapper: it hides the class, the layers and the adapters of the model in it, and has no truth
+`torch.compile` wraps a model. The wrapper hides the class, the layers and the adapters of the model, and has no truth
 value. Each trainer must look through it.
 """
 
@@ -27,15 +27,16 @@ from trl_rec import load
 from trl_rec.models import attention, load_model
 
 
-Make = Callable[..., Any]  # a trainer of a folder, an output folder, and fields of its configuration
+Make = Callable[..., Any]  # makes a trainer from a folder, an output folder and options
 
-# Two steps, as the second batch has another shape: the code that is compiled for it takes any length.
+# There are two steps, because the second batch has another shape, for which torch compiles code that accepts any
+# length.
 SHORT = {"max_steps": 2, "per_device_train_batch_size": 2, "eval_ks": [3]}
 LORA = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["qkv_proj"])
 
 
 def one_layer(folder: Path) -> Any:
-    """The folder's model with its first layer alone, which compiles in less time."""
+    """Returns only the first layer of the folder's model, because it compiles in less time."""
     model = load_model(folder / "model")
     del model.model.layers[1:]
     model.config.num_hidden_layers = 1
@@ -43,7 +44,7 @@ def one_layer(folder: Path) -> Any:
 
 
 def with_adapter(folder: Path) -> PeftModel:
-    """That model with an adapter that has learned something already, so that it is not its base."""
+    """Returns the one-layer model with an adapter that is not zero, so that the model differs from its base."""
     torch.manual_seed(0)
     model = get_peft_model(one_layer(folder), LORA)
     with torch.no_grad():
@@ -54,7 +55,7 @@ def with_adapter(folder: Path) -> PeftModel:
 
 
 def trained(make: Make, folder: Path, output: Path, **options: Any) -> dict[str, Any]:
-    """What a short run logs, what it learns, and the lists that it then recommends."""
+    """Trains for a short time. Returns the log, the weights, the saved weights and the recommended lists."""
     torch.manual_seed(0)
     trainer = make(folder, output, **{**SHORT, **options})
     trainer.train()
@@ -88,7 +89,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def compiled_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No compiled code of an earlier test is used, and models are told again why their rows are separate."""
+    """Discards compiled code of earlier tests, and lets warnings about separate rows be logged again."""
     torch._dynamo.reset()
     attention.warn_once.cache_clear()
 
@@ -107,7 +108,7 @@ CASES = {
 
 
 def both(case: str, backend: str, folders: dict[str, Path], output: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The same run compiled by a backend, and uncompiled."""
+    """Returns the results of the same run compiled by a backend, and uncompiled."""
     kind, make, options = CASES[case]
     make_model = options.get("model", one_layer)
     compile_options = {"torch_compile": True, "torch_compile_backend": backend}
@@ -130,7 +131,7 @@ def test_a_compiled_model_learns_and_recommends_the_same(
     compiled, plain = both(case, "eager", folders, tmp_path)
     assert_same(compiled, plain)
     assert "a row of its own" not in caplog.text
-    if case.startswith("softmax_dpo"):  # the reference is not the policy itself
+    if case.startswith("softmax_dpo"):  # the reference must not be the policy itself
         assert plain["log"][1]["rewards/margins"] != 0
 
 

@@ -46,7 +46,7 @@ class ResidentMemory(TrainerCallback):
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
 @pytest.mark.parametrize("name", MAKERS)
 def test_resident_memory_is_flat_after_200_steps(name: str, tmp_path: Path) -> None:
-    """In a process of its own, as other tests' memory would hide what a trainer adds."""
+    """The training runs in a process of its own, because memory of other tests would hide what the trainer adds."""
     (alro_runs if name == "alro" else runs).make_folder(tmp_path)
     run_alone(partial(train, name, tmp_path), tmp_path / "run")
     memory = torch.load(tmp_path / "memory.pt")
@@ -55,7 +55,7 @@ def test_resident_memory_is_flat_after_200_steps(name: str, tmp_path: Path) -> N
 
 
 def train(name: str, folder: Path, output: Path) -> None:
-    """1,000 steps; the memory ends up in FOLDER/memory.pt."""
+    """Trains for 1,000 steps, and saves the measured memory in `FOLDER/memory.pt`."""
     memory = ResidentMemory()
     options = {"max_steps": 1000, "learning_rate": 1e-3, "logging_steps": 50, "callbacks": [memory]}
     MAKERS[name](folder, output, **options).train()

@@ -1,5 +1,5 @@
-"""Every trainer with a mixture of experts: it trains with TRL's load-balancing term, ranks, and recommends from its
-run folder, whether or not the model was saved with `output_router_logits`."""
+"""Every trainer with a mixture of experts. It trains with TRL's load-balancing term, ranks, and its run folder
+recommends, whether or not the model was saved with `output_router_logits`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from trl_rec.data.dataset import split_rows
 from trl_rec.models import load_model, load_tokenizer
 
 
-Make = Callable[..., Any]  # a trainer of a folder, an output folder, and fields of its configuration
+Make = Callable[..., Any]  # makes a trainer from a folder, an output folder and options
 
 SHORT = {"max_steps": 2, "per_device_train_batch_size": 2, "eval_ks": [3], "learning_rate": 0.05}
 LORA = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
@@ -56,7 +56,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def mixture(folder: Path, *, asked: bool = False) -> Any:
-    """The folder's model, as it would be had it been saved with `output_router_logits`."""
+    """Returns the folder's model. If `asked`, its configuration has `output_router_logits`, as if it had been saved
+    so."""
     model = load_model(folder / "model")
     model.config.output_router_logits = asked
     return model
@@ -92,12 +93,12 @@ def test_it_trains_ranks_and_recommends(case: str, asked: bool, folders: dict[st
         assert_orders_alike(tmp_path, trainer.rows_of(split), ranked, trainer.catalog.ids)
     else:
         assert_recommends_alike(case, tmp_path, split, ranked.items, trainer.catalog.ids)
-    if "peft_config" not in CASES[case][2]:  # so that other libraries can generate with it
+    if "peft_config" not in CASES[case][2]:  # so that other libraries can generate with the model
         assert not AutoConfig.from_pretrained(tmp_path).output_router_logits
 
 
 def assert_recommends_alike(case: str, folder: Path, split: Dataset, ranked: np.ndarray, ids: list[str]) -> None:
-    """A run folder recommends what the trainer ranked."""
+    """Asserts that the run folder recommends what the trainer ranked."""
     recommender = Recommender.from_pretrained(folder)
     histories = split_rows(split, "history")
     for row in range(3):
@@ -107,7 +108,7 @@ def assert_recommends_alike(case: str, folder: Path, split: Dataset, ranked: np.
 
 
 def assert_orders_alike(folder: Path, rows: Dataset, ranked: Any, ids: list[str]) -> None:
-    """A run folder orders candidates, shown in the same order, as the trainer did."""
+    """Asserts that the run folder orders candidates as the trainer did, if they are shown in the same order."""
     ranker = CandidateRanker.from_pretrained(folder)
     for row in range(3):
         given = rows[row]
@@ -123,7 +124,7 @@ def assert_orders_alike(folder: Path, rows: Dataset, ranked: Any, ids: list[str]
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_term_is_added_with_trls_weight(case: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    """The first loss is that without the term plus the weighted term."""
+    """The first loss equals the loss without the term, plus the weighted term."""
     first = {}
     for weight in (None, 0.0, 2.0):
         trainer = make(case, folders, tmp_path / str(weight), max_steps=1, router_aux_loss_coef=weight)
@@ -138,7 +139,7 @@ def test_the_term_is_added_with_trls_weight(case: str, folders: dict[str, Path],
 
 
 def test_weight_zero_over_the_vocabulary_is_trls_sft(folders: dict[str, Path], tmp_path: Path) -> None:
-    """With the term, over accumulated batches, and to the same weights."""
+    """Losses, load-balancing terms and final weights equal TRL's, with accumulated batches."""
     folder = folders["items"]
     dataset = load(folder / "data")
     tokenizer = load_tokenizer(folder / "model")
@@ -180,7 +181,7 @@ def test_a_term_of_a_model_without_experts_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["bear", "alro", "blade", "softmax_dpo"])
 def test_recomputed_activations_change_nothing(case: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    """The router logits come from layers that are recomputed; the term and its gradient stay the same."""
+    """The layers that give the router logits are recomputed. This does not change the term or its gradient."""
     results = []
     for recomputed in (False, True):
         trainer = make(case, folders, tmp_path / str(recomputed), activation_checkpointing=recomputed)

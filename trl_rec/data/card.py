@@ -12,12 +12,13 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from trl_rec.data.filtering import is_repeated
 from trl_rec.data.indexed_log import IndexedLog
 from trl_rec.data.splits import describe_rule
 from trl_rec.items import ItemCatalog
-from trl_rec.ragged import Ragged
+from trl_rec.ragged import Ragged, is_in
 from trl_rec.version import __version__
 
 
@@ -33,10 +34,11 @@ def make_card(
     left_out: Mapping[str, int],
     merged_timestamps: int,
     notes: tuple[str, ...],
+    license: str | None = None,
 ) -> dict[str, Any]:
     """Returns the fields of the card, in the order in which they are written.
 
-    Most fields are explained by their names. The others are:
+    Most fields are explained by their names. The following are not:
 
     - `rows`, `targets`: numbers of rows and targets per split.
     - `sparsity`: 1 - interactions / (users x items).
@@ -66,6 +68,7 @@ def make_card(
         left_out: As above, including reasons with a count of 0.
         merged_timestamps: As above.
         notes: Remarks on the source, made by its reader.
+        license: The licence of the data, if it is known.
     """
     num_users = log.users.num_rows
     num_items = len(catalog)
@@ -76,7 +79,7 @@ def make_card(
         "num_items": num_items,
         "num_interactions": num_interactions,
         "rows": {name: rows.num_rows for name, rows in splits.items()},
-        "targets": {name: len(_items(rows, "targets")) for name, rows in splits.items()},
+        "targets": {name: pc.sum(pc.list_value_length(rows["targets"])).as_py() or 0 for name, rows in splits.items()},
         "sparsity": round(1 - num_interactions / (num_users * num_items), 6),
         "has_ratings": log.rating is not None,
         "split": settings["split"],
@@ -90,6 +93,7 @@ def make_card(
         "left_out": {reason: count for reason, count in left_out.items() if count},
         "merged_timestamps": merged_timestamps,
         "notes": list(notes),
+        "license": license,
         "sources": dict(sources),
         "settings": dict(settings),
         "fingerprint": catalog.fingerprint,
@@ -113,11 +117,13 @@ def describe(card: Mapping[str, Any]) -> str:
         f"{card['num_users']:,} users, {card['num_items']:,} items, {card['num_interactions']:,} interactions",
         f"split {card['split']}: {card['split_rule']}",
         f"rows: {rows}",
-        f"{card['tied_timestamps']:.0%} of the {interactions} share their timestamp with another of the same user",
+        f"{card['tied_timestamps']:.0%} of the {interactions} have the same timestamp as another one of the same user",
         *card["notes"],
     ]
     if dropped:
         lines.append(f"dropped: {dropped}")
+    if card.get("license"):
+        lines.append(f"licence of the data: {card['license']}")
     left_out = ", ".join(f"{count:,} for {reason}" for reason, count in card.get("left_out", {}).items())
     if left_out:
         lines.append(f"interactions left out on request: {left_out.replace('_', ' ')}")
@@ -126,26 +132,24 @@ def describe(card: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _items(rows: pa.Table, column: str) -> np.ndarray:
-    """Returns the items of a list column as one array, joined over all rows."""
-    return Ragged.from_arrow(rows[column]).values
-
-
 def _share_of_ties(log: IndexedLog, splits: Mapping[str, pa.Table], split: str) -> float:
     """Returns the share of interactions (or windows) with the same timestamp as another one of the same user."""
     user = log.user
     timestamp = log.timestamp
     if split == "windows":
-        # Interactions derived from windows have the timestamps of the windows, so count the rows instead.
+        # All interactions of a window have its timestamp, so count windows instead of interactions. A row is a window.
         user = np.concatenate([rows["user"].to_numpy() for rows in splits.values()])
         timestamp = np.concatenate([rows["timestamp"].to_numpy() for rows in splits.values()])
         order = np.lexsort((timestamp, user))
         user = user[order]
         timestamp = timestamp[order]
 
-    # Ties are neighbours after sorting by user and time, so compare each row with the previous and the next row.
-    same_as_next = (np.diff(user) == 0) & (np.diff(timestamp) == 0)
-    tied = np.concatenate([[False], same_as_next]) | np.concatenate([same_as_next, [False]])  # (num_rows,)
+    # Rows are sorted by user and time, so rows with equal timestamps are neighbours. Compare each row with the next.
+    same_as_next = user[1:] == user[:-1]
+    same_as_next &= timestamp[1:] == timestamp[:-1]
+    tied = np.zeros(len(user), bool)
+    tied[1:] |= same_as_next
+    tied[:-1] |= same_as_next
     return round(float(tied.mean()), 4)
 
 
@@ -153,14 +157,20 @@ def _count_cold_targets(splits: Mapping[str, pa.Table], num_items: int) -> dict[
     """Returns the numbers of validation and test targets that occur in no training row."""
     seen = np.zeros(num_items, bool)  # items that occur in a training row
     for column in ("history", "targets"):
-        seen[_items(splits["train"], column)] = True
-    return {name: int((~seen[_items(splits[name], "targets")]).sum()) for name in ("validation", "test")}
+        for chunk in splits["train"][column].chunks:  # one per block of users
+            seen[chunk.flatten().to_numpy()] = True
+    cold = {}
+    for name in ("validation", "test"):
+        cold[name] = sum(int((~seen[chunk.flatten().to_numpy()]).sum()) for chunk in splits[name]["targets"].chunks)
+    return cold
 
 
 def _count_repeated_targets(rows: pa.Table) -> int:
     """Returns the number of targets that are in the history of their row."""
-    keys = []
-    for column in ("targets", "history"):
-        items = Ragged.from_arrow(rows[column])
-        keys.append(items.row_ids.astype(np.int64) * (1 << 32) + items.values)  # item indices are int32
-    return int(np.isin(*keys).sum())
+    count = 0
+    for batch in rows.select(["targets", "history"]).to_batches():  # one per block of users
+        # Encode each pair of row and item as one number. An item index is an int32, so it fits in the lower 32 bits.
+        targets, history = (Ragged.from_arrow(column) for column in batch.columns)
+        known = history.row_ids << 32 | history.values
+        count += int(is_in(targets.row_ids << 32 | targets.values, known).sum())
+    return count

@@ -1,20 +1,21 @@
 """Converts the tables of a source to common columns and types.
 
-A value that cannot be converted raises an error that names the file and the row. Rows are counted from 1, without the
-header.
+A value that cannot be converted raises an error that names the file and the row. Messages count rows from 1, without
+the header.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from trl_rec.data.log import Options
-from trl_rec.ragged import Ragged
+from trl_rec.ragged import BLOCK, Ragged
 
 
 Parser = Callable[[pa.ChunkedArray], pa.ChunkedArray]
@@ -22,12 +23,24 @@ Parser = Callable[[pa.ChunkedArray], pa.ChunkedArray]
 WHITE_SPACE = r"[\s\p{Z}\x{85}]+"
 
 
+class Columns(Protocol):
+    """A table whose columns can be read one at a time. `pa.Table` has this interface, too."""
+
+    @property
+    def column_names(self) -> list[str]: ...
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def column(self, name: str) -> pa.ChunkedArray: ...
+
+
 class RowError(ValueError):
     """A row of a source file is invalid.
 
     Args:
         where (`str`): Name of the file.
-        row (`int`): Row number, from 0. The message counts from 1.
+        row (`int`): Row number, counted from 0. The message counts from 1.
         problem (`str`): What is wrong with the row, and how to fix it.
     """
 
@@ -65,16 +78,20 @@ def _semantic_ids(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
     column = column.cast(pa.list_(pa.string()))
     empty = pc.fill_null(pc.equal(pc.list_value_length(column), 0), True)
     check_none(empty, column, where, f"the semantic_id {{}} contains no tokens; add its tokens, or {remedy}")
+
     lists = Ragged.from_arrow(column)
-    bad = np.array([not token for token in lists.values], bool)
-    without = np.bincount(lists.row_ids[bad], minlength=len(lists)) > 0
+    is_empty = np.array([not token for token in lists.values], bool)
+    has_empty = np.bincount(lists.row_ids[is_empty], minlength=len(lists)) > 0
     message = f"the semantic_id {{}} contains an empty token; correct it, or {remedy}"
-    check_none(pa.chunked_array([without]), column, where, message)
+    check_none(pa.chunked_array([has_empty]), column, where, message)
     return column
 
 
 def grouped(items: pa.Table | None, options: Options, where: str | None) -> pa.Table | None:
-    """Returns the items. If `options` names a group column, that column is converted to lists of text."""
+    """Returns the items, with the group column that `options` names converted to lists of texts.
+
+    The items are unchanged if `options` names no group column. Raises ValueError if the items lack the column.
+    """
     name = options.group_column
     if name is None:
         return items
@@ -89,10 +106,14 @@ def grouped(items: pa.Table | None, options: Options, where: str | None) -> pa.T
 def plain(table: pa.Table, where: str) -> pa.Table:
     """Decodes dictionary-encoded columns, which Parquet uses for categories and partitions."""
     for position, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            values = cast(table.column(position), field.type.value_type, field.name, where)
-            table = table.set_column(position, field.name, values)
+        table = table.set_column(position, field.name, decoded(table.column(position), field.name, where))
     return table
+
+
+def decoded(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    """Returns a column with its dictionary encoding removed, if it has one."""
+    is_encoded = pa.types.is_dictionary(column.type)
+    return cast(column, column.type.value_type, name, where) if is_encoded else column
 
 
 def users_table(table: pa.Table, where: str) -> pa.Table:
@@ -102,12 +123,11 @@ def users_table(table: pa.Table, where: str) -> pa.Table:
     return pa.table({"user_id": distinct_ids(table, "user_id", where), **_columns_of(rest)})
 
 
-def ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
+def ids(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     """Returns a column of ids as text. Raises ValueError if an id is empty.
 
     Floats must be whole numbers and are written without a decimal point.
     """
-    column = table[name]
     if pa.types.is_floating(column.type):
         column = _whole(column, name, where)
     column = cast(column, pa.string(), name, where)
@@ -117,8 +137,8 @@ def ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
 
 
 def distinct_ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
-    """Same as [`ids`], except that a repeated id raises a ValueError."""
-    column = ids(table, name, where)
+    """Same as [`ids`], but a repeated id also raises ValueError."""
+    column = ids(table[name], name, where)
     # If every id is new, `encode` numbers the rows 0, 1, 2 and so on.
     repeated = encode(column)[0] != np.arange(len(column))
     message = f"the {name} {{}} occurs more than once; keep one of its rows"
@@ -132,11 +152,51 @@ def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     Returns an int32 array that contains the number of each row's value, and an array of the distinct values in the
     order of their numbers, which start at 0.
     """
-    chunks = column.dictionary_encode().unify_dictionaries().chunks
+    is_encoded = pa.types.is_dictionary(column.type)
+    encoded = column.dictionary_encode()
+    if not _share_dictionary(encoded.chunks):
+        encoded = encoded.unify_dictionaries()
+    chunks = encoded.chunks
     if not chunks:
-        return np.empty(0, np.int32), pa.array([], column.type)
-    # After unification all chunks have the same dictionary, so use the one of the first chunk.
-    return np.concatenate([chunk.indices.to_numpy() for chunk in chunks]), chunks[0].dictionary
+        return np.empty(0, np.int32), pa.array([], column.type.value_type if is_encoded else column.type)
+    # All chunks have the same dictionary, so use the one of the first chunk.
+    codes = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
+    return _by_appearance(codes, chunks[0].dictionary) if is_encoded else (codes, chunks[0].dictionary)
+
+
+def _share_dictionary(chunks: list[pa.DictionaryArray]) -> bool:
+    """Returns whether all chunks have one dictionary in memory, as after `dictionary_encode`.
+
+    Unifying them would then change nothing, but copy the dictionary for every chunk.
+    """
+    addresses = {tuple(one and one.address for one in chunk.dictionary.buffers()) for chunk in chunks}
+    return len(addresses) <= 1
+
+
+def coded_ids(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    """Same as [`ids`], but the text is dictionary-encoded, so that each distinct id is stored and checked once."""
+    # 1. Encode. If there is a null, let `ids` raise the error. The rows before it are passed too, because one of them
+    # may be invalid in another way.
+    if column.null_count:
+        first = int(pc.index(column.is_null(), True).as_py())
+        ids(column[: first + 1], name, where)
+    try:
+        codes, values = encode(column)
+    except pa.ArrowNotImplementedError:  # lists and structs cannot be encoded, and are no ids
+        codes, values = encode(ids(column, name, where))
+
+    # 2. Check the distinct values. They are in order of first appearance, so the first invalid value belongs to the
+    # first invalid row.
+    try:
+        texts = ids(pa.chunked_array([values]), name, where)
+    except RowError as error:
+        raise RowError(where, int(np.argmax(codes == error.row)), error.problem) from error
+
+    # 3. Different values may have the same text, such as 0.0 and -0.0. Give them the same code.
+    text_codes, distinct = encode(texts)
+    if len(distinct) < len(values):
+        codes = text_codes[codes]
+    return pa.chunked_array([pa.DictionaryArray.from_arrays(pa.array(codes), distinct)])
 
 
 def single_line(titles: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -186,8 +246,28 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
+def _by_appearance(codes: np.ndarray, values: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """Renumbers codes in order of first appearance, and drops the values that no row has."""
+    # 1. Find the first row of each code. If a code occurs several times in an assignment, numpy keeps the last row, so
+    # assign the rows backwards.
+    num_rows = len(codes)
+    first = np.full(len(values), num_rows)
+    for stop in range(num_rows, 0, -BLOCK):
+        start = max(stop - BLOCK, 0)
+        first[codes[start:stop][::-1]] = np.arange(stop - 1, start - 1, -1)
+
+    # 2. Renumber.
+    order = np.argsort(first, kind="stable")
+    order = order[first[order] < num_rows]
+    if np.array_equal(order, np.arange(len(values))):
+        return codes, values
+    new_codes = np.zeros(len(values), codes.dtype)
+    new_codes[order] = np.arange(len(order))
+    return new_codes[codes], values.take(pa.array(order))
+
+
 def _can_cast(kind: pa.DataType, column: pa.ChunkedArray) -> bool:
-    """Returns whether all values of the column can be converted."""
+    """Returns whether all values of the column can be converted. Null can be converted to any type."""
     try:
         return column.null_count == len(column) or column.cast(kind) is not None
     except pa.ArrowException:
@@ -206,14 +286,14 @@ def _has_lists(column: pa.ChunkedArray) -> bool:
 def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     """Converts whole floats to int64.
 
-    Raises RowError for fractions. Also raises it for numbers so large that the float type cannot represent every
-    integer of that size, because different ids of the source may have been rounded to the same number.
+    Raises RowError for fractions, and for numbers so large that the float type cannot represent every integer of that
+    size. Different ids of the source may have been rounded to the same large number.
     """
     # The float type represents every integer up to `last` exactly.
     last = 2.0 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1)
     values = column.cast(pa.float64())
     # NaN and infinity are not whole. Null is accepted here, because `ids` reports it as an empty id.
-    whole = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), last))
+    whole = pc.and_(pc.equal(pc.trunc(values), values), pc.less_equal(pc.abs(values), last))
     message = (
         f"the {name} {{}} is not a whole number, or so large that {column.type} may have rounded it; write the ids as "
         "text"
@@ -222,7 +302,7 @@ def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     return values.cast(pa.int64())
 
 
-def require(table: pa.Table, names: Sequence[str], where: str) -> None:
+def require(table: Columns, names: Sequence[str], where: str) -> None:
     """Raises ValueError if the table lacks one of these columns, or has no rows."""
     for name in names:
         if name not in table.column_names:
@@ -250,7 +330,7 @@ def parsed(column: pa.ChunkedArray, parsers: Sequence[Parser], where: str, messa
 
     Raises RowError at the first value that this parser cannot read. `{}` in the message is replaced by the value.
     """
-    # If no parser can read the first value, any parser fails the check below, so take the first one.
+    # If no parser can read the first value, take any parser. It fails the check below.
     parse = next((parse for parse in parsers if _can_parse(parse, column[:1])), parsers[0])
     if not _can_parse(parse, column):
         row = _first_failing(partial(_can_parse, parse), column)
@@ -286,6 +366,6 @@ def _first_failing(fits: Callable[[pa.ChunkedArray], bool], column: pa.ChunkedAr
 
 def to_float(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Converts numbers, or text that contains numbers, to float64."""
-    # A safe cast would raise an error for integers that float64 cannot represent. Here they are rounded instead.
+    # `safe=False` rounds integers that float64 cannot represent exactly. A safe cast would raise an error for them.
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     return (pc.utf8_trim_whitespace(column) if is_text else column).cast(pa.float64(), safe=False)

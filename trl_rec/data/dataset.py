@@ -33,6 +33,7 @@ FILES = [
     "interactions.parquet",
     *(f"{split}/{name}" for split in SPLITS for name in ("dataset_info.json", "state.json")),
 ]
+UNLISTED = "unlisted.parquet"  # written with `unknown_items="keep"`
 # Keys that `read_card` requires. The remaining keys of a card are informational.
 CARD_KEYS = {"split", "fingerprint", "settings", "sources", "rows", "num_interactions"}
 REMEDY = "run trl-rec prepare again with --overwrite"
@@ -73,10 +74,30 @@ class RecDataset:
         """
         return _read(self.path, "interactions.parquet", pq.read_table)
 
+    @cached_property
+    def unlisted(self) -> pa.Table | None:
+        """Table of the interactions with items that the catalogue lacks, sorted by user and time.
+
+        The columns are `user`, `item_id`, `timestamp` and `place`: how many rows of `interactions` precede the
+        interaction. No split contains these interactions. None unless the dataset was prepared with
+        `unknown_items="keep"`.
+        """
+        return _read(self.path, UNLISTED, _read_unlisted) if (self.path / UNLISTED).is_file() else None
+
     def history_of(self, user_id: str) -> list[str]:
-        """Returns the ids of all items that a user chose, oldest first, including validation and test items."""
-        rows = self.interactions.filter(pc.equal(self.interactions["user"], self.user_index(user_id)))
-        return [self.catalog.ids[item] for item in rows["item"].to_pylist()]
+        """Returns the ids of all items that a user chose, oldest first, including validation and test items.
+
+        With `unknown_items="keep"`, they include ids that the catalogue lacks.
+        """
+        user = self.user_index(user_id)
+        start, stop = np.searchsorted(self.interactions["user"].to_numpy(), [user, user + 1])
+        item_ids = [self.catalog.ids[item] for item in self.interactions["item"][start:stop].to_pylist()]
+        if self.unlisted is None:
+            return item_ids
+        more = self.unlisted.filter(pc.equal(self.unlisted["user"], user))
+        places = more["place"].to_numpy() - start
+        history: list[str] = np.insert(np.array(item_ids, object), places, more["item_id"].to_pylist()).tolist()
+        return history
 
     def user_index(self, user_id: str) -> int:
         """Returns the row number of a user in `users`."""
@@ -135,7 +156,8 @@ def split_rows(split: Dataset, column: str) -> Ragged:
 
 def split_users(split: Dataset) -> np.ndarray:
     """Returns the user of each row of a split. Respects the row order set by `select`, `shuffle` or `sort`."""
-    users: np.ndarray = split.select_columns(["user"]).with_format("numpy")[:]["user"]
+    # Use the Arrow format, because the numpy format loops over the rows in Python.
+    users: np.ndarray = split.select_columns(["user"]).with_format("arrow")[:]["user"].to_numpy().astype(np.int64)
     return users
 
 
@@ -208,11 +230,14 @@ def save(
     interactions: pa.Table,
     splits: dict[str, Dataset],
     card: dict[str, Any],
+    unlisted: pa.Table | None = None,
 ) -> None:
     """Writes all files of a dataset folder, the card last."""
     catalog.save(path / "catalog")
     pq.write_table(users, path / "users.parquet")
     pq.write_table(interactions, path / "interactions.parquet")
+    if unlisted is not None:
+        pq.write_table(unlisted, path / UNLISTED)
     for name, rows in splits.items():
         rows.save_to_disk(str(path / name))
     write_json(path / "card.json", card, ensure_ascii=False)
@@ -224,6 +249,10 @@ def _read(path: Path, name: str, read: Callable[[Path], T]) -> T:
         return read(path / name)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:
         raise ValueError(f"{path} is damaged ({name} cannot be read: {error!r}); {REMEDY}") from error
+
+
+def _read_unlisted(path: Path) -> pa.Table:
+    return pq.read_table(path).select(["user", "item_id", "timestamp", "place"])
 
 
 def _load_split(path: Path) -> Dataset:

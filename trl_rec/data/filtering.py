@@ -25,42 +25,52 @@ def k_core(log: IndexedLog, min_user_interactions: int, min_item_interactions: i
         return log
 
     # Dropping a user lowers the counts of items, and dropping an item lowers the counts of users, so repeat until no
-    # interaction is dropped.
-    rows = np.arange(len(log.user))  # indices of the remaining interactions
+    # interaction is dropped. Each step subtracts what it drops from the counts, rather than counting everything again.
+    per_user = np.diff(log.offsets)  # (num_users,)
+    user_counts = per_user.copy()  # (num_users,)
+    item_counts = np.bincount(log.item, minlength=log.items.num_rows)  # (num_items,)
+    kept = np.ones(len(log.user), bool)
     while True:
-        user = log.user[rows]
-        item = log.item[rows]
-        kept = np.bincount(user, minlength=1)[user] >= min_user_interactions
-        kept &= np.bincount(item, minlength=1)[item] >= min_item_interactions
-        if kept.all():
+        dropped = np.repeat(user_counts < min_user_interactions, per_user)  # the log is sorted by user
+        dropped |= (item_counts < min_item_interactions)[log.item]
+        rows = np.flatnonzero(dropped & kept)
+        if not len(rows):
             break
-        rows = rows[kept]
+        kept[rows] = False
+        user_counts -= np.bincount(log.user[rows], minlength=len(user_counts))
+        item_counts -= np.bincount(log.item[rows], minlength=len(item_counts))
 
-    if not len(rows):
+    if not kept.any():
         raise ValueError(
             f"no interactions are left if every user needs at least {min_user_interactions} interactions and every "
             f"item at least {min_item_interactions}; lower min_user_interactions or min_item_interactions"
         )
-    return _without_unused(log.take(rows))
+    return _without_unused(log.take(kept))
 
 
-def is_repeated(log: IndexedLog) -> np.ndarray:
-    """Returns a boolean per interaction: whether an earlier row of the log has the same user and item."""
-    # The sort is stable, so equal pairs of user and item stay in the order of the log.
-    order = np.lexsort((log.item, log.user))
-    same = (np.diff(log.user[order]) == 0) & (np.diff(log.item[order]) == 0)
-    repeated = np.empty(len(order), bool)
-    repeated[order] = np.concatenate([[False], same])[: len(order)]
+def is_repeated(log: IndexedLog, kept: str = "first") -> np.ndarray:
+    """Returns a boolean per interaction: whether another interaction of the same user and item is kept instead.
+
+    Args:
+        log: The interactions.
+        kept (*optional*, defaults to `"first"`): Which interaction of a user with an item is kept: the `"first"` or
+            the `"last"`.
+    """
+    repeated = np.zeros(len(log.user), bool)
+    for _, block in log.blocks():
+        # The sort is stable, so equal pairs of user and item stay in the order of the log.
+        user = log.user[block]
+        item = log.item[block]
+        order = np.lexsort((item, user))
+        same = (np.diff(user[order]) == 0) & (np.diff(item[order]) == 0)
+        others = order[1:] if kept == "first" else order[:-1]
+        repeated[block][others[same]] = True
     return repeated
 
 
 def drop_repeats(log: IndexedLog, kept: str) -> IndexedLog:
     """Returns the log with only the `"first"` or only the `"last"` interaction of each user with each item."""
-    if kept == "first":
-        return log.take(np.flatnonzero(~is_repeated(log)))
-    # In the reversed log, a user's last interaction with an item comes first, so it is the one that is not repeated.
-    backwards = np.arange(len(log.user))[::-1]
-    return log.take(np.sort(backwards[~is_repeated(log.take(backwards))]))
+    return log.take(~is_repeated(log, kept))
 
 
 def _without_unused(log: IndexedLog) -> IndexedLog:
@@ -73,5 +83,5 @@ def _without_unused(log: IndexedLog) -> IndexedLog:
 def _renumbered(indices: np.ndarray, size: int) -> tuple[np.ndarray, pa.Array]:
     """Returns the indices renumbered without gaps, and an array that maps new indices to old ones."""
     used = np.bincount(indices, minlength=size) > 0  # (size,)
-    new_index = np.cumsum(used) - 1  # (size,)
-    return new_index[indices].astype(np.int32), pa.array(np.flatnonzero(used))
+    new_index = (np.cumsum(used) - 1).astype(np.int32)  # (size,)
+    return new_index[indices], pa.array(np.flatnonzero(used))

@@ -9,21 +9,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trl_rec.data.columns import RowError, cast, check_none, encode, ids, numbers, plain, require, shown
+from trl_rec.data.columns import (
+    Columns,
+    RowError,
+    cast,
+    check_none,
+    coded_ids,
+    decoded,
+    encode,
+    numbers,
+    require,
+    shown,
+)
 from trl_rec.data.log import Options
 from trl_rec.data.timestamps import exact_order, seconds
 
 
-def interactions_table(table: pa.Table, where: str) -> pa.Table:
+def interactions_table(table: Columns, where: str) -> pa.Table:
     """Same as [`read_interactions`], except that it takes no options and drops no rows."""
     return read_interactions(table, where, Options())[0]
 
 
-def read_interactions(table: pa.Table, where: str, options: Options) -> tuple[pa.Table, dict[str, int]]:
+def read_interactions(table: Columns, where: str, options: Options) -> tuple[pa.Table, dict[str, int]]:
     """Checks interactions, and drops the rows that the options exclude.
 
+    The columns of a large log do not fit in memory as text, so each is read, converted and released in turn.
+
     Args:
-        table: The interactions. Columns that are not needed are dropped.
+        table: The interactions. Columns that are not needed are not read.
         where: Name of the file, for error messages.
         options: `timestamp_format`, `empty_ratings`, `event_column` and `event_ratings` are used.
 
@@ -31,49 +44,92 @@ def read_interactions(table: pa.Table, where: str, options: Options) -> tuple[pa
         The table `Log.interactions`, and the number of dropped rows by reason.
     """
     # 1. Select the rows to keep.
-    table = plain(table, where)
     require(table, ("user_id", "item_id", "timestamp"), where)
-    rows = np.arange(table.num_rows)  # row numbers in the file, from 0
+    chosen = _Chosen(table, where)
     left_out = {}
     if options.event_column is not None:
-        table, rows, left_out["events"] = _rate_events(table, rows, where, options)
+        ratings = _rate_events(table, where, options)
+        chosen = _Chosen(table, where, ratings.is_valid(), ratings)
+        left_out["events"] = chosen.num_dropped
     elif options.empty_ratings == "drop" and "rating" in table.column_names:
-        table, rows, left_out["empty_ratings"] = _kept(table, rows, pc.invert(_is_empty(table["rating"])))
-    if not table.num_rows:
+        empty = _is_empty(decoded(table.column("rating"), "rating", where))
+        chosen = _Chosen(table, where, pc.invert(empty))
+        left_out["empty_ratings"] = chosen.num_dropped
+    if not len(chosen.rows):
         raise ValueError(
             f"{where}: no rows are left, because the options drop all of them; correct event_ratings or empty_ratings"
         )
 
     # 2. Convert them.
     try:
-        columns = _converted(table, where, options.timestamp_format)
+        columns = _converted(chosen, where, options.timestamp_format)
     except RowError as error:  # `error.row` counts only the kept rows
-        raise RowError(error.where, int(rows[error.row]), error.problem) from error
-    return pa.table({**columns, "row": rows + 1}), {reason: count for reason, count in left_out.items() if count}
+        raise RowError(error.where, int(chosen.rows[error.row]), error.problem) from error
+    left_out = {reason: count for reason, count in left_out.items() if count}
+    return pa.table({**columns, "row": chosen.rows + 1}), left_out
 
 
-def _converted(table: pa.Table, where: str, time_format: str | None) -> dict[str, pa.ChunkedArray]:
+class _Chosen:
+    """The rows of a table that are kept, as columns that are read one at a time.
+
+    Args:
+        table (`Columns`): The table.
+        where (`str`): Name of the file, for error messages.
+        kept (`pa.ChunkedArray`, *optional*): A boolean per row. By default, all rows are kept.
+        ratings (`pa.ChunkedArray`, *optional*): Ratings that replace those of the table.
+    """
+
+    def __init__(
+        self,
+        table: Columns,
+        where: str,
+        kept: pa.ChunkedArray | None = None,
+        ratings: pa.ChunkedArray | None = None,
+    ) -> None:
+        self._table = table
+        self._where = where
+        self._kept = kept
+        self._ratings = ratings
+        self.rows = np.arange(table.num_rows) if kept is None else np.flatnonzero(kept.to_numpy())  # from 0
+        self.has_ratings = ratings is not None or "rating" in table.column_names
+
+    @property
+    def num_dropped(self) -> int:
+        return self._table.num_rows - len(self.rows)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Returns the kept rows of a column."""
+        if name == "rating" and self._ratings is not None:
+            values = self._ratings
+        else:
+            values = decoded(self._table.column(name), name, self._where)
+        return values if self._kept is None else values.filter(self._kept)
+
+
+def _converted(chosen: _Chosen, where: str, time_format: str | None) -> dict[str, pa.ChunkedArray]:
     """Converts the columns to the types of `Log.interactions`."""
-    columns = {
-        "user_id": ids(table, "user_id", where),
-        "item_id": ids(table, "item_id", where),
-        "timestamp": seconds(table["timestamp"], where, time_format),
-    }
-    exact = None if time_format is not None else exact_order(table["timestamp"])
+    columns = {name: coded_ids(chosen.column(name), name, where) for name in ("user_id", "item_id")}
+
+    timestamp = chosen.column("timestamp")
+    columns["timestamp"] = seconds(timestamp, where, time_format)
+    exact = None if time_format is not None else exact_order(timestamp)
     if exact is not None:
         columns["exact_time"] = exact
-    if "rating" in table.column_names:
+    del timestamp
+
+    if chosen.has_ratings:
+        column = chosen.column("rating")
         empty = "the rating is empty; fill it in, leave the row out, or set empty_ratings: drop"
-        check_none(_is_empty(table["rating"]), table["rating"], where, empty)
-        ratings = numbers(table["rating"], "rating", where).cast(pa.float32(), safe=False)
+        check_none(_is_empty(column), column, where, empty)
+        ratings = numbers(column, "rating", where).cast(pa.float32(), safe=False)
         overflows = pc.invert(pc.is_finite(ratings))  # all ratings were finite as float64
-        check_none(overflows, table["rating"], where, "the rating {} is out of float32's range; correct it")
+        check_none(overflows, column, where, "the rating {} is out of float32's range; correct it")
         columns["rating"] = ratings
     return columns
 
 
-def _rate_events(table: pa.Table, rows: np.ndarray, where: str, options: Options) -> tuple[pa.Table, np.ndarray, int]:
-    """Adds the ratings of events, and drops rows whose event has the rating None. Returns the same as [`_kept`]."""
+def _rate_events(table: Columns, where: str, options: Options) -> pa.ChunkedArray:
+    """Returns the rating of each row's event, or null if the event's rating is None."""
     name = options.event_column or ""
     if name not in table.column_names:
         raise ValueError(
@@ -82,24 +138,16 @@ def _rate_events(table: pa.Table, rows: np.ndarray, where: str, options: Options
     ratings = dict(options.event_ratings or {})
 
     # Look up each distinct event once, then index by `codes` to get the rating of every row.
-    codes, events = encode(pc.utf8_trim_whitespace(cast(table[name], pa.string(), name, where).fill_null("")))
+    column = decoded(table.column(name), name, where)
+    codes, events = encode(pc.utf8_trim_whitespace(cast(column, pa.string(), name, where).fill_null("")))
     values = []
     for code, event in enumerate(events.to_pylist()):
         if event not in ratings:
-            row = int(rows[np.flatnonzero(codes == code)[0]])
-            remedy = "add it to event_ratings; the rating null leaves such rows out"
+            row = int(np.argmax(codes == code))
+            remedy = "add it to event_ratings (with the rating null, its rows are left out)"
             raise RowError(where, row, f"the event {shown(event)} has no rating; {remedy}")
         values.append(ratings[event])
-
-    rated = pa.chunked_array([pa.array(values, pa.float64()).take(pa.array(codes))])
-    table = table.drop_columns(["rating"]) if "rating" in table.column_names else table
-    return _kept(table.append_column("rating", rated), rows, rated.is_valid())
-
-
-def _kept(table: pa.Table, rows: np.ndarray, kept: pa.ChunkedArray) -> tuple[pa.Table, np.ndarray, int]:
-    """Returns the rows for which `kept` is true, their row numbers, and the number of dropped rows."""
-    chosen = np.flatnonzero(kept.to_numpy())
-    return table.take(pa.array(chosen)), rows[chosen], len(rows) - len(chosen)
+    return pa.chunked_array([pa.array(values, pa.float64()).take(pa.array(codes))])
 
 
 def _is_empty(column: pa.ChunkedArray) -> pa.ChunkedArray:

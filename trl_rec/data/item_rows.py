@@ -1,4 +1,4 @@
-"""Converts rows of item indices to `Ragged`. Accepts `Ragged`, Arrow list columns, dataset columns and lists."""
+"""Converts rows of item indices to `Ragged`, and checks that each index is a whole number in the catalogue's range."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def item_rows(rows: Rows, name: str, num_items: int | None = None) -> Ragged:
 
     values = rows.values
     upper = np.inf if num_items is None else num_items
-    invalid = ~((values >= 0) & (values == np.floor(values)) & (values < upper))
+    invalid = ~((values >= 0) & (values == np.trunc(values)) & (values < upper))  # also true for NaN
     if invalid.any():
         first = int(np.flatnonzero(invalid)[0])
         row = rows.row_ids[first]

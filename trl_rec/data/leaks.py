@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 from datasets import Dataset
 
-from trl_rec.ragged import Ragged, join
+from trl_rec.ragged import BLOCK, Ragged, join, row_blocks
 
 
 REMEDY = "prepare the data again from its source"
@@ -44,7 +44,7 @@ def check_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) 
         _check_same_users(train, validation, test)
         _check_same_lengths(validation, test, split)
 
-    # A test row continues the validation row, or the training row of a user who has no validation row.
+    # A test row continues the user's validation row, or the training row if the user has no validation row.
     _check_continued(train, validation)
     _check_continued(validation, test)
     _check_continued(train, _without_users_of(test, validation))
@@ -157,15 +157,19 @@ def _check_continued(earlier: Dataset, later: Dataset) -> None:
     users, earlier_rows, later_rows = np.intersect1d(
         _column(earlier, "user"), _column(later, "user"), return_indices=True
     )
-    sequence = join(_ragged(earlier, "history"), _ragged(earlier, "targets")).take(earlier_rows)
-    history = _ragged(later, "history").take(later_rows)
+    before = _ragged(earlier, "history")
+    targets = _ragged(earlier, "targets")
+    history = _ragged(later, "history")
 
-    # Sequences of different lengths cannot be equal. Compare the remaining ones item by item.
-    broken = sequence.lengths != history.lengths  # (num_users,)
+    # Sequences of different lengths cannot be equal. Compare the remaining ones item by item, in blocks of users.
+    lengths = history.lengths[later_rows]  # (num_users,)
+    broken = before.lengths[earlier_rows] + targets.lengths[earlier_rows] != lengths
     comparable = np.flatnonzero(~broken)
-    sequence = sequence.take(comparable)
-    differs = sequence.values != history.take(comparable).values
-    broken[comparable[sequence.row_ids[differs]]] = True
+    for block in row_blocks(np.concatenate([[0], np.cumsum(lengths[comparable])]), BLOCK):
+        pairs = comparable[block]
+        sequence = join(before.take(earlier_rows[pairs]), targets.take(earlier_rows[pairs]))
+        differs = sequence.values != history.take(later_rows[pairs]).values
+        broken[pairs[sequence.row_ids[differs]]] = True
     broken |= _column(earlier, "timestamp")[earlier_rows] > _column(later, "timestamp")[later_rows]
 
     if broken.any():

@@ -1,11 +1,11 @@
 """Builds rows whose completion is a list: the next few new items that a user chooses, in order.
 
 Items that the user has chosen before are skipped, so a list contains distinct items and none of the items of its
-history. A model samples lists with the same two properties if decoding excludes the items of the history. Repeated
-items are not removed from the history in the prompt.
+history. The lists that a model samples have the same two properties if decoding excludes the items of the history. The
+history in the prompt contains every item as often as the user chose it.
 
 A list near the end of a user's items may have fewer than `list_length` items. Such a list does not end in EOS, because
-the rest of the list is unknown.
+the remaining items of a full list are unknown.
 
 If items are written as titles, twins (items with the same title) count as one item.
 """
@@ -58,8 +58,7 @@ def build_list_prompts(
     The arguments are the same as for [`build_list_rows`].
 
     Returns:
-        `datasets.Dataset` with `prompt_ids`, `user`, `history`, and `targets` (the list that the
-        user chose).
+        `datasets.Dataset` with `prompt_ids`, `user`, `history`, and `targets` (the list that the user chose).
     """
     prompts, before, items, users = _prompts(split, prompt_format, every_position, max_length)
     columns = {
@@ -135,10 +134,10 @@ def list_targets(split: Dataset, list_length: int, twins: Twins | None = None) -
 
 
 def new_targets(history: Ragged, targets: Ragged, twins: Twins | None = None) -> np.ndarray:
-    """Returns a boolean per target: whether its item is new.
+    """Returns whether each target is new, as booleans `(len(targets.values),)`.
 
-    An item is new if it is neither in the history nor among the earlier targets of its row. With `twins`, all twins
-    count as the same item.
+    A target is new if its item is neither in the history nor among the earlier targets of its row. With `twins`, all
+    twins count as the same item.
     """
     sequences = join(history, targets)
     if twins is not None:
@@ -204,7 +203,7 @@ def _cut_lists(split: Dataset, length: int, stride: int, twins: Twins | None) ->
     lists = items.take(source).slice(start, np.minimum(start + length, num_new[source]))
 
     # 3. Take everything before the first item of a list, including repeated items.
-    first = position[items.offsets[:-1][source] + start]  # position of this item among the targets of its row
+    first = position[items.offsets[:-1][source] + start]  # where each list begins among the targets of its row
     stop = history.lengths[source] + first
     before = join(history, targets).take(source).head(stop)
     return before, lists, source

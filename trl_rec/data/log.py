@@ -22,7 +22,7 @@ class Options:
     """Options of all readers. [`Reader.options`] lists the ones that a reader uses.
 
     Args:
-        columns (`Mapping[str, str]`, *optional*): Maps our column names to the source's. Applies to all tables.
+        columns (`Mapping[str, str]`, *optional*): Maps our column names to those of the source, in all tables.
         title_column (`str`, *optional*): The item column that contains the title.
         group_column (`str`, *optional*): The item column that contains the groups (genres, brands) of an item.
         group_separator (`str`, *optional*, defaults to `"|"`): Separates the groups of an item if they are given
@@ -58,9 +58,9 @@ class Log:
     Args:
         names (`Mapping[str, str]`): File name of each table, for error messages.
         interactions (`pa.Table`, *optional*):
-            `user_id: string, item_id: string, timestamp: double`, `row: int64` (the row number in the file, from 1),
-            `rating: float` if there are ratings, and `exact_time: int64` if different timestamps may become equal when
-            they are rounded to float64.
+            `user_id` and `item_id` (strings, dictionary-encoded), `timestamp: double`, `row: int64` (the row number in
+            the file, from 1), `rating: float` if there are ratings, and `exact_time: int64` if different timestamps
+            may become equal when they are rounded to float64.
         windows (`dict[str, pa.Table]`, *optional*): The windows of the splits "train", "validation" and "test", one
             per row. A reader that is `windowed` returns them instead of `interactions`. The columns are `user_id:
             string, item_ids: list<string>, timestamp: double, row: int64` (the row number in the file, from 1).
@@ -91,6 +91,7 @@ class Reader(ABC):
         windowed (`bool`): Whether the source contains windows that are already split, so that it can be neither
             filtered nor split again.
         has_timestamps (`bool`): Whether the source has timestamps, which a split by time requires.
+        license (`str`, *optional*): The licence of the data, if it is the same for every source of this format.
         needs_folder (`bool`): Whether the source must be a folder. If False, the name of the format can also be given
             as the source.
     """
@@ -98,6 +99,7 @@ class Reader(ABC):
     options: frozenset[str] = frozenset()
     windowed: bool = False
     has_timestamps: bool = True
+    license: str | None = None
     needs_folder: bool = True
 
     @abstractmethod

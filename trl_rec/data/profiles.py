@@ -1,6 +1,6 @@
 """Makes texts that describe items and users, from their columns and from the training split.
 
-The texts are filled in without a language model, so they are deterministic. The preferences of a user are described by
+The texts are composed without a language model, so they are deterministic. The preferences of a user are described by
 the labels of the user's items in the training split. The labels of an item are its groups. If the catalogue has no
 group column, they are the words of the item's title that have at least four letters.
 """
@@ -18,7 +18,7 @@ from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged, join
 
 
-WORD = r"[^\W\d_]{4,}"  # a word of a title; shorter words are uninformative
+WORD = r"[^\W\d_]{4,}"  # a word of at least four letters, because shorter words say little about a title
 CHUNK = 100_000  # number of histories processed at once, which bounds memory
 
 
@@ -68,7 +68,7 @@ def user_profiles(dataset: RecDataset, *, most: int = 3) -> list[str]:
 def preference_texts(histories: Ragged, catalog: ItemCatalog, *, most: int = 3) -> list[str]:
     """Returns the most frequent labels of the items of each history, such as `Comedy, Drama`.
 
-    Ties are broken in alphabetical order.
+    Equally frequent labels are in alphabetical order.
 
     Args:
         histories: Item indices.
@@ -99,7 +99,7 @@ def item_labels(catalog: ItemCatalog) -> tuple[list[str], Ragged]:
 
 
 def _most_frequent(labels: Ragged, num_labels: int, most: int) -> Ragged:
-    """Returns the `most` most frequent labels of each row. Ties are broken by the lower index."""
+    """Returns the `most` most frequent labels of each row. Equally frequent labels are in ascending order."""
     # 1. Encode each pair of row and label as one number, and count the pairs.
     base = max(num_labels, 1)
     pairs, counts = np.unique(labels.row_ids * base + labels.values, return_counts=True)
@@ -128,7 +128,7 @@ def _text_columns(table: pa.Table, leave_out: tuple[str, ...]) -> dict[str, list
 
 
 def _facts(columns: dict[str, list[str]], form: str, num_rows: int) -> list[list[str]]:
-    """Returns for each row one text per column in which the row has a value: `form`, filled with name and value."""
+    """Returns a list of texts per row: `form`, filled with the name and value of each column that has a value."""
     named = [(name.replace("_", " "), values) for name, values in columns.items()]
     return [[form.format(name, values[row]) for name, values in named if values[row]] for row in range(num_rows)]
 

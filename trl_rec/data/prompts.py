@@ -7,32 +7,27 @@ item are tokenised separately, and only once. Prompts are then concatenated from
 - The oldest items of a long history can be dropped without tokenising it again.
 
 By default, a prompt of item tokens or semantic IDs contains only the items, and a prompt of titles is an instruction
-with one title per line. `{user}` in the head is replaced by the user's semantic ID.
+with one title per line. `{user}` in the head is replaced by the user's semantic ID. A separator may stand between the
+items of a history. It is tokenised separately as well, so dropping the oldest items does not change the tokens of the
+others.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trl_rec.data.prompt_texts import PromptTexts
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.items.twins import Twins
-from trl_rec.ragged import Ragged, join
+from trl_rec.ragged import Ragged, join, within
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# The default prompts. They are defined only here; None in a config, recipe or run folder selects the default.
-TITLE_PROMPT = {
-    "prompt_head": "A user has chosen these items, oldest first:\n",
-    "prompt_item": "{surface}\n",
-    "prompt_tail": "The item that the user chooses next:\n",
-}
-TITLE_LIST_TAIL = "The items that the user chooses next, one a line:\n"
-COMPACT_PROMPT = {"prompt_head": "", "prompt_item": "{surface}", "prompt_tail": ""}  # item tokens and semantic IDs
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +44,7 @@ class PromptFormat:
         end (`np.ndarray`, *optional*): Tokens at the end of a list: EOS. Empty if completions are single items.
         users (`Ragged`, *optional*): Row `u` contains the tokens between `prompt_head` and the history in prompts of
             user `u`: the user's semantic ID and the text after `{user}`. None if prompts name no users.
+        separator (`np.ndarray`, *optional*): Tokens before every item of a history except the first. Empty by default.
         twins (`Twins`, *optional*): Groups of items with the same title, if items are written as titles.
     """
 
@@ -59,6 +55,7 @@ class PromptFormat:
     list_length: int | None = None
     end: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     users: Ragged | None = None
+    separator: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     twins: Twins | None = None
 
     @classmethod
@@ -70,6 +67,7 @@ class PromptFormat:
         prompt_head: str | None = None,
         prompt_item: str | None = None,
         prompt_tail: str | None = None,
+        prompt_separator: str | None = None,
         chat_template: bool = False,
         list_length: int | None = None,
     ) -> PromptFormat:
@@ -83,31 +81,29 @@ class PromptFormat:
                 user's semantic ID.
             prompt_item (*optional*): Text of an item in the history. It must contain `{surface}`.
             prompt_tail (*optional*): Text between the history and the completion.
+            prompt_separator (*optional*): Text before every item of the history except the first, such as `", "`.
             chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's
                 chat template.
             list_length (*optional*): If set, a completion is a list of this many distinct items, followed by EOS. By
                 default, a completion is a single item.
         """
         # 1. Choose the texts.
-        defaults = TITLE_PROMPT if catalog.surface == "title" else COMPACT_PROMPT
         if list_length is not None:
             _check_list_length(list_length, catalog, tokenizer)
-            defaults = {**defaults, "prompt_tail": TITLE_LIST_TAIL if catalog.surface == "title" else ""}
-        prompt_head = defaults["prompt_head"] if prompt_head is None else prompt_head
-        prompt_item = defaults["prompt_item"] if prompt_item is None else prompt_item
-        prompt_tail = defaults["prompt_tail"] if prompt_tail is None else prompt_tail
-        if "{surface}" not in prompt_item:
-            raise ValueError(f"prompt_item must contain {{surface}}, but is {prompt_item!r}")
-        if prompt_head.count("{user}") > 1 or "{user}" in prompt_item + prompt_tail:
-            raise ValueError("{user} may occur only once, in prompt_head; remove the other occurrences")
+        texts = PromptTexts.choose(
+            catalog.surface,
+            tokenizer,
+            prompt_head=prompt_head,
+            prompt_item=prompt_item,
+            prompt_tail=prompt_tail,
+            prompt_separator=prompt_separator,
+            chat_template=chat_template,
+            list_length=list_length,
+        )
 
         # 2. Tokenise them. A chat template contains its own BOS.
-        start: list[int] = []
-        if chat_template:
-            prompt_head, prompt_tail = with_chat_template(tokenizer, prompt_head, prompt_tail)
-        else:
-            start = beginning_ids(tokenizer, catalog.surface)
-        before_user, user, after_user = prompt_head.partition("{user}")
+        start = [] if chat_template else beginning_ids(tokenizer, catalog.surface)
+        before_user, user, after_user = texts.head.partition("{user}")
         users = None
         if user:
             user_ids = catalog.user_token_ids(tokenizer)
@@ -115,12 +111,13 @@ class PromptFormat:
             users = join(user_ids, Ragged.repeated(after, len(user_ids)))
         return cls(
             prompt_head=np.array(start + token_ids(tokenizer, before_user), np.int64),
-            pieces=item_pieces(catalog, tokenizer, prompt_item),
-            prompt_tail=np.array(token_ids(tokenizer, prompt_tail), np.int64),
+            pieces=item_pieces(catalog, tokenizer, texts.item),
+            prompt_tail=np.array(token_ids(tokenizer, texts.tail), np.int64),
             paths=catalog.paths(tokenizer) if list_length is None else catalog.list_paths(tokenizer),
             list_length=list_length,
             end=np.array([] if list_length is None else [tokenizer.eos_token_id], np.int64),
             users=users,
+            separator=np.array(token_ids(tokenizer, texts.separator), np.int64),
             twins=catalog.twins,
         )
 
@@ -128,17 +125,30 @@ class PromptFormat:
     def is_compact(self) -> bool:
         """Whether items have the same tokens in histories and completions, and prompts end with the history.
 
-        In such a format, one row can train a model to predict every item of a history.
+        In such a format, a model can learn from one row to predict every item of a history.
         """
-        # Items have the same tokens in histories and completions if both tables are equal.
+        if len(self.prompt_tail) or len(self.separator):
+            return False
+        # Items have the same tokens in histories and completions if the rows of both tables are equal.
         same_values = np.array_equal(self.pieces.values, self.paths.values)
-        return not len(self.prompt_tail) and same_values and np.array_equal(self.pieces.offsets, self.paths.offsets)
+        return same_values and np.array_equal(self.pieces.offsets, self.paths.offsets)
+
+    @property
+    def piece_lengths(self) -> np.ndarray:
+        """`(num_items,)`: the number of tokens of each item in a history, with the separator before it.
+
+        Only the first item of a history has no separator. So a history is shorter than the sum of its items by one
+        separator, which [`PromptFormat.room`] takes into account.
+        """
+        lengths: np.ndarray = self.pieces.lengths + len(self.separator)
+        return lengths
 
     def room(self, max_length: int | None) -> int | None:
         """Returns how many tokens a history may have, so that prompt and completion together fit into `max_length`.
 
-        The completion is assumed to be the longest one. Returns None if `max_length` is None. Raises ValueError if the
-        longest item would not fit into a history.
+        Items count with their `piece_lengths`, so the room includes a separator before the first item, which is not
+        written. The completion is assumed to be the longest one. Returns None if `max_length` is None. Raises
+        ValueError if the longest item would not fit into a history.
         """
         if max_length is None:
             return None
@@ -154,7 +164,7 @@ class PromptFormat:
                 f"take {fixed} tokens, and one item of a history takes up to {longest_piece}; raise max_length, or "
                 "shorten the titles"
             )
-        return max_length - fixed
+        return max_length - fixed + len(self.separator)
 
     def encode(self, histories: Ragged, users: np.ndarray | None = None, *, max_length: int | None = None) -> Ragged:
         """Returns the prompt of each history, one per row.
@@ -168,10 +178,29 @@ class PromptFormat:
         """
         room = self.room(max_length)
         if room is not None:
-            histories = newest_that_fit(histories, self.pieces.lengths, room)
+            histories = newest_that_fit(histories, self.piece_lengths, room)
         heads = self.encode_heads(len(histories), users)
         tails = Ragged.repeated(self.prompt_tail, len(histories))
-        return join(heads, histories.flatten(self.pieces), tails)
+        return join(heads, self.encode_histories(histories), tails)
+
+    def encode_histories(self, histories: Ragged) -> Ragged:
+        """Returns the tokens of each history, one per row: the pieces of its items, and the separators between them.
+
+        Args:
+            histories: Item indices, oldest first.
+        """
+        if not len(self.separator):
+            return histories.flatten(self.pieces)
+        is_later = within(histories.lengths) > 0
+        rows = histories.values + np.where(is_later, len(self.pieces), 0)
+        return Ragged(rows, histories.offsets).flatten(self._first_and_later)
+
+    @cached_property
+    def _first_and_later(self) -> Ragged:
+        """The pieces of all items, first without a separator, then with one before them: `2 * num_items` rows."""
+        later = join(Ragged.repeated(self.separator, len(self.pieces)), self.pieces)
+        values = np.concatenate([self.pieces.values, later.values])
+        return Ragged.from_lengths(values, np.concatenate([self.pieces.lengths, later.lengths]))
 
     def exclusions(self, histories: Ragged) -> Ragged:
         """Returns the items that must not be recommended after each history, one row per history.
@@ -181,9 +210,9 @@ class PromptFormat:
         return histories if self.twins is None else self.twins.complete(histories)
 
     def encode_heads(self, count: int, users: np.ndarray | None = None) -> Ragged:
-        """Returns the tokens before the history, one row for each of `count` prompts.
+        """Returns the tokens before the history for each of `count` prompts, one prompt per row.
 
-        Row `i` names `users[i]` if prompts name users.
+        If prompts name users, row `i` names `users[i]`.
         """
         heads = Ragged.repeated(self.prompt_head, count)
         if self.users is None:
@@ -207,8 +236,8 @@ def newest_that_fit(histories: Ragged, piece_lengths: np.ndarray, room: int | np
     Args:
         histories: Indices into `piece_lengths`, oldest first.
         piece_lengths: Number of tokens of each piece.
-        room: Maximum number of tokens: one number for all histories, or an array with one number per entry of
-            `histories.values`, in which all entries of a history have the same number.
+        room: Maximum number of tokens of a history. Either one number for all histories, or an array with one number
+            per entry of `histories.values`, which must be the same for all entries of a history.
     """
     # ends[i] is the number of tokens before entry i of `histories.values`.
     ends = np.concatenate([[0], np.cumsum(piece_lengths[histories.values])])
@@ -224,10 +253,11 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def beginning_ids(tokenizer: PreTrainedTokenizerBase, surface: str) -> list[int]:
-    """Returns the first tokens of a prompt: BOS if the tokenizer adds it to texts, else nothing.
+    """Returns the tokens that every prompt begins with.
 
-    Prompts of item tokens and semantic IDs always begin with BOS or EOS. By default they contain only items, so
-    otherwise the prompt of an empty history would have no tokens.
+    This is BOS if the tokenizer adds BOS to texts. Otherwise, prompts of titles begin with no special token, and
+    prompts of item tokens and semantic IDs begin with BOS, or with EOS if there is no BOS. By default, such prompts
+    contain only items, so without this token the prompt of an empty history would be empty.
     """
     bos = tokenizer.bos_token_id
     if bos is not None and tokenizer("a")["input_ids"][:1] == [bos]:
@@ -240,17 +270,6 @@ def beginning_ids(tokenizer: PreTrainedTokenizerBase, surface: str) -> list[int]
             "the tokenizer has neither a BOS nor an EOS token to begin a prompt with; set tokenizer.bos_token"
         )
     return [start]
-
-
-def with_chat_template(tokenizer: PreTrainedTokenizerBase, head: str, tail: str) -> tuple[str, str]:
-    """Returns head and tail, extended by the text that the chat template writes around a message of the user."""
-    if tokenizer.chat_template is None:
-        raise ValueError("chat_template is on, but the tokenizer has no chat template; set chat_template to false")
-    history = "\N{OBJECT REPLACEMENT CHARACTER}"  # placeholder for the history
-    turn = [{"role": "user", "content": head + history + tail}]
-    text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
-    before, after = text.split(history)
-    return before, after
 
 
 def item_pieces(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase, item: str) -> Ragged:

@@ -2,8 +2,9 @@
 
 - `targets="last"` makes one row per target: a prompt with the history, and the target as completion.
 - `targets="all"` makes one row per sequence, so that one forward pass trains all of its targets. In a compact format
-  (item tokens or semantic IDs), every item of the sequence is a target where it stands. In all other formats, rows
-  have a branch per target (see `branches.py`), which only [`BearTrainer`] can read.
+  (item tokens or semantic IDs), the row contains the items of the sequence once, and each target is predicted from the
+  items before it. In all other formats, rows have a branch per target (see `branches/structure.py`), which only
+  [`BearTrainer`] can read.
 
 A row contains items of one user only, and is never cut inside an item. Rows are built with array operations on
 [`Ragged`], without a Python loop over interactions.
@@ -62,21 +63,23 @@ def build_rows(
         split: `RecDataset.train`; the validation and test splits are refused.
         prompt_format: How histories are written.
         targets: `"last"` makes one row per target, with all earlier items as history. `"all"` makes one row per
-            sequence. All of its targets then have the same tokens before them as with `"last"`, unless a history
-            exceeds one of the next two limits.
-        max_length (*optional*): Maximum number of tokens of a prompt and the longest completion. With `"last"`, the
-            oldest items of the history are dropped. With `"all"`, see `long_histories`.
-        max_history (*optional*): Maximum number of items before a target.
+            sequence. Each target is then predicted from the same tokens as with `"last"`, unless its history exceeds
+            `max_length` or `max_history`.
+        max_length (*optional*): Maximum number of tokens of a prompt and the longest completion together. With
+            `"last"`, the oldest items of a longer history are dropped. With `"all"`, see `long_histories`.
+        max_history (*optional*): Maximum number of items before a target. Longer histories are treated as with
+            `max_length`.
         long_histories (*optional*, defaults to `"windows"`): With `targets="all"`, what happens to a target whose
             history exceeds `max_length` or `max_history`. With `"windows"`, the sequence is cut into rows that overlap
-            by half, so the target sees between half of the longest history and all of it. With `"rows"`, the target
-            gets a row of its own, as with `targets="last"`. Each target is trained once in either case.
+            by half, so the target still sees at least half as much history as the limits allow. With `"rows"`, the
+            target gets a row of its own, as with `targets="last"`. Each target is trained once in either case.
         max_row_tokens (*optional*): With `targets="all"`, maximum number of tokens of a row with branches. If the
             targets of a sequence need more, they are divided among several rows.
-        join_windows (*optional*, defaults to `False`): Whether successive windows of a user become one sequence. Meant
-            for sources of windows, such as BIGRec's, with `targets="all"`.
-        trie (*optional*): Trie of the catalogue, if the loss is a softmax over legal tokens. Branches then end at
-            their last token that is not forced.
+        join_windows (*optional*, defaults to `False`): Whether successive windows of a user are joined into one
+            sequence (see `branches/joining.py`). Use it with `targets="all"` if the source consists of windows, as
+            BIGRec's does.
+        trie (*optional*): Trie of the catalogue. Give it if the loss is a softmax over legal tokens. The loss of a
+            forced token, which is the only legal one, is then 0, so branches end at the last token that is not forced.
 
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 for tokens that are excluded from the loss) and `user`.
@@ -163,7 +166,7 @@ def _one_by_one(
     # length. The limit assumes that all items are as short as the shortest, so no item that could fit is dropped.
     room = prompt_format.room(max_length)
     if room is not None:
-        most = room // int(prompt_format.pieces.lengths.min())
+        most = room // int(prompt_format.piece_lengths.min())
         max_history = most if max_history is None else min(max_history, most)
 
     # 2. Take the items before each target from the user's sequence.
@@ -190,17 +193,19 @@ def _rows_with_branches(
     max_length: int | None,
     max_history: int | None,
 ) -> BranchRows:
-    """Returns one row per sequence, with a branch per target, or several rows of a sequence that is too long."""
+    """Returns one row per sequence, with a branch per target. A sequence that is too long gets several rows."""
     if prompt_format.list_length is not None:
         raise ValueError(
             "targets='all' with list_length needs items written without text between them: the surface item_token or "
             "semantic_id; set targets to 'last', and every_position to true to begin a list at every item"
         )
+    # 1. Separate the targets whose whole history fits into a prompt from the rest.
     items = join(history, target)
-    limits = Limits(items, prompt_format.pieces.lengths, prompt_format.room(max_length), max_history)
+    limits = Limits(items, prompt_format.piece_lengths, prompt_format.room(max_length), max_history)
     windows, rest = whole_histories(history.lengths, items.lengths, limits)
     _log_long_histories(rest, long_histories)
 
+    # 2. Write the rows. The rest is cut into windows with branches, or gets one row per target without branches.
     learned = prompt_format.paths.lengths
     if trie is not None:
         learned = _unforced_lengths(prompt_format.paths, trie)
@@ -235,9 +240,9 @@ def _separate(
 
 def _log_long_histories(rest: HistoryWindows, long_histories: str) -> None:
     count = int((rest.last - rest.first + 1).sum())
-    fate = "see only the newest items, in windows" if long_histories == "windows" else "get a row each"
+    consequence = "see only the newest items, in windows" if long_histories == "windows" else "get a row each"
     if count:
-        logger.info("%d targets whose history exceeds max_length or max_history %s", count, fate)
+        logger.info("%d targets whose history exceeds max_length or max_history %s", count, consequence)
 
 
 def _compact_rows(
@@ -250,13 +255,13 @@ def _compact_rows(
     max_length: int | None,
     max_history: int | None,
 ) -> BranchRows:
-    """Returns one row per sequence, in a compact format, or several rows of a sequence that is too long."""
+    """Returns one row per sequence, in a compact format. A sequence that is too long gets several rows."""
     items = join(history, target)
     if long_histories == "windows":
         windows = _equal_windows(history, items, target, prompt_format, max_length, max_history)
         return _write_compact(items, windows, users, prompt_format)
 
-    limits = Limits(items, prompt_format.pieces.lengths, prompt_format.room(max_length), max_history)
+    limits = Limits(items, prompt_format.piece_lengths, prompt_format.room(max_length), max_history)
     windows, rest = whole_histories(history.lengths, items.lengths, limits)
     _log_long_histories(rest, long_histories)
     rows = _write_compact(items, windows, users, prompt_format)
@@ -271,7 +276,10 @@ def _equal_windows(
     max_length: int | None,
     max_history: int | None,
 ) -> HistoryWindows:
-    """Cuts each sequence that has a target into windows with an equal number of items, which overlap by half."""
+    """Cuts each sequence that has a target into windows of the same number of items, which overlap by half.
+
+    The last window of a sequence may be shorter.
+    """
     # 1. Choose the width of a window in items, and the step between windows.
     width = int(items.lengths.max(initial=1)) if max_history is None else max_history + 1
     room = prompt_format.room(max_length)
@@ -300,15 +308,17 @@ def _write_compact(
     items: Ragged, windows: HistoryWindows, users: np.ndarray, prompt_format: PromptFormat
 ) -> BranchRows:
     """Writes each window as a row that consists of the head and the items."""
+    # 1. Take the items of each window, and mark those that are targets.
     source, start, first, last = windows
-    window = items.take(source).slice(start, last + 1)
-    position = within(window.lengths) + np.repeat(start, window.lengths)
-    item_is_target = position >= np.repeat(first, window.lengths)
+    window_items = items.take(source).slice(start, last + 1)
+    position = within(window_items.lengths) + np.repeat(start, window_items.lengths)  # in the sequence
+    item_is_target = position >= np.repeat(first, window_items.lengths)
 
-    pieces = window.flatten(prompt_format.paths)
-    heads = prompt_format.encode_heads(len(window), users[source])
-    token_is_target = np.repeat(item_is_target, prompt_format.paths.lengths[window.values])
-    never = Ragged(np.zeros(len(heads.values), bool), heads.offsets)
-    is_target = join(never, Ragged(token_is_target, pieces.offsets)).values
+    # 2. Write the tokens of head and items. Only the tokens of targets are labelled.
+    heads = prompt_format.encode_heads(len(window_items), users[source])
+    pieces = window_items.flatten(prompt_format.paths)
     tokens = join(heads, pieces)
+    in_heads = Ragged(np.zeros(len(heads.values), bool), heads.offsets)
+    in_pieces = np.repeat(item_is_target, prompt_format.paths.lengths[window_items.values])
+    is_target = join(in_heads, Ragged(in_pieces, pieces.offsets)).values
     return without_branches(tokens, np.where(is_target, tokens.values, IGNORED), source)

@@ -51,20 +51,25 @@ def split_log(log: IndexedLog, rule: str, num_held_out: int = 1) -> tuple[dict[s
         The rows of each split, and the numbers of cold users in validation and test. A cold user has items in the
         split but no row, because the user has no items before the split.
     """
-    lengths = np.bincount(log.user, minlength=log.users.num_rows)  # (num_users,)
-    ends = _ends_by_time(log, lengths) if rule == "time" else _ends_of_last(lengths, num_held_out)
-    # The targets of a split begin where the previous split ends. In training, they begin after the first item.
-    starts = [np.minimum(1, ends[0]), ends[0], ends[1]]
-    tables = {}
-    cold_users = {}
-    for split, start, end in zip(SPLITS, starts, ends, strict=True):
-        # A user with a single training item has a training row without targets.
-        wanted = (end > start) | (split == "train")
-        has_history = start > 0
-        if split != "train":
-            cold_users[split] = int((wanted & ~has_history).sum())
-        tables[split] = _cut_rows(log, np.flatnonzero(wanted & has_history), lengths, start, end)
-    return tables, cold_users
+    moments = _split_times(log.timestamp) if rule == "time" else None
+    tables: dict[str, list[pa.Table]] = {split: [] for split in SPLITS}
+    cold_users = dict.fromkeys(SPLITS[1:], 0)
+    for users, interactions in log.blocks():
+        block = log.take(interactions)
+        lengths = np.diff(log.offsets[users.start : users.stop + 1])  # (users of the block,)
+        ends = _ends_of_last(lengths, num_held_out) if moments is None else _ends_by_time(block, lengths, moments)
+
+        # The targets of a split begin where the previous split ends. In training, they begin after the first item.
+        starts = [np.minimum(1, ends[0]), ends[0], ends[1]]
+        for split, start, end in zip(SPLITS, starts, ends, strict=True):
+            # A user with a single training item has a training row without targets.
+            wanted = (end > start) | (split == "train")
+            has_history = start > 0
+            if split != "train":
+                cold_users[split] += int((wanted & ~has_history).sum())
+            chosen = np.flatnonzero(wanted & has_history)
+            tables[split].append(_cut_rows(block, users.start, chosen, lengths, start, end))
+    return {split: pa.concat_tables(parts) for split, parts in tables.items()}, cold_users
 
 
 def split_windows(windows: Mapping[str, Windows]) -> dict[str, pa.Table]:
@@ -88,17 +93,35 @@ def _ends_of_last(lengths: np.ndarray, num_held_out: int) -> list[np.ndarray]:
     return [lengths - 2 * held_out, lengths - held_out, lengths]
 
 
-def _ends_by_time(log: IndexedLog, lengths: np.ndarray) -> list[np.ndarray]:
-    """Returns where training, validation and test end in each user's sequence. All users share the same end times."""
-    timestamps = np.sort(log.timestamp)
-    # Interactions at exactly a split time go to the later split, so that ties stay together.
-    moments = [timestamps[len(timestamps) * tenths // 10] for tenths in (8, 9)]
-    ends = [np.bincount(log.user[log.timestamp < moment], minlength=len(lengths)) for moment in moments]
+def _split_times(timestamp: np.ndarray) -> tuple[float, float]:
+    """Returns when validation and test begin.
+
+    Interactions at exactly one of these times belong to the later split, so interactions with equal timestamps stay
+    together.
+    """
+    validation, test = (len(timestamp) * tenths // 10 for tenths in (8, 9))
+    ordered = np.partition(timestamp, (validation, test))
+    return ordered[validation], ordered[test]
+
+
+def _ends_by_time(log: IndexedLog, lengths: np.ndarray, moments: tuple[float, float]) -> list[np.ndarray]:
+    """Returns where training, validation and test end in each user's sequence. All users share the same end times.
+
+    `log` contains the interactions of the users that `lengths` describes, and no others.
+    """
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    ends = [np.bincount(row[log.timestamp < moment], minlength=len(lengths)) for moment in moments]
     return [*ends, lengths]
 
 
-def _cut_rows(log: IndexedLog, users: np.ndarray, lengths: np.ndarray, start: np.ndarray, end: np.ndarray) -> pa.Table:
-    """Returns one row for each of `users`. The history ends at position `start`, and the targets end at `end`."""
+def _cut_rows(
+    log: IndexedLog, first_user: int, users: np.ndarray, lengths: np.ndarray, start: np.ndarray, end: np.ndarray
+) -> pa.Table:
+    """Returns one row for each of `users`. The history ends at position `start`, and the targets end at `end`.
+
+    `log`, `lengths`, `start` and `end` cover all users of a block, the first of which is `first_user`. The numbers in
+    `users` are counted from the start of the block.
+    """
     start = start[users]
     end = end[users]
     items = _cut(log.item, lengths, users, start, end)
@@ -107,15 +130,15 @@ def _cut_rows(log: IndexedLog, users: np.ndarray, lengths: np.ndarray, start: np
     # The timestamp of a row is the time of its first target, or of its last history item if it has no target.
     first_target = (np.cumsum(lengths) - lengths)[users] + start
     timestamp = log.timestamp[first_target - (end == start)]
-    return _table(users.astype(np.int32), items, ratings, timestamp)
+    return _table((first_user + users).astype(np.int32), items, ratings, timestamp)
 
 
 def _cut(
     values: np.ndarray | None, lengths: np.ndarray, users: np.ndarray, start: np.ndarray, end: np.ndarray
 ) -> tuple[Ragged, Ragged]:
-    """Returns the values of each user before `start`, and those from `start` to `end`.
+    """Returns the values before `start`, and those from `start` to `end`, for each user in `users`.
 
-    The rows are empty if `values` is None.
+    Without `values`, all rows of both results are empty.
     """
     if values is None:
         return _empty_rows(len(users)), _empty_rows(len(users))

@@ -2,19 +2,39 @@
 
 In windowed data a user has many overlapping rows, because the history of a row contains the targets of the user's
 earlier rows. In the first row of each user, both the history and the targets are new interactions. In later rows, only
-the targets are.
+the targets are new.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset
 
-from trl_rec.data.dataset import check_is_train, split_rows
+from trl_rec.data.dataset import check_is_train, split_rows, split_users
 from trl_rec.data.item_rows import item_rows
-from trl_rec.ragged import Ragged, join, within
+from trl_rec.ragged import Ragged, join, row_blocks, stable_order, within
+
+
+PAIRS = 1 << 24  # about how many pairs are sorted together
+
+
+class Pairs(NamedTuple):
+    """The pairs of items whose first item is in a range of items, sorted by first item, second item and kind.
+
+    Args:
+        keys (`np.ndarray` of shape `(P,)`): `first * num_items + second` for each pair, where `first` is counted from
+            the start of the range.
+        kinds (`np.ndarray` of shape `(P,)`): The kind of each pair, as an index into the argument `kinds` of
+            [`TrainInteractions.pair_blocks`].
+    """
+
+    keys: np.ndarray
+    kinds: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +65,20 @@ class TrainInteractions:
         sequences = item_rows(join(history, targets), "train", num_items)
 
         # Find the first row of each user. In these rows, the history is new as well.
-        users = train.select_columns(["user"]).with_format("numpy")[:]["user"]
+        users = split_users(train)
         is_first_row = np.zeros(len(sequences), bool)
         is_first_row[np.unique(users, return_index=True)[1]] = True
 
-        is_target = within(sequences.lengths) >= history.lengths[sequences.row_ids]
+        # The histories of the other rows repeat interactions of earlier rows.
+        others = np.flatnonzero(~is_first_row)
+        lengths = history.lengths[others]
+        is_new = np.ones(len(sequences.values), bool)
+        is_new[np.repeat(sequences.offsets[others], lengths) + within(lengths)] = False
         if num_items is None:
             num_items = 1 + int(sequences.values.max(initial=-1))
-        return cls(sequences, is_target | is_first_row[sequences.row_ids], num_items)
+        return cls(sequences, is_new, num_items)
 
-    @property
+    @cached_property
     def popularity(self) -> np.ndarray:
         """The number of interactions with each item in the training split, `(num_items,)`."""
         return np.bincount(self.sequences.values[self.is_new], minlength=self.num_items)
@@ -64,18 +88,41 @@ class TrainInteractions:
         """The items by descending [`popularity`], `(num_items,)`. Equally popular items are in ascending order."""
         return np.argsort(-self.popularity, kind="stable")
 
-    def pairs(self, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the pairs of items of the same row in which the second item is new (see `is_new`) and follows the
-        first at a distance of at most `window` positions.
+    def pair_blocks(self, kinds: np.ndarray) -> Iterator[tuple[slice, Pairs]]:
+        """Yields the pairs of items of the same row in which the later item is new (see `is_new`).
 
-        Returns:
-            The first items, the second items and their distances: three arrays of the same length.
+        The items are divided into ranges, so that only the pairs of one range are in memory.
+
+        Args:
+            kinds (`np.ndarray` of shape `(num_kinds,)`): Positions of the second item of a pair relative to the first:
+                2 for the item after the next one, -1 for the one before.
+
+        Yields:
+            A range of items, and the sorted pairs whose first item is in this range.
         """
+        # 1. Sort the positions of all interactions by item.
         values = self.sequences.values
-        rows = self.sequences.row_ids
+        total = len(values)
+        row = np.repeat(np.arange(len(self.sequences), dtype=np.int32), self.sequences.lengths)  # (total,)
+        by_item = stable_order(values)
+        counts = np.bincount(values, minlength=self.num_items)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
 
-        # For each distance d, find the indices into `values` of all items that are the second item of a pair.
-        ends = [np.flatnonzero(self.is_new[d:] & (rows[d:] == rows[:-d])) + d for d in range(1, window + 1)]
-        distance = np.repeat(np.arange(1, window + 1), [len(end) for end in ends])
-        end = np.concatenate(ends)
-        return values[end - distance], values[end], distance
+        # 2. Find the pairs of each range of items. Encode a pair and its kind as one number, because `sort` is much
+        # faster than `argsort` or `lexsort`.
+        bits = int(len(kinds) - 1).bit_length()
+        for items in row_blocks(offsets, max(PAIRS // len(kinds), 1)):
+            place = by_item[offsets[items.start] : offsets[items.stop]]
+            source = np.repeat(np.arange(items.stop - items.start), counts[items])
+            keys = []
+            for number, kind in enumerate(kinds.tolist()):
+                other = place + kind
+                exists = (other >= 0) & (other < total)
+                other[~exists] = 0  # any valid index will do, because `found` leaves these out
+                found = exists & (row[other] == row[place]) & self.is_new[np.maximum(place, other)]
+                pair = source[found] * self.num_items + values[other[found]]
+                keys.append(pair << bits | number)
+            joined = np.concatenate(keys)
+            del keys
+            joined.sort()
+            yield items, Pairs(joined >> bits, joined & ((1 << bits) - 1))

@@ -6,7 +6,9 @@ that are scored per history, not with the square of the number of items.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,8 +52,8 @@ class TransitionCounts:
         """
         COUNT.check("window", window)
         COUNT.check("max_history", max_history)
-        first, second, distance = interactions.pairs(window)
-        return cls.from_pairs(first, second, 1 / distance, interactions.num_items, max_history=max_history)
+        targets, shares = count_pairs(interactions, [PairRule(farthest=window)])[0]
+        return cls(targets, shares, max_history)
 
     @classmethod
     def from_pairs(
@@ -71,24 +73,11 @@ class TransitionCounts:
             num_items (`int`): Size of the catalogue.
             max_history, decay: As in the class.
         """
-        # Sum the weights of equal pairs. This gives the sparse matrix S in row order, one entry per distinct pair.
+        # This gives the sparse matrix S in row order, one entry per distinct pair.
         keys, inverse = np.unique(first * num_items + second, return_inverse=True)
-        sums = np.bincount(inverse, weights, len(keys))
         source, target = np.divmod(keys, max(num_items, 1))
-
-        # Divide each row of S by its sum.
-        totals = np.bincount(source, sums, num_items)
-        targets = Ragged.from_lengths(target, np.bincount(source, minlength=num_items))
-        return cls(targets, sums / totals[source], max_history, decay)
-
-    def largest(self, most: int) -> TransitionCounts:
-        """Returns the counts with only the `most` largest shares of each row. The kept shares are not rescaled, so the
-        sum of a row may be below 1."""
-        rows = self.targets.row_ids
-        order = np.lexsort((-self.shares, rows))
-        kept = np.sort(order[within(self.targets.lengths) < most])
-        targets = Ragged.from_lengths(self.targets.values[kept], np.minimum(self.targets.lengths, most))
-        return replace(self, targets=targets, shares=self.shares[kept])
+        targets, shares = _shares(source, target, np.bincount(inverse, weights, len(keys)), num_items, None)
+        return cls(targets, shares, max_history, decay)
 
     def check(self, num_items: int) -> None:
         """Raises `ValueError` if the counts are not valid for a catalogue of this size."""
@@ -125,6 +114,115 @@ class TransitionCounts:
         recent = histories.tail(self.max_history)
         num_targets = np.bincount(recent.row_ids, self.targets.lengths[recent.values], len(recent))
         return num_targets.astype(np.int64)
+
+
+class PairRule(NamedTuple):
+    """Which pairs of training interactions are counted, and with which weight.
+
+    A pair consists of two items of the same row in which the later item is new, as in [`TrainInteractions`].
+
+    Args:
+        nearest, farthest (`int`): Smallest and largest distance between the two items of a pair.
+        forward (`bool`): Whether the later item of a pair is predicted from the earlier one.
+        backward (`bool`): Whether the earlier item of a pair is predicted from the later one.
+        far (`float`): A pair at the distance d counts 1 / d ** far.
+        rare (`float`): A pair counts 1 / (n + 1) ** rare, where n is how often the predicted item was chosen in
+            training.
+    """
+
+    nearest: int = 1
+    farthest: int = 3
+    forward: bool = True
+    backward: bool = False
+    far: float = 1.0
+    rare: float = 0.0
+
+    def weights(self, offsets: np.ndarray) -> np.ndarray:
+        """Returns the weight of a pair for each offset of the predicted item from the other item.
+
+        The factor for rare items is left out. Pairs that are not counted have the weight 0.
+        """
+        distance = np.abs(offsets)
+        is_counted = (distance >= self.nearest) & (distance <= self.farthest)
+        is_counted &= np.where(offsets > 0, self.forward, self.backward)
+        return np.where(is_counted, 1 / distance**self.far, 0.0)
+
+
+def count_pairs(
+    interactions: TrainInteractions, rules: Sequence[PairRule], *, most: int | None = None
+) -> list[tuple[Ragged, np.ndarray]]:
+    """Counts the pairs of each rule. All rules are counted in one pass over the pairs.
+
+    The pairs of a large log do not fit in memory, so they are sorted and added up for one range of items at a time.
+    The sizes of these ranges do not affect the result, because the pairs from one item to another are always added in
+    the same order.
+
+    Args:
+        interactions: The interactions of a training split.
+        rules: Which pairs are counted.
+        most (*optional*): Maximum number of followers to keep per item, those with the largest shares.
+
+    Returns:
+        For each rule, the `targets` and the `shares` of [`TransitionCounts`]. If only the largest shares of a row are
+        kept, they are not rescaled, so the sum of a row may be below 1.
+    """
+    # 1. Find the weight of each kind of pair under each rule: first pairs with the predicted item at +1, +2, ..., then
+    # at -1, -2, ...
+    window = max(rule.farthest for rule in rules)
+    kinds = np.concatenate([np.arange(1, window + 1), -np.arange(1, window + 1)])
+    weights = [rule.weights(kinds) for rule in rules]  # (num_kinds,) each
+    used = np.any(weights, axis=0)
+    kinds = kinds[used]
+    weights = [weight[used] for weight in weights]
+
+    # 2. Count the pairs of one range of items after the other.
+    parts: list[list[tuple[Ragged, np.ndarray]]] = [[] for _ in rules]
+    for items, pairs in interactions.pair_blocks(kinds):
+        first_of_pair = np.concatenate([[True], pairs.keys[1:] != pairs.keys[:-1]])[: len(pairs.keys)]
+        number = np.cumsum(first_of_pair) - 1  # index of each pair among the distinct pairs
+        source, target = np.divmod(pairs.keys[first_of_pair], max(interactions.num_items, 1))
+        for rule, weight, found in zip(rules, weights, parts, strict=True):
+            of_pairs = weight[pairs.kinds]
+            if rule.rare:
+                of_pairs = of_pairs / ((interactions.popularity[target] + 1) ** rule.rare)[number]
+            sums = np.bincount(number, of_pairs, len(source))
+            found.append(_shares(source, target, sums, items.stop - items.start, most))
+
+    # 3. Join the ranges of each rule. `pop` releases the parts of a rule before the next rule needs memory.
+    return [_joined(parts.pop(0)) for _ in rules]
+
+
+def _shares(
+    source: np.ndarray, target: np.ndarray, sums: np.ndarray, num_sources: int, most: int | None
+) -> tuple[Ragged, np.ndarray]:
+    """Divides the sum of each pair by the total over all pairs of its source. Pairs with the sum 0 are left out."""
+    counted = sums > 0
+    source = source[counted]
+    sums = sums[counted]
+    totals = np.bincount(source, sums, num_sources)
+    targets = Ragged.from_lengths(target[counted].astype(np.int32), np.bincount(source, minlength=num_sources))
+    shares = sums / totals[source]
+    return (targets, shares) if most is None else _largest(targets, shares, most)
+
+
+def _largest(targets: Ragged, shares: np.ndarray, most: int) -> tuple[Ragged, np.ndarray]:
+    """Keeps the `most` largest shares of each row. Of equal shares, those of lower items are kept."""
+    lengths = targets.lengths
+    is_long = lengths > most
+    place = np.flatnonzero(np.repeat(is_long, lengths))  # indices of the values in long rows
+    row = np.repeat(np.arange(len(lengths))[is_long], lengths[is_long])
+    order = place[np.lexsort((-shares[place], row))]
+    kept = np.ones(len(shares), bool)
+    kept[order[within(lengths[is_long]) >= most]] = False
+    return Ragged.from_lengths(targets.values[kept], np.minimum(lengths, most)), shares[kept]
+
+
+def _joined(parts: list[tuple[Ragged, np.ndarray]]) -> tuple[Ragged, np.ndarray]:
+    """Joins the rows of several ranges of items."""
+    lengths = np.concatenate([np.empty(0, np.int64), *(targets.lengths for targets, _ in parts)])
+    values = np.concatenate([np.empty(0, np.int32), *(targets.values for targets, _ in parts)])
+    shares = np.concatenate([np.empty(0), *(shares for _, shares in parts)])
+    return Ragged.from_lengths(values, lengths), shares
 
 
 def sum_by_key(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

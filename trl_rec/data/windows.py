@@ -1,6 +1,7 @@
-"""Replaces the ids of users and items in the windows of a source by row numbers, and derives the interactions.
+"""Replaces the ids in the windows of a source by row numbers, and derives the interactions from the windows.
 
-A window is a list of successive items of one user. The last item is the target.
+A window is a list of successive items of one user. The last item is the target. The row numbers are those of users and
+items in their tables.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from trl_rec.ragged import Ragged
 class Windows:
     """The windows of one split, sorted by user and then by time.
 
-    If a user's windows have equal timestamps, they keep the order of the source.
+    Windows of a user with equal timestamps keep the order of the source.
 
     Args:
         user (`np.ndarray`): The row of each window's user in the table of users, int32.
@@ -78,7 +79,7 @@ def _interactions(users: pa.Table, items: pa.Table, windows: Mapping[str, Window
     order = np.lexsort((timestamp, user))
     rows = Ragged.from_lengths(values, lengths).take(order)
 
-    # 2. Keep only the items that a window adds. A later window repeats items of earlier windows, except for the last.
+    # 2. Keep only the items that a window adds. All items of a later window, except the last, are in earlier windows.
     is_first = np.diff(user[order], prepend=-1) > 0
     new = rows.slice(np.where(is_first, 0, rows.lengths - 1), rows.lengths)
     source = np.repeat(order, new.lengths)

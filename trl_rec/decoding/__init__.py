@@ -1,5 +1,5 @@
 """Recommends items with a model: by beam search over the catalogue, by scoring every item, by sampling whole lists, or
-by ordering given candidates. Also contains priors and a logits processor for `model.generate`."""
+by ordering given candidates. The package also contains priors, and a logits processor for `model.generate`."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,9 @@ from trl_rec._lazy import lazy_names
 __all__ = [
     "ArrayPrior",
     "CandidateRanker",
+    "Explanation",
     "FunctionPrior",
+    "ItemFilter",
     "ItemWeights",
     "ListTokens",
     "MixturePrior",
@@ -19,6 +21,7 @@ __all__ = [
     "RankedItems",
     "RatedPromptFormat",
     "Recommendation",
+    "RecommendedList",
     "Recommender",
     "SampledLists",
     "TransitionPrior",
@@ -44,9 +47,10 @@ if TYPE_CHECKING:
     from trl_rec.decoding.candidates.ranker import CandidateRanker
     from trl_rec.decoding.candidates.ranking import RankedCandidates, rank_candidates
     from trl_rec.decoding.exact import rank_scores, score_catalog, score_items
-    from trl_rec.decoding.list_beams import beam_list
-    from trl_rec.decoding.list_constraint import ListTokens, list_logps, list_tokens
-    from trl_rec.decoding.lists import SampledLists, greedy_list, sample_item_lists
+    from trl_rec.decoding.item_filter import ItemFilter
+    from trl_rec.decoding.lists.beams import beam_list
+    from trl_rec.decoding.lists.constraint import ListTokens, list_logps, list_tokens
+    from trl_rec.decoding.lists.sampling import SampledLists, greedy_list, sample_item_lists
     from trl_rec.decoding.priors import (
         ArrayPrior,
         FunctionPrior,
@@ -58,7 +62,8 @@ if TYPE_CHECKING:
         load_prior,
     )
     from trl_rec.decoding.processor import TrieLogitsProcessor
-    from trl_rec.decoding.recommender import Recommendation, Recommender
+    from trl_rec.decoding.recommended import Explanation, Recommendation, RecommendedList
+    from trl_rec.decoding.recommender import Recommender
     from trl_rec.decoding.weights import ItemWeights
 else:
     __getattr__, __dir__ = lazy_names(
@@ -69,9 +74,10 @@ else:
             "candidates.ranker": ["CandidateRanker"],
             "candidates.ranking": ["RankedCandidates", "rank_candidates"],
             "exact": ["rank_scores", "score_catalog", "score_items"],
-            "list_beams": ["beam_list"],
-            "list_constraint": ["ListTokens", "list_logps", "list_tokens"],
-            "lists": ["SampledLists", "greedy_list", "sample_item_lists"],
+            "item_filter": ["ItemFilter"],
+            "lists.beams": ["beam_list"],
+            "lists.constraint": ["ListTokens", "list_logps", "list_tokens"],
+            "lists.sampling": ["SampledLists", "greedy_list", "sample_item_lists"],
             "priors": [
                 "ArrayPrior",
                 "FunctionPrior",
@@ -83,7 +89,8 @@ else:
                 "load_prior",
             ],
             "processor": ["TrieLogitsProcessor"],
-            "recommender": ["Recommendation", "Recommender"],
+            "recommended": ["Explanation", "Recommendation", "RecommendedList"],
+            "recommender": ["Recommender"],
             "weights": ["ItemWeights"],
         },
     )

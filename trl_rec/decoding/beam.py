@@ -7,14 +7,14 @@ search faster than `generate`:
 - A step gathers the children of the beams' trie nodes. It never masks the vocabulary and never loops over beams in
   Python.
 - The prompt is stored once in the key-value cache, however many beams continue it (see `prompt_cache.py`).
-- Forced tokens, each the only legal token at its node, are skipped: they get no forward pass of their own. With
-  `renormalize=True` a forced token has log-probability 0, so a beam in a chain of forced tokens keeps its slot and its
-  score. The model reads the whole chain at once, just before the beam branches again.
+- Forced tokens are skipped: they get no forward pass of their own. A token is forced if it is the only legal token at
+  its node. With `renormalize=True` a forced token has log-probability 0, so a beam in a chain of forced tokens keeps
+  its slot and its score. The model reads the whole chain at once, just before the beam branches again.
 
 In each round of the loop, every prompt moves to the next depth at which at least one of its beams branches. Prompts
 can be at different depths, so they do not wait for each other. Skipping forced tokens saves many forward passes, but
-each round then copies four integers from the device to size its forward pass. Without skipping, the rounds copy
-nothing from the device.
+each round then copies four integers from the device, to choose the size of its forward pass. Without skipping, the
+rounds copy nothing from the device.
 
 Legend: B: prompts, K: beams per prompt, A: active beams per prompt (the beams that branch in this round), C: children
 per node (padded), N: continuations per prompt, E: excluded items per prompt.
@@ -23,7 +23,7 @@ per node (padded), N: continuations per prompt, E: excluded items per prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from trl_rec.decoding.checks import check_no_nan, checked_prompts, evaluating
 from trl_rec.decoding.excluded import Excluded
-from trl_rec.decoding.prompt_cache import Pending, SeparateRows, SharedPrompt, open_cache
+from trl_rec.decoding.prompt_cache import Pending, open_cache
 from trl_rec.decoding.trie_weights import TrieWeights, Unweighted, look_up
 from trl_rec.decoding.weights import ItemWeights
 from trl_rec.items.trie import TokenTrie
@@ -77,10 +77,10 @@ def rank_items(
         top_k (`int`, *optional*, defaults to `num_beams`): Number of ranks to return. The search finds at most
             `num_beams` paths. With a larger `top_k`, the last ranks stay empty unless items share a path.
         exclude (`torch.Tensor` or lists of `int`, *optional*): Items to leave out: one list per prompt, or a tensor of
-            shape `(B, E)` padded with -1. Excluded items, and subtrees without other items, are removed after the
-            softmax and nothing is renormalised, so the scores of the other items do not change.
-        renormalize (`bool`, *optional*, defaults to `True`): Whether log-probabilities are normalised over the legal
-            tokens, as in training under the trie, or over the whole vocabulary.
+            shape `(B, E)` padded with -1. Excluded items, and subtrees in which every item is excluded, are removed
+            after the softmax. Nothing is renormalised, so the scores of the other items do not change.
+        renormalize (`bool`, *optional*, defaults to `True`): If True, log-probabilities are normalised over the legal
+            tokens, as in training under the trie. If False, they are normalised over the whole vocabulary.
         length_penalty (`float`, *optional*, defaults to `0.0`): The log-probability of an item is divided by the
             number of its tokens, including EOS, raised to this power.
         weights ([`ItemWeights`], *optional*): Weights of the items, such as a prior or a filter. The score of an item
@@ -96,15 +96,47 @@ def rank_items(
     FINITE.check("length_penalty", length_penalty)
     input_ids, attention_mask = checked_prompts(model, prompts, trie)
     trie = trie.to(input_ids.device)
-    excluded = Excluded(trie, exclude, len(input_ids))
-
-    weighted = look_up(trie, weights, excluded)
-
     with evaluating(model):
         cache = open_cache(model, input_ids, attention_mask, trie.max_depth, trie.tokens if renormalize else None)
-        finished = _search(cache, trie, weighted, num_beams, renormalize, length_penalty)
-    check_no_nan(finished.scores)
+        return search_items(cache, trie, num_beams, top_k, exclude, renormalize, length_penalty, weights)
 
+
+class BeamCache(Protocol):
+    """What a search needs of a model that has read the prompts.
+
+    Attributes:
+        logits (`torch.Tensor` of shape `(B, 1, V)`): The logits after the prompt.
+        shared (`bool`): Whether beams may have different numbers of pending tokens.
+        has_logps (`bool`): Whether `logits` and the result of `extend` contain log-probabilities instead, one for each
+            token of `trie.tokens`. A log-probability may be -inf unless it is among the best `num_beams` of its beam.
+    """
+
+    logits: Tensor
+    shared: bool
+    has_logps: bool
+
+    def extend(self, pending: Pending) -> tuple[Tensor, Tensor, Tensor]:
+        """Reads the pending tokens of the active beams, as in `SharedPrompt.extend`."""
+
+    def reorder(self, parents: Tensor) -> None:
+        """Makes beam `k` a continuation of beam `parents[:, k]`."""
+
+
+def search_items(
+    cache: BeamCache,
+    trie: TokenTrie,
+    num_beams: int,
+    top_k: int,
+    exclude: Tensor | Sequence[Sequence[int]] | None,
+    renormalize: bool,
+    length_penalty: float,
+    weights: ItemWeights | None,
+) -> RankedItems:
+    """Does the work of [`rank_items`] after the prompts have been read. The arguments are those of [`rank_items`]."""
+    excluded = Excluded(trie, exclude, len(cache.logits))
+    weighted = look_up(trie, weights, excluded)
+    finished = _search(cache, trie, weighted, num_beams, renormalize, length_penalty)
+    check_no_nan(finished.scores)
     return _rank_leaves(finished, trie, excluded, weighted, top_k)
 
 
@@ -136,7 +168,7 @@ class _Finished(NamedTuple):
 
 
 def _search(
-    cache: SharedPrompt | SeparateRows,
+    cache: BeamCache,
     trie: TokenTrie,
     weighted: TrieWeights | Unweighted,
     num_beams: int,
@@ -145,8 +177,8 @@ def _search(
 ) -> _Finished:
     """Returns the best `num_beams` leaves for each prompt in the cache."""
     # If log-probabilities are normalised over the legal tokens, a forced token has log-probability 0, so chains of
-    # forced tokens can be skipped. This saves a round only if there is a depth at which no node branches. A cache with
-    # one row per beam cannot skip: it reads one token of every beam per step.
+    # forced tokens can be skipped. Skipping saves a round only if there is a depth at which no node branches. A cache
+    # with one row per beam cannot skip: it reads one token of every beam per step.
     skips = renormalize and cache.shared and 1 in trie.depth_widths
 
     # 1. Start with one beam per prompt, at the root or at the end of the chain of forced tokens that starts there.
@@ -176,7 +208,10 @@ def _search(
             logits, slots, valid = cache.extend(pending)  # (B, A, V), (B, A), (B, A)
 
         # 5. Score the children of the active beams. The continuations are these children and the waiting beams.
-        logps, children = child_logps(trie, logits, beams.nodes.gather(1, slots), max_children, renormalize)
+        nodes = beams.nodes.gather(1, slots)
+        logps, children = (_given_logps if cache.has_logps else child_logps)(
+            trie, logits, nodes, max_children, renormalize
+        )
         grown, parents = _children_as_beams(trie, beams, slots, valid, logps, children, weighted, skips)
         continuations, parents = _with_waiting(grown, parents, beams, active)  # (B, N)
 
@@ -253,7 +288,8 @@ def _drop_hopeless(
     num_beams: int,
     length_penalty: float,
 ) -> _Beams:
-    """Empties the slots of beams that have ended, and of beams that score below `num_beams` finished leaves.
+    """Empties the slots of beams that have ended, and of beams whose scores are below those of `num_beams` finished
+    leaves.
 
     Without a length penalty, the score of a beam can only fall as the beam grows. With a length penalty it can also
     rise, so no beam is dropped because of its score.
@@ -266,8 +302,8 @@ def _drop_hopeless(
 
 
 def _pending(trie: TokenTrie, beams: _Beams, active: Tensor, step: int, skips: bool) -> tuple[Pending, int]:
-    """Returns the tokens that the model must read before the active beams branch, and C, the maximum number of
-    children per node."""
+    """Returns the tokens that the model must read before the active beams branch, and C, the largest number of
+    children among which one of these beams chooses."""
     depths = trie.depths(beams.nodes)
     lengths = depths - beams.num_read  # (B, K)
 
@@ -286,9 +322,10 @@ def _pending(trie: TokenTrie, beams: _Beams, active: Tensor, step: int, skips: b
 
 
 def _round_sizes(trie: TokenTrie, nodes: Tensor, lengths: Tensor, active: Tensor) -> list[int]:
-    """Returns four maximum counts, fetched in the round's only transfer from the device: active beams per prompt;
-    pending tokens per prompt, not counting the last token of each beam; pending tokens per beam; and children per
-    node. Inactive beams are ignored.
+    """Returns four maxima: active beams per prompt, inner tokens per prompt (see [`Pending`]), pending tokens per
+    beam, and children per node.
+
+    Inactive beams are ignored. This is the only transfer from the device in a round.
     """
     num_children = trie.row_offsets[nodes + 1] - trie.row_offsets[nodes]
     inner = torch.where(active, lengths - 1, 0).clamp(min=0)
@@ -310,6 +347,14 @@ def child_logps(
     scores = logits.gather(-1, columns).float().masked_fill(~legal, -torch.inf)
     normalizer = scores.logsumexp(-1, keepdim=True) if renormalize else logits.float().logsumexp(-1, keepdim=True)
     return torch.where(legal, scores - normalizer, -torch.inf), children
+
+
+def _given_logps(
+    trie: TokenTrie, logps: Tensor, nodes: Tensor, max_children: int, renormalize: bool
+) -> tuple[Tensor, Tensor]:
+    """Does the same as [`child_logps`] for log-probabilities of `trie.tokens`, which need no normalisation."""
+    tokens, children, legal = trie.children(nodes, max_children)
+    return logps.gather(-1, trie.columns(tokens)).float().masked_fill(~legal, -torch.inf), children
 
 
 def _children_as_beams(
@@ -357,7 +402,7 @@ def _rank_leaves(
     # 1. Lay out each leaf's items side by side, `width` columns per leaf. Without item weights, the items of a leaf
     # have equal scores, so the first `top_k` of them that are not excluded are enough.
     width = trie.max_shared
-    if isinstance(weighted, Unweighted):
+    if not weighted.removes_items:
         width = min(width, top_k + excluded.places.shape[1])
     starts = trie.item_starts[finished.nodes].unsqueeze(-1)
     ends = trie.item_ends[finished.nodes].unsqueeze(-1)

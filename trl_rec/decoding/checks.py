@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from trl_rec.items.trie import TokenTrie
@@ -21,12 +22,18 @@ def checked_prompts(model: PreTrainedModel, prompts: Mapping[str, Tensor], trie:
     input_ids = prompts["input_ids"].to(model.device)
     attention_mask = prompts["attention_mask"].to(model.device)
 
-    if not input_ids.numel() or not bool(attention_mask.any(1).all()):
+    # Check that every prompt has a token, and that none is padded on the right. Copy both results to the host in one
+    # transfer.
+    has_tokens, is_left_padded = False, False
+    if input_ids.numel():
+        checks = [attention_mask.any(1).all(), attention_mask[:, -1].bool().all()]
+        has_tokens, is_left_padded = torch.stack(checks).tolist()
+    if not has_tokens:
         raise ValueError(
             "input_ids contains no prompts, or a prompt without tokens; give every prompt at least one token, such "
             "as BOS"
         )
-    if not bool(attention_mask[:, -1].all()):
+    if not is_left_padded:
         raise ValueError("prompts must be padded on the left; set tokenizer.padding_side = 'left'")
 
     config = model.config.get_text_config()

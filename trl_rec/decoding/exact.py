@@ -1,10 +1,11 @@
 """Computes exact scores without a search, either of every item of the catalogue or of given items.
 
-The scores are those of `rank_items`. `score_catalog` computes the log-probabilities of all edges of the trie, where an
-edge leads from a node to a child. It reads each prompt once, and then the trie's inner nodes in chunks beside the
-cached prompt. An attention mask shows each node its own path only, so a prefix of several paths is read once per
-chunk. Each chunk is removed from the cache after it was read, so memory does not grow with the number of chunks.
-`score_items` reads the paths of a few items as completions of the prompt.
+The scores equal those of `rank_items`. `score_catalog` computes the log-probabilities of all edges of the trie, where
+an edge leads from a node to a child. The model reads each prompt once. Then it reads the tokens of the trie's inner
+nodes, in chunks, after the cached prompt. An attention mask lets each token see only the prompt and its own path, so
+many paths are read together, and a common prefix is read only once. Each chunk is then removed from the cache, so
+memory does not grow with the number of chunks. `score_items` reads the paths of a few items as completions of the
+prompt.
 
 Legend: B: prompts, K: given items per prompt, I: items, Q: nodes that are read together, S: nodes among them whose
 logits are needed, C: children (padded), V: vocabulary, or the tokens of the trie.
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from trl_rec.decoding.beam import RankedItems, best_first, child_logps
 from trl_rec.decoding.checks import check_no_nan, checked_prompts, evaluating
 from trl_rec.decoding.excluded import Excluded
-from trl_rec.decoding.list_constraint import list_logps, list_tokens
+from trl_rec.decoding.lists.constraint import ListTokens, list_logps, list_tokens
 from trl_rec.decoding.prompt_cache import SeparateRows, SharedPrompt, open_cache
 from trl_rec.decoding.trie_weights import look_up
 from trl_rec.decoding.weights import ItemWeights
@@ -55,8 +56,8 @@ def score_catalog(
         model, prompts, trie, renormalize, length_penalty: As in [`rank_items`].
 
     Returns:
-        `torch.Tensor` of shape `(B, I)`: The scores by item index, float32. An index without an item has the score
-        -inf.
+        `torch.Tensor` of shape `(B, I)`: The scores by item index, float32. An item that is not in the trie has the
+        score -inf.
     """
     FINITE.check("length_penalty", length_penalty)
     input_ids, attention_mask = checked_prompts(model, prompts, trie)
@@ -84,8 +85,10 @@ def rank_scores(
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
     weights: ItemWeights | None = None,
 ) -> RankedItems:
-    """Ranks items by the scores `(B, I)` of [`score_catalog`], with `exclude`, `weights` and ties as in
-    [`rank_items`]."""
+    """Ranks items by the scores `(B, I)` of [`score_catalog`].
+
+    `exclude`, `weights` and the order of equal scores are as in [`rank_items`].
+    """
     COUNT.check("top_k", top_k)
     trie = trie.to(scores.device)
     excluded = Excluded(trie, exclude, len(scores))
@@ -95,7 +98,7 @@ def rank_scores(
         scores = scores + weighted.item_bonus(places)
     items = torch.cat([trie.items, trie.items.new_full((1,), scores.shape[1])])[excluded.places].long()
 
-    # Excluded items get the score -inf. Padding writes into a spare column.
+    # Set the scores of excluded items to -inf. Padding points to an additional column.
     padded = torch.cat([scores, scores.new_full((len(scores), 1), -torch.inf)], 1)
     padded = padded.scatter(1, items, -torch.inf)
     ties = torch.arange(padded.shape[1], device=scores.device).expand_as(padded)
@@ -123,9 +126,9 @@ def score_items(
     Args:
         model, prompts, trie, renormalize, length_penalty: As in [`rank_items`].
         items (`torch.Tensor` of shape `(B, K)`): Item indices; -1 is padding.
-        exclude (`torch.Tensor` or lists of `int`, *optional*): Items to remove *before* the softmax, as when a model
-            writes the first item of a list. Requires `renormalize`. [`rank_items`] excludes items after the softmax,
-            which leaves the scores of the other items unchanged.
+        exclude (`torch.Tensor` or lists of `int`, *optional*): Items to remove *before* the softmax, which raises the
+            scores of the other items. A model that writes a list chooses its first item in this way. Requires
+            `renormalize`. [`rank_items`] excludes items after the softmax, so the other scores do not change.
 
     Returns:
         `torch.Tensor` of shape `(B, K)`: The scores, at least float32; -inf for padding, and for an excluded item
@@ -140,7 +143,8 @@ def score_items(
 
     # Read as many items together as `MOST_TOKENS` and `MOST_LOGITS` allow.
     num_columns = len(trie.tokens) if renormalize else model.config.get_text_config().vocab_size
-    tokens_per_item = len(input_ids) * trie.max_depth
+    longest = _to_read(list_tokens(trie, items.unsqueeze(-1)), renormalize).sum(-1).amax() if items.numel() else 1
+    tokens_per_item = len(input_ids) * max(1, int(longest))
     step = max(1, min(MOST_TOKENS // tokens_per_item, MOST_LOGITS // (tokens_per_item * num_columns)))
     parts = [input_ids.new_zeros(len(items), 0, dtype=torch.float32)]
     with evaluating(model):
@@ -164,7 +168,7 @@ def _score_paths(
     exclude: Tensor | Sequence[Sequence[int]] | None,
     renormalize: bool,
 ) -> Tensor:
-    """Returns the log-probability of the path of each of the items `(B, K)`, from one forward pass."""
+    """Returns the log-probability of each item's path, `(B, K)`, from one forward pass."""
     lists = items.unsqueeze(-1)  # each item as a list of one item, (B, K, 1)
     paths = list_tokens(trie, lists)
     read = read_completions(
@@ -172,7 +176,7 @@ def _score_paths(
         input_ids,
         attention_mask,
         paths.token_ids,
-        paths.mask,
+        _to_read(paths, renormalize),
         scored=paths.branches if renormalize else paths.mask,
         tokens=trie.tokens if renormalize else None,
     )
@@ -181,13 +185,24 @@ def _score_paths(
     return completion_logps(read, paths.token_ids, paths.mask).sum(-1)
 
 
+def _to_read(paths: ListTokens, renormalize: bool) -> Tensor:
+    """Returns which tokens of the paths to read, `(B, K, T)`.
+
+    With `renormalize`, a forced token has log-probability 0, so a path is read up to its last branch. Titles often end
+    in many forced tokens.
+    """
+    if not renormalize:
+        return paths.mask
+    return paths.branches.flip(-1).cumsum(-1).flip(-1) > 0
+
+
 class _Chunk(NamedTuple):
     """Nodes that are read together. Those whose logits are needed come last.
 
     Args:
         nodes (`torch.Tensor` of shape `(Q,)`): The nodes.
         seen (`torch.Tensor` of shape `(Q, Q)`): True where node `i` (row) attends to node `j` (column).
-        num_scored (`int`): S.
+        num_scored (`int`): S, the number of nodes whose logits are needed.
     """
 
     nodes: Tensor
@@ -204,11 +219,11 @@ def _score_leaves(cache: SharedPrompt, trie: TokenTrie, renormalize: bool) -> Te
         """Stores the log-probabilities of the children of the nodes `(S,)`, given the logits `(B, S, V)`."""
         width = int((trie.row_offsets[nodes + 1] - trie.row_offsets[nodes]).max())
         logps, children = child_logps(trie, logits, nodes.expand(num_prompts, -1), width, renormalize)
-        legal = children[0] > 0  # (S, C); the root is nobody's child
+        legal = children[0] > 0  # (S, C); padding is 0, which is the root
         scores[:, children[0][legal]] = logps[:, legal]
 
-    # 1. Compute the log-probability of each edge, stored at the node that the edge leads to. With `renormalize`, a
-    # forced edge has log-probability 0, so its value stays 0.
+    # 1. Compute the log-probability of each edge, stored at the node that the edge leads to. With `renormalize`, the
+    # edge to an only child keeps its initial value 0, which is its log-probability.
     keep(cache.logits, torch.zeros(1, dtype=torch.int64, device=scores.device))
     for chunk in _chunks(trie, _nodes_per_chunk(num_prompts, cache.logits.shape[-1]), renormalize):
         tokens = trie.child_tokens[chunk.nodes - 1].long()  # edge `n - 1` leads to node `n`
@@ -232,8 +247,9 @@ def _chunks(trie: TokenTrie, size: int, renormalize: bool) -> Iterator[_Chunk]:
 
     The root is in no chunk, because the prompt's logits already predict its children.
     """
-    # 1. Find the nodes whose logits are needed, and the nodes that must be read for them. With the softmax over the
-    # legal tokens, forced tokens have log-probability 0, so the chain from the last branching to a leaf is not read.
+    # 1. Find the nodes to read (`needed`), and those of them whose logits are needed (`scored`). With `renormalize`,
+    # the edge to an only child has log-probability 0. So only nodes with several children are scored, and nodes with a
+    # single leaf below them are not read.
     num_children = trie.row_offsets.diff()
     is_inner = num_children > 0
     needed = is_inner
@@ -266,7 +282,7 @@ def _chunks(trie: TokenTrie, size: int, renormalize: bool) -> Iterator[_Chunk]:
 
 
 def _num_leaves_below(trie: TokenTrie) -> Tensor:
-    """Returns the number of leaves below each node, `(num_nodes,)`."""
+    """Returns the number of leaves below each node, `(num_nodes,)`. It is 1 for a leaf."""
     # Count the leaves up to each place in `trie.items`.
     first_of_leaf = torch.ones(trie.num_items + 1, dtype=torch.int64, device=trie.items.device)
     first_of_leaf[0] = 0
@@ -287,8 +303,10 @@ def _is_above(trie: TokenTrie, nodes: Tensor) -> Tensor:
 def _score_separately(
     model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenTrie, renormalize: bool, length_penalty: float
 ) -> Tensor:
-    """Returns the score of the item at each place in `trie.items`, `(B, num_items)`. The prompt is read anew for each
-    path, because the model cannot read several nodes beside one prompt."""
+    """Returns the scores of the items in the order of `trie.items`, `(B, num_items)`.
+
+    The prompt is read again for each path. This function is for models that do not support the attention mask.
+    """
     num_prompts, prompt_length = prompts["input_ids"].shape
     step = max(1, MOST_TOKENS // (num_prompts * (prompt_length + trie.max_depth)))
 

@@ -6,6 +6,7 @@ Legend: B: prompts, E: excluded items per prompt (padded), N: nodes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -45,6 +46,12 @@ class Excluded:
         repeated = torch.zeros_like(known)
         repeated[:, 1:] = places[:, 1:] == places[:, :-1]
         self.places = places.masked_fill(repeated, trie.num_items).sort(1).values
+
+    def among(self, kept: Tensor) -> Excluded:
+        """Returns the excluded items for which `kept` `(B, E)` is True."""
+        some = copy(self)
+        some.places = torch.where(kept, self.places, self.trie.num_items).sort(1).values
+        return some
 
     def count(self, starts: Tensor, ends: Tensor) -> Tensor:
         """Returns how many of `trie.items[start:end]` are excluded. `starts`, `ends` and the result are `(B, N)`."""

@@ -67,7 +67,7 @@ class TrieLogitsProcessor(LogitsProcessor):
             legal_scores = torch.where(legal, legal_scores.log_softmax(-1), -torch.inf)
 
         # 2. Remove excluded items, and add each child's gain from the item weights.
-        legal_scores = self._weighed(trie, legal_scores, nodes, children)
+        legal_scores = self._with_weights(trie, legal_scores, nodes, children)
 
         # 3. Scatter the scores to the vocabulary. All padding points to token 0; taking the maximum keeps the score of
         # token 0 where it is legal.
@@ -76,8 +76,8 @@ class TrieLogitsProcessor(LogitsProcessor):
         masked[:, self.eos_token_id] = torch.where(complete, 0.0, masked[:, self.eos_token_id])
         return masked
 
-    def _weighed(self, trie: TokenTrie, scores: Tensor, nodes: Tensor, children: Tensor) -> Tensor:
-        """Returns the scores `(rows, C)` of the children of the nodes `(rows,)`, with weights and exclusion."""
+    def _with_weights(self, trie: TokenTrie, scores: Tensor, nodes: Tensor, children: Tensor) -> Tensor:
+        """Adds the gains from item weights to the scores `(rows, C)` of the children, and removes excluded items."""
         if self.exclude is None and self.weights is None:
             return scores
 
@@ -89,7 +89,8 @@ class TrieLogitsProcessor(LogitsProcessor):
         if not isinstance(weighted, TrieWeights):
             return scores
 
-        # 2. Add what each child gains over its node. At the root, the gain includes the constant, which divides by W.
+        # 2. Add to each child the difference between its bonus and that of its parent. If the parent is the root, add
+        # the whole bonus, and the constant that divides the weights by W.
         nodes = nodes.view(num_prompts, -1)
         reached = torch.where(nodes == 0, -weighted.constant, weighted.bonus(nodes)).view(-1, 1)
         gains = weighted.bonus(below).view_as(scores) - reached

@@ -41,8 +41,8 @@ class Pending:
         lengths (`torch.Tensor` of shape `(B, K)`): Number of pending tokens of each beam.
         depths (`torch.Tensor` of shape `(B, K)`): Number of tokens after the prompt, including the pending ones.
         active (`torch.Tensor` of shape `(B, K)`): True for the beams whose tokens are read now.
-        num_active (`int`): A, the maximum number of active beams per prompt.
-        num_inner (`int`): The maximum number of inner tokens per prompt. All pending tokens of an active beam except
+        num_active (`int`): A, the largest number of active beams of a prompt.
+        num_inner (`int`): The largest number of inner tokens of a prompt. All pending tokens of an active beam except
             its last one are inner tokens.
     """
 
@@ -57,11 +57,14 @@ class Pending:
 def open_cache(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, longest: int, tokens: Tensor | None = None
 ) -> SharedPrompt | SeparateRows:
-    """Chooses the cache that suits the model, and lets the model read the prompts into it. Completions may have at
-    most `longest` tokens.
+    """Makes a cache that suits the model, and lets the model read the prompts into it.
 
-    Logits cover the whole vocabulary. If `tokens` `(U,)` are given, logits cover only these tokens, in their order,
-    and V is U.
+    Args:
+        model: The model.
+        input_ids: The prompts, `(B, P)`.
+        attention_mask: 0 for padding, `(B, P)`.
+        longest: Number of tokens of the longest possible completion.
+        tokens: The tokens that logits are computed for, in this order. Defaults to the whole vocabulary.
     """
     _check_decodable(model)
     reason = why_separate(model, input_ids.shape[1] + longest)
@@ -99,6 +102,7 @@ class SharedPrompt:
     """
 
     shared = True
+    has_logps = False
 
     def __init__(
         self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor | None
@@ -109,7 +113,7 @@ class SharedPrompt:
         self.cache = DynamicCache()  # without a config, so that layers with a sliding window are not cropped
         self.caching = {**cache_arguments(model, self.cache), **routing(model, balanced=False)}
         self.logits = _read_prompt(model, input_ids, attention_mask, tokens, self.caching)
-        self.seen = self.prompt_mask.new_zeros(len(input_ids), 1, 0)  # (B, K, G): the columns of each beam
+        self.seen = self.prompt_mask.new_zeros(len(input_ids), 1, 0)  # (B, K, G), True for the columns of each beam
 
     def reorder(self, parents: Tensor) -> None:
         """Makes beam `k` a continuation of beam `parents[:, k]`. Changes only the mask, not the cache."""
@@ -158,8 +162,7 @@ class SharedPrompt:
 
         Args:
             token_ids (`torch.Tensor` of shape `(Q,)`): The tokens.
-            depths (`torch.Tensor` of shape `(Q,)`): For each token, the number of tokens from the prompt to this
-                token, including the token itself.
+            depths (`torch.Tensor` of shape `(Q,)`): For each token, its position after the prompt, counted from 1.
             seen (`torch.Tensor` of shape `(Q, Q)`): True where token `i` (row) attends to token `j` (column). All
                 tokens attend to the prompt.
             num_logits (`int`): Number of tokens, counted from the last one, whose logits are returned.
@@ -203,7 +206,7 @@ class SharedPrompt:
         """Returns the attention mask, `(B, 1, Q, P + G + Q)`. Each column sees the prompt, the earlier columns of its
         beam, and the new columns of its beam up to itself.
 
-        Columns without a token see only the prompt, so that no softmax is empty.
+        A column without a token sees at least the prompt, so that no softmax is empty.
         """
         prompt = self.prompt_mask.unsqueeze(1).expand(-1, owner.shape[1], -1)
         past = self.seen.gather(1, beam.unsqueeze(-1).expand(-1, -1, self.seen.shape[-1]))
@@ -222,6 +225,7 @@ class SeparateRows:
     """
 
     shared = False
+    has_logps = False
 
     def __init__(
         self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor | None

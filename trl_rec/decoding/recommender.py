@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.data.prompts import PromptFormat
-from trl_rec.decoding.beam import RankedItems, rank_items
-from trl_rec.decoding.list_beams import rank_list
+from trl_rec.decoding.catalog_change import changed_recommender
+from trl_rec.decoding.item_filter import Allowed, FilterMasks, ItemFilter, Where
 from trl_rec.decoding.priors import Prior
+from trl_rec.decoding.priors.matched import known_to
 from trl_rec.decoding.priors.run_folder import load_run_prior
-from trl_rec.decoding.run_folder import SETTINGS, check_keys, load_run, local_folder
-from trl_rec.decoding.weights import ItemWeights
+from trl_rec.decoding.recommended import Explanation, Recommendation, RecommendedList
+from trl_rec.decoding.requests import Request, RequestRanker
+from trl_rec.decoding.run_folder import SETTINGS, check_keys, check_users, load_run, local_folder
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.models.loading import load_model, load_tokenizer
-from trl_rec.ragged import Ragged
+from trl_rec.models.threads import choose_threads
 from trl_rec.ranges import COUNT
-
-
-class Recommendation(NamedTuple):
-    """One rank of a recommended list: an item and its score."""
-
-    item_id: str
-    title: str
-    score: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +38,8 @@ class Recommender:
         catalog (`ItemCatalog`): The items.
         prompt_format (`PromptFormat`): Encodes histories as prompts.
         trie (`TokenTrie`): The catalogue's paths.
-        settings (`dict`): `num_beams`, `renormalize`, `length_penalty`, `max_length`.
+        settings (`dict`): `num_beams`, `renormalize`, `length_penalty`, `max_length`, and in `prompt` the arguments of
+            [`PromptFormat.for_catalog`].
         prior ([`Prior`], *optional*): A prior that the model is multiplied by.
     """
 
@@ -56,34 +53,81 @@ class Recommender:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, prior: Prior | Literal["saved"] | None = "saved", **options: Any
+        cls,
+        folder: str | Path,
+        *,
+        catalog: ItemCatalog | str | Path | None = None,
+        prior: Prior | Literal["saved"] | None = "saved",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        **options: Any,
     ) -> Recommender:
         """Loads the recommender from a run folder, or from a hub repository that was pushed from one.
 
         Args:
             folder (`str` or `Path`): The folder or hub id.
+            catalog ([`ItemCatalog`], `str` or `Path`, *optional*): The items that the model was trained with, or the
+                dataset folder that contains them. Needed only if the model was pushed to the hub without its
+                catalogue, or if its prompts name the user, whose semantic IDs are never pushed. For other items, see
+                [`with_catalog`].
             prior ([`Prior`], *optional*, defaults to `"saved"`): A prior that the model is multiplied by. By default,
                 the prior in the run folder is used, if there is one. With `None`, no prior is used.
-            options: Passed to the model's `from_pretrained` (`dtype`, `device_map`, ...).
+            device (`torch.device` or `str`, *optional*): Where the model and the trie are kept. Defaults to the
+                accelerator, or to the CPU if there is none. With `device_map`, the model stays where it is loaded.
+            dtype (`torch.dtype` or `str`, *optional*): The type of the model's weights. Defaults to that of the saved
+                weights.
+            options: Passed to the model's `from_pretrained` (`device_map`, `attn_implementation`, ...).
         """
         path = local_folder(folder)
-        if not (path / SETTINGS).is_file():
-            raise ValueError(
-                f"{folder} is not a run folder ({SETTINGS} is missing); pass the output folder of a trl-rec trainer"
-            )
+        if device is not None and "device_map" in options:
+            raise ValueError("device and device_map both say where the model goes; pass one of them")
 
-        settings, catalog = load_run(path, SETTINGS)
-        check_keys(path / SETTINGS, settings, ("num_beams", "renormalize", "length_penalty", "max_length"))
-        tokenizer = load_tokenizer(path)
-        prompt_format = PromptFormat.for_catalog(catalog, tokenizer, **settings.pop("prompt"))
-        trie = TokenTrie.from_catalog(catalog, tokenizer, lists=prompt_format.list_length is not None)
-        own = load_run_prior(path, settings, len(catalog)) if prior == "saved" else prior
-        return cls(load_model(path, **options), tokenizer, catalog, prompt_format, trie, settings, own)
+        # 1. Load everything but the model.
+        parts = load_parts(path, folder, catalog, with_prior=prior == "saved")
+        if prior == "saved":
+            prior = parts.prior
+
+        # 2. Load the model, and move it and the trie to the device.
+        if dtype is not None:
+            options["dtype"] = dtype
+        model = load_model(path, **options)
+        place: Any = (
+            PartialState().device if device is None else torch.device(device)
+        )  # `Any`: `to` is typed too narrowly
+        if "device_map" not in options and model.device != place:
+            model = model.to(place)
+        choose_threads(model)
+        trie = parts.trie.to(model.device)
+        return cls(model, parts.tokenizer, parts.catalog, parts.prompt_format, trie, parts.settings, prior)
+
+    def with_catalog(self, catalog: ItemCatalog, *, ids_from: str | Path | None = None) -> Recommender:
+        """Returns a recommender with the same model that recommends from another catalogue, such as tomorrow's.
+
+        Items are matched by `item_id`. Removed items stay readable in histories, and are never recommended. If items
+        are written as titles, new items can be recommended at once. With semantic IDs, new items get IDs from
+        `ids_from`, and known items keep theirs. With one token per item, a new item raises a `ValueError`.
+
+        Args:
+            catalog (`ItemCatalog`): The items. Its surface is ignored.
+            ids_from (`str` or `Path`, *optional*): With semantic IDs, the dataset folder whose saved encoder
+                ([`ItemIdEncoder`]) gives new items their IDs.
+        """
+        return changed_recommender(self, catalog, ids_from)
 
     def recommend(
-        self, history: Sequence[str], k: int = 10, *, user: int | None = None, exclude_history: bool = True
-    ) -> list[Recommendation]:
-        """Returns the best `k` items after a history.
+        self,
+        history: Sequence[str],
+        k: int = 10,
+        *,
+        user: int | None = None,
+        exclude_history: bool = True,
+        exclude: Sequence[str] = (),
+        allowed: Allowed | None = None,
+        where: Where | None = None,
+        max_per: Mapping[str, int] | None = None,
+        unknown: Literal["drop", "refuse"] = "drop",
+    ) -> RecommendedList:
+        """Returns the best `k` items after a history: [`recommend_batch`] for a single history.
 
         Args:
             history (list of `str`): Item ids, oldest first.
@@ -92,62 +136,227 @@ class Recommender:
             user (`int`, *optional*): The user's row in `RecDataset.users`; required if the prompts name the user.
             exclude_history (`bool`, *optional*, defaults to `True`): Whether to leave out the items of the history.
                 Where items are written as titles, other items with the same titles are left out too.
+            exclude (list of `str`, *optional*): Ids of further items to leave out.
+            allowed, where, max_per (*optional*): Which items may be recommended, as in [`ItemFilter`].
+            unknown (`str`, *optional*, defaults to `"drop"`): What to do with ids in the history that the catalogue
+                does not contain. With `"drop"`, they are dropped and counted in the list's `unknown`. With `"refuse"`,
+                a `ValueError` is raised.
 
         Returns:
-            At most `k` [`Recommendation`]s, best first. With a model that writes lists, they are the first `k` items
-            of its list, and the score of an item is the score of the list up to that item. Without a prior, this is
-            the log-probability of that part of the list.
+            [`RecommendedList`]: At most `k` [`Recommendation`]s, best first. With a model that writes lists, they are
+            the first `k` items of its list, and the score of an item is the score of the list up to that item. Without
+            a prior, this score is the log-probability of the list up to that item.
         """
-        COUNT.check("k", k)
-        k = min(k, len(self.catalog))
+        return self.recommend_batch(
+            [history],
+            k,
+            users=[user],
+            exclude_history=exclude_history,
+            exclude=[exclude],
+            filters=ItemFilter(allowed, where, max_per),
+            unknown=unknown,
+        )[0]
 
-        # 1. Write the prompt.
-        indices = self.catalog.index_of(list(history)).tolist() if len(history) else []
-        users = None if user is None else np.array([user])
-        histories = Ragged.from_lists([indices])
-        encoded = self.prompt_format.encode(histories, users, max_length=self.settings["max_length"])
-        prompt = torch.from_numpy(encoded.padded())  # (1, P)
+    def recommend_batch(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int | Sequence[int] = 10,
+        *,
+        users: Sequence[int | None] | None = None,
+        exclude_history: bool = True,
+        exclude: Sequence[Sequence[str]] | None = None,
+        filters: ItemFilter | Sequence[ItemFilter | None] | None = None,
+        unknown: Literal["drop", "refuse"] = "drop",
+        batch_size: int = 64,
+    ) -> list[RecommendedList]:
+        """Returns the best items after each history, one list per history.
 
-        # 2. Rank the catalogue.
-        batch = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
-        exclude = [self.prompt_format.exclusions(histories)[0].tolist()] if exclude_history else None
-        weights = None if self.prior is None else self.prior.weights(histories)
-        ranked = self._rank(batch, k, exclude, weights)
+        The list of a history does not depend on the other histories of the batch, up to the rounding of scores.
 
-        # 3. Look up the items; -1 marks an empty rank.
-        ranks = zip(ranked.items[0].tolist(), ranked.scores[0].tolist(), strict=True)
-        return [
-            Recommendation(self.catalog.ids[item], self.catalog.titles[item], score)
-            for item, score in ranks
-            if item >= 0
+        If a history is empty, or the catalogue contains none of its items, the prior alone makes the list. The scores
+        of this list are `log(w / W)`, and its `fallback` is True. Without a prior, or if the prior gives equal weights
+        to all items that it does not remove, the model ranks the items after an empty history.
+
+        Args:
+            histories (lists of `str`): Item ids, oldest first.
+            k (`int` or list of `int`, *optional*, defaults to `10`): Number of items to recommend: one number for all
+                histories, or one per history.
+            users (list of `int`, *optional*): The row of each user in `RecDataset.users`; required if the prompts name
+                the user.
+            exclude_history (`bool`, *optional*, defaults to `True`): As in [`recommend`].
+            exclude (lists of `str`, *optional*): Ids of further items to leave out, one list per history.
+            filters ([`ItemFilter`], *optional*): Which items may be recommended: one filter for all histories, or a
+                list with one filter or None per history.
+            unknown (`str`, *optional*, defaults to `"drop"`): As in [`recommend`].
+            batch_size (`int`, *optional*, defaults to `64`): Maximum number of prompts per forward pass.
+        """
+        COUNT.check("batch_size", batch_size)
+        if unknown not in ("drop", "refuse"):
+            raise ValueError(f"unknown must be 'drop' or 'refuse', not {unknown!r:.80}")
+        if isinstance(histories, str) or any(isinstance(history, str) for history in histories):
+            raise ValueError("histories must be lists of item ids, one list per history")
+
+        # 1. Give every history its own arguments.
+        number = len(histories)
+        ks = [k] * number if isinstance(k, int) else _one_each("k", k, number)
+        rows = [None] * number if users is None else _one_each("users", users, number)
+        left_out = [()] * number if exclude is None else _one_each("exclude", exclude, number)
+        own_filters = [filters] * number if isinstance(filters, ItemFilter) or filters is None else filters
+        own_filters = _one_each("filters", own_filters, number)
+
+        # 2. Look up the ids, and make the masks.
+        requests = [
+            self._request(history, own_k, row, out, one, unknown)
+            for history, own_k, row, out, one in zip(histories, ks, rows, left_out, own_filters, strict=True)
         ]
 
-    def _rank(
-        self, prompts: dict[str, torch.Tensor], k: int, exclude: list[list[int]] | None, weights: ItemWeights | None
-    ) -> RankedItems:
-        """Ranks the catalogue in the way that the model was trained for: by writing a list, or by ranking single
-        items."""
-        num_beams = self.settings["num_beams"]
-        length = self.prompt_format.list_length
-        if length is not None:
-            return rank_list(
-                self.model,
-                prompts,
-                self.trie,
-                list_length=length,
-                top_k=k,
-                num_beams=num_beams,
-                exclude=exclude,
-                weights=weights,
+        # 3. Rank, and look up the items.
+        ranked = self.ranker.rank(requests, exclude_history=exclude_history, batch_size=batch_size)
+        return [
+            RecommendedList(
+                (
+                    Recommendation(self.catalog.ids[item], self.catalog.titles[item], score)
+                    for item, score in zip(one.items, one.scores, strict=True)
+                ),
+                unknown=request.num_unknown,
+                fallback=one.fallback,
+                short=one.short,
             )
-        return rank_items(
-            self.model,
-            prompts,
-            self.trie,
-            num_beams=max(k, num_beams),
-            top_k=k,
-            exclude=exclude,
-            renormalize=self.settings["renormalize"],
-            length_penalty=self.settings["length_penalty"],
-            weights=weights,
+            for request, one in zip(requests, ranked, strict=True)
+        ]
+
+    def check_filter(self, one: ItemFilter) -> int:
+        """Returns how many items of the catalogue a filter allows. Raises `ValueError` if the filter is invalid."""
+        mask = self.masks.mask(one)
+        self.ranker.groups.limits(one.max_per)
+        return self.catalog.num_recommendable if mask is None else mask.count
+
+    def explain(
+        self,
+        history: Sequence[str],
+        item: str,
+        k: int | None = None,
+        *,
+        user: int | None = None,
+        batch_size: int = 64,
+    ) -> list[Explanation]:
+        """Returns the items of a history that changed the score of an item most.
+
+        The difference of a history item is the score of `item` after the whole history, minus the score after the
+        history without that one item. It is positive if the history item raises the score. The score contains the
+        prior, if there is one. A model that writes lists scores `item` as the first item of a list.
+
+        Args:
+            history (list of `str`): Item ids, oldest first. Ids that the catalogue does not contain are ignored.
+            item (`str`): The id of the item to explain.
+            k (`int`, *optional*): Maximum number of history items to return. Defaults to all.
+            user (`int`, *optional*): As in [`recommend`].
+            batch_size (`int`, *optional*, defaults to `64`): Maximum number of prompts per forward pass.
+
+        Returns:
+            list of [`Explanation`]: Sorted by the absolute value of the difference, largest first.
+        """
+        COUNT.check("batch_size", batch_size)
+        if k is not None:
+            COUNT.check("k", k)
+        target = self._index(item, "item")
+        if target >= self.catalog.num_recommendable:
+            raise ValueError(f"item: {item!r:.80} was removed from the catalogue, so it has no score to explain")
+        known = [self.catalog.positions[one] for one in history if one in self.catalog.positions]
+        differences = self.ranker.leave_one_out(np.array(known, np.int64), target, user, batch_size)
+        order = np.argsort(-np.abs(differences), kind="stable")[:k]
+        return [
+            Explanation(self.catalog.ids[known[place]], self.catalog.titles[known[place]], float(differences[place]))
+            for place in order
+        ]
+
+    def _request(
+        self,
+        history: Sequence[str],
+        k: int,
+        user: int | None,
+        exclude: Sequence[str],
+        one: ItemFilter | None,
+        unknown: str,
+    ) -> Request:
+        """Checks the arguments of one history, and looks up its ids."""
+        COUNT.check("k", k)
+        positions = self.catalog.positions
+        if not all(isinstance(item_id, str) for item_id in (*history, *exclude)):
+            raise ValueError("histories and exclude must contain item ids, as text")
+        known = [positions[item_id] for item_id in history if item_id in positions]
+        if unknown == "refuse" and len(known) < len(history):
+            first = next(item_id for item_id in history if item_id not in positions)
+            raise ValueError(
+                f"the history contains {first!r:.80}, which is not in the catalogue of {len(self.catalog)} items"
+            )
+        return Request(
+            history=np.array(known, np.int64),
+            num_unknown=len(history) - len(known),
+            k=min(k, self.catalog.num_recommendable),
+            wanted=k,
+            user=user,
+            exclude=np.array([self._index(item_id, "exclude") for item_id in exclude], np.int64),
+            mask=self.masks.mask(one),
+            limits=self.ranker.groups.limits(None if one is None else one.max_per),
         )
+
+    def _index(self, item_id: str, what: str) -> int:
+        """Returns the index of an id. Raises `ValueError` if the catalogue does not contain it."""
+        if item_id not in self.catalog.positions:
+            raise ValueError(f"{what}: {item_id!r:.80} is not in the catalogue of {len(self.catalog)} items")
+        return self.catalog.positions[item_id]
+
+    @cached_property
+    def masks(self) -> FilterMasks:
+        """Turns filters into masks, and keeps the masks of recent conditions."""
+        return FilterMasks(self.catalog)
+
+    @cached_property
+    def ranker(self) -> RequestRanker:
+        """Ranks the catalogue for requests in the form of item indices."""
+        return RequestRanker(
+            self.model,
+            self.prompt_format,
+            self.trie,
+            self.catalog.without_retired(),
+            pad_token_id=int(self.tokenizer.pad_token_id),
+            settings=self.settings,
+            prior=self.prior,
+        )
+
+
+class RunParts(NamedTuple):
+    """What a run folder contains beside the model. The fields are those of [`Recommender`]."""
+
+    tokenizer: PreTrainedTokenizerBase
+    catalog: ItemCatalog
+    prompt_format: PromptFormat
+    trie: TokenTrie
+    settings: dict[str, Any]
+    prior: Prior | None
+
+
+def load_parts(
+    path: Path, name: str | Path, catalog: ItemCatalog | str | Path | None = None, *, with_prior: bool
+) -> RunParts:
+    """Loads what a run folder contains beside the model. Error messages call the folder `name`."""
+    if not (path / SETTINGS).is_file():
+        raise ValueError(
+            f"{name} is not a run folder ({SETTINGS} is missing); pass the output folder of a trl-rec trainer"
+        )
+    settings, items = load_run(path, SETTINGS, catalog)
+    check_keys(path / SETTINGS, settings, ("num_beams", "renormalize", "length_penalty", "max_length"))
+    check_users(name, items, settings["prompt"])
+    tokenizer = load_tokenizer(path)
+    prompt_format = PromptFormat.for_catalog(items, tokenizer, **settings["prompt"])
+    trie = TokenTrie.from_catalog(items, tokenizer, lists=prompt_format.list_length is not None)
+    prior = known_to(load_run_prior(path, settings, items.num_recommendable), items) if with_prior else None
+    return RunParts(tokenizer, items, prompt_format, trie, settings, prior)
+
+
+def _one_each(name: str, values: Sequence[Any], number: int) -> list[Any]:
+    """Returns the values as a list. Raises `ValueError` unless there is one value per history."""
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray) or len(values) != number:
+        raise ValueError(f"{name} must have one entry for each of the {number} histories")
+    return list(values)

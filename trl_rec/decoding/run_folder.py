@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from trl_rec.files import write_json
 from trl_rec.items import ItemCatalog
+from trl_rec.items.user_ids import FILE as USER_IDS
 from trl_rec.ranges import COUNT, FINITE
 
 
@@ -16,9 +18,13 @@ SETTINGS = "recommender.json"
 CATALOG = "catalog"
 RECORD = "catalog"  # key under which the settings record the catalogue
 REMEDY = "restore the file from a copy of the run folder, or train again"
+MISSING = (
+    "restore it from a copy of the run folder, give the dataset that the model was trained on (catalog=, or --dataset "
+    "of trl-rec recommend and serve), or train again"
+)
 # The keys of the prompt's texts are `head`, `item`, ... in the JSON files, but `prompt_head`, `prompt_item`, ...
 # everywhere else.
-TEXT_KEYS = ("head", "item", "candidates", "tail")
+TEXT_KEYS = ("head", "item", "separator", "candidates", "tail")
 
 
 # Types and ranges of the settings. Keys that are not listed are ignored.
@@ -33,7 +39,7 @@ NUMBERS = {
 FLAGS = ("renormalize", "single_pass", "chat_template")
 # The keys that the prompt may have in each file.
 PROMPT_KEYS = {
-    SETTINGS: {"head", "item", "tail", "chat_template", "list_length"},
+    SETTINGS: {"head", "item", "tail", "separator", "chat_template", "list_length"},
     "ranker.json": {"head", "item", "candidates", "tail", "chat_template", "letters"},
 }
 
@@ -63,29 +69,66 @@ def _record(catalog: ItemCatalog) -> dict[str, str]:
     }
 
 
-def load_run(folder: str | Path, name: str) -> tuple[dict[str, Any], ItemCatalog]:
+def load_run(
+    folder: str | Path, name: str, given: ItemCatalog | str | Path | None = None
+) -> tuple[dict[str, Any], ItemCatalog]:
     """Loads the settings of a run folder from the file `name`, and the catalogue.
 
     Raises `ValueError` if the settings or the catalogue are damaged, or if the catalogue is not the one that the model
-    was trained with.
-    Folders of earlier versions do not record the catalogue. Their catalogue is only compared with the tokens in
-    `tokenizer.json`.
+    was trained with. Folders of earlier versions do not record the catalogue. Their catalogue is only compared with
+    the tokens in `tokenizer.json`.
+
+    Args:
+        folder: The run folder.
+        name: The file with the settings.
+        given (*optional*): The catalogue, or the dataset folder that contains it, for a run folder that was published
+            without one. Its surface is ignored.
     """
     folder = Path(folder)
     settings = _read_settings(folder / name)
-    catalog = ItemCatalog.load(folder / CATALOG, remedy="restore it from a copy of the run folder, or train again")
-
     trained = settings.pop(RECORD, None)
+    if given is None:
+        place: str | Path = folder / CATALOG
+        catalog = ItemCatalog.load(folder / CATALOG, remedy=MISSING)
+    else:
+        place = "the given catalogue" if isinstance(given, ItemCatalog) else Path(given) / CATALOG
+        catalog = given if isinstance(given, ItemCatalog) else ItemCatalog.load(Path(given) / CATALOG)
+        if trained is not None:
+            catalog = catalog.with_surface(str(trained.get("surface")))
+
     if trained is None:
         _check_tokens(folder, catalog)
     else:
-        _check_record(folder, catalog, trained)
+        _check_record(place, catalog, trained)
     return settings, catalog
 
 
-def _check_record(folder: Path, catalog: ItemCatalog, trained: dict[str, Any]) -> None:
-    """Raises ValueError if the catalogue differs from the recorded one."""
-    place = folder / CATALOG
+def missing_catalog(folder: Path, dataset: str | Path | None) -> str | Path | None:
+    """Returns `dataset` if the run folder was published without its catalogue, or without the semantic IDs of the
+    users that its prompts name. The dataset then has to supply them. Returns None otherwise."""
+    has_catalog = (folder / CATALOG / "catalog.json").is_file()
+    lacks_users = names_users(folder) and not (folder / CATALOG / USER_IDS).is_file()
+    return None if has_catalog and not lacks_users else dataset
+
+
+def check_users(name: str | Path, catalog: ItemCatalog, prompt: dict[str, Any]) -> None:
+    """Raises ValueError if the prompts of a model name the user, and the catalogue has no semantic IDs of users.
+
+    Args:
+        name: The run folder or hub id of the model.
+        catalog: The catalogue in the run folder, or the given one.
+        prompt: The settings of the prompts.
+    """
+    if "{user}" in (prompt.get("prompt_head") or "") and catalog.user_ids is None:
+        raise ValueError(
+            f"the prompts of {name} name the user by a semantic ID, and these IDs are never published with a model; "
+            "pass the dataset folder that the model was trained on, which contains them, as catalog= (--dataset of "
+            "trl-rec recommend and serve)"
+        )
+
+
+def _check_record(place: str | Path, catalog: ItemCatalog, trained: dict[str, Any]) -> None:
+    """Raises ValueError if the catalogue at `place` differs from the recorded one."""
     if catalog.fingerprint != trained.get("fingerprint"):
         raise ValueError(
             f"{place} does not contain the items that the model was trained with; restore it from a copy of the run "
@@ -119,7 +162,7 @@ def _check_tokens(folder: Path, catalog: ItemCatalog) -> None:
         )
 
 
-def _wrong_surface(place: Path, surface: str, trained: str) -> ValueError:
+def _wrong_surface(place: str | Path, surface: str, trained: str) -> ValueError:
     """Returns the error for a catalogue with the right items but the wrong surface."""
     return ValueError(
         f"{place} has the surface {surface}, but the model was trained with {trained}; restore it from "
@@ -130,15 +173,30 @@ def _wrong_surface(place: Path, surface: str, trained: str) -> ValueError:
 
 def settings_of_run(folder: str | Path | None) -> dict[str, Any]:
     """Returns the settings of the model in a run folder: the `surface` of items, the `prompt` as arguments of
-    [`PromptFormat.for_catalog`], and how items are ranked. Returns an empty dict if the folder is not a run folder."""
+    [`PromptFormat.for_catalog`], and how items are ranked. Returns an empty dict if the folder is not a run folder.
+
+    The catalogue may be missing, as in a folder that was published without it.
+    """
     if folder is not None and (Path(folder) / "ranker.json").is_file():
         raise ValueError(
             f"the model in {folder} orders rated candidates and cannot rank a catalogue; load it with CandidateRanker"
         )
     if folder is None or not (Path(folder) / SETTINGS).is_file():
         return {}
+    trained = _trained_record(Path(folder), SETTINGS)
+    if trained is not None:
+        settings = _read_settings(Path(folder) / SETTINGS)
+        return {**settings, "surface": trained.get("surface")}
     settings, catalog = load_run(folder, SETTINGS)
     return {"surface": catalog.surface, **settings}
+
+
+def _trained_record(folder: Path, name: str) -> dict[str, Any] | None:
+    """Returns what the settings record of the catalogue, if the folder was published without it, else None."""
+    if (folder / CATALOG / "catalog.json").is_file() or not (folder / name).is_file():
+        return None
+    record: dict[str, Any] | None = _read_settings(folder / name).get(RECORD)
+    return record
 
 
 def check_keys(path: Path, settings: dict[str, Any], keys: tuple[str, ...]) -> None:
@@ -193,34 +251,78 @@ def _check_values(settings: dict[str, Any]) -> None:
 
 
 def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path) -> None:
-    """Raises ValueError if the policy in a run folder was trained on other items, another surface or other semantic
-    IDs than those of `catalog`, the catalogue of the dataset folder `where`. Does nothing if `folder` is not a run
-    folder."""
-    if not (Path(folder) / CATALOG / "catalog.json").is_file():
+    """Raises ValueError if the policy in a run folder was trained with items, a surface or semantic IDs other than
+    those of `catalog`. Does nothing if `folder` is not a run folder. Messages name the dataset folder `where`.
+
+    Items that are retired in the run folder's catalogue may be missing from `catalog`.
+    """
+    # 1. Find out what the policy was trained with. The settings record it if the catalogue was not published.
+    name = "ranker.json" if (Path(folder) / "ranker.json").is_file() else SETTINGS
+    record = _trained_record(Path(folder), name)
+    same_users = True
+    if (Path(folder) / CATALOG / "catalog.json").is_file():
+        trained = ItemCatalog.load(Path(folder) / CATALOG)
+        if len(catalog) != len(trained) and len(catalog) == trained.num_recommendable:
+            trained = trained.without_retired()
+        record = _record(trained)
+        # A published run folder lacks the semantic IDs of users, so they cannot be compared.
+        is_published = trained.user_ids is None and catalog.user_ids is not None
+        same_users = not names_users(folder) or is_published or trained.user_surfaces == catalog.user_surfaces
+    if record is None:
         return
 
-    trained = ItemCatalog.load(Path(folder) / CATALOG)
+    # 2. Compare.
     subject = f"the policy in {folder} was trained on"
-    if trained.fingerprint != catalog.fingerprint:
+    if record.get("fingerprint") != catalog.fingerprint:
         raise ValueError(
             f"{subject} items other than those in {where}; train the policy again, or pass the dataset that it was "
             "trained on"
         )
-    if trained.surface != catalog.surface:
+    if record.get("surface") != catalog.surface:
         raise ValueError(
-            f"{subject} items with the surface {trained.surface}, not {catalog.surface}; set surface: "
-            f"{trained.surface}"
+            f"{subject} items with the surface {record.get('surface')}, not {catalog.surface}; set surface: "
+            f"{record.get('surface')}"
         )
-    same_users = not _names_users(folder) or trained.user_surfaces == catalog.user_surfaces
-    if trained.surfaces != catalog.surfaces or not same_users:
+    if record.get("surfaces") != _record(catalog)["surfaces"] or not same_users:
         raise ValueError(f"{subject} semantic IDs other than those in {where}; train the policy again")
 
 
-def _names_users(folder: str | Path) -> bool:
-    """Returns whether the prompts of the policy in a run folder name the user. Prompts of rankers never do."""
-    if (Path(folder) / "ranker.json").is_file():
-        return False
-    return "{user}" in (settings_of_run(folder).get("prompt", {}).get("prompt_head") or "")
+def names_users(folder: str | Path) -> bool:
+    """Returns whether the prompts of a run folder's policy contain `{user}`. The prompts of rankers never do."""
+    path = Path(folder) / SETTINGS
+    return path.is_file() and "{user}" in (_read_settings(path)["prompt"].get("prompt_head") or "")
+
+
+def model_folder(model: str | Path) -> str:
+    """Returns where the files of a model are: the local copy of a hub repository that was pushed from a run folder,
+    which is downloaded if necessary. Any other model is returned as it is given: a folder, a file or a hub id."""
+    if Path(model).exists():
+        return str(model)
+    from huggingface_hub import constants
+
+    return _hub_run(str(model), str(constants.HF_HUB_CACHE)) or str(model)
+
+
+@cache
+def _hub_run(repo: str, place: str) -> str | None:
+    """Returns the local copy of a hub repository, or None if it has no settings of a run or cannot be reached.
+
+    Args:
+        repo: The hub id.
+        place: The cache of the hub. It only distinguishes the entries of `cache`.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for name in (SETTINGS, "ranker.json"):
+        try:
+            hf_hub_download(repo, name)
+        except EntryNotFoundError:
+            continue
+        except (OSError, ValueError):  # no such repository, or not a valid name; loading the model will say so
+            return None
+        return str(local_folder(repo))
+    return None
 
 
 def local_folder(folder: str | Path) -> Path:

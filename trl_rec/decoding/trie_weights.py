@@ -1,6 +1,6 @@
 """Computes, for each prompt, the bonus that item weights give to the nodes and items of a trie.
 
-A beam search chooses among subtrees before it reaches any item, so it looks ahead. The *bound* of a node is the
+A beam search chooses among subtrees before it reaches any item, so it has to look ahead. The *bound* of a node is the
 largest weight below the node. On the way from a node to a child, a beam gains
 `strength * (log bound(child) - log bound(node))`. The search ranks correctly for two reasons:
 
@@ -8,12 +8,17 @@ largest weight below the node. On the way from a node to a child, a beam gains
   adds to the score of the item, up to a constant per prompt.
 - No gain is positive, so a beam that scores below the finished items can never overtake them.
 
-If the positive weights below a node are all equal, the gains below this node are 0, or -inf where no item is left. A
-filter has the weights 0 and 1, so it ranks items in the same order as `exclude` with the items of weight 0. (If the
-bound were the sum of the weights below a node, the gains would add up in the same way, but the search would favour
-large subtrees over likely items.)
+If the positive weights below a node are all equal, the gains below this node are 0, or -inf where no item is left.
+Therefore a filter, whose weights are 0 and 1, has the same effect on the order of the items as excluding the items of
+weight 0.
 
-Legend: B: prompts, F: filters, I: items, S: items with weights of their own per prompt (padded), N: nodes or places.
+The bound is not the sum of the weights below a node. Gains from sums would add up in the same way, but the search
+would favour large subtrees over likely items.
+
+A place is a position in `trie.items`.
+
+Legend: B prompts, F filters, I items, S items with weights of their own per prompt (padded), E excluded items per
+prompt (padded), N nodes or places.
 """
 
 from __future__ import annotations
@@ -30,16 +35,36 @@ from trl_rec.losses.output import at_least_float32
 
 
 def look_up(trie: TokenTrie, weights: ItemWeights | None, excluded: Excluded) -> TrieWeights | Unweighted:
-    """Returns the weights of each prompt, looked up in the trie."""
+    """Prepares the weights and the excluded items of a batch of prompts for a search in the trie."""
     if weights is None:
         return Unweighted(excluded)
-    return TrieWeights(trie, weights.to(trie.items.device), excluded)
+    weights = weights.to(trie.items.device)
+    if weights.strength == 0 and weights.items is None:
+        return Filtered(trie, weights, excluded)
+    return TrieWeights(trie, weights, excluded)
+
+
+def log_weights(trie: TokenTrie, weights: ItemWeights, items: Tensor) -> Tensor:
+    """Returns `strength * log(w / W)` for each of the items `(B, K)`, and -inf for padding and items of weight 0.
+
+    Here, w is the weight of the item, and W the sum of the weights of all items.
+    """
+    weighted = look_up(trie, weights, Excluded(trie, None, len(items)))
+    places = trie.item_positions[items.clamp(min=0)].long()
+    known = (items >= 0) & (places >= 0)
+    bonus = weighted.item_bonus(places.clamp(min=0)) + weighted.constant
+    return bonus.masked_fill(~known, -torch.inf)
 
 
 class Unweighted:
-    """Replaces [`TrieWeights`] if no weights are given, and handles only excluded items."""
+    """Replaces [`TrieWeights`] if no weights are given, and handles only excluded items.
+
+    Attributes:
+        removes_items (`bool`): Whether item weights can remove items. Excluded items do not count here.
+    """
 
     constant = 0.0
+    removes_items = False
 
     def __init__(self, excluded: Excluded) -> None:
         self._excluded = excluded
@@ -57,11 +82,51 @@ class Unweighted:
         return torch.zeros(places.shape, device=places.device)
 
 
+class Filtered(Unweighted):
+    """Replaces [`TrieWeights`] if weights only remove items. It needs no table of all nodes and prompts.
+
+    The items below a node are a slice of `trie.items`. So the number of allowed items below a node is a difference of
+    two running counts. No item is left below the node if all of its allowed items are excluded.
+
+    Args:
+        trie (`TokenTrie`): The trie.
+        weights (`ItemWeights`): Weights of strength 0, without weights per prompt, on the device of the trie.
+        excluded (`Excluded`): The excluded items of each prompt.
+    """
+
+    removes_items = True
+
+    def __init__(self, trie: TokenTrie, weights: ItemWeights, excluded: Excluded) -> None:
+        self._trie = trie
+        self._filter = _filter_of(weights, len(excluded.places), trie.items.device)  # (B,)
+        shared, allowed = _shared_by_place(trie, weights)  # (1, I) and (F, I)
+        self._allowed = allowed & (shared > 0)
+        self._counts = torch.nn.functional.pad(
+            self._allowed.cumsum(1), (1, 0)
+        )  # (F, I + 1): number of allowed items before each place
+        super().__init__(excluded.among(_at(self._allowed, self._filter, excluded.places).bool()))
+
+    def emptied(self, nodes: Tensor) -> Tensor:
+        """Returns, for each of the nodes `(B, N)`, whether no item is left below it."""
+        starts = self._trie.item_starts[nodes]
+        ends = self._trie.item_ends[nodes]
+        allowed = _at(self._counts, self._filter, ends) - _at(self._counts, self._filter, starts)
+        return self._excluded.count(starts, ends) == allowed
+
+    def item_bonus(self, places: Tensor) -> Tensor:
+        """Returns 0 for the allowed items among the places `(B, N)`, and -inf for the others."""
+        return torch.where(_at(self._allowed, self._filter, places).bool(), 0.0, -torch.inf)
+
+    def removed(self) -> Tensor:
+        """Returns whether the item at each place in `trie.items` is not allowed, `(B, I)`."""
+        return ~self._allowed[self._filter]
+
+
 class TrieWeights:
     """The weights of a batch of prompts, looked up by node and by item.
 
-    The bonus of an item is `strength * (log w - log bound(root))`. The bonus of a node uses the node's bound in place
-    of `w`. Only excluded items can have a positive bonus, because the bounds ignore excluded items.
+    The bonus of an item is `strength * (log w - log bound(root))`. The bonus of a node is the same with the node's
+    bound in place of `w`. Only excluded items can have a positive bonus, because the bounds ignore excluded items.
 
     A table stores the bonus of every node for every prompt. The table is first computed from the weights that all
     prompts share. Then, for each prompt, its entries are raised along the paths of the items with weights of their
@@ -78,17 +143,19 @@ class TrieWeights:
             plus this constant is `strength * log(w / W)`, the term that the weights add to the item's score.
     """
 
+    removes_items = True
+
     def __init__(self, trie: TokenTrie, weights: ItemWeights, excluded: Excluded) -> None:
         num_prompts = len(excluded.places)
         self._trie = trie
         self._strength = weights.strength
         self._filter = _filter_of(weights, num_prompts, trie.items.device)  # (B,)
-        self._shared, allowed = _shared_by_place(trie, weights)  # both (F, I)
-        self._places, self._values = _own_by_place(trie, weights, num_prompts)  # both (B, S)
-        self._values = self._values * _at(allowed, self._filter, self._places)
-        dtype = torch.promote_types(self._shared.dtype, self._values.dtype)
-        self._shared = self._shared.to(dtype)
-        self._values = self._values.to(dtype)
+        shared, allowed = _shared_by_place(trie, weights)  # (1, I) and (F, I)
+        self._places, own = _own_by_place(trie, weights, num_prompts)  # both (B, S)
+
+        dtype = torch.promote_types(shared.dtype, own.dtype)
+        self._shared = (shared * allowed).to(dtype)  # (F, I)
+        self._values = (own * _at(allowed, self._filter, self._places)).to(dtype)
 
         # 1. Find the bound of each node, as `strength * log bound`: -inf where all weights are 0.
         bounds = self._scaled_logs(_largest_below(trie, self._shared))[self._filter]  # (B, num_nodes)
@@ -139,10 +206,9 @@ class TrieWeights:
         """Returns the weight of the item at each of the places `(B, N)`; 0 for padding."""
         own = torch.zeros_like(places, dtype=self._values.dtype)
         if self._places.shape[1]:
-            found = torch.searchsorted(self._places, places.to(self._places.dtype).contiguous()).clamp(
-                max=self._places.shape[1] - 1
-            )
-            own = torch.where(self._places.gather(1, found) == places, self._values.gather(1, found), 0.0)
+            column = _column_of(places, self._places)
+            has_own = self._places.gather(1, column) == places
+            own = torch.where(has_own, self._values.gather(1, column), 0.0)
         return _at(self._shared, self._filter, places) + own
 
     def _raise_bounds(self, bounds: Tensor) -> None:
@@ -154,32 +220,37 @@ class TrieWeights:
     def _lower_bounds(self, bounds: Tensor, excluded: Excluded) -> None:
         """Recomputes the bounds `(B, num_nodes)` on the paths to each prompt's excluded items, without these items."""
         trie = self._trie
-        # Padding becomes the last item. If that item is not excluded, the bounds on its path are recomputed but do not
-        # change.
-        places = excluded.places.clamp(max=trie.num_items - 1).long()
 
-        # 1. The bound of a leaf is the largest weight among its items that are not excluded.
+        # 1. Find the leaves of the excluded items. Padding becomes the last item. If that item is not excluded, the
+        # bounds on its path are recomputed but do not change.
+        places = excluded.places.clamp(max=trie.num_items - 1).long()
         leaves = trie.leaves[places]  # (B, E)
+
+        # 2. The bound of a leaf is the largest weight among its items that are not excluded.
         columns = torch.arange(trie.max_shared, device=places.device)
-        beside = (trie.item_starts[leaves].unsqueeze(-1) + columns).flatten(1)  # (B, E * max_shared)
+        at_leaves = (trie.item_starts[leaves].unsqueeze(-1) + columns).flatten(1)  # (B, E * max_shared)
         ends = trie.item_ends[leaves].repeat_interleave(trie.max_shared, 1)
-        is_left = (beside < ends) & ~_contains(excluded.places, beside)
-        weights = torch.where(is_left, self._weights(beside), 0.0)
+        is_left = (at_leaves < ends) & ~_contains(excluded.places, at_leaves)
+        weights = torch.where(is_left, self._weights(at_leaves), 0.0)
         largest = weights.unflatten(1, (-1, trie.max_shared)).amax(-1)
         bounds.scatter_(1, leaves, self._scaled_logs(largest))
 
-        # 2. The bound of any other node is the largest bound of its children. Start with the deepest level.
+        # 3. The bound of any other node is the largest bound of its children. Start with the deepest level. For a few
+        # excluded items, only the nodes on their paths are recomputed, otherwise the whole level.
         offsets = trie.depth_offsets.tolist()
         for depth in range(trie.max_depth - 1, -1, -1):
+            # The nodes of this level are from `start` to `middle`, and their children from there to `stop`.
             start, middle, stop = offsets[depth : depth + 3]
             nodes = trie.above(places, torch.full_like(places, depth))
             width = trie.depth_widths[depth]
             if nodes.shape[1] * width < stop - middle:
+                # A path that ends above this level has an arbitrary node here, perhaps of another level.
                 _, children, legal = trie.children(nodes, width)
                 below = bounds.gather(1, children.flatten(1)).view(children.shape)
                 largest = torch.where(legal, below, -torch.inf).amax(-1)
-                bounds.scatter_(1, nodes, torch.where(legal.any(-1), largest, bounds.gather(1, nodes)))
-            else:  # it is cheaper to recompute the whole level
+                branches = legal.any(-1) & (nodes >= start) & (nodes < middle)
+                bounds.scatter_(1, nodes, torch.where(branches, largest, bounds.gather(1, nodes)))
+            else:
                 is_leaf = trie.row_offsets[start : middle + 1].diff() == 0
                 level = torch.where(is_leaf, bounds[:, start:middle], -torch.inf)
                 parents = (trie.parents[middle:stop].long() - start).expand(len(level), -1)
@@ -187,8 +258,10 @@ class TrieWeights:
 
 
 def _filter_of(weights: ItemWeights, num_prompts: int, device: torch.device) -> Tensor:
-    """Returns the row of `weights.allowed` that applies to each prompt, `(B,)`. Raises ValueError if the weights are
-    for a different number of prompts."""
+    """Returns the row of `weights.allowed` that applies to each prompt, `(B,)`.
+
+    Raises ValueError if the weights are for a different number of prompts.
+    """
     for name in ("items", "allowed_of"):
         tensor = getattr(weights, name)
         if tensor is not None and len(tensor) != num_prompts:
@@ -199,8 +272,11 @@ def _filter_of(weights: ItemWeights, num_prompts: int, device: torch.device) -> 
 
 
 def _shared_by_place(trie: TokenTrie, weights: ItemWeights) -> tuple[Tensor, Tensor]:
-    """Returns two tensors `(F, I)`, indexed by filter and by place in `trie.items`: the item's shared weight, which is
-    the same for all prompts (0 if the filter removes the item), and whether the filter allows the item."""
+    """Returns two tensors, indexed by place.
+
+    The first contains the shared weight of the item at the place, without a filter, `(1, I)`. The second contains
+    whether each filter allows the item, `(F, I)`.
+    """
     num_items = len(trie.item_positions)
     for name in ("shared", "allowed"):
         tensor = getattr(weights, name)
@@ -213,16 +289,24 @@ def _shared_by_place(trie: TokenTrie, weights: ItemWeights) -> tuple[Tensor, Ten
 
     # By default, the shared weights are 1, or 0 if `weights.items` is given.
     items = trie.items.long()
-    default = torch.full((trie.num_items,), float(weights.items is None), device=items.device)
-    shared = default if weights.shared is None else at_least_float32(weights.shared)[items]
-    allowed = torch.ones_like(items, dtype=torch.bool).unsqueeze(0)
-    allowed = allowed if weights.allowed is None else weights.allowed[:, items]
-    return shared * allowed, allowed
+    if weights.shared is None:
+        shared = torch.full((trie.num_items,), float(weights.items is None), device=items.device)
+    else:
+        shared = at_least_float32(weights.shared)[items]
+
+    # By default, a single filter allows all items.
+    if weights.allowed is None:
+        allowed = torch.ones_like(items, dtype=torch.bool).unsqueeze(0)
+    else:
+        allowed = weights.allowed[:, items]
+    return shared.unsqueeze(0), allowed
 
 
 def _own_by_place(trie: TokenTrie, weights: ItemWeights, num_prompts: int) -> tuple[Tensor, Tensor]:
-    """Returns the places of each prompt's items with weights of their own, distinct, in ascending order and padded
-    with `num_items`. Also returns the weights of these items. Both have the shape `(B, S)`."""
+    """Returns the places of each prompt's items with weights of their own, and these weights, `(B, S)` each.
+
+    The places of a prompt are distinct and ascending, and padded with `num_items`.
+    """
     if weights.items is None or weights.values is None:
         empty = torch.zeros(num_prompts, 0, device=trie.items.device)
         return empty.to(trie.items.dtype), empty
@@ -239,8 +323,8 @@ def _own_by_place(trie: TokenTrie, weights: ItemWeights, num_prompts: int) -> tu
         )
     places = torch.where(places < 0, trie.num_items, places)
 
-    # 2. Add up the weights of repeated items. Sorting makes equal places adjacent, and each run of equal
-    #    places gets one column.
+    # 2. Add up the weights of repeated items. Sorting makes equal places adjacent, and each run of equal places gets
+    # one column.
     places, order = places.sort(dim=1, stable=True)
     values = torch.where(items < 0, 0.0, at_least_float32(weights.values)).gather(1, order)
     is_first = torch.ones_like(places, dtype=torch.bool)
@@ -257,12 +341,18 @@ def _at(table: Tensor, rows: Tensor, places: Tensor) -> Tensor:
 
 
 def _contains(places: Tensor, others: Tensor) -> Tensor:
-    """Returns whether each of the places `others` `(B, S)` is among the ascending `places` `(B, E)` of the same
-    row."""
+    """Returns whether each of the places `others` `(B, N)` is in the same row of the ascending `places` `(B, E)`."""
     if not places.shape[1]:
         return torch.zeros_like(others, dtype=torch.bool)
-    found = torch.searchsorted(places, others.to(places.dtype).contiguous()).clamp(max=places.shape[1] - 1)
-    return places.gather(1, found) == others
+    return places.gather(1, _column_of(others, places)) == others
+
+
+def _column_of(wanted: Tensor, places: Tensor) -> Tensor:
+    """Returns the column of each wanted place `(B, N)` in the same row of the ascending `places` `(B, S)`, S > 0.
+
+    The column of a place that the row does not contain is arbitrary.
+    """
+    return torch.searchsorted(places, wanted.to(places.dtype).contiguous()).clamp(max=places.shape[1] - 1)
 
 
 def _paths(trie: TokenTrie, places: Tensor) -> Iterator[Tensor]:
@@ -282,8 +372,8 @@ def _largest_below(trie: TokenTrie, weights: Tensor) -> Tensor:
     largest.scatter_reduce_(1, trie.leaves.expand_as(weights), weights, "amax")
 
     # Levels are processed from the deepest upwards, and each node passes its maximum to its parent.
-    bounds = trie.depth_offsets.tolist()
-    for start, stop in reversed(list(zip(bounds[1:-1], bounds[2:], strict=True))):
+    offsets = trie.depth_offsets.tolist()
+    for start, stop in reversed(list(zip(offsets[1:-1], offsets[2:], strict=True))):
         parents = trie.parents[start:stop].long().expand(len(weights), -1)
         largest.scatter_reduce_(1, parents, largest[:, start:stop].clone(), "amax")
     return largest

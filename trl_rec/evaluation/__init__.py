@@ -41,6 +41,7 @@ __all__ = [
     "evaluate_with_baselines",
     "evaluation_settings",
     "measure_beam_gap",
+    "measure_beam_gaps",
     "metrics_table",
     "paired_comparison",
     "per_user_metrics",
@@ -66,7 +67,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
-    from trl_rec.evaluation.beam_gap import BeamGap, beam_gap_table, measure_beam_gap, write_beam_gaps
+    from trl_rec.evaluation.beam_gap import (
+        BeamGap,
+        beam_gap_table,
+        measure_beam_gap,
+        measure_beam_gaps,
+        write_beam_gaps,
+    )
     from trl_rec.evaluation.best_of_n import best_of_split, draw_lists, evaluate_best_of
     from trl_rec.evaluation.comparison.closing import closing_verdict
     from trl_rec.evaluation.comparison.compare import Comparison, compare, verdict
@@ -91,12 +98,10 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.report.page import write_report
     from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split
     from trl_rec.evaluation.rewards import ListBatch, score_lists, score_split
-    from trl_rec.evaluation.saved_model import (
-        EvaluationConfig,
-        evaluate_with_baselines,
-        evaluation_settings,
-        write_results,
-    )
+    from trl_rec.evaluation.saved_model.config import EvaluationConfig
+    from trl_rec.evaluation.saved_model.evaluating import evaluate_with_baselines
+    from trl_rec.evaluation.saved_model.settings import evaluation_settings
+    from trl_rec.evaluation.saved_model.writing import write_results
     from trl_rec.evaluation.tables import metrics_table
 else:
     __getattr__, __dir__ = lazy_names(
@@ -105,7 +110,7 @@ else:
             "prior_rows": ["evaluate_product"],
             "prior_choice": ["PriorChoice", "choose_prior"],
             "baselines": ["PopularityBaseline", "RandomBaseline", "TransitionBaseline"],
-            "beam_gap": ["BeamGap", "beam_gap_table", "measure_beam_gap", "write_beam_gaps"],
+            "beam_gap": ["BeamGap", "beam_gap_table", "measure_beam_gap", "measure_beam_gaps", "write_beam_gaps"],
             "best_of_n": ["best_of_split", "draw_lists", "evaluate_best_of"],
             "comparison.closing": ["closing_verdict"],
             "comparison.compare": ["Comparison", "compare", "verdict"],
@@ -128,7 +133,10 @@ else:
             "report.page": ["write_report"],
             "results": ["Evaluation", "evaluate_baselines", "evaluate_split"],
             "rewards": ["ListBatch", "score_lists", "score_split"],
-            "saved_model": ["EvaluationConfig", "evaluate_with_baselines", "evaluation_settings", "write_results"],
+            "saved_model.config": ["EvaluationConfig"],
+            "saved_model.evaluating": ["evaluate_with_baselines"],
+            "saved_model.settings": ["evaluation_settings"],
+            "saved_model.writing": ["write_results"],
             "tables": ["metrics_table"],
         },
     )

@@ -2,8 +2,9 @@
 
 The baseline with learned parameters, `sequence`, is in `trl_rec.schedule`.
 
-All three use only the training split, raise `ValueError` for any other split, and rank the whole catalogue. They use
-sparse arrays: memory and time grow with the number of items that are scored per history, not with users x items.
+The recommenders in this module are fitted on the training split, raise `ValueError` for any other split, and rank the
+whole catalogue. They use sparse arrays: memory and time grow with the number of items that are scored per history, not
+with users x items.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from trl_rec.ranges import COUNT, SEED
 
 
 BLOCK_ENTRIES = 1 << 21  # about this number of (row, item) pairs is ranked at a time; sorting them takes about 200 MB
-SCORE_DECIMALS = 12  # smaller differences are rounding errors of float sums; such scores count as ties
+SCORE_DECIMALS = 12  # scores are rounded to this number of decimals, so that rounding errors do not order items
 
 
 class FittedBaseline(Protocol):
     """A baseline that is ready to rank. The classes below describe the arguments."""
 
     def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> Rankings:
-        """Returns the best items `(num_users, top_k)`, perhaps with scores."""
+        """Returns the best items `(num_users, top_k)`, with scores if the baseline has them."""
 
     def score(self, histories: Rows, items: Ragged) -> np.ndarray:
-        """Returns numbers that order the given items of each row, `(len(items.values),)`."""
+        """Returns one number per given item, `(len(items.values),)`. In each row, better items have higher numbers."""
 
 
 class RandomBaseline:
-    """Recommends the catalogue in a random order per user. The order depends only on the seed and the row number.
+    """Recommends items in a random order, drawn for each user. The order depends only on the seed and the row number.
 
     Args:
         seed (`int`, *optional*, defaults to `0`): Seed of the random orders.
@@ -56,17 +57,18 @@ class RandomBaseline:
         return self
 
     def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> Rankings:
-        """Returns the best items `(num_users, top_k)`, without scores. A row ends early if the catalogue is exhausted.
+        """Returns the best items `(num_users, top_k)`, without scores.
 
-        If histories are excluded, so are the `twins` of their items, which are other items with the same title. Models
-        that write items as titles cannot distinguish twins, so they exclude twins too.
+        A row is padded with -1 if fewer than `top_k` items can be recommended. If the items of the history are
+        excluded and `twins` are given, all items with the same titles as these items are excluded too. This keeps the
+        comparison fair: a model that writes titles cannot distinguish twins, so it must exclude them as well.
         """
         histories = _checked_histories(histories, top_k, self.num_items)
         excluded = _excluded(histories, exclude_history, twins)
         return Rankings(_rank_by_order(excluded, top_k, self.num_items, self._item_at))
 
     def score(self, histories: Rows, items: Ragged) -> np.ndarray:
-        """Returns 0 for each of the given items: none of them is preferred, on average over the seeds."""
+        """Returns 0 for each of the given items, because on average over the seeds, no item ranks above another."""
         return np.zeros(len(items.values))
 
     def _item_at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -76,8 +78,9 @@ class RandomBaseline:
 class PopularityBaseline:
     """Recommends the items with the most interactions in the training split, in the same order for every user.
 
-    Ties are broken by the lower index. `fit` sets two attributes: `popularity` `(num_items,)`, the number of
-    interactions with each item, and `by_popularity` `(num_items,)`, the items in descending order of popularity.
+    Among equally popular items, the lower index comes first. `fit` sets two attributes: `popularity`
+    `(num_items,)`, the number of interactions with each item, and `by_popularity` `(num_items,)`, the items in
+    descending order of popularity.
     """
 
     def __init__(self) -> None:
@@ -105,15 +108,14 @@ class PopularityBaseline:
 
 
 class TransitionBaseline:
-    """Recommends the items that followed the user's last items most often in the training split. It only counts
-    transitions.
+    """Recommends the items that followed the user's last items most often in the training split.
 
-    Scores are those of [`~trl_rec.data.transitions.TransitionCounts`]. Ties are broken by popularity, then by the
-    lower index. Items with score 0 follow, ordered in the same way.
+    Scores are those of [`~trl_rec.data.transitions.TransitionCounts`]. Items with equal scores are ordered by
+    popularity, then by index. This includes the items with score 0, which come last.
 
     It is a strong baseline. With leave-one-out splits and excluded histories, it reaches Recall@10 .079 and NDCG@10
-    .050 on Amazon Beauty, and .184 and .106 on MovieLens-100k. On Beauty this is more than the authors of TIGER and
-    HSTU print, and less than well-trained models of the SASRec type reach.
+    .050 on Amazon Beauty, and .184 and .106 on MovieLens-100k. The values on Beauty are higher than those that the
+    authors of TIGER and HSTU report for their models, and lower than those of well-trained models of the SASRec type.
 
     Args:
         window (`int`, *optional*, defaults to `3`): Maximum distance between two items that count as a transition.
@@ -136,8 +138,8 @@ class TransitionBaseline:
         self.counts = TransitionCounts.from_interactions(
             interactions, window=self.window, max_history=self.max_history
         )
-        # `_rank_block` identifies items by their position in `by_popularity`, so that its stable sort breaks ties by
-        # popularity.
+        # `_rank_block` identifies items by their position in `by_popularity`, so that its stable sort keeps items with
+        # equal scores in the order of popularity.
         self._position = np.argsort(self.by_popularity)  # (num_items,), the inverse of `by_popularity`
         return self
 
@@ -146,8 +148,8 @@ class TransitionBaseline:
         histories = _checked_histories(histories, top_k, self.num_items)
         excluded = _excluded(histories, exclude_history, twins)
 
-        # Number of (row, item) pairs per row: one for each item that followed a recent item, `top_k` popular items,
-        # and two per excluded item (the item itself, and a further popular item that may take its place).
+        # Number of (row, item) pairs per row: one for each item that followed a recent item, `top_k` for popular
+        # items, and two per excluded item. The second of these is for a popular item that may take its place.
         costs = self.counts.num_followers(histories) + 2 * excluded.lengths + top_k
 
         ranks = _rank_in_blocks(
@@ -159,13 +161,15 @@ class TransitionBaseline:
     def score(self, histories: Rows, items: Ragged) -> np.ndarray:
         """Returns numbers that order the given items of each row as `rank` does, `(len(items.values),)`.
 
-        The best items have the highest numbers: the numbers are positions in the ascending order of all given items by
-        score, then by popularity. Items that differ in neither have the same number.
+        All given items are sorted in ascending order of score, then of popularity. The number of an item is its
+        position in this order, so the best items have the highest numbers. Items with the same score and the same
+        popularity have the same number.
         """
         histories = _checked_histories(histories, 1, self.num_items)
         scores = np.zeros(len(items.values))
         for rows in _blocks(self.counts.num_followers(histories) + items.lengths):
-            # Sum the scores of each (row, item), and look up the given items.
+            # Sum the scores of each (row, item), and look up the sums of the given items. The given items are added
+            # with score 0, so that each of them has a sum.
             followers, parts = self.counts.followers(histories.take(rows))
             given = items.take(rows)
             wanted = given.row_ids * self.num_items + given.values
@@ -179,6 +183,8 @@ class TransitionBaseline:
         return places
 
     def _rank_block(self, histories: Ragged, excluded: Ragged, top_k: int) -> np.ndarray:
+        """Returns the ranks of some rows, `(num_rows, top_k)` of type `RANK`, with items as positions in
+        `by_popularity`."""
         # 1. Score the items that followed the recent items: one score per (recent item, following item).
         followers, scores = self.counts.followers(histories)
 
@@ -194,7 +200,7 @@ class TransitionBaseline:
         parts.append(np.full(len(excluded.values), -np.inf))
 
         # 4. Sum the scores of each (row, item), and sort by row and descending score. Within a row, the keys are in
-        #    the order of popularity. `lexsort` is stable, so ties stay in this order.
+        #    the order of popularity. `lexsort` is stable, so items with equal scores stay in this order.
         keys, totals = sum_by_key(np.concatenate(rows) * self.num_items + np.concatenate(items), np.concatenate(parts))
         allowed = totals > -np.inf
         row, item = np.divmod(keys[allowed], self.num_items)
@@ -253,7 +259,7 @@ def _num_needed(excluded: Ragged, top_k: int, num_items: int) -> np.ndarray:
 def _rank_in_blocks(
     costs: np.ndarray, top_k: int, rank_block: Callable[[np.ndarray], np.ndarray], dtype: np.dtype[Any] = INDEX
 ) -> np.ndarray:
-    """Ranks consecutive rows in blocks (see [`_blocks`])."""
+    """Calls `rank_block` for each block of rows (see [`_blocks`]), and joins the results."""
     parts = [rank_block(rows) for rows in _blocks(costs)]
     return np.concatenate([np.empty((0, top_k), dtype), *parts])
 

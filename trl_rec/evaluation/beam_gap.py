@@ -1,23 +1,23 @@
 """Measures the beam gap: what a policy loses because its beam search prunes items.
 
-For some users, the catalogue is ranked twice, by the beam search and by the exact scores of all items. The beam gap is
-the difference between the metrics of the two rankings. It is headroom for a better search with the same policy, not a
-bound on what another policy can reach. The gap may be negative, because the items that the search loses may be bad
-recommendations in spite of their scores.
+For some users, the catalogue is ranked twice: once by the beam search, and once by the exact scores of all items. The
+beam gap is the metric of the exact ranking minus the metric of the beam search. It shows how much a better search
+could gain with the same policy, and does not bound what another policy can reach. The gap may be negative, because the
+items that the search loses may be bad recommendations in spite of their high scores.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
 
-from trl_rec.data.dataset import at_most, split_rows
+from trl_rec.data.dataset import at_most, split_rows, spread
 from trl_rec.evaluation import metrics
 from trl_rec.evaluation.evaluator import per_user_metrics
 from trl_rec.evaluation.intervals import PairedComparison, paired_comparison
@@ -48,6 +48,12 @@ class BeamGap:
         num_pruned (`int`): Number of these reachable targets that are missing from the B items of the beam search.
         beam_seconds (`float`): Time of the beam search.
         exhaustive_seconds (`float`): Time of the exact ranking.
+        per_user (`dict[str, np.ndarray]`, *optional*): Values per user, `(len(split),)` each. They are not part of
+            `to_dict`. A target is reachable if it is among the k items with the highest exact scores, and pruned if it
+            is reachable but not among the first k items of the beam search. `pruned@k` is the number of a user's
+            pruned targets, divided by the number of all targets of the user. `pruning_rate@k` is the same number,
+            divided by the number of reachable targets; it is NaN if none is reachable. Both are NaN for users who
+            were not ranked.
     """
 
     num_users: int
@@ -59,6 +65,7 @@ class BeamGap:
     num_pruned: int
     beam_seconds: float
     exhaustive_seconds: float
+    per_user: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
     def pruning_rate(self) -> float | None:
@@ -68,13 +75,15 @@ class BeamGap:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> BeamGap:
         """Restores a beam gap from the values that `to_dict` returned."""
-        values = {name: content[name] for name in cls.__dataclass_fields__}
+        values = {name: content[name] for name in cls.__dataclass_fields__ if name != "per_user"}
         return cls(**{**values, "gaps": {name: PairedComparison(**gap) for name, gap in content["gaps"].items()}})
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all results as plain values, for a JSON file."""
         gaps = {name: gap._asdict() for name, gap in self.gaps.items()}
-        return {**asdict(self), "gaps": gaps, "pruning_rate": self.pruning_rate}
+        values = asdict(replace(self, per_user={}))
+        del values["per_user"]
+        return {**values, "gaps": gaps, "pruning_rate": self.pruning_rate}
 
 
 def measure_beam_gap(
@@ -82,7 +91,7 @@ def measure_beam_gap(
 ) -> BeamGap:
     """Ranks the catalogue for some users both by beam search and by the exact scores of all items.
 
-    The time grows with the size of the catalogue, because the model reads the trie's inner nodes for each user.
+    The time grows with the size of the catalogue, because the model reads every inner node of the trie for each user.
 
     Args:
         policy (`Policy`): A policy that ranks single items.
@@ -92,36 +101,74 @@ def measure_beam_gap(
         k (`int`, *optional*, defaults to `10`): The cutoff of the metrics.
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.
     """
+    beams = [max(policy.num_beams or 0, k)]
+    (gap,) = measure_beam_gaps(policy, dataset, beams=beams, num_users=num_users, split=split, k=k, seed=seed)
+    return gap
+
+
+def measure_beam_gaps(
+    policy: Policy,
+    dataset: RecDataset,
+    *,
+    beams: Sequence[int],
+    num_users: int,
+    split: str = "test",
+    k: int = 10,
+    seed: int = 0,
+) -> list[BeamGap]:
+    """Same as [`measure_beam_gap`], for several numbers of beams. The exact scores are computed only once.
+
+    With B beams, the cutoff of the metrics is the smaller of k and B. A beam search with few beams is therefore
+    compared with exact lists of the same length.
+
+    Args:
+        policy, dataset, num_users, split, k, seed: As in [`measure_beam_gap`].
+        beams (`Sequence[int]`): The numbers of beams.
+    """
     COUNT.check("num_users", num_users)
+    for count in beams:
+        COUNT.check("beams", count)
     if policy.writes_lists:
         raise ValueError("the model writes lists; the beam gap compares rankings of single items")
-    policy = replace(policy, finished=None)  # rows that are not ranked again would not be timed
+    # Rank all rows anew. With rows kept by an interrupted evaluation, the times would not be comparable.
+    policy = replace(policy, finished=None)
+    numbers = spread(num_users, len(held_out(dataset, split)))
     rows = at_most(num_users, held_out(dataset, split))
-    num_beams = max(policy.num_beams or 0, k)
 
-    # 1. Rank the items in both ways. B ranks are enough for the metrics at k and for the pruned targets.
     started = time.perf_counter()
-    beam = policy.rank(rows, num_beams)
-    between = time.perf_counter()
-    exact = policy.rank_exhaustively(rows, num_beams)
-    ended = time.perf_counter()
+    exact = policy.rank_exhaustively(rows, max(beams))
+    exhaustive_seconds = time.perf_counter() - started
 
-    # 2. Compare the two rankings.
-    targets = split_rows(rows, "targets")
-    names = (f"ndcg@{k}", f"recall@{k}")
-    by_beam, by_exact = (per_user_metrics(ranked.items, targets, ks=[k]) for ranked in (beam, exact))
-    num_reachable, num_pruned = _pruned(beam, exact, rows)
-    return BeamGap(
-        num_users=len(rows),
-        num_beams=num_beams,
-        beam={name: float(by_beam[name].mean()) for name in names},
-        exhaustive={name: float(by_exact[name].mean()) for name in names},
-        gaps={name: paired_comparison(by_exact[name], by_beam[name], seed=seed) for name in names},
-        num_reachable=num_reachable,
-        num_pruned=num_pruned,
-        beam_seconds=between - started,
-        exhaustive_seconds=ended - between,
-    )
+    gaps = []
+    for num_beams in beams:
+        # 1. Rank by beam search. The first B ranks suffice for the metrics and for the pruned targets.
+        started = time.perf_counter()
+        beam = policy.rank(rows, num_beams, num_beams=num_beams)
+        beam_seconds = time.perf_counter() - started
+
+        # 2. Compare the two rankings.
+        best = exact.head(num_beams)
+        targets = split_rows(rows, "targets")
+        cutoff = min(k, num_beams)
+        names = (f"ndcg@{cutoff}", f"recall@{cutoff}")
+        by_beam, by_exact = (per_user_metrics(ranked.items, targets, ks=[cutoff]) for ranked in (beam, best))
+        num_reachable, num_pruned = _pruned(beam, best, rows)  # (N,) each
+        at_cutoff = _pruned(beam.head(cutoff), best.head(cutoff), rows)
+        gaps.append(
+            BeamGap(
+                num_users=len(rows),
+                num_beams=num_beams,
+                beam={name: float(by_beam[name].mean()) for name in names},
+                exhaustive={name: float(by_exact[name].mean()) for name in names},
+                gaps={name: paired_comparison(by_exact[name], by_beam[name], seed=seed) for name in names},
+                num_reachable=int(num_reachable.sum()),
+                num_pruned=int(num_pruned.sum()),
+                beam_seconds=beam_seconds,
+                exhaustive_seconds=exhaustive_seconds,
+                per_user=_per_user(*at_cutoff, targets.lengths, cutoff, numbers, dataset, split),
+            )
+        )
+    return gaps
 
 
 def write_beam_gaps(folder: str | Path, results: Mapping[str, Evaluation]) -> None:
@@ -159,18 +206,38 @@ def beam_gap_table(gap: BeamGap) -> str:
     return "\n".join([caption, "", *aligned(rows), "", pruned, times])
 
 
-def _pruned(beam: Rankings, exact: Rankings, rows: Dataset) -> tuple[int, int]:
-    """Returns the number of targets in the exact ranking, and how many of these targets the beam search misses."""
+def _pruned(beam: Rankings, exact: Rankings, rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Returns, for each row, the number of targets in the exact ranking, and how many of them the beam search misses,
+    `(N,)` each."""
     targets = split_rows(rows, "targets")
     row_ids = targets.row_ids
     reachable = _contained(exact.items, row_ids, targets.values)
     lost = reachable - _contained(beam.items, row_ids, targets.values)
-    return len(reachable), len(lost)
+    num_reachable, num_lost = (
+        np.bincount(np.array([row for row, _ in pairs], int), minlength=len(rows)) for pairs in (reachable, lost)
+    )
+    return num_reachable, num_lost
+
+
+def _per_user(
+    num_reachable: np.ndarray,
+    num_pruned: np.ndarray,
+    num_targets: np.ndarray,
+    cutoff: int,
+    numbers: np.ndarray,
+    dataset: RecDataset,
+    split: str,
+) -> dict[str, np.ndarray]:
+    """Returns `BeamGap.per_user`. `numbers` are the numbers of the ranked rows in the split."""
+    pruned, rate = np.full((2, len(held_out(dataset, split))), np.nan)
+    pruned[numbers] = num_pruned / np.maximum(num_targets, 1)
+    rate[numbers] = np.where(num_reachable > 0, num_pruned / np.maximum(num_reachable, 1), np.nan)
+    return {f"pruned@{cutoff}": pruned, f"pruning_rate@{cutoff}": rate}
 
 
 def _contained(ranked: np.ndarray, row_ids: np.ndarray, items: np.ndarray) -> set[tuple[int, int]]:
-    """Returns those pairs (row, item) from `row_ids` and `items` for which `ranked[row]` contains the item. `ranked`
-    has the shape `(N, K)`."""
+    """Returns the pairs (row, item), from `row_ids` and `items`, whose item is in `ranked[row]`. `ranked` is
+    `(N, K)`."""
     hits, _ = metrics.find_hits(ranked, row_ids, items)
     found = np.nonzero(hits)[0]
     return set(zip(found.tolist(), ranked[hits].tolist(), strict=True))

@@ -1,8 +1,8 @@
 """Best-of-N at inference: draws N lists from a policy and keeps the one with the highest reward.
 
-Rewards such as NDCG use the items that the users chose next, so Best-of-N cannot be used to recommend. The result of
-Best-of-N is an upper bound for a policy that is aligned to a static Best-of-N target. For each list that is evaluated,
-N lists have to be drawn.
+Rewards such as NDCG use the items that the users chose next, so Best-of-N cannot be used to recommend. Its result is
+an upper bound for a policy that BLADE trains from the given policy with `target="best_of_n"`. For each list that is
+evaluated, N lists have to be drawn.
 
 Legend: U: users, S: lists drawn per user, K: items per list, N: `best_of`.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trl_rec.data.dataset import split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
-from trl_rec.decoding.lists import sample_item_lists
+from trl_rec.decoding.lists.sampling import sample_item_lists
 from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.kept.finished_rows import FinishedRows
 from trl_rec.evaluation.rank import map_histories
@@ -138,8 +138,8 @@ def draw_lists(
 def expected_best(values: np.ndarray, rewards: np.ndarray, best_of: int) -> np.ndarray:
     """Returns the expected value of the best of N lists, `(U,)`, over all ways to choose N of the S lists.
 
-    The best list is the one with the highest reward. If several lists tie, their values are averaged. N = 1 gives the
-    mean over all lists.
+    The best list is the one with the highest reward. If several lists have it, their values are averaged. N = 1
+    gives the mean over all lists.
 
     Args:
         values (`np.ndarray` of shape `(U, S)`): The value of each list, for example its NDCG.
@@ -159,7 +159,7 @@ def expected_best(values: np.ndarray, rewards: np.ndarray, best_of: int) -> np.n
 
     # `chosen_from[c]` is the probability that all N chosen lists are among c given lists. So
     # `chosen_from[at_most] - chosen_from[below]` is the probability that the highest reward among the N lists
-    # equals the reward of this list. Tied lists share this probability equally.
+    # equals the reward of this list. Lists with equal rewards share this probability equally.
     ways = np.array([comb(count, best_of) for count in range(num_lists + 1)], np.float64)
     chosen_from = ways / comb(num_lists, best_of)
     chance = (chosen_from[at_most] - chosen_from[below]) / (at_most - below)

@@ -1,8 +1,9 @@
 """Estimates how long it takes to rank the users of a split, by ranking a few of them first.
 
-The time per user depends on the model, the beams and the device, so it is measured. First one user is ranked in every
-pass. If that shows that all users take long, batches of growing size follow, because a device ranks a batch in less
-time than its users one by one.
+An evaluation makes one or more passes over the users, such as one with 10 beams and one with 50. The time per user
+depends on the model, the beams and the device, so it is measured. First, one user per process is ranked in every pass.
+If ranking all users seems to take long, batches of growing size are ranked for a better estimate. The first estimate
+is too high, because a device ranks a batch in less time than its users one by one.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from tqdm.auto import tqdm
 from trl_rec.printing import in_words
 
 
-MOST_SECONDS = 15.0  # to spend on an estimate
-SHARE = 0.05  # of the estimated time, to spend on the estimate
-SHORT = 30.0  # seconds; less need not be said
-GROWTH = 4  # ratio of the sizes of two batches
-RankSome: TypeAlias = Callable[[np.ndarray], object]  # ranks the rows with these numbers
+MOST_SECONDS = 15.0  # maximum number of seconds to spend on the estimate
+SHARE = 0.05  # maximum time to spend on the estimate, as a share of the time that the evaluation is expected to take
+SHORT = 30.0  # seconds; shorter evaluations are not announced, and not estimated more closely
+GROWTH = 4  # ratio of the sizes of successive batches
+RankSome: TypeAlias = Callable[[np.ndarray], object]  # takes row numbers, and ranks these rows
 
 
 def seconds_per_user(passes: Sequence[RankSome], lengths: np.ndarray, batch_size: int) -> list[float]:
-    """Returns how long each pass takes per user. Every process calls it, and gets the same times.
+    """Returns the seconds that each pass takes per user.
+
+    All processes must call this function. They get the same times.
 
     Args:
         passes: Functions that rank some of the rows, divided among the processes.
@@ -45,18 +48,20 @@ def seconds_per_user(passes: Sequence[RankSome], lengths: np.ndarray, batch_size
         seconds: float = broadcast_object_list([time.perf_counter() - start])[0]
         return seconds
 
-    # 1. Rank one row. It takes at least as long as a row of a batch.
+    # 1. Rank a single row. Per row, a batch takes at most as long as this.
     times = [_time(rank, 1) for rank in passes]
     total = sum(times) * len(lengths) / num_processes
     if total < SHORT:
         return [seconds / num_processes for seconds in times]
 
-    # 2. Rank larger batches, as long as the time allows. A batch takes at most as long as its rows one by one.
+    # 2. Rank larger batches, as long as the time allows. A batch that is n times as large as the last one takes at
+    #    most n times as long.
     largest = min(batch_size, len(lengths) // num_processes)
     per_user = []
     for rank, seconds in zip(passes, times, strict=True):
         allowed = min(MOST_SECONDS, SHARE * total) * seconds / sum(times)
-        size, spent = 1, 0.0
+        size = 1
+        spent = 0.0
         while size < largest and spent + seconds * min(GROWTH, largest / size) <= allowed:
             size = min(size * GROWTH, largest)
             seconds = _time(rank, size)
@@ -66,7 +71,7 @@ def seconds_per_user(passes: Sequence[RankSome], lengths: np.ndarray, batch_size
 
 
 def _around_the_mean(lengths: np.ndarray) -> np.ndarray:
-    """Returns the row numbers in the order of how far their lengths are from the mean length."""
+    """Returns the row numbers, sorted by the distance of their lengths from the mean length."""
     return np.argsort(np.abs(lengths - lengths.mean()), kind="stable")
 
 
@@ -77,7 +82,7 @@ def say_cost(num_users: int, seconds: float, *, name: str, remedy: str) -> None:
         num_users: Number of users to rank.
         seconds: The estimated time.
         name: What the evaluation is called.
-        remedy: How to shorten it.
+        remedy: How to shorten the evaluation. The printed sentence ends with this text.
     """
     if seconds >= SHORT:
         say(f"{name}: {num_users:,} users, about {in_words(seconds)}; {remedy}")

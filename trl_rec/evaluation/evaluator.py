@@ -1,8 +1,8 @@
 """Evaluates rankings of the whole catalogue against the items that the users chose next.
 
 Errors of a decoder stay visible in the metrics. An index outside the catalogue, and an item that repeats an earlier
-item of its list, keep their ranks and never count as hits. `invalid` is the number of such indices, and `duplicates`
-the number of such items.
+item of its list, keep their ranks and never count as hits. The metric `invalid` is the number of indices outside the
+catalogue, and `duplicates` is the number of repeated items.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from trl_rec.data.item_rows import Rows, item_rows
 from trl_rec.evaluation import metrics
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged
+
+
+BLOCK = 1 << 16  # number of users whose hits are looked up at a time
 
 
 def evaluate_rankings(
@@ -102,14 +105,17 @@ def _per_user(ranked: np.ndarray, relevant: Rows, ks: Sequence[int], num_items: 
             f"relevant, row {row}: the user has no relevant items; leave such users out of ranked and relevant"
         )
 
-    hits, num_relevant = metrics.find_hits(ranked, rows.row_ids, rows.values)  # (N, K) and (N,)
-    result = {}
-    for k in ks:
-        result[f"recall@{k}"] = metrics.recall(hits, num_relevant, k)
-        result[f"hit@{k}"] = metrics.hit(hits, k)
-        result[f"ndcg@{k}"] = metrics.ndcg(hits, num_relevant, k)
-        result[f"mrr@{k}"] = metrics.mrr(hits, k)
-    return result
+    # Looking up hits needs several times the memory of the rankings, so do it for one block of users at a time.
+    parts: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(ranked), BLOCK):
+        block = rows.take(np.arange(start, min(start + BLOCK, len(ranked))))
+        hits, num_relevant = metrics.find_hits(ranked[start : start + BLOCK], block.row_ids, block.values)
+        for k in ks:
+            parts.setdefault(f"recall@{k}", []).append(metrics.recall(hits, num_relevant, k))
+            parts.setdefault(f"hit@{k}", []).append(metrics.hit(hits, k))
+            parts.setdefault(f"ndcg@{k}", []).append(metrics.ndcg(hits, num_relevant, k))
+            parts.setdefault(f"mrr@{k}", []).append(metrics.mrr(hits, k))
+    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def _list_metrics(
@@ -173,7 +179,7 @@ def _catalog_size(catalog: ItemCatalog | None, popularity: np.ndarray | None, nu
     """Returns the number of items, or None if no argument gives it. Raises `ValueError` if two arguments disagree."""
     sizes: dict[str, int] = {}
     if catalog is not None:
-        sizes["catalog"] = len(catalog)
+        sizes["catalog"] = catalog.num_recommendable
     if num_items is not None:
         sizes["num_items"] = num_items
     if popularity is not None:

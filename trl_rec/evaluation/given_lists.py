@@ -1,9 +1,12 @@
 """Reads recommendations made by other programs, to evaluate them in the same way as the models of this package.
 
 A file has one line per recommendation, in any order. The columns of the file are `user_id`, `rank` (from 1), `item_id`
-and optionally `score`. A file that cannot be compared fairly is refused: one with items or users that are not in the
-dataset, without a list for a user, with lists that are all shorter than the largest k, or with items of the history
-where histories are excluded.
+and optionally `score`. A file is refused in each of these cases, because the comparison would be unfair:
+
+- The file contains items or users that are not in the dataset.
+- A user has no list.
+- All lists are shorter than the largest k.
+- Histories are excluded, but a list contains an item of the user's history.
 """
 
 from __future__ import annotations
@@ -15,11 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from trl_rec.data.columns import RowError, check_none, ids, numbers, plain, shown
 from trl_rec.data.dataset import split_rows, split_users
-from trl_rec.data.readers.files import find_delimiter, naming, read_delimited, without_gz
+from trl_rec.data.readers.files import read_columns
 from trl_rec.evaluation.rankings import Rankings
 from trl_rec.evaluation.results import held_out
 from trl_rec.ragged import Ragged
@@ -52,16 +54,18 @@ def read_lists(
         dataset (`RecDataset`): The dataset.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         rows (`np.ndarray`, *optional*): Numbers of the rows to read lists for. Defaults to all rows of the split.
-        top_k (`int`, *optional*, defaults to `10`): Minimum length of the longest list.
-        at_most (`int`, *optional*): Maximum number of ranks to read, if it is larger than `top_k`. Defaults to
-            `top_k`.
+        top_k (`int`, *optional*, defaults to `10`): Number of ranks that the metrics need. At least one list must have
+            this many items.
+        at_most (`int`, *optional*): Maximum number of ranks to read. Defaults to `top_k`, and lower values have no
+            effect.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether to refuse lists with items of the history.
 
     Returns:
         `Rankings`: the items `(len(rows), K)`, with scores if the file has them. K is the length of the longest list,
         but at most the larger of `top_k` and `at_most`.
     """
-    # 1. Read all lines and check their values. Lines about rows outside `row_numbers` are ignored from here on.
+    # 1. Read all lines and check their values. Lines about rows that are not in `row_numbers` get the place -1. These
+    #    lines are ignored in the following steps.
     held = held_out(dataset, split)
     row_numbers = np.arange(len(held)) if rows is None else rows
     table, where = _read(Path(path))
@@ -109,19 +113,8 @@ class _Lines(NamedTuple):
 
 
 def _read(path: Path) -> tuple[pa.Table, str]:
-    """Returns those columns of a file that are used, and the name of the file for messages."""
-    name = without_gz(path)
-    if not path.exists():
-        raise ValueError(f"there is no file {path}; give a CSV, TSV or Parquet file with lists")
-    if path.is_file() and name.endswith((".csv", ".tsv")):
-        table = read_delimited(path, delimiter=find_delimiter(path))
-    elif path.is_dir() or name.endswith(".parquet"):
-        with naming(path):
-            table = pq.read_table(path)
-    else:
-        raise ValueError(
-            f"{path} is not a CSV, TSV or Parquet file; its name must end in .csv, .tsv, .csv.gz, .tsv.gz or .parquet"
-        )
+    """Returns the columns of the file that lists need, and the file's name for use in error messages."""
+    table = read_columns(path, " with lists")
 
     user = "row" if "row" in table.column_names else "user_id"
     for column in (user, "rank", "item_id"):
@@ -148,8 +141,8 @@ def _places(table: pa.Table, dataset: RecDataset, split: str, row_numbers: np.nd
         positions: np.ndarray = position_of[line_rows]
         return positions
 
-    # Refuse lines about users who are not in the dataset. Ignore lines about other users who are not measured.
-    line_ids = ids(table, "user_id", where)
+    # Refuse lines about users who are not in the dataset. Ignore lines about users whose rows are not evaluated.
+    line_ids = ids(table["user_id"], "user_id", where)
     users = pc.index_in(line_ids, value_set=dataset.users["user_id"].combine_chunks())
     check_none(users.is_null(), line_ids, where, f"the user {{}} is not in {dataset.path}; leave the line out")
     users_of_rows = split_users(held)
@@ -169,7 +162,7 @@ def _places(table: pa.Table, dataset: RecDataset, split: str, row_numbers: np.nd
 
 def _items(table: pa.Table, dataset: RecDataset, where: str) -> np.ndarray:
     """Returns for each line the catalogue index of its item."""
-    line_ids = ids(table, "item_id", where)
+    line_ids = ids(table["item_id"], "item_id", where)
     items = pc.index_in(line_ids, value_set=pa.array(dataset.catalog.ids, pa.string()))
     message = f"the item {{}} is not in the catalogue of {dataset.path}; recommend only items of its catalogue"
     check_none(items.is_null(), line_ids, where, message)
@@ -187,9 +180,9 @@ def _ranks(table: pa.Table, where: str) -> np.ndarray:
 def _whole(table: pa.Table, name: str, where: str) -> np.ndarray:
     """Returns a column of whole numbers."""
     values = numbers(table[name], name, where).to_numpy()
-    bad = (values != np.floor(values)) | (np.abs(values) > 2**31)
+    is_invalid = (values != np.trunc(values)) | (np.abs(values) > 2**31)
     message = f"the {name} {{}} is not a whole number of at most 2^31; correct it"
-    check_none(pa.chunked_array([bad]), table[name], where, message)
+    check_none(pa.chunked_array([is_invalid]), table[name], where, message)
     whole: np.ndarray = values.astype(np.int64)
     return whole
 

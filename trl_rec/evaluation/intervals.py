@@ -1,13 +1,14 @@
 """Bootstrap intervals for means over users and seeds, and a paired test of whether two recommenders differ.
 
-A metric usually has few distinct values. So a bootstrap resample only draws how often each *distinct* value occurs,
-which follows a multinomial distribution. For 1,000 resamples of 100,000 users, this avoids 10^8 look-ups. The result
-has the same distribution as if users were resampled one by one, and does not depend on the order of the users.
+A metric usually has few distinct values. A bootstrap resample therefore does not draw users one by one: it draws how
+often each *distinct* value occurs. These counts follow a multinomial distribution. For 1,000 resamples of 100,000
+users, this avoids 10^8 look-ups. The result has the same distribution as if users were drawn, and does not depend on
+the order of the users.
 
 Seeds are too few to be resampled. With three seeds, resampling understates the variance between seeds by a third, and
 one resample in nine contains the same seed three times. Instead, a random error is added to the mean of each resample
-of users. The variance of this error is drawn too, because a few seeds give only a rough estimate of it
-([`seed_errors`]). With one seed, no error is added, and the result says nothing about other seeds.
+of users. The variance of this error is itself drawn at random, because it can be estimated only roughly from a few
+seeds ([`seed_errors`]). With one seed, no error is added, and the result says nothing about other seeds.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ def seed_errors(values: np.ndarray, num_resamples: int, rng: np.random.Generator
     users. Resampling users covers the second reason. The variance due to the first reason is uncertain, so it is drawn
     for each error: max(0, observed * (S - 1) / chi2 - of_users). Here, observed and of_users are the results of
     [`seed_variances`], and chi2 is drawn from the chi-squared distribution with S - 1 degrees of freedom. If of_users
-    is 0, the errors follow a scaled t distribution with S - 1 degrees of freedom. Variance components are treated in
-    this way by Weerahandi, "Generalized Confidence Intervals", J. of the American Statistical Association 88, 1993.
+    is 0, the errors follow a scaled t distribution with S - 1 degrees of freedom. The method follows Weerahandi,
+    "Generalized Confidence Intervals", J. of the American Statistical Association 88, 1993.
 
     Args:
         values: One value per seed and user, `(S, N)`.
@@ -132,11 +133,11 @@ def seed_errors(values: np.ndarray, num_resamples: int, rng: np.random.Generator
 
 
 def seed_variances(values: np.ndarray) -> tuple[float, float]:
-    """Returns the variance of the overall mean, estimated from the means of the seeds, and the part of this variance
-    that is due to the finite number of users.
+    """Returns two numbers: the variance of the overall mean, estimated from the means of the seeds, and the part of
+    this variance that is due to the finite number of users.
 
     The means of the seeds differ even if all seeds are equally good, because each is taken over a finite number of
-    users. With one user, the second value cannot be estimated and is 0.
+    users. With one user, the second number cannot be estimated and is 0.
 
     Args:
         values: One value per seed and user, `(S, N)`, with at least two seeds.
@@ -156,7 +157,7 @@ def _p_value(differences: np.ndarray, num_resamples: int, seed: int) -> float:
     means = differences.mean(0)  # (N,)
     sizes, counts = np.unique(np.abs(means), return_counts=True)
     observed = abs(means.sum())
-    slack = 1e-9 * max(observed, sizes[-1])  # sums that differ only by rounding errors count as ties
+    slack = 1e-9 * max(observed, sizes[-1])  # sums that differ only by rounding errors count as equal
 
     rng = np.random.default_rng(seed)
     errors = len(means) * seed_errors(differences, num_resamples, rng)  # (num_resamples,), for sums over users

@@ -35,11 +35,13 @@ def find_hits(ranked: np.ndarray, rows: np.ndarray, items: np.ndarray) -> tuple[
     relevant = np.unique(rows.astype(np.int64) * stride + items)
     num_relevant = np.bincount(relevant // stride, minlength=len(ranked))  # (N,)
 
-    # An index of `stride` or more is not relevant for any user. Without this check, its key could equal a key
-    # of another user.
+    # An index of `stride` or more is not relevant for any user. Without this check, its key could equal the key of an
+    # item of another user.
     possible = first_occurrences(ranked) & (ranked < stride)
     keys = np.arange(len(ranked))[:, None] * stride + np.where(possible, ranked, 0)  # (N, K)
-    return possible & np.isin(keys, relevant), num_relevant
+    # `relevant` is sorted. A binary search is several times faster than `np.isin`, which sorts all keys.
+    place = np.searchsorted(relevant, keys).clip(max=max(len(relevant) - 1, 0))
+    return possible & (relevant[place] == keys if len(relevant) else False), num_relevant
 
 
 def first_occurrences(ranked: np.ndarray) -> np.ndarray:
@@ -159,17 +161,25 @@ def ild(ranked: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     Args:
         ranked (`np.ndarray` of shape `(..., K)`): The ranking.
         vectors (`np.ndarray` of shape `(num_items, D)`): One vector per item, for example its embedding, or the
-            fraction of the item that belongs to each group.
+            fractions of the item that belong to each group.
     """
-    # Normalise the vectors, so that dot products are cosines.
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    units = np.divide(vectors, norms, out=np.zeros(vectors.shape), where=norms > 0)
+    units = unit_vectors(vectors)  # dot products of these are cosines
 
     # Process the lists in blocks, to bound the memory of the gathered vectors.
     lists = ranked.reshape(-1, ranked.shape[-1])
     step = max(1, GATHERED_VALUES // max(1, lists.shape[1] * units.shape[1]))
     parts = [_mean_distance(lists[start : start + step], units) for start in range(0, len(lists), step)]
     return np.concatenate([np.empty(0), *parts]).reshape(ranked.shape[:-1])
+
+
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    """Divides each vector by its length, `(num_items, D)` in float64. Zero vectors stay 0.
+
+    Vectors that are given in float32 are divided in float32 before the result is converted.
+    """
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    units: np.ndarray = np.divide(vectors, norms, out=np.zeros(vectors.shape), where=norms > 0)
+    return units
 
 
 def _mean_distance(lists: np.ndarray, units: np.ndarray) -> np.ndarray:
@@ -200,7 +210,7 @@ def group_share(items: np.ndarray, shares: np.ndarray) -> np.ndarray:
 def mgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
     """Computes MGU, `(...,)`: |share in recommendations - share in histories|, averaged over the groups.
 
-    Both arguments are shares of groups, `(..., G)`. 0 is perfectly fair.
+    Both arguments are shares of groups, `(..., G)`. The value 0 is perfectly fair.
     """
     values: np.ndarray = np.abs(recommended - consumed).mean(-1)
     return values
@@ -210,7 +220,7 @@ def dgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
     """Computes DGU, `(...,)`: the maximum of (share in recommendations - share in histories) over the groups, minus
     its minimum.
 
-    Both arguments are shares of groups, `(..., G)`. 0 is perfectly fair.
+    Both arguments are shares of groups, `(..., G)`. The value 0 is perfectly fair.
     """
     values: np.ndarray = np.ptp(recommended - consumed, axis=-1)
     return values

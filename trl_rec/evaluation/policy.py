@@ -21,10 +21,8 @@ from torch import Tensor
 from trl_rec.data.dataset import split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.exact import rank_scores, score_catalog, score_items
-from trl_rec.decoding.excluded import Excluded
 from trl_rec.decoding.priors import Prior
-from trl_rec.decoding.trie_weights import look_up
-from trl_rec.decoding.weights import ItemWeights
+from trl_rec.decoding.trie_weights import log_weights
 from trl_rec.evaluation.cost import seconds_per_user
 from trl_rec.evaluation.kept.finished_rows import FinishedRows
 from trl_rec.evaluation.preferences import RatedTargets
@@ -182,20 +180,36 @@ class Policy:
         return Rankings.from_ranks(ranks)
 
     def excluded(self, rows: Dataset) -> Ragged | None:
-        """Returns, for each row, the items that are never recommended, or None if histories are not excluded."""
+        """Returns, for each row, the items that must not be recommended, or None if histories are not excluded."""
         return self.prompt_format.exclusions(split_rows(rows, "history")) if self.exclude_history else None
 
     def seconds_per_user(self, rows: Dataset, passes: Sequence[RankingPass]) -> list[float]:
-        """Estimates how long each pass takes per user of the rows, by ranking a few. Every process calls it."""
+        """Estimates how many seconds each pass takes per user, by ranking a few of the rows.
+
+        All processes must call this method.
+        """
+
+        def _rank(one: RankingPass) -> Callable[[Policy, Dataset], object]:
+            return lambda policy, some: policy.rank(some, one.top_k, num_beams=one.num_beams)
+
+        return self.seconds_of([_rank(one) for one in passes], rows)
+
+    def seconds_of(self, steps: Sequence[Callable[[Policy, Dataset], object]], rows: Dataset) -> list[float]:
+        """Estimates how many seconds each step takes per user, by running it on a few of the rows.
+
+        All processes must call this method.
+
+        Args:
+            steps: Functions of a policy that keeps no finished rows, and of some of the rows.
+            rows (`Dataset`): Rows of a split.
+        """
         policy = replace(self, finished=None)
-        lengths = self.prompt_format.encode(
-            split_rows(rows, "history"), self._users(rows), max_length=self.max_length
-        ).lengths
+        prompts = self.prompt_format.encode(split_rows(rows, "history"), self._users(rows), max_length=self.max_length)
 
-        def _rank(one: RankingPass) -> Callable[[np.ndarray], object]:
-            return lambda numbers: policy.rank(rows.select(numbers), one.top_k, num_beams=one.num_beams)
+        def _run(step: Callable[[Policy, Dataset], object]) -> Callable[[np.ndarray], object]:
+            return lambda numbers: step(policy, rows.select(numbers))
 
-        return seconds_per_user([_rank(one) for one in passes], lengths, self.batch_size)
+        return seconds_per_user([_run(step) for step in steps], prompts.lengths, self.batch_size)
 
     def map_rows(
         self,
@@ -224,7 +238,7 @@ class Policy:
         )
 
     def _finished(self, *content: Any) -> FinishedRows | None:
-        """Returns where the rows of a pass are kept, or None if they are not. `content` describes the pass."""
+        """Returns where the rows of a pass are kept, or None if no rows are kept. `content` describes the pass."""
         return None if self.finished is None else self.finished.of(self.trie, self.prior, *content)
 
     def _users(self, rows: Dataset) -> np.ndarray | None:
@@ -244,9 +258,10 @@ class RankingPass(NamedTuple):
 
 
 def ranking_passes(policy: Policy, ks: Sequence[int], recall_at: int | None, num_items: int) -> list[RankingPass]:
-    """Returns the passes that [`evaluate_policy`] makes: the first for recall at `recall_at`, the last for all else.
+    """Returns the passes that [`evaluate_policy`] makes: one for recall at `recall_at`, and one for all other metrics.
 
-    There is a single pass if no further cutoff is needed, or if more ranks do not need more beams.
+    A single pass is enough if recall at `recall_at` is not needed. It is also enough if the longer ranking does not
+    need more beams, because the longer ranking then begins with the shorter one.
     """
     further = None if policy.writes_lists else further_cutoff(recall_at, ks, num_items)
     if further is None:
@@ -255,18 +270,6 @@ def ranking_passes(policy: Policy, ks: Sequence[int], recall_at: int | None, num
     # If all paths have one token, one step scores every item, so the number of beams does not matter.
     one_pass = policy.trie.max_depth == 1 or policy.num_beams == num_beams
     return [RankingPass(further, num_beams)] if one_pass else [RankingPass(further, num_beams), RankingPass(max(ks))]
-
-
-def log_weights(trie: TokenTrie, weights: ItemWeights, items: Tensor) -> Tensor:
-    """Returns `strength * log(w / W)` for each of the items `(B, K)`, and -inf for padding and items of weight 0.
-
-    Here, w is the weight of the item, and W the sum of the weights of all items.
-    """
-    weighted = look_up(trie, weights, Excluded(trie, None, len(items)))
-    places = trie.item_positions[items.clamp(min=0)].long()
-    known = (items >= 0) & (places >= 0)
-    bonus = weighted.item_bonus(places.clamp(min=0)) + weighted.constant
-    return bonus.masked_fill(~known, -torch.inf)
 
 
 def evaluate_policy(
@@ -287,10 +290,10 @@ def evaluate_policy(
         dataset (`RecDataset`): The dataset.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): The cutoffs k of the metrics.
-        recall_at (`int`, *optional*): A further cutoff above `ks`, for recall alone. It needs a second pass over the
-            users, with this number of beams, unless the first pass scores every item or has at least as many beams.
-            The second pass does not affect the other metrics. This recall is left out for models that write lists, and
-            if a list of this length would contain the whole catalogue.
+        recall_at (`int`, *optional*): A further cutoff above `ks`, for recall alone. It needs a separate pass over
+            the users, with this number of beams, unless the pass for the other metrics scores every item or has at
+            least as many beams. The separate pass does not affect the other metrics. This recall is left
+            out if the model writes lists, or if a list of this length would contain the whole catalogue.
         rewards, reward_functions, seed (*optional*): As in [`evaluate_split`].
 
     Returns:

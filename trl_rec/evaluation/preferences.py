@@ -1,4 +1,4 @@
-"""Measures whether a recommender prefers the held-out items that a user liked to those that the user disliked.
+"""Measures whether a recommender ranks the items that a user liked above those that the user disliked.
 
 Recall and NDCG count every held-out item as a success, whatever its rating. The measures here use the ratings of a
 split, on a scale up to 5. Held-out items rated 4 or more are liked, and those rated 2 or less are disliked. All other
@@ -22,7 +22,7 @@ from trl_rec.ragged import Ragged
 
 LIKED = 4.0  # lowest rating of a liked item
 DISLIKED = 2.0  # highest rating of a disliked item
-HIGHEST = 5.0  # highest rating of the scale that LIKED and DISLIKED are chosen for
+HIGHEST = 5.0  # upper end of the rating scale; LIKED and DISLIKED make sense only on this scale
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +98,9 @@ class RatedTargets:
     def found(self, ranked: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
         """Computes `liked@k` and `disliked@k` per user, `(num_rows,)` each.
 
-        `liked@k` is the share of a user's liked held-out items that are among the first k of the list. `disliked@k` is
-        the same share of the disliked held-out items. A good list has many liked and few disliked items.
+        `liked@k` is the share of a user's liked held-out items that are among the first k items of the list.
+        `disliked@k` is the share of the user's disliked held-out items that are. A good list has many liked and few
+        disliked items.
 
         Args:
             ranked (`np.ndarray` of shape `(num_rows, K)`): Item indices, best first, padded with -1.

@@ -1,4 +1,4 @@
-"""Evaluates a prior alone, and its product with a policy: two rows of the results, beside that of the policy."""
+"""Evaluates a prior alone, and the product of a policy and the prior. Both become rows of the results."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from trl_rec.data.dataset import RecDataset
     from trl_rec.decoding.priors import Prior
 
-PRIOR_ROW = "prior"  # name of the prior alone in the results
+PRIOR_ROW = "prior"  # name of the row of the prior alone
 
 
 def product_row(name: str) -> str:
-    """Returns the name of the product of a policy and its prior in the results."""
+    """Returns the name of the row of the product. `name` is that of the policy's own row."""
     return f"{name} x {PRIOR_ROW}"
 
 

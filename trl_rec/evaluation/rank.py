@@ -1,7 +1,7 @@
 """Ranks the catalogue for many users with a model. Prompts are batched by length and divided among the processes.
 
-Every process returns the complete ranking, in the order of the rows. If a [`FinishedRows`] is given, rows are kept as
-they are finished, and rows that an interrupted evaluation has kept are not ranked again.
+Every process returns the complete ranking, in the order of the rows. If a [`FinishedRows`] is given, finished rows are
+written there from time to time, and rows that an interrupted evaluation has written are not ranked again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 from trl_rec.data.dataset import split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.beam import RankedItems, rank_items
-from trl_rec.decoding.list_beams import rank_list
+from trl_rec.decoding.lists.beams import rank_list
+from trl_rec.decoding.padding import left_padded
 from trl_rec.decoding.priors import Prior
 from trl_rec.evaluation.cost import say
 from trl_rec.evaluation.kept.finished_rows import FinishedRows
@@ -92,9 +93,9 @@ def rank_histories(
 ) -> Rankings:
     """Ranks the catalogue for each history: items and scores `(num_histories, top_k)`.
 
-    If the prompt format has a `list_length`, the ranking is the first `top_k` items of the list that the model writes.
-    The score of a rank is then the score of the list up to that rank. Without a prior, this is the log-probability of
-    that part of the list. If the prompt format has no `list_length`, single items are ranked by score.
+    By default, single items are ranked by score. If the prompt format has a `list_length`, the ranking is the first
+    `top_k` items of the list that the model writes. The score of a rank is then the score of the list up to that rank.
+    Without a prior, this is the log-probability of that part of the list.
 
     Args:
         model: A causal language model.
@@ -113,11 +114,11 @@ def rank_histories(
         renormalize, length_penalty (*optional*): As in [`rank_items`]. They have no effect on lists, which always use
             the softmax over legal tokens.
         batch_size (*optional*, defaults to `16`): Prompts per forward pass.
-        max_length (*optional*): Maximum number of tokens of the prompt and the completion together. If they do not
-            fit, the oldest items of the history are dropped.
+        max_length (*optional*): Maximum number of tokens of the prompt and the completion together. If there are more
+            tokens, the oldest items of the history are dropped.
         prior (*optional*): Gives the items their weights, as in [`rank_items`]. The prior receives the complete
             histories, even if histories are cut in the prompts.
-        finished (*optional*): Where finished histories are kept, so that an interrupted call can be resumed.
+        finished (*optional*): Where finished rankings are kept, so that an interrupted call can be resumed.
     """
     # Check the numbers first, because writing the prompts can take long.
     COUNT.check("batch_size", batch_size)
@@ -191,8 +192,8 @@ def map_histories(
         width: Number of values per row.
         dtype (*optional*, defaults to `int64`): Type of the values.
         desc: Label of the progress bar.
-        finished (*optional*): Where finished histories are kept. It must describe everything that the values depend
-            on besides `desc`, the prompts and the excluded items.
+        finished (*optional*): Where the values of finished histories are kept. It must describe everything that the
+            values depend on besides `desc`, the prompts and the excluded items.
     """
     prompts = prompt_format.encode(histories, users, max_length=max_length)
     if finished is not None:
@@ -234,8 +235,8 @@ def map_rows(
         dtype (*optional*, defaults to `int64`): Type of the values.
         desc: Label of the progress bar.
         batch_size: Rows per batch.
-        finished (*optional*): Where finished rows are kept. It must describe everything that the values depend on
-            besides `desc`.
+        finished (*optional*): Where the values of finished rows are kept. It must describe everything that the values
+            depend on besides `desc`.
     """
     COUNT.check("batch_size", batch_size)
     if finished is not None:
@@ -261,13 +262,13 @@ def map_rows(
             keep(rows, own_values[start : start + batch_size])
 
     # 4. Gather the rows of all processes on every process. The main process adds the rows that it has read.
-    everything = np.empty((len(lengths), width), dtype)
+    gathered = np.empty((len(lengths), width), dtype)
     parts = [(own_rows, own_values)]
     if state.is_main_process:
         parts.append((kept_rows, kept_values))
     for rows, values in gather_object(parts):
-        everything[rows] = values
-    return everything
+        gathered[rows] = values
+    return gathered
 
 
 def _read_finished(
@@ -289,12 +290,4 @@ def _read_finished(
 
 
 def _forget(rows: np.ndarray, values: np.ndarray) -> None:
-    """Keeps nothing."""
-
-
-def left_padded(prompts: Ragged, pad_token_id: int) -> dict[str, Tensor]:
-    """Pads the prompts on the left, and returns `input_ids` and `attention_mask`, `(B, P)` each."""
-    lengths = torch.from_numpy(prompts.lengths)
-    input_ids = torch.from_numpy(prompts.padded(fill=pad_token_id, left=True))
-    column = torch.arange(input_ids.shape[1])
-    return {"input_ids": input_ids, "attention_mask": (column >= input_ids.shape[1] - lengths.unsqueeze(1)).long()}
+    """Does nothing. Used instead of a function that keeps finished rows."""

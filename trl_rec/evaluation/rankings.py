@@ -1,4 +1,4 @@
-"""The ranking of a recommender for every row of a split, with scores where the recommender has them."""
+"""Stores the ranked items of each row of a split, with scores if the recommender has any."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Rankings(NamedTuple):
 
     @classmethod
     def from_ranks(cls, ranks: np.ndarray) -> Rankings:
-        """Converts an array of type `RANK`, `(N, K)`. Missing ranks get the score -inf."""
+        """Converts an array `(N, K)` of the type `RANK`. Missing ranks get the score -inf."""
         items = ranks["item"].copy()
         return cls(items, np.where(items < 0, np.float32(-np.inf), ranks["score"]))
 

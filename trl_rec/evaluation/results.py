@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trl_rec.ragged import Ragged
 
 logger = logging.getLogger(__name__)
-# Names of baselines in results: those that are evaluated by default, and the one that has to be trained.
+# Names of baselines in results. Those in `BASELINES` are evaluated by default; `SEQUENCE` has to be trained first.
 BASELINES = ("random", "popularity", "transition")
 SEQUENCE = "sequence"
 
@@ -45,7 +45,7 @@ class Evaluation:
             intervals are computed. They can be passed to [`paired_comparison`]. A value is NaN if the metric does not
             apply to the user: `liked@10`, for example, is NaN for a user who liked no held-out item.
         rankings (`Rankings`, *optional*): The ranked items that were evaluated.
-        beam_gap (`BeamGap`, *optional*): What the beam search loses, if it was measured.
+        beam_gap (`BeamGap`, *optional*): The beam gap, if it was measured.
     """
 
     metrics: dict[str, float]
@@ -87,7 +87,8 @@ def evaluate_split(
     Args:
         ranked (`Rankings`, or `np.ndarray` of shape `(len(split), K)`): The items for each row of the split, best
             first, padded with -1.
-        dataset (`RecDataset`): Contains the split, the catalogue, and the training split for the popularity.
+        dataset (`RecDataset`): Contains the split, the catalogue, and the training split, whose interactions give the
+            popularity of items.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): The cutoffs k of the metrics.
         rewards (`Mapping[str, float]`, *optional*): Weights of rewards, as in [`score_lists`]. If given, the metrics
@@ -134,7 +135,7 @@ def evaluate_baselines(
     baselines: Sequence[str] = BASELINES,
     sequence: FittedBaseline | None = None,
 ) -> dict[str, Evaluation]:
-    """Fits the baselines `random`, `popularity` and `transition` on `dataset.train` and evaluates them on a split.
+    """Evaluates baselines on a split. `random`, `popularity` and `transition` are fitted on `dataset.train` first.
 
     Args:
         dataset (`RecDataset`): The dataset.
@@ -147,7 +148,7 @@ def evaluate_baselines(
         rewards, reward_functions (*optional*): As in [`evaluate_split`].
         seed (`int`, *optional*, defaults to `0`): Seed of the random baseline and of the bootstrap.
         baselines (`Sequence[str]`, *optional*): Names of the baselines to evaluate, in the order of the results.
-            Besides the three default baselines, there is `"sequence"`.
+            Defaults to `BASELINES`. The names may also include `"sequence"`.
         sequence (*optional*): The trained baseline `"sequence"`, a [`SequenceBaseline`]. Required if `baselines`
             contains it.
 
@@ -225,15 +226,18 @@ def _warn_of_known_targets(histories: Ragged, targets: Ragged, twins: Twins | No
 
 
 def further_cutoff(recall_at: int | None, ks: Sequence[int], num_items: int) -> int | None:
-    """Returns `recall_at`, or None if it is not set or adds nothing: it is not above the largest of `ks`, or a list of
-    this length contains the whole catalogue."""
+    """Returns `recall_at`, or None if recall at this cutoff is not needed.
+
+    It is not needed if `recall_at` is None or 0, if `recall_at` is at most the largest of `ks`, or if a list of this
+    length contains the whole catalogue.
+    """
     if not recall_at or recall_at <= max(ks) or recall_at >= num_items:
         return None
     return recall_at
 
 
 def recall_far_down(ranked: Rankings, rows: Dataset, k: int | None) -> dict[str, np.ndarray]:
-    """Returns a mapping from `recall@k` to its values per user. The mapping is empty if k is None."""
+    """Returns a mapping from `recall@k` to its values per user, `(num_users,)`. The mapping is empty if k is None."""
     if k is None:
         return {}
     name = f"recall@{k}"

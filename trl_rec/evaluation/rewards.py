@@ -79,7 +79,7 @@ class ListBatch:
 
     @cached_property
     def hits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Whether each rank contains a target, `(B, G, K)`, and the number of the user's targets, `(B, G)`.
+        """Whether each rank contains a target, `(B, G, K)`, and how many targets the list's user has, `(B, G)`.
 
         Raises `ValueError` if a user has no target.
         """
@@ -203,7 +203,7 @@ def _as_floats(returned: object, name: str, shape: tuple[int, ...]) -> np.ndarra
         if returned is None or values.dtype.kind not in "biufO":  # refuses texts, complex numbers and dates
             raise TypeError(values.dtype)
         return values.astype(np.float64)
-    except (TypeError, ValueError, OverflowError) as error:  # numpy's reasons to refuse a conversion
+    except (TypeError, ValueError, OverflowError) as error:  # numpy raises these if it cannot convert the values
         raise ValueError(
             f"reward {name!r} returned {_in_words(returned)}, which is not an array of real numbers; return one "
             f"value per list, of the shape {shape}"
@@ -244,7 +244,7 @@ def mgu(batch: ListBatch) -> np.ndarray:
     averaged over the groups.
 
     Reconstruction: BLADE's paper scores each list by MGU, but gives no formula for single lists. As an evaluation
-    metric, MGU compares all recommendations with all histories.
+    metric, MGU compares all recommendations with all histories. Here, a list is compared with its user's history.
     """
     # Make one row of items per list, without missing ranks. The rows are in the order of a flattened (B, G) array.
     present = batch.lists >= 0

@@ -2,9 +2,9 @@
 
 Items with equal titles, or with equal semantic IDs, share a leaf and have the same score. `rank_items` lists them in
 catalogue order, so whether a target comes first or last among them is arbitrary. The metrics `expected_recall@k` and
-`expected_ndcg@k` are the means over all orders of the items of each leaf. If no items share a leaf, these metrics
-equal `recall@k` and `ndcg@k`. Recall and NDCG are linear in the hits, so it suffices to replace each hit by the
-probability of a hit.
+`expected_ndcg@k` are recall and NDCG, averaged over all orders of the items of each leaf. If no items share a leaf,
+these metrics equal `recall@k` and `ndcg@k`. Recall and NDCG are linear in the hits, so the averages can be computed by
+replacing each hit by the probability of a hit.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ def expected_metrics(
         relevant (`Ragged`, Arrow list column or list of lists): The items that each user chose next.
         leaves (`np.ndarray` of shape `(num_items,)`): Leaf id of each item, as returned by [`leaf_of_items`].
         ks (`Sequence[int]`): The cutoffs k.
-        excluded (`Ragged`, *optional*): For each user, the items that could not be recommended.
+        excluded (`Ragged`, *optional*): For each user, the items that were excluded from the ranking.
     """
     relevant = item_rows(relevant, "relevant", len(leaves))
     num_items = len(leaves)
     wanted = np.unique(relevant.row_ids * num_items + relevant.values)
     num_relevant = np.bincount(wanted // num_items, minlength=len(ranked))
 
-    # 1. At each rank, count the items of the leaf that could be recommended, and the relevant items among them.
+    # 1. For each rank, take the leaf of the item at this rank. Count the items of the leaf that could be recommended,
+    #    and the relevant items among them.
     left_out = np.empty(0, np.int64)
     if excluded is not None:
         left_out = np.unique(excluded.row_ids * num_items + excluded.values)
@@ -54,7 +55,8 @@ def expected_metrics(
     sizes = sizes - _count(keys, left_out, leaves, num_leaves)
     relevant_in = _count(keys, np.setdiff1d(wanted, left_out, assume_unique=True), leaves, num_leaves)
 
-    # 2. The probability of a hit is the ratio of the two counts. A repeated item is never a hit.
+    # 2. The probability of a hit is the ratio of the two counts: relevant items / items of the leaf. A repeated item
+    #    is never a hit.
     possible = metrics.first_occurrences(ranked) & (sizes > 0)
     hits = np.where(possible, relevant_in / np.maximum(sizes, 1), 0.0)
 

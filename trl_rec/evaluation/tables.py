@@ -51,6 +51,10 @@ MEANINGS = {
         "Kendall's tau between the order in the prompt and the model's order: 0 is no bias, above 0 means that the "
         "model favours the candidates that are shown first",
     ),
+    "pruned": (-1, "share of a user's next items that are among the k best by exact scores, but not in the list"),
+    "pruning_rate": (-1, "share of the next items among the k best by exact scores that are not in the list"),
+    "drawn_reward": (1, "reward of a list that the model draws, averaged over several draws"),
+    "drawn_ndcg": (1, "NDCG of a list that the model draws, averaged over several draws"),
     "num_users": (0, "number of users that the metrics are computed over"),
 }
 DEFAULT_NAMES = ("recall", "ndcg", "coverage", "gini", "popularity", "ild", "mgu")
@@ -95,9 +99,9 @@ def metrics_table(
 
 
 def default_columns(results: Mapping[str, Evaluation]) -> list[str]:
-    """Returns the metrics that are shown by default, without those that no recommender has.
+    """Returns the metrics that are shown by default and that at least one recommender has.
 
-    These are `DEFAULT_NAMES` at k, recall at values above k, the reward, `preference_accuracy` with `liked` and
+    These are `DEFAULT_NAMES` at k, recall at cutoffs above k, the reward, `preference_accuracy` with `liked` and
     `disliked` at k, and the error counts that are not 0. Here, k is the largest value at which a metric other than
     recall was computed.
     """
@@ -139,7 +143,7 @@ def _cell(evaluation: Evaluation, column: str, best: float | None, intervals: st
     if column not in evaluation.metrics:
         return "-"
 
-    # Write the value with its mark. In text, values that are not the best get a space, so that decimal points align.
+    # Write the value with its mark. In text, values without a star get a space, so that decimal points align.
     value = evaluation.metrics[column]
     text = number_text(value)
     if markdown:
@@ -163,7 +167,7 @@ def number_text(value: float) -> str:
 
 
 def direction_of(column: str) -> int:
-    """Returns 1 if higher values of a metric are better, -1 if lower values are, and 0 if neither or unknown."""
+    """Returns 1 if higher values of a metric are better, -1 if lower values are better, and 0 otherwise."""
     stem = stem_of(column)
     if stem.startswith("reward/"):  # training maximises every reward, including user-defined ones
         return 1

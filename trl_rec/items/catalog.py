@@ -49,6 +49,10 @@ class ItemCatalog:
         semantic_ids (`Ragged`, *optional*): Row `i` contains the tokens of item `i`'s semantic ID, as strings.
         user_ids (`Ragged`, *optional*): Row `u` contains the tokens of user `u`'s semantic ID, as strings, such as
             `<ua_3><ub_17>`. Items must not use these tokens.
+        num_retired (`int`, *optional*, defaults to `0`): Number of retired items, which are the last rows of the
+            table. A model can read them in histories, but they are in no trie, so they are never recommended.
+        license (`str`, *optional*): The licence of the data that the items come from, as given to `trl-rec prepare`.
+            It decides whether the catalogue may be pushed beside a model (see [`allows_redistribution`]).
     """
 
     items: pa.Table
@@ -56,8 +60,11 @@ class ItemCatalog:
     group_column: str | None = None
     semantic_ids: Ragged | None = None
     user_ids: Ragged | None = None
+    num_retired: int = 0
+    license: str | None = None
 
     def __post_init__(self) -> None:
+        # 1. Check the options.
         if self.surface not in SURFACES:
             raise ValueError(f"unknown surface {self.surface!r}; choose one of {', '.join(SURFACES)}")
         if self.surface == "semantic_id" and self.semantic_ids is None:
@@ -71,13 +78,24 @@ class ItemCatalog:
                 f"{', '.join(self.items.column_names)}"
             )
 
+        # 2. Check the tables.
         _check_texts(self.items, "the table of items")
         _check_repeats(self.items["item_id"])
         if self.user_ids is not None:
             check_shared_tokens(self.user_ids, self.semantic_ids)
+        if not 0 <= self.num_retired < max(len(self), 1):
+            raise ValueError(
+                f"num_retired is {self.num_retired}, but must be from 0 to {max(len(self) - 1, 0)}, because the "
+                f"catalogue has {len(self)} items; correct it"
+            )
 
     def __len__(self) -> int:
         return int(self.items.num_rows)
+
+    @property
+    def num_recommendable(self) -> int:
+        """Number of items that can be recommended, which are the first rows of the table."""
+        return len(self) - self.num_retired
 
     @cached_property
     def ids(self) -> list[str]:
@@ -92,6 +110,11 @@ class ItemCatalog:
         return titles
 
     @cached_property
+    def positions(self) -> dict[str, int]:
+        """The index of each item id."""
+        return {item_id: index for index, item_id in enumerate(self.ids)}
+
+    @cached_property
     def twins(self) -> Twins | None:
         """Groups of items with the same title. None if all titles are distinct or the surface is not `"title"`."""
         return Twins.of_titles(self.items["title"]) if self.surface == "title" else None
@@ -102,7 +125,9 @@ class ItemCatalog:
         found = pc.index_in(wanted, self.items["item_id"].combine_chunks())
         if found.null_count:
             row = int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])
-            raise ValueError(f"item {wanted[row].as_py()!r} (row {row}) is not in the catalogue of {len(self)} items")
+            raise ValueError(
+                f"item_ids, row {row}: the item {wanted[row].as_py()!r} is not in the catalogue of {len(self)} items"
+            )
         indices: np.ndarray = found.to_numpy(zero_copy_only=False).astype(np.int64)
         return indices
 
@@ -127,7 +152,25 @@ class ItemCatalog:
         if self.group_column is None:
             raise ValueError("the catalogue has no group_column; set group_column when preparing the data")
 
+        names, groups = self.groups()
+        if len(self) * len(names) > LARGEST_SHARES:
+            raise ValueError(
+                f"group_column={self.group_column!r} has too many groups ({len(names)} for {len(self)} items) to "
+                "measure fairness and diversity; choose a group_column with fewer groups, or leave it out"
+            )
+
+        shares = np.zeros((len(self), len(names)), np.float32)
+        np.add.at(shares, (groups.row_ids, groups.values), 1 / np.maximum(groups.lengths, 1)[groups.row_ids])
+        return names, shares
+
+    def groups(self) -> tuple[list[str], Ragged]:
+        """Returns the names of all groups, and the groups of each item as indices into the names.
+
+        Without a `group_column`, there are no names and all rows are empty.
+        """
         # 1. Read the groups of each item from a column of strings or of lists.
+        if self.group_column is None:
+            return [], Ragged.repeated(np.empty(0, np.int64), len(self))
         column = self.items[self.group_column].combine_chunks()
         if not pa.types.is_list(column.type):
             present = column.is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
@@ -137,16 +180,7 @@ class ItemCatalog:
 
         # 2. Number the groups.
         names, groups = np.unique(members.values.astype(str), return_inverse=True)
-        if len(self) * len(names) > LARGEST_SHARES:
-            raise ValueError(
-                f"group_column={self.group_column!r} has too many groups ({len(names)} for {len(self)} items) to "
-                "measure fairness and diversity; choose a group_column with fewer groups, or leave it out"
-            )
-
-        # 3. Give each group of an item an equal share.
-        shares = np.zeros((len(self), len(names)), np.float32)
-        np.add.at(shares, (members.row_ids, groups), 1 / np.maximum(members.lengths, 1)[members.row_ids])
-        return names.tolist(), shares
+        return names.tolist(), Ragged(groups, members.offsets)
 
     def with_surface(
         self, surface: str, semantic_ids: Ragged | None = None, user_ids: Ragged | None = None
@@ -155,6 +189,14 @@ class ItemCatalog:
         semantic_ids = self.semantic_ids if semantic_ids is None else semantic_ids
         user_ids = self.user_ids if user_ids is None else user_ids
         return replace(self, surface=surface, semantic_ids=semantic_ids, user_ids=user_ids)
+
+    def without_retired(self) -> ItemCatalog:
+        """Returns the catalogue without its retired items."""
+        if not self.num_retired:
+            return self
+        count = self.num_recommendable
+        semantic_ids = None if self.semantic_ids is None else self.semantic_ids.first(count)
+        return replace(self, items=self.items.slice(0, count), semantic_ids=semantic_ids, num_retired=0)
 
     @cached_property
     def surfaces(self) -> list[str]:
@@ -208,8 +250,7 @@ class ItemCatalog:
     def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
         """Returns the path of each item: the token ids that the model writes to recommend the item.
 
-        Row `i` is the path of item `i`. The path of a title ends with EOS, so that no path is a prefix of another
-        path. No item token or semantic ID is a prefix of another one, so their paths need no EOS.
+        Row `i` is the path of item `i`. No path is a prefix of a longer path. For titles, EOS at the end ensures this.
         """
         surfaces = self.surface_ids(tokenizer)
         if self.surface != "title":
@@ -238,8 +279,10 @@ class ItemCatalog:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the ids and titles of all items, in the order of the catalogue."""
+        """A hash of the ids and titles of all items, in the order of the catalogue, and of `num_retired`."""
         digest = hashlib.sha256()
+        if self.num_retired:  # a catalogue without retired items has the hash that earlier versions recorded
+            digest.update(f"{self.num_retired} retired".encode() + b"\0")
         for name in ("item_id", "title"):
             # The zero byte marks the end of each text; otherwise ["ab", "c"] and ["a", "bc"] would have the same hash.
             for text in self.items[name].to_pylist():
@@ -264,6 +307,8 @@ class ItemCatalog:
             "surface": self.surface,
             "group_column": self.group_column,
             "num_items": len(self),
+            **({"num_retired": self.num_retired} if self.num_retired else {}),
+            **({} if self.license is None else {"license": self.license}),
             "fingerprint": self.fingerprint,
         }
         write_json(folder / "catalog.json", card)
@@ -279,6 +324,8 @@ class ItemCatalog:
         try:
             card: dict[str, Any] = json.loads((folder / "catalog.json").read_text(encoding="utf-8"))
             surface, group_column, fingerprint = (card[name] for name in ("surface", "group_column", "fingerprint"))
+            num_retired = int(card.get("num_retired", 0))
+            license = card.get("license")
             items = pq.read_table(folder / "items.parquet")
         except (OSError, ValueError, TypeError, KeyError, RecursionError, pa.ArrowException) as error:
             name = "items.parquet" if isinstance(error, OSError | pa.ArrowException) else "catalog.json"
@@ -293,7 +340,7 @@ class ItemCatalog:
                 _check_semantic_ids(items["semantic_id"])
                 semantic_ids = Ragged.from_arrow(items["semantic_id"])
                 items = items.drop_columns(["semantic_id"])
-            catalog = cls(items, surface, group_column, semantic_ids, read_user_ids(folder))
+            catalog = cls(items, surface, group_column, semantic_ids, read_user_ids(folder), num_retired, license)
         except ValueError as error:
             raise ValueError(f"{folder} is damaged ({error}); {remedy}") from error
 

@@ -20,8 +20,8 @@ class Twins:
     """Groups of items with the same title.
 
     Args:
-        groups (`np.ndarray` of shape `(num_items,)`): The group of each item. An item without twins forms a group
-            alone.
+        groups (`np.ndarray` of shape `(num_items,)`): The group of each item. An item without twins is a group of
+            its own.
         members (`Ragged`): Row `g` contains the items of group `g`, in ascending order.
     """
 

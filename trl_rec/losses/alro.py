@@ -1,10 +1,11 @@
 """The two list-wise losses of ALRO, for a model that answers with the ranked candidates.
 
-`soft_lambda_loss` penalises candidates at wrong positions, and takes one table per list. `permutation_loss` penalises
-an answer that depends on the order of the candidates in the prompt, and takes two tables per list. Entry (k, i) of a
-table is the log-probability that answer position k names candidate i. The caller has to sort the columns, so that they
-are in the same order of the candidates for every prompt. If a list has n candidates, only its first n answer positions
-count, and the log-probabilities of its candidates at these positions must be finite.
+Both losses read tables of log-probabilities. Entry (k, i) of a table is the log-probability that answer position k
+names candidate i. `soft_lambda_loss` takes one table per list, and penalises candidates at wrong positions.
+`permutation_loss` takes two tables per list, for two orders of the candidates in the prompt, and penalises differences
+between the two. The caller has to sort the columns, so that column i belongs to the same candidate in both tables. If
+a list has n candidates, only its first n answer positions count, and the log-probabilities of its candidates at these
+positions must be finite.
 
 Training also needs a supervised loss on the tokens of the answer, which the trainer adds.
 
@@ -51,14 +52,13 @@ def soft_lambda_loss(
 
     where $P$ is the number of pairs in the sum and $d_{ij}$ is the distance between two candidates in the order that
     `delta` selects. The softmax of each candidate is taken over positions. With a softmax over candidates, a model
-    could minimise the loss without learning to rank. The expected positions would be well sorted, but the model would
-    decode the candidates in nearly reversed order. If all ratings of a list are equal, the loss and its gradient are
-    0. Otherwise, the loss is positive even for a perfect answer, because the expected positions of two neighbours
-    differ by only 1.
+    could minimise the loss without learning to rank: its expected positions would be well sorted, but it would decode
+    the candidates in nearly reversed order. If all ratings of a list are equal, the loss and its gradient are 0.
+    Otherwise, the loss is positive even for a perfect answer, because $\log_2(1 + \exp(x))$ is positive for every $x$.
 
     Reconstruction: the paper's body was not available. $\delta$, $G$, $D$ and $s$ follow a summary of the paper. The
-    summary cuts off the sum over pairs. We completed the sum so that preferred candidates move to earlier positions.
-    Dividing by $P$ and using log-probabilities for $y$ are our choices.
+    summary gives the sum over pairs only in part. We completed it so that preferred candidates move to earlier
+    positions. Dividing by $P$ and using log-probabilities for $y$ are our choices.
 
     Args:
         logps (`torch.Tensor` of shape `(B, m, m)`): Log-probability that answer position k (dim 1) names candidate i
@@ -189,8 +189,8 @@ def _gains(ratings: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _rank(position: Tensor, mask: Tensor) -> Tensor:
-    """Ranks the candidates by expected position, `(B, m)`, counted from 0. Ties are broken by column, and missing
-    candidates come last."""
+    """Ranks the candidates by expected position, `(B, m)`, counted from 0. Candidates with equal positions are ranked
+    by column, and missing candidates come last."""
     return position.masked_fill(~mask, torch.inf).argsort(dim=-1, stable=True).argsort(-1)
 
 

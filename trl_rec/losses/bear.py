@@ -1,9 +1,9 @@
 """BEAR: cross-entropy plus a term on the margin between the target token and the last token that a beam search keeps.
 
 The margin is the log-probability of the target token minus a threshold, the log-probability of the last token that the
-search keeps. As in the authors' code, the threshold is detached. The difference between the two logits would have the
-same value as the margin, but a different gradient. The gradient of the margin is zero where the target is the only
-legal token.
+search keeps. As in the authors' code, the threshold is detached. The margin must not be computed as the difference
+between the two logits, which has the same value but a different gradient. The gradient of the margin is zero where the
+target is the only legal token.
 
 Legend: N positions; C tokens to choose from, which are either the legal tokens (padded) or the whole vocabulary.
 """

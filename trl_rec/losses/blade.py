@@ -44,10 +44,10 @@ def posterior_cdf(
     evidence and a dynamic coefficient; the formula is ours.
 
     Args:
-        rewards (`torch.Tensor` of shape `(B, G)`): Finite rewards of the rollouts. Their scale has no effect. Ties do
-            have an effect, so equally good lists must have exactly equal rewards, without rounding errors.
+        rewards (`torch.Tensor` of shape `(B, G)`): Finite rewards of the rollouts. They are only compared with each
+            other, so equally good lists must have exactly equal rewards, without rounding errors.
         reference_rewards (`torch.Tensor` of shape `(B, M)`): Rewards of the reference lists, in the same dtype as
-            `rewards`, because equal rewards in float32 and float64 would not tie.
+            `rewards`, because the same reward in float32 and in float64 would not compare as equal.
         dynamic_coefficient (`float`): Weight of the rollouts in the estimate, from 0 to 1; the paper's tau.
         prior (`float`, *optional*, defaults to `0.5`): Parameter a of the prior Beta(a, a). It must be positive, so
             that `at_most` is never 0. 0.5 is Jeffreys' prior.
@@ -67,13 +67,14 @@ def posterior_cdf(
 
 def best_of_n_reward(at_most: Tensor, below: Tensor, *, best_of: float) -> Tensor:
     r"""Computes the Best-of-N reward R: the log of a list's probability under Best-of-N sampling from a policy, minus
-    the log of its probability under that policy. Ties are handled exactly.
+    the log of its probability under that policy. Lists with equal rewards are handled exactly.
 
     $$ R = \log \frac{F^N - F_-^N}{F - F_-} $$
 
     If $F_-$ equals $F$, R is the limit $\log N + (N - 1) \log F$. The policy that maximises $E[R] - KL$ is
-    proportional to the initial policy times $\exp R$. If F is exact, that policy is Best-of-N sampling, so the KL
-    penalty needs the coefficient 1. With N = 1, all rewards are 0.
+    proportional to the initial policy times $\exp R$. If F is exact, that policy is Best-of-N sampling. This requires
+    the KL coefficient 1: with a coefficient $\beta$, the optimum is proportional to the initial policy times
+    $\exp(R / \beta)$. With N = 1, all rewards are 0.
 
     Args:
         at_most (`torch.Tensor` of shape `(B, G)`): $F$, greater than 0 and at most 1.
@@ -188,7 +189,7 @@ def _count(thresholds: Tensor, rewards: Tensor, inclusive: bool) -> Tensor:
     """Returns how many `rewards` of the same row are below each threshold, `(B, G)`. If `inclusive`, rewards equal to
     the threshold are counted too."""
     counts = torch.searchsorted(rewards.sort(-1).values, thresholds.contiguous(), right=inclusive)
-    return counts.to(thresholds.dtype)  # integers would be divided in the default dtype, which may differ
+    return counts.to(thresholds.dtype)  # dividing integers would give the default dtype, which may be another one
 
 
 def _check_estimate(rewards: Tensor, reference_rewards: Tensor, dynamic_coefficient: float, prior: float) -> None:
@@ -211,6 +212,8 @@ def _check_estimate(rewards: Tensor, reference_rewards: Tensor, dynamic_coeffici
             "same dtype."
         )
 
+    if bool(rewards.isfinite().all() & reference_rewards.isfinite().all()):
+        return
     for name, values in (("rewards", rewards), ("reference_rewards", reference_rewards)):
         if not values.isfinite().all():
             row, column = values.isfinite().logical_not().nonzero()[0].tolist()

@@ -39,7 +39,7 @@ def dmpo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, mask: Tensor
         rejected_logratios (`torch.Tensor` of shape `(B, K)`): Log-ratios of the negatives. K may be 0.
         mask (`torch.Tensor` of shape `(B, K)` or `None`): True where there is a negative; `None` if all entries are
             negatives. Masked entries have no effect, even if infinite or NaN.
-        beta (`float`): Weight of the divergence from the reference.
+        beta (`float`): Factor of the log-ratios. A larger value keeps the policy closer to the reference.
 
     Returns:
         [`LossOutput`]: The loss, `(B,)`, and the metrics of [`softmax_dpo_loss`].

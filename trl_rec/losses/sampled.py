@@ -30,8 +30,8 @@ def sampled_softmax_loss(
         logits (`torch.Tensor` of shape `(N, 1 + L)`): Logits of the target, in column 0, and of the sampled negatives.
             bfloat16 and float16 inputs are computed in float32.
         log_q (`torch.Tensor` of shape `(N, L)`): Logarithm of the probability $q$ of each negative.
-        counted (`torch.Tensor` of shape `(N, L)`, *optional*): True for the K negatives of each position. Other
-            columns have no effect, even if infinite or NaN. By default, all L columns count.
+        counted (`torch.Tensor` of shape `(N, L)`, *optional*): True for the K negatives that count at each position.
+            The other columns have no effect, even if infinite or NaN. By default, all L columns count.
         temperature (`float`, *optional*, defaults to `1.0`): Divisor of the logits.
 
     Returns:

@@ -1,9 +1,9 @@
 """Softmax-DPO: a preference loss for one chosen completion and several negatives. Rows may differ in their number of
 negatives.
 
-Missing negatives are masked. If a row were filled with m copies of a negative instead, the loss would change, because
-log m would be added to the exponent of this negative. The inputs are log-ratios between policy and reference, so this
-file needs neither a model nor tokens.
+Missing negatives are masked. If a row were filled up with copies of one of its negatives instead, the loss would
+change, because log m would be added to the exponent of a negative that occurs m times. The inputs are log-ratios
+between policy and reference, so this file needs neither a model nor tokens.
 
 Legend: B rows, K negatives (padded).
 """
@@ -41,7 +41,7 @@ def softmax_dpo_loss(
         rejected_logratios (`torch.Tensor` of shape `(B, K)`): Log-ratios of the negatives. K may be 0.
         mask (`torch.Tensor` of shape `(B, K)` or `None`): True where there is a negative; `None` if all entries are
             negatives. Masked entries have no effect, even if infinite or NaN.
-        beta (`float`): Weight of the divergence from the reference.
+        beta (`float`): Factor of the log-ratios. A larger value keeps the policy closer to the reference.
 
     Returns:
         [`LossOutput`]: The loss, `(B,)`, and the metrics `rewards_chosen`, `rewards_rejected` (averaged over the

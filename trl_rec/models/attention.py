@@ -1,7 +1,7 @@
 """Determines whether a model accepts a custom attention mask, and builds the mask in the format that the model needs.
 
-A custom mask is needed if a row contains several completions of one prompt. A model that is given a custom mask
-ignores its sliding windows. The result is still correct as long as the prompt and any single completion together fit
+A custom mask is needed if a row contains several completions of one prompt. A model with sliding windows ignores its
+windows if it is given a custom mask. The result is still correct if the prompt and any single completion together fit
 into the window.
 """
 
@@ -67,23 +67,24 @@ def why_separate(model: PreTrainedModel, length: int) -> str | None:
     if slides and window and length > window:
         return f"prompt and completion do not fit into the attention window of {window} tokens"
 
-    # 3. The frequencies of position embeddings must not depend on the longest text of the row.
+    # 3. The position embeddings must not depend on how long the longest text of the row is.
     original = unscaled_length(config)
     if original is not None and length > original:
         return (
-            f"prompt and completion are longer than {original} tokens, from where the position embeddings of "
-            f"{name} depend on the length of the longest text"
+            f"prompt and completion are longer than {original} tokens, and beyond this length the position embeddings "
+            f"of {name} depend on the length of the longest text"
         )
     return None
 
 
 def unscaled_length(config: PreTrainedConfig) -> int | None:
-    """Returns the number of tokens up to which rotary position embeddings do not depend on the length of the text.
+    """Returns the number of tokens above which rotary position embeddings depend on the length of the text.
 
-    None if they never do. They do with the types `dynamic` and `longrope`.
+    Only the types `dynamic` and `longrope` depend on the length. For all other types, returns None.
     """
     settings = config.to_dict()
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+
     # Some models have one dict of parameters per type of layer.
     lengths = []
     for one in [*(value for value in rope.values() if isinstance(value, dict)), rope]:
@@ -98,8 +99,10 @@ def unscaled_length(config: PreTrainedConfig) -> int | None:
 
 @cache
 def warn_once(reason: str, consequence: str) -> None:
-    """Logs why completions or beams get separate rows, and with what consequence. Logs the same text only once per
-    process."""
+    """Logs why completions or beams get separate rows, and what follows from this.
+
+    The same text is logged only once per process.
+    """
     logger.warning(f"{reason}: {consequence}")
 
 

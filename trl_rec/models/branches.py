@@ -1,16 +1,16 @@
 """Prepares batches of rows with branches for a forward pass.
 
-A row with branches contains a history once, and behind it one branch per target, which continues a prefix of the
-history (see `trl_rec/data/branches.py`). Each column attends to a prefix of the row and to its own branch, and has the
-position that it would have in a row of its own. Then the logits are the same as with one row per target, up to
-rounding. Columns decide what a column attends to, not positions, because later items of the history have smaller
-positions than the branches of earlier targets.
+A row with branches contains the trunk, which is the head of the prompt and a history, and then one branch per target.
+A branch is the tail of the prompt and the target, and continues a prefix of the trunk (see `trl_rec/data/branches`).
+A branch attends to its prefix and to itself, and its position ids continue those of its prefix. So the logits are the
+same as with one row per target, up to rounding. The mask is computed from columns, not from position ids, because
+later items of the history can have lower position ids than the branches of earlier targets.
 
 A model that cannot read such rows, for example because it does not accept a custom mask, gets one row per branch.
-The choice is made before the forward pass, and its reason is logged once. In a mixture of experts, each column of the
-rows that are read counts once in the load-balancing loss.
+The choice is made before the forward pass, and its reason is logged once. In a mixture of experts, every column that
+the model reads counts once in the load-balancing loss, so separate rows count their common prefix several times.
 
-Legend: B rows, T columns, R separate rows, W columns of the longest separate row.
+Legend: B rows, T columns, N columns that predict a label, R separate rows, W columns of the longest separate row.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# Entries of a batch with one value per column. Those of LABELS belong to the column before, which predicts them, and
-# have these values where there is no label.
+# Entries of a batch with one value per column, besides the mask.
 COLUMNS = ("input_ids", "position_ids")
+# Entries of a batch with one value per label, and their values where there is no label. The value at a column belongs
+# to the prediction that the previous column makes.
 LABELS = {"labels": IGNORED, "trie_nodes": -1, "target_weights": 0}
 
 
@@ -55,16 +56,17 @@ def prepare_branches(model: PreTrainedModel, inputs: dict[str, Tensor], max_leng
 
     Args:
         model: The model itself, not the wrapper of a distributed engine.
-        inputs: `input_ids`, `attention_mask`, `position_ids` and `labels`, `(B, T)` each, and possibly `seen` and
-            `starts`, `(B, T)` each: a column attends to the columns before `seen`, and to those from `starts` to
-            itself. Without the last two, the batch is returned unchanged. All further entries have one value per label
-            or one per row.
-        max_length (*optional*): An upper bound of the number of tokens of a prefix and its branch.
+        inputs: `input_ids`, `attention_mask`, `position_ids` and `labels`, `(B, T)` each. If the rows have branches,
+            also `seen` and `starts`, `(B, T)` each: a column attends to the columns before `seen`, and to those from
+            `starts` to itself. Without `seen` and `starts`, the batch is returned unchanged. All further entries have
+            one value per label or one per row.
+        max_length (*optional*): An upper bound of the number of tokens of a prefix and its branch together.
     """
     inputs = dict(inputs)
     if "seen" not in inputs:
         return Prepared(inputs, None, None)
 
+    # 1. Decide whether the model can read the rows as they are.
     check_suitable(model)
     width = inputs["input_ids"].shape[1]
     reason = why_separate(model, width if max_length is None else min(width, max_length))
@@ -72,6 +74,8 @@ def prepare_branches(model: PreTrainedModel, inputs: dict[str, Tensor], max_leng
     starts = inputs.pop("starts")
     if reason is None:
         return Prepared(inputs, mask_for(model, visible(seen, starts, inputs["attention_mask"].bool())), None)
+
+    # 2. If it cannot, make separate rows.
     warn_once(
         reason,
         "each target is processed in a separate row, which is slower and takes more memory; if memory runs out, lower "
@@ -95,36 +99,39 @@ def visible(seen: Tensor, starts: Tensor, real: Tensor) -> Tensor:
 def _separate(inputs: dict[str, Tensor], seen: Tensor, starts: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Returns the batch with one row per branch, and the original row of each.
 
-    A trunk that predicts labels itself gets a row too. Texts without labels are dropped.
+    A trunk that predicts labels itself gets a row too. Branches without labels are dropped.
     """
-    # 1. Find the last column that predicts a label in each text, which is a trunk (-1) or a branch.
+    # 1. Find the part of each column, which is a branch or the trunk. A branch is identified by its first column, the
+    # trunk by -1.
     real = inputs["attention_mask"].bool()
     column = torch.arange(real.shape[1], device=real.device)
-    texts = torch.where(starts > column, -1, starts)  # (B, T)
+    parts = torch.where(starts > column, -1, starts)  # (B, T)
+
+    # 2. Find the last column that predicts a label in each part.
     predicts = _of_next(inputs["labels"], IGNORED) != IGNORED
     places = predicts.nonzero()  # (N, 2)
     if not len(places):  # a forward pass needs at least one row
         places = real.long().argmax(1)[:1].unsqueeze(0)  # the first column of the first row
         places = torch.cat([torch.zeros_like(places), places], 1)
-    names = torch.cat([places[:, :1], texts[places[:, 0], places[:, 1]].unsqueeze(1)], 1)
-    is_last = torch.ones(len(names), dtype=torch.bool, device=names.device)
-    is_last[:-1] = (names[1:] != names[:-1]).any(1)
+    row_and_part = torch.cat([places[:, :1], parts[places[:, 0], places[:, 1]].unsqueeze(1)], 1)  # (N, 2)
+    is_last = torch.ones(len(places), dtype=torch.bool, device=places.device)
+    is_last[:-1] = (row_and_part[1:] != row_and_part[:-1]).any(1)
     owners, ends = places[is_last].unbind(1)  # (R,)
 
-    # 2. Move the columns of each text to the left.
-    text = texts[owners, ends].unsqueeze(1)
-    in_text = column < seen[owners, ends].unsqueeze(1)
-    in_text |= (starts[owners, ends].unsqueeze(1) <= column) & (column <= ends.unsqueeze(1))
-    in_text &= real[owners]  # (R, T)
-    width = int(in_text.sum(1).max())
-    order = torch.argsort(~in_text, dim=1, stable=True)[:, :width]  # (R, W)
-    kept = in_text.gather(1, order)
+    # 3. Make one row per part: move its columns, and those of the prefix that it continues, to the left.
+    part = parts[owners, ends].unsqueeze(1)
+    in_row = column < seen[owners, ends].unsqueeze(1)
+    in_row |= (starts[owners, ends].unsqueeze(1) <= column) & (column <= ends.unsqueeze(1))
+    in_row &= real[owners]  # (R, T)
+    width = int(in_row.sum(1).max())
+    order = torch.argsort(~in_row, dim=1, stable=True)[:, :width]  # (R, W)
+    kept = in_row.gather(1, order)
     separate = {"attention_mask": kept.to(inputs["attention_mask"].dtype)}
     for name in COLUMNS:
         separate[name] = inputs[name][owners].gather(1, order) * kept
 
-    # 3. Move the labels along with the columns that predict them. Each label is kept in one text.
-    own = (texts[owners].gather(1, order) == text) & kept
+    # 4. Move the labels along with the columns that predict them. Each label is kept only in the row of its own part.
+    own = (parts[owners].gather(1, order) == part) & kept
     for name, fill in LABELS.items():
         if name in inputs:
             values = _of_next(inputs[name], fill)[owners].gather(1, order)
@@ -132,7 +139,7 @@ def _separate(inputs: dict[str, Tensor], seen: Tensor, starts: Tensor) -> tuple[
     for name in inputs.keys() - separate.keys():
         separate[name] = inputs[name][owners]
 
-    # 4. Append a column, so that the last columns have a label after them.
+    # 5. Append a column, so that the label that the last column predicts has a place.
     for name in ("attention_mask", *COLUMNS):
         separate[name] = torch.nn.functional.pad(separate[name], (0, 1))
     for name in LABELS.keys() & separate.keys():
@@ -141,5 +148,5 @@ def _separate(inputs: dict[str, Tensor], seen: Tensor, starts: Tensor) -> tuple[
 
 
 def _of_next(values: Tensor, fill: int) -> Tensor:
-    """Returns for each column the value of the next column, `(B, T)`."""
+    """Returns for each column the value of the next column, `(B, T)`. The last column gets the value `fill`."""
     return torch.cat([values[:, 1:], torch.full_like(values[:, :1], fill)], 1)

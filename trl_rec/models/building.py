@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,9 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_rec.items.catalog import ItemCatalog
+from trl_rec.items.changes import CatalogChange
 from trl_rec.models.item_vectors import start_from_vectors
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
 from trl_rec.models.scratch import make_model, make_tokenizer
+from trl_rec.models.token_rows import follow_items
 from trl_rec.models.tokens import add_item_tokens, new_token_modules
 from trl_rec.ranges import COUNT, SHARE_BELOW_ONE, check_ranges
 
@@ -28,7 +31,8 @@ if TYPE_CHECKING:
 class RecModelConfig(ModelConfig):
     """[`~trl.ModelConfig`] with additional options for a model from scratch.
 
-    A model is made from scratch if `model_name_or_path` is None. Otherwise the additional options have no effect.
+    A model is made from scratch if `model_name_or_path` is None. Otherwise the additional options have no effect,
+    except `item_vectors` and `text_encoder`.
 
     Args:
         hidden_size (`int`, *optional*, defaults to `64`): Width of the hidden states, a multiple of twice `num_heads`.
@@ -38,9 +42,9 @@ class RecModelConfig(ModelConfig):
             output of each sublayer.
         embedding_dropout (`float`, *optional*, defaults to `0.0`): Dropout probability for the input embeddings.
         item_vectors (`str`, *optional*, defaults to `"random"`): What the embeddings of item tokens and semantic IDs
-            start from: `"random"` numbers, vectors of the items' `"text"`, vectors of their `"behaviour"` in the
-            training split, or `"both"` vectors. Also applies to tokens that are added to a pretrained model. See
-            [`start_from_vectors`].
+            start from. `"random"`: random numbers. `"text"`: vectors of the items' texts. `"behaviour"`: vectors of
+            co-occurrences in the training split. `"both"`: both kinds of vectors. Also applies to tokens that are
+            added to a pretrained model. See [`start_from_vectors`].
         text_encoder (`str`, *optional*, defaults to `"words"`): Encoder of the texts for `item_vectors`: `"words"`, or
             the hub id or folder of a sentence-transformers model.
     """
@@ -79,6 +83,7 @@ def build_model(
     trust_remote_code: bool = False,
     texts: Iterable[str] = (),
     item_vectors: Callable[[], Tensor] | None = None,
+    change: CatalogChange | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PeftConfig | None]:
     """Builds the model, the tokenizer and the adapter configuration that a trainer needs.
 
@@ -93,11 +98,13 @@ def build_model(
         texts (iterable of `str`, *optional*): Texts whose words are added to the vocabulary of a model from scratch.
         item_vectors (`Callable`, *optional*): Returns the vectors of the items, `(num_items, D)`, which the embeddings
             of the catalogue's tokens start from. By default, these embeddings start at random.
+        change (`CatalogChange`, *optional*): The change from the catalogue that the model was trained with to the
+            current one. If given, `catalog` must be `change.catalog`, which contains the items of both catalogues.
 
     Returns:
         The model, its tokenizer, and the adapter configuration, which is None without an adapter.
     """
-    # Make a model from scratch.
+    # 1. Make a model from scratch.
     if config.model_name_or_path is None:
         item_tokenizer = make_tokenizer(catalog, texts)
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **scratch_options(config))
@@ -105,20 +112,25 @@ def build_model(
             start_from_vectors(model, item_tokenizer, catalog, item_vectors(), seed=seed)
         return model, item_tokenizer, get_peft_config(config)
 
-    # Or load a pretrained model, and add the catalogue's tokens. An adapter must also train the new embeddings.
+    # 2. Or load a pretrained model, and add the catalogue's tokens.
     options = loading_options(config, trust_remote_code)
     model = load_policy(config.model_name_or_path, **options)
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=trust_remote_code or None)
     set_seed(seed)
-    is_new = not set(catalog.new_tokens) <= set(tokenizer.get_vocab())
-    new_token_ids = add_item_tokens(model, tokenizer, catalog)
+    knows_tokens = not set(catalog.new_tokens).isdisjoint(tokenizer.get_vocab())
+    if change is None:
+        new_token_ids = add_item_tokens(model, tokenizer, catalog)
+    else:
+        model, new_token_ids = follow_items(model, tokenizer, change)
     if item_vectors is not None:
-        if not is_new and new_token_ids:
+        if knows_tokens:
             raise ValueError(
                 f"{config.model_name_or_path} already has the tokens of the items, and item_vectors would overwrite "
                 "what it has learned about them; leave out item_vectors"
             )
         start_from_vectors(model, tokenizer, catalog, item_vectors(), seed=seed)
+
+    # 3. An adapter must also train the embeddings of the new tokens.
     adapter = get_peft_config(config)
     if isinstance(adapter, LoraConfig) and new_token_ids:
         adapter.trainable_token_indices = new_token_modules(model, new_token_ids)
@@ -126,13 +138,17 @@ def build_model(
 
 
 def scratch_options(config: RecModelConfig) -> dict[str, Any]:
-    """Returns the options of a configuration that [`make_model`] takes, such as the number of layers."""
+    """Returns the fields of a configuration that are arguments of [`make_model`], such as the number of layers."""
     names = ("hidden_size", "num_layers", "num_heads", "dropout", "embedding_dropout")
     return {name: getattr(config, name) for name in names}
 
 
 def build_policy(
-    config: ModelConfig, *, trust_remote_code: bool = False, with_reference: bool = True
+    config: ModelConfig,
+    *,
+    trust_remote_code: bool = False,
+    with_reference: bool = True,
+    change: CatalogChange | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedModel | None, PreTrainedTokenizerBase, PeftConfig | None]:
     """Builds the policy, the reference, the tokenizer and the adapter configuration for preference training.
 
@@ -141,12 +157,14 @@ def build_policy(
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run custom code from the model's
             repository.
         with_reference (`bool`, *optional*, defaults to `True`): Whether to load a reference.
+        change (`CatalogChange`, *optional*): The change from the catalogue that the policy was trained with to the
+            current one.
 
     Returns:
         The policy, the reference, the tokenizer and the adapter configuration. The reference is a second copy of the
-        model. It is None if `with_reference` is False, or if the policy has an adapter or will be given one. A policy
-        with an adapter also computes the outputs of the reference. If the policy was loaded with an adapter, it uses a
-        frozen copy of this adapter for the reference. If the adapter is new, the policy switches it off.
+        model. It is None if `with_reference` is False, if the policy was loaded with an adapter, or if it gets a new
+        one. In the last two cases, the policy's model also computes the outputs of the reference: with a frozen copy
+        of the loaded adapter, or with the new adapter switched off.
     """
     name = config.model_name_or_path
     if name is None:
@@ -155,13 +173,26 @@ def build_policy(
             "bear"
         )
 
+    # 1. Load the policy.
     options = loading_options(config, trust_remote_code)
     policy = load_policy(name, **options)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code or None)
 
+    # 2. Load the reference, unless a policy with an adapter also serves as the reference.
     adapter = get_peft_config(config)
     has_own_reference = isinstance(policy, PeftModel) or adapter is not None
     reference = load_model(name, **options) if with_reference and not has_own_reference else None
+    if change is None:
+        return policy, reference, tokenizer, adapter
+
+    # 3. Item tokens are numbered by item index. If the indices have changed, move each item's embedding to its new
+    # token, and make embeddings for the tokens of new items, in both models. A new adapter must then also contain
+    # these embeddings, because the base model is not saved with it.
+    if reference is not None:
+        reference, _ = follow_items(reference, deepcopy(tokenizer), change)
+    policy, token_ids = follow_items(policy, tokenizer, change)
+    if isinstance(adapter, LoraConfig) and token_ids and not change.keeps_indices:
+        adapter.trainable_token_indices = new_token_modules(policy, token_ids)
     return policy, reference, tokenizer, adapter
 
 

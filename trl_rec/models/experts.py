@@ -1,9 +1,10 @@
 """Controls when a mixture-of-experts model computes its load-balancing loss, and over which tokens.
 
-A mixture of experts computes this loss in its forward pass, over the tokens that the `attention_mask` marks. For this,
-the mask must be two-dimensional. Decoding with a cache needs another mask, so the loss is requested only in training.
-In training, rows that several completions share need another mask too. For such rows, `completions.py` uses
-[`attending_by`], which gives the attention layers a separate mask.
+A mixture of experts computes this loss in its forward pass, over the tokens that the `attention_mask` marks. The mask
+must have the shape of the input, `(rows, columns)`. In decoding with a cache, the mask has another shape, because it
+also covers the cached tokens. The loss is therefore requested only in training. In training, rows that several
+completions share and rows with branches need a mask of another shape for attention. For such rows, [`attending_by`]
+gives the attention layers a mask of their own.
 """
 
 from __future__ import annotations
@@ -53,12 +54,13 @@ def balancing_loss(model: PreTrainedModel, outputs: Mapping[str, Any]) -> Tensor
 
 @contextmanager
 def attending_by(model: PreTrainedModel, mask: Tensor) -> Iterator[None]:
-    """Inside the block, the layers of the model use `mask` for attention. The `attention_mask` of a forward pass then
-    only selects the tokens over which the load-balancing loss is computed.
+    """Inside the block, the layers of the model use `mask` for attention.
+
+    The `attention_mask` of a forward pass then only selects the tokens over which the load-balancing loss is computed.
 
     Args:
         model: The model itself, not the wrapper of a distributed engine.
-        mask: The mask, in any form that the model accepts.
+        mask: The mask for attention, in any form that the model accepts.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
 
@@ -66,7 +68,7 @@ def attending_by(model: PreTrainedModel, mask: Tensor) -> Iterator[None]:
         """Returns the arguments of the decoder, with the mask exchanged."""
         return args, {**kwargs, "attention_mask": mask}
 
-    # Compiled code would not notice that the hook is added and removed.
+    # Keep the hook out of compiled code, which would not notice that the hook is added and removed.
     hook: Any = torch.compiler.disable(exchange)
     handle = base.base_model.register_forward_pre_hook(hook, with_kwargs=True)
     try:

@@ -1,7 +1,8 @@
-"""Starts the embeddings of item tokens and semantic IDs from vectors of the items.
+"""Initialises the embeddings of item tokens and semantic IDs with vectors of the items.
 
 New embeddings are random, so a model has to learn from scratch which items are alike. On a small log, this takes most
-of the training. Vectors of texts or of co-occurrence already contain it.
+of the training. If the embeddings start from vectors of texts or of co-occurrences, similar items are alike from the
+first step.
 
 Legend: I items, D width of the vectors, U distinct tokens of the items, W width of the embeddings.
 """
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.compat import held_weights
 from trl_rec.items.catalog import ItemCatalog
+from trl_rec.ragged import within
 
 
 WHITENING = 0.5  # 1 gives all directions of the vectors the same variance; 0 leaves their variances unchanged
@@ -33,10 +35,14 @@ def start_from_vectors(
 ) -> None:
     """Overwrites the embeddings of the catalogue's tokens, in place.
 
-    The vector of a token is the mean of the vectors of the items whose path contains the token: with item tokens the
-    item's vector, with semantic IDs the centre of a cluster. The vectors are projected onto their principal
-    components, partly whitened, and rotated at random. A token embedding is the mean of all embeddings of the model
-    plus this vector, scaled so that its variance is that of the model's embeddings.
+    With item tokens, the vector of a token is the item's vector. With semantic IDs, the first code of an item gets the
+    mean vector of all items with this code. A later code gets the mean remainder of its items, where the remainder of
+    an item is its vector minus the vectors of its earlier codes. So the vectors of an item's codes add up to about the
+    item's vector.
+
+    The vectors are projected onto their principal components, partly whitened, rotated at random, and mixed with a
+    little noise. Then they are scaled to the variance of the model's embeddings. The new embedding of a token is its
+    scaled vector plus the mean of all embeddings of the model.
 
     If the output embeddings are a separate module, they are overwritten in the same way. Tokens whose vector is 0 keep
     their embeddings.
@@ -58,46 +64,66 @@ def start_from_vectors(
             "processes; train with ZeRO-2, or leave out item_vectors"
         )
 
-    # 1. Compute one vector per token, with about as many directions as the embeddings have.
-    tokens, means = _token_vectors(catalog, tokenizer, vectors.float())  # (U,), (U, D)
+    # 1. Compute one vector per token, as wide as the embeddings.
+    tokens, token_vectors = _token_vectors(catalog, tokenizer, vectors.float())  # (U,), (U, D)
     width = modules[0].weight.shape[1]
     generator = torch.Generator().manual_seed(seed)
-    starts = _rotated(_principal_components(means, width), width, generator)  # (U, W)
+    starts = _rotated(_principal_components(token_vectors, width), width, generator)  # (U, W)
 
-    # 2. Add a random part.
+    # 2. Add a random part. The mean square of the vectors stays 1.
     noise = torch.randn(starts.shape, generator=generator)
     starts = (1 - RANDOM_SHARE) ** 0.5 * starts + RANDOM_SHARE**0.5 * noise
-    known = means.norm(dim=1) > 0
 
-    # 3. Write the embeddings.
+    # 3. Write the embeddings of the tokens that have a vector.
+    has_vector = token_vectors.norm(dim=1) > 0
     for weight in weights:
-        _write(weight, tokens[known], starts[known])
+        _write(weight, tokens[has_vector], starts[has_vector])
 
 
 def _token_vectors(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the distinct tokens of all paths, `(U,)`, and the mean vector of the items of each, `(U, D)`."""
+    """Returns the distinct tokens of all paths, `(U,)`, and the vector of each, `(U, D)`."""
     paths = catalog.paths(tokenizer)
     tokens, places = torch.from_numpy(paths.values).unique(return_inverse=True)
     owners = torch.from_numpy(paths.row_ids)
-    sums = torch.zeros(len(tokens), vectors.shape[1]).index_add(0, places, vectors[owners])
-    return tokens, sums / places.bincount(minlength=len(tokens))[:, None]
+    levels = torch.from_numpy(within(paths.lengths))
+
+    # Level by level, give each token the mean remainder of its items, and subtract it from these items.
+    token_vectors = torch.zeros(len(tokens), vectors.shape[1])
+    remainders = vectors.clone()  # (I, D)
+    for level in range(int(levels.max()) + 1):
+        at_level = levels == level
+        of_items = owners[at_level]
+        of_tokens = places[at_level]
+        sums = torch.zeros_like(token_vectors).index_add(0, of_tokens, remainders[of_items])
+        means = sums / of_tokens.bincount(minlength=len(tokens)).clamp(min=1)[:, None]
+        token_vectors += means
+        remainders[of_items] -= means[of_tokens]
+    return tokens, token_vectors
 
 
 def _principal_components(vectors: Tensor, most: int) -> Tensor:
-    """Returns the largest principal components, `(U, at most most)`, partly whitened, with a mean square of 1 per
-    vector and direction."""
+    """Projects the vectors onto at most `most` directions of the largest variance, and partly whitens the result.
+
+    Returns:
+        `torch.Tensor` of shape `(U, number of directions)`, with the mean square 1.
+    """
+    # 1. Find the directions.
     variances, directions = torch.linalg.eigh(vectors.double().T @ vectors.double())  # ascending
     variances = variances.flip(0)[:most]
     directions = directions.flip(1)[:, :most]
     kept = variances > NEGLIGIBLE * variances[:1]
+
+    # 2. Project and scale.
     components: Tensor = (vectors.double() @ directions[:, kept]) * variances[kept] ** (-WHITENING / 2)
     mean_square = components.square().mean().clamp(min=torch.finfo(torch.float64).tiny)
     return (components / mean_square.sqrt()).float()
 
 
 def _rotated(vectors: Tensor, width: int, generator: torch.Generator) -> Tensor:
-    """Rotates the vectors at random into a space of this width, `(U, W)`, so that no direction of it is special. The
-    mean square per vector and direction stays the same."""
+    """Rotates the vectors at random into a space of `width` dimensions, `(U, W)`, so that they use all of them.
+
+    Their mean square stays the same.
+    """
     rotation: Tensor = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
     scale: float = (width / max(vectors.shape[1], 1)) ** 0.5
     return scale * (vectors @ rotation[: vectors.shape[1]])
@@ -105,7 +131,7 @@ def _rotated(vectors: Tensor, width: int, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def _write(weight: nn.Parameter, tokens: Tensor, starts: Tensor) -> None:
-    """Writes the rows of these tokens, with the mean and the standard deviation of all rows."""
+    """Writes `starts` to the rows of `tokens`, with the mean and the standard deviation of all rows of the weight."""
     rows = weight.float()
     mean = rows.mean(0)
     deviation = (rows - mean).square().mean().sqrt()

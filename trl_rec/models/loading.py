@@ -42,15 +42,22 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
 
 
 def _with_adapter(folder: str, **options: Any) -> Any:
-    """Loads a base model and its adapter, with embeddings for all tokens of the folder's tokenizer."""
+    """Loads an adapter and its base model, with embeddings for all tokens of the folder's tokenizer."""
     base = str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
     _, gguf_options = _source(base)
     if not gguf_options:
         return AutoPeftModelForCausalLM.from_pretrained(folder, **options)
 
-    # PEFT cannot load a GGUF file as the base model, so its steps are repeated here.
+    # PEFT cannot load a GGUF file as the base model.
     is_trainable = options.pop("is_trainable", False)
-    model: Any = load_model(base, **options)
+    return attach_adapter(load_model(base, **options), folder, is_trainable=is_trainable)
+
+
+def attach_adapter(model: Any, folder: str, *, is_trainable: bool = False) -> PeftModel:
+    """Puts an adapter from a folder onto a base model that is already loaded.
+
+    If the folder's tokenizer has more tokens than the model has embeddings, embeddings are added first.
+    """
     size = len(AutoTokenizer.from_pretrained(folder))
     if size > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(size)
@@ -122,8 +129,7 @@ def _readable(name_or_path: str | Path, part: str) -> Iterator[None]:
 
 
 def _source(name_or_path: str | Path) -> tuple[str, dict[str, str]]:
-    """Returns the folder or hub id, and the loading options: the name of the GGUF file, or nothing without such a
-    file."""
+    """Returns the folder or hub id to load from, and the options that name its GGUF file (empty if it has none)."""
     path = Path(name_or_path)
     if path.suffix == ".gguf" and path.is_file():
         return str(path.parent), {"gguf_file": path.name}

@@ -1,11 +1,11 @@
 """Computes logits in float32, even if the model computes in bfloat16 or float16.
 
-Near 20, bfloat16 numbers are 0.125 apart, so rounded logits make different beams tie or change places. Hidden states
-and the output embedding can be converted to float32 exactly, so that only float32 rounding affects their product. On a
-CUDA device, the matrix product takes both operands without conversion and returns float32. On other devices, the
+Near 20, bfloat16 numbers are 0.125 apart, so rounding gives different beams equal scores or changes their order.
+Hidden states and the output embedding can be converted to float32 exactly, so that only float32 rounding affects their
+product. On a CUDA device, one matrix product reads both in low precision and returns float32. On other devices, the
 output embedding is converted in parts, so that memory never holds a float32 copy of the whole embedding.
 
-Legend: N positions, H hidden size, V vocabulary, U tokens whose logits are wanted.
+Legend: N positions, H hidden size, V vocabulary, U tokens whose logits are computed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PreciseLinear(TorchFunctionMode):
     """Inside the block, linear layers with V outputs compute only the outputs of `tokens`, in at least float32.
 
     Args:
-        num_outputs (`int`): V. Layers with a different number of outputs, such as the first half of a LoRA adapter,
+        num_outputs (`int`): V. Layers with a different number of outputs, such as the first matrix of a LoRA adapter,
             are not affected.
         tokens (`torch.Tensor` of shape `(U,)` or `SampledColumns`, *optional*): The outputs to compute. With
             `SampledColumns`, they differ by position. Defaults to all outputs.
@@ -40,14 +40,13 @@ class PreciseLinear(TorchFunctionMode):
         self.tokens = tokens
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replaces `F.linear`, which both layers and adapters call."""
+        """Passes calls of `F.linear`, which layers and adapters make, to `_linear`."""
         if func is not F.linear:
             return func(*args, **(kwargs or {}))
         return self._linear(*args, **(kwargs or {}))
 
-    def _linear(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None = None
-    ) -> Tensor:  # parameter names of F.linear
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Replaces `F.linear`. The parameters have the same names, because callers may pass them by name."""
         if len(weight) != self.num_outputs:
             return F.linear(input, weight, bias)
         if isinstance(self.tokens, SampledColumns):

@@ -6,8 +6,8 @@ negatives for each position would need one gathered embedding per logit.
 
 The gradient of an embedding matrix is collected as a sparse tensor. It becomes dense only once per backward pass,
 after autograd has added up the gradients of all uses of the matrix. If the input and the output embedding are tied,
-autograd alone would make a dense tensor for each of the two uses, and their sum. Engines, optimizers and
-post-accumulate hooks that are registered later see a dense gradient, as usual.
+autograd alone would make one dense tensor for each of the two uses, and another one for their sum. Engines, optimizers
+and post-accumulate hooks that are registered later see a dense gradient, as usual.
 
 Legend: B batch rows, N positions, T positions of the longest row, L negatives per row, H hidden size, V vocabulary.
 """
@@ -61,11 +61,13 @@ class SampledColumns(NamedTuple):
         rows = at_least_float32(rows)
         states = at_least_float32(states)
 
-        # 2. Multiply. The positions of each batch row are padded to a matrix.
+        # 2. Number the positions of each batch row from 0, to pad them to a matrix.
         num_rows, num_negatives = self.negatives.shape
         num_positions = len(self.targets)
-        counts = torch.bincount(self.owners, minlength=num_rows)
+        counts = self.owners.new_zeros(num_rows).index_add(0, self.owners, torch.ones_like(self.owners))
         places = torch.arange(num_positions, device=counts.device) - (counts.cumsum(0) - counts)[self.owners]
+
+        # 3. Multiply.
         with torch.autocast(device, enabled=False):
             positive = (states * rows[:num_positions]).sum(-1, keepdim=True)  # (N, 1)
             padded = states.new_zeros(num_rows, int(counts.max()), states.shape[1])
@@ -88,7 +90,7 @@ def take_rows(weight: Tensor, tokens: Tensor) -> Tensor:
     return F.embedding(tokens, weight, sparse=_collects(weight))
 
 
-MARK = "_collects_rows"  # attribute of parameters with the hook `DenseGradient`
+MARK = "_collects_rows"  # attribute that [`collect_rows`] sets on parameters
 
 
 def collect_rows(model: PreTrainedModel) -> None:
@@ -123,6 +125,7 @@ class DenseGradient:
         self.memory: Tensor | None = None
 
     def __call__(self, weight: Tensor) -> None:
+        """Makes the gradient of the parameter dense, if it is sparse."""
         gradient = weight.grad
         if gradient is None or not gradient.is_sparse:
             return

@@ -1,4 +1,4 @@
-"""Makes a small decoder-only model and its tokenizer from scratch. An item has one token, or a few as a semantic ID.
+"""Makes a small decoder-only model and its tokenizer from scratch, for items written as item tokens or semantic IDs.
 
 The architecture is Phi-3 with tied embeddings. It is equivalent to Llama with dropout on the output of each sublayer.
 The dropout reduces overfitting on small data sets. The rotary position embeddings are relative, so it does not matter
@@ -51,7 +51,7 @@ def make_tokenizer(catalog: ItemCatalog, texts: Iterable[str] = ()) -> PreTraine
     tokens = dict.fromkeys(["<pad>", "<bos>", "<eos>", *catalog.new_tokens, *special.values(), *words])
     vocabulary = {token: index for index, token in enumerate(tokens)}
 
-    # 2. Split texts into these tokens.
+    # 2. Split texts into these tokens. Without `texts`, only tokens in angle brackets are known.
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special.get("unk_token", "<pad>")))
     if words:
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
@@ -86,9 +86,12 @@ def make_model(
         max_length (`int`, *optional*, defaults to `512`): Maximum number of tokens per text.
         seed (`int`, *optional*, defaults to `0`): Random seed for the weights.
     """
+    # 1. Check the sizes.
     _check_size(hidden_size, num_layers, num_heads, max_length)
     SHARE_BELOW_ONE.check("dropout", dropout)
     SHARE_BELOW_ONE.check("embedding_dropout", embedding_dropout)
+
+    # 2. Make the model.
     config = Phi3Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -111,7 +114,7 @@ def make_model(
 
 
 def _check_size(hidden_size: int, num_layers: int, num_heads: int, max_length: int) -> None:
-    """Raises ValueError if no model can have these sizes."""
+    """Raises ValueError if a model cannot have these sizes."""
     sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads, "max_length": max_length}
     for name, size in sizes.items():
         COUNT.check(name, size)

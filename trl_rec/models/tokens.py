@@ -1,8 +1,8 @@
 """Adds a catalogue's tokens to a pretrained model's vocabulary, and configures adapters to train their embeddings.
 
-With PEFT, the embeddings of new tokens are trained, and all other embeddings stay frozen. If the input and the output
-embedding are not tied, the adapter configuration has to list both modules. Otherwise the model would learn to read the
-new tokens but not to write them.
+With an adapter, the embeddings of the new tokens are trained, and all other embeddings stay frozen. If the input and
+the output embedding are not tied, the adapter configuration has to list both modules. Otherwise the model would learn
+to read the new tokens but not to write them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from trl_rec.items.catalog import ItemCatalog
 def add_item_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalog: ItemCatalog) -> list[int]:
     """Adds the catalogue's tokens to the tokenizer and the model. Existing tokens remain unchanged.
 
-    If the model has too few embeddings, transformers initialises new ones randomly around the mean of the existing
-    embeddings.
+    Many models have more embeddings than their tokenizer has tokens. The unused embeddings are used first. If they do
+    not suffice, transformers adds embeddings that are random, around the mean of the existing embeddings.
 
     Returns:
         The ids of the catalogue's tokens. The list is empty if items are written as titles and users have no semantic
         IDs.
     """
     tokenizer.add_tokens(catalog.new_tokens)
-    # Many models have more embeddings than their tokenizer has tokens. The unused embeddings are used first.
     if len(tokenizer) > model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(len(tokenizer))
     vocabulary = tokenizer.get_vocab()
@@ -53,13 +52,13 @@ def new_token_modules(model: PreTrainedModel, new_token_ids: list[int]) -> dict[
 
     The modules are the input embedding, and the output embedding unless it is tied to the input embedding.
     """
-    modules = {_name_of(model, model.get_input_embeddings()): new_token_ids}
+    modules = {module_name(model, model.get_input_embeddings()): new_token_ids}
     if not model.config.get_text_config().tie_word_embeddings:
-        modules[_name_of(model, model.get_output_embeddings())] = new_token_ids
+        modules[module_name(model, model.get_output_embeddings())] = new_token_ids
     return modules
 
 
-def _name_of(model: PreTrainedModel, wanted: nn.Module) -> str:
-    """Returns the last part of the module's name, such as `embed_tokens`, `wte` or `lm_head`."""
+def module_name(model: PreTrainedModel, wanted: nn.Module) -> str:
+    """Returns the last part of the name of a model's module, such as `embed_tokens`, `wte` or `lm_head`."""
     path: str = next(name for name, module in model.named_modules() if module is wanted)
     return path.split(".")[-1]

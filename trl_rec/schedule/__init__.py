@@ -1,8 +1,9 @@
 """Preference training in stages: sources of negatives, checks for leaks, and the loop over the stages.
 
-`pipeline.py` runs all three parts of Align³GR: semantic IDs, supervised fine-tuning, and these stages.
+`pipeline.py` runs the three parts of Align³GR: semantic IDs, supervised fine-tuning, and the stages.
 
-`sequence.py` has nothing to do with stages: it is the baseline of `trl-rec evaluate` that has to be trained.
+`sequence.py` has nothing to do with stages. It contains the baseline `sequence` of `trl-rec evaluate`, a small model
+that is trained on the log.
 """
 
 from typing import TYPE_CHECKING

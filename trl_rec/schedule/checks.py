@@ -32,11 +32,15 @@ def check_pipeline(
     """
     check_not_sharded(schedule.config)
     check_run_prior(schedule.dataset, schedule.config)
+
+    # The supervised policy must use the prompts and the softmax of the stages.
     if supervised is not None:
         check_resumes_by_itself(supervised)
         _check_same_prompts(
             "the supervised policy", supervised.prompt_options, supervised.softmax == "legal", schedule.config
         )
+
+    # The ratings must suffice for the feedback stages.
     for number, stage in enumerate(stages, 1):
         if stage.source == "feedback":
             feedback_table(number, stage, schedule)
@@ -45,15 +49,21 @@ def check_pipeline(
 def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
     """Raises `ValueError` if a stage cannot start.
 
-    Checks that training does not run under FSDP or ZeRO-3, that the output folder is outside the folder of the first
-    policy, that this policy was trained on the items and prompts of the stages, that the dataset has validation rows,
-    and that its ratings suffice for the feedback stages.
+    Checks that
+
+    - training does not run under FSDP or ZeRO-3,
+    - the prior of the configuration can be made at the end,
+    - the output folder is outside the folder of the first policy,
+    - the dataset has validation rows,
+    - the first policy was trained on the items and prompts of the stages,
+    - the ratings of the dataset suffice for the feedback stages.
 
     Args:
         stages: The stages, in the order of training.
         start: Folder of the first policy.
         schedule: The settings that all stages share.
     """
+    # 1. Check the launch, the prior, the folders and the validation split.
     check_not_sharded(schedule.config)
     check_run_prior(schedule.dataset, schedule.config)
     _check_folders(start, schedule)
@@ -62,7 +72,7 @@ def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule:
             "the validation split has no rows to compare stages on; prepare the data with more interactions per user"
         )
 
-    # Check that the policy was trained on the same items and prompts that the stages use.
+    # 2. Check that the policy was trained on the same items and prompts that the stages use.
     check_same_items(start, schedule.dataset.catalog, schedule.dataset.path)
     trained_with = settings_of_run(start)
     if trained_with:
@@ -70,8 +80,8 @@ def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule:
             f"the policy in {start}", trained_with["prompt"], trained_with["renormalize"], schedule.config
         )
 
-    # Build the tables of the feedback stages that are not finished, so that their errors are raised before any
-    # training. This is possible because these tables do not depend on a policy.
+    # 3. Build the tables of the unfinished feedback stages, so that errors in them are raised before any training.
+    # This is possible because these tables do not depend on a policy.
     for number, stage in enumerate(stages, 1):
         is_finished = (schedule.folder(number, stage) / "stage.json").is_file()
         if stage.source == "feedback" and not is_finished:
@@ -100,17 +110,24 @@ def _check_folders(start: str | Path, schedule: Schedule) -> None:
     output = schedule.output.resolve()
     if Path(start).resolve() in (output, *output.parents):
         raise ValueError(
-            f"output_dir must not be or be inside the folder of the policy to start from, {start}; choose another "
-            "output_dir"
+            f"output_dir must be neither the folder of the policy to start from, {start}, nor a folder inside it; "
+            "choose another output_dir"
         )
 
 
 def _check_same_prompts(who: str, prompt: Mapping[str, Any], renormalize: bool, config: SoftmaxDPOConfig) -> None:
-    """Raises `ValueError` if the stages would use other prompts, or another softmax for ranking, than the policy did.
+    """Raises `ValueError` if the policy was trained with other prompts or another softmax than the stages use.
 
-    Such a mismatch would raise no error later. The policy would only get worse metrics from the first stage on.
+    Without this check, the only sign of the difference would be worse metrics from the first stage on.
+
+    Args:
+        who: Name of the policy, for the message.
+        prompt: The options of the policy's prompts.
+        renormalize: Whether the policy ranks with the softmax over the legal tokens.
+        config: The configuration of the stages.
     """
-    for name, value in prompt.items():
+    # Run folders of earlier versions do not record a separator, because their prompts have none.
+    for name, value in {"prompt_separator": None, **prompt}.items():
         in_stages = config.prompt_options.get(name)
         if value != in_stages:
             raise ValueError(

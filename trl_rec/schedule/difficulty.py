@@ -1,6 +1,6 @@
 """Classifies the policy's own recommendations by how hard they are to distinguish from the target.
 
-Legend: N: prompts, W: beams per prompt, best first, padded with -1.
+Legend: N prompts, W beams per prompt (best first, padded with -1).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ DIFFICULTIES = ("easy", "medium", "hard")
 
 
 def self_play_buckets(prefixes: Dataset, beams: np.ndarray, catalog: ItemCatalog, *, train: Dataset) -> np.ndarray:
-    """Returns the difficulty of each beam: 0 for easy, 1 for medium, 2 for hard, -1 if it cannot be a negative.
+    """Returns the difficulty of each beam: 0 (easy), 1 (medium), 2 (hard), or -1 if the beam cannot be a negative.
 
     With semantic IDs, the difficulty is the number of leading tokens that the beam shares with the target: none
-    (easy), one (medium), or more (hard). With titles and item tokens, it depends on the rank among the beams that can
-    be negatives: the last third is easy, the middle third medium, and the first third hard.
+    (easy), one (medium), or more (hard). With titles and item tokens, the difficulty depends on the beam's rank among
+    the beams that can be negatives: the last third is easy, the middle third medium, and the first third hard.
 
     A beam cannot be a negative if its text equals the text of the target, of another item of the user in the training
     split, or of a better beam of the same prompt. Texts are compared because the model cannot distinguish items with
@@ -44,12 +44,13 @@ def self_play_buckets(prefixes: Dataset, beams: np.ndarray, catalog: ItemCatalog
     if catalog.surface == "semantic_id":
         level = np.minimum(_num_shared_tokens(catalog, beams, targets), 2)
     else:
-        place = np.cumsum(possible, 1) - 1  # rank among the beams that can be negatives
-        level = 2 - 3 * place // np.maximum(possible.sum(1, keepdims=True), 1)
+        rank = np.cumsum(possible, 1) - 1  # among the beams that can be negatives
+        level = 2 - 3 * rank // np.maximum(possible.sum(1, keepdims=True), 1)
     return np.where(possible, level, -1).astype(np.int8)
 
 
 def _check_beams(beams: np.ndarray, num_prompts: int, num_items: int) -> None:
+    """Raises `ValueError` unless there is one row of beams per prompt, and all beams are items of the catalogue."""
     if beams.ndim != 2 or len(beams) != num_prompts:
         raise ValueError(
             f"the beams have shape {beams.shape}, but there are {num_prompts} prefixes; compute the beams from "

@@ -1,4 +1,4 @@
-"""Draws distinct random numbers per row. They depend only on the seed and the row, not on batches or processes."""
+"""Draws distinct random numbers per row. They depend only on the seed and the row, not on other rows or processes."""
 
 from __future__ import annotations
 
@@ -56,10 +56,11 @@ def draw_below(rows: np.ndarray, count: int, sizes: np.ndarray, seed: int) -> np
     If `sizes[i]` is at most `count`, row `i` gets all numbers of this range. `rows` and `seed` have the same meaning
     as in [`draw`].
     """
+    # 1. Give the rows with small ranges all of their numbers.
     out = np.where(np.arange(count) < sizes[:, None], np.arange(count), -1)
 
-    # Draw rows together if their sizes round up to the same power of two. The numbers are drawn below this power, and
-    # those that are not below the row's own size are skipped.
+    # 2. Round the size of each other row up to a power of two. For all rows with the same power together, draw numbers
+    # below this power, and skip those that are not below the size of their row.
     bits = np.frexp(np.maximum(sizes - 1, 0))[1]  # bits of the largest number below each size
     for power in np.unique(bits[sizes > count]).tolist():
         group = np.flatnonzero((bits == power) & (sizes > count))
@@ -68,5 +69,6 @@ def draw_below(rows: np.ndarray, count: int, sizes: np.ndarray, seed: int) -> np
 
 
 def _is_below(sizes: np.ndarray, indices: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Returns whether each number is below the size of its row, `(M, W)`, for [`draw`]."""
     is_below: np.ndarray = numbers < sizes[indices]
     return is_below

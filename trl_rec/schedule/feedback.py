@@ -24,7 +24,7 @@ from trl_rec.schedule.training_pairs import pair_keys, surface_codes
 
 
 ScoreRange: TypeAlias = tuple[float, float]  # lowest and highest score, both included
-Scores: TypeAlias = str | Ragged | Callable[[Dataset], Ragged]
+Scores: TypeAlias = str | Ragged | Callable[[Dataset], Ragged]  # see the argument `scores` below
 
 
 def feedback_preferences(
@@ -52,10 +52,10 @@ def feedback_preferences(
         difficulty: `"easy"` or `"hard"`.
         liked, neutral, disliked (*optional*): Lowest and highest score of liked, neutral and disliked items, both
             inclusive. Items with any other score, including NaN, occur only in histories.
-        scores (*optional*, defaults to the ratings): Scores of the items of each row, first of the history and then of
-            the targets. Either a `Ragged`, the name of a column of lists in `train`, or a function that maps `train`
-            to a `Ragged`. Dataset folders do not contain review texts, so a function that scores reviews has to look
-            up the texts by the `user` and the items of each row.
+        scores (*optional*, defaults to the ratings): One score per item of each row, first for the history and then
+            for the targets. Either a `Ragged`, the name of a column of lists in `train`, or a function that maps
+            `train` to a `Ragged`. Dataset folders do not contain review texts, so a function that scores reviews has
+            to look up the texts by the `user` and the items of each row.
         num_negatives (*optional*, defaults to `20`): Maximum number of negatives per prompt.
         max_prompts (*optional*, defaults to all): Maximum number of prompts, sampled uniformly.
         max_history (*optional*, defaults to all): Maximum number of history items. The newest items are kept.
@@ -96,6 +96,7 @@ def feedback_preferences(
 
 
 def _check_ranges(liked: ScoreRange, neutral: ScoreRange, disliked: ScoreRange) -> None:
+    """Raises `ValueError` unless the ranges are valid, do not overlap, and are in the right order."""
     values = f"liked={liked}, neutral={neutral}, disliked={disliked}"
     if not all(low <= high for low, high in (liked, neutral, disliked)):
         raise ValueError(f"{values}: each range must be a lowest and a highest score, in this order")
@@ -118,6 +119,7 @@ def _check_scale(scores: Ragged, liked: ScoreRange) -> None:
 
 def _load_scores(train: Dataset, scores: Scores | None) -> Ragged:
     """Returns the scores of all items in all rows, converted to a `Ragged`."""
+    # By default, the scores are the ratings.
     if scores is None:
         ratings = ratings_of(train)
         if ratings is None:
@@ -127,6 +129,7 @@ def _load_scores(train: Dataset, scores: Scores | None) -> Ragged:
             )
         return ratings
 
+    # Otherwise, read a column, or call a function.
     if isinstance(scores, str):
         if scores not in train.column_names:
             raise ValueError(
@@ -163,8 +166,8 @@ class _NegativePool:
     Args:
         keys (`np.ndarray` of shape `(P,)`): The key of each pair of user and code (see [`pair_keys`]), in ascending
             order.
-        items (`np.ndarray` of shape `(P,)`): For each pair, an item with this code that the user
-            scored as disliked (or neutral).
+        items (`np.ndarray` of shape `(P,)`): For each pair, an item with this code that the user scored as disliked
+            (or neutral).
     """
 
     keys: np.ndarray
@@ -174,18 +177,26 @@ class _NegativePool:
     def from_split(
         cls, train: Dataset, is_liked: np.ndarray, is_negative: np.ndarray, codes: np.ndarray | None
     ) -> _NegativePool:
-        """Builds the pool from a training split. Two masks mark its liked interactions and those to reject."""
+        """Builds the pool from a training split.
+
+        Args:
+            train: The training split.
+            is_liked, is_negative: Which interactions are liked, and which may be rejected. One boolean per item of
+                each row, first for the history and then for the targets.
+            codes (*optional*): The code of each item's text. By default, every item has its own code.
+        """
         sequences = join(split_rows(train, "history"), split_rows(train, "targets"))
         items = sequences.values
         users = column(train, "user")[sequences.row_ids]
         keys = pair_keys(users, items if codes is None else codes[items])
 
+        # Collect the distinct pairs to reject, without those that were liked at another time.
         pool, first = np.unique(keys[is_negative], return_index=True)
         never_liked = ~np.isin(pool, keys[is_liked])
         return cls(pool[never_liked], items[is_negative][first[never_liked]])
 
     def draw(self, users: np.ndarray, targets: np.ndarray, count: int, seed: int) -> Ragged:
-        """Draws up to `count` items per target from the pool of the user. The draw depends on the seed and target."""
+        """Draws up to `count` items per target from the user's pool. The draw depends on the seed and the target."""
         # The pool of a user is a slice, because keys are sorted by user first.
         start = np.searchsorted(self.keys, pair_keys(users, np.array(0)))
         stop = np.searchsorted(self.keys, pair_keys(users + 1, np.array(0)))

@@ -1,9 +1,10 @@
 """Trains on preferences in stages. The policy that a stage starts from is also its reference.
 
-Each stage starts from the policy that the previous stage trained, or, if that policy was not kept, from the policy
-that the previous stage started from. A stage has its own folder, which contains the beams of the policy that it
-starts from (for self-play), checkpoints, the trained model and, when the stage is finished, `stage.json`. Finished
-work is not repeated. After the process was killed, the same call resumes after the last completed part of the beam
+Each stage starts from the policy that the previous stage trained. If that policy was not kept, the stage starts from
+the same policy as the previous stage. A stage has its own folder, which contains the beams of self-play, checkpoints,
+the trained model and, when the stage is finished, `stage.json`.
+
+Finished work is not repeated. If the process is killed, the same call resumes after the last finished part of the beam
 search or from the last checkpoint, and ends with the same weights as an uninterrupted call. Every stage loads its
 policy from disk, so the result does not depend on whether the previous stage was trained by the same call.
 """
@@ -36,8 +37,8 @@ from trl_rec.schedule.plan import check_same_plan, write_entry
 from trl_rec.schedule.settings import Schedule, load_on_device
 from trl_rec.schedule.stage_preferences import stage_preferences
 from trl_rec.schedule.stages import PreferenceStage
-from trl_rec.trainer.base.recipe import RECIPE
 from trl_rec.trainer.base.reporting import save_run
+from trl_rec.trainer.base.saving.recipe import RECIPE
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 from trl_rec.trainer.softmax_dpo.trainer import SoftmaxDPOTrainer
 
@@ -76,9 +77,12 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
         schedule: The settings that all stages share.
 
     Returns:
-        One report per stage: its `stage` number and `name`, `num_prompts`, `without_negatives`, `mean_negatives` and,
-        for self-play, `buckets` (see [`bucket_report`]), the validation metrics `before` and `after`, and whether its
-        policy was `kept`.
+        One report per stage:
+
+        - `stage`, `name`: The number and the name of the stage.
+        - `num_prompts`, `without_negatives`, `mean_negatives` and, for self-play, `buckets`: See [`bucket_report`].
+        - `before`, `after`: The validation metrics of the policy before and after the stage.
+        - `kept`: Whether the trained policy was kept.
     """
     check_stages(stages, start, schedule)
     check_same_plan(stages, start, schedule)
@@ -103,10 +107,12 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
         metrics = report["after"] if report["kept"] else report["before"]
         folder = path.parent if report["kept"] else folder
 
+    # 3. Copy the last kept policy.
     if PartialState().is_main_process:
         ignored = shutil.ignore_patterns(*NOT_THE_POLICY)
         shutil.copytree(folder, schedule.output, dirs_exist_ok=True, ignore=ignored)
-        drop_run_prior(schedule.output)  # it was chosen for the policy that the first stage started from
+        # The copied settings may still name the prior of `start`, which was chosen for another policy.
+        drop_run_prior(schedule.output)
     PartialState().wait_for_everyone()
     return reports
 
@@ -151,9 +157,10 @@ def _build_trainer(
 ) -> SoftmaxDPOTrainer:
     """Builds the trainer of a stage.
 
-    If the policy has an adapter, or gets one from the trainer, the trainer also computes the reference with the
-    policy's model. So no second model is loaded.
+    If the policy has an adapter, or gets one from the trainer, the policy's model also computes the outputs of the
+    reference, so no second model is loaded.
     """
+    # 1. Load the reference, unless the policy's model computes it.
     has_adapter = (start / "adapter_config.json").is_file()
     new_adapter = None if has_adapter else deepcopy(schedule.adapter)  # PEFT modifies the configuration
     if has_adapter or new_adapter is not None:
@@ -161,6 +168,7 @@ def _build_trainer(
     else:
         reference = load_on_device(load_model, start, schedule)
 
+    # 2. Build the trainer.
     reset_accelerator_state()  # the trainer of each stage creates its own Accelerator
     return SoftmaxDPOTrainer(
         policy,

@@ -22,8 +22,8 @@ from trl_rec.schedule.reporting import conclude_stages
 from trl_rec.schedule.settings import Schedule, check_resumes_by_itself
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.semantic_ids import DualIdsConfig, has_dual_ids, make_dual_ids
-from trl_rec.trainer.base.recipe import given_values
 from trl_rec.trainer.base.reporting import save_run
+from trl_rec.trainer.base.saving.recipe import given_values
 from trl_rec.trainer.bear.building import build_bear_trainer
 from trl_rec.trainer.bear.config import BearConfig
 
@@ -68,7 +68,7 @@ def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecM
     Returns:
         The folder of the policy.
     """
-    # 1. Return the folder of a finished policy. Raise if it was trained with other settings.
+    # 1. Raise if the folder contains the policy of other settings. If the policy is finished, return its folder.
     check_resumes_by_itself(config)
     folder = Path(str(config.output_dir))
     check_same_policy(folder, dataset, config, vars(model_config))
@@ -93,7 +93,9 @@ def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecM
 def align(
     stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule
 ) -> tuple[list[dict[str, Any]], dict[str, Evaluation]]:
-    """Part 3: runs the preference stages from a supervised policy and evaluates the result on the split `final_split`.
+    """Part 3: runs the preference stages, starting from a supervised policy, and evaluates the last policy.
+
+    The option `final_split` of the configuration selects the split for this evaluation.
 
     Args:
         stages: The stages, in the order of training.

@@ -25,17 +25,17 @@ from trl_rec.files import write_json
 from trl_rec.models import RecModelConfig
 from trl_rec.schedule.settings import Schedule
 from trl_rec.schedule.stages import PreferenceStage
-from trl_rec.trainer.base.fingerprint import DECIDING, as_json, catalog_entries, setting_entries
+from trl_rec.trainer.base.saving.fingerprint import DECIDING, as_json, catalog_entries, setting_entries
 from trl_rec.trainer.bear.config import BearConfig
 
 
-# Fields of TRL's and transformers' configurations that belong to a plan, because they change the weights or which
-# checkpoint the next stage starts from. The fields that trl_rec adds belong to the plan as well, because they define
-# rows, loss, prompts and evaluation; `_config_entries` removes the exceptions. Other inherited fields only affect
-# speed, memory, logging or output paths, and may change between calls.
+# Fields of TRL's and transformers' configurations that belong to a plan. They affect the weights, or decide which
+# checkpoint the next stage starts from. The fields that trl_rec adds also belong to a plan, because they define rows,
+# loss, prompts and evaluation; `NOT_IN_A_PLAN` lists the exceptions. The other inherited fields only affect speed,
+# memory, logging or output paths, and may change between calls.
 INHERITED = (
     *DECIDING,
-    # the batches; their size per process also affects rounding errors
+    # the batches (their size per process also affects rounding errors)
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "auto_find_batch_size",
@@ -56,12 +56,14 @@ INHERITED = (
 )
 # Fields that trl_rec adds and that do not belong to a plan.
 NOT_IN_A_PLAN = (
-    "overwrite",  # a schedule always resumes automatically
+    "overwrite",  # always False, because a schedule resumes automatically
     "final_split",  # only selects the split on which the finished policy is measured
-    "max_test_users",  # only selects its users
+    "max_test_users",  # only limits the number of users in the final evaluation
     "eval_recall_at",  # only adds a metric to the final evaluation
-    "prior",  # only multiplies the finished policy
+    "prior",  # only multiplies the finished policy, as `prior_strength` does
     "prior_strength",
+    "include_catalog",  # only decides what is pushed, as `include_prior` does
+    "include_prior",
 )
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
@@ -74,6 +76,7 @@ def check_same_plan(stages: Sequence[PreferenceStage], start: str | Path, schedu
         start: Folder of the first policy. The plan identifies the policy by its weights, not by its path.
         schedule: The settings that all stages share: dataset, configuration, adapter and output folder.
     """
+    # 1. Make the plan.
     options = {name: value for name, value in (schedule.model_options or {}).items() if value is not None}
     options.pop("device_map", None)  # differs between processes
 
@@ -88,6 +91,7 @@ def check_same_plan(stages: Sequence[PreferenceStage], start: str | Path, schedu
         **_config_entries(schedule.config),
     }
 
+    # 2. Compare it with the plan in the folder, and write it.
     path = schedule.output / "plan.json"
     defaults = _defaults(type(schedule.config))
     _write_or_check(path, plan, defaults, work="[0-9]*-*", parts="its plan.json and the folders of its stages")
@@ -102,7 +106,7 @@ def check_same_policy(folder: Path, dataset: RecDataset, config: BearConfig, mod
         config: Configuration of the trainer.
         model: Options for loading or making the model, including `model_name_or_path`.
     """
-    # A local model is identified by its path and weights, a model from the hub only by its name.
+    # 1. Make the plan. A local model is identified by its path and weights, a model from the hub only by its name.
     pretrained = model.get("model_name_or_path") or ""
     weights = weights_digest(pretrained) if pretrained and Path(pretrained).is_dir() else None
 
@@ -115,6 +119,7 @@ def check_same_policy(folder: Path, dataset: RecDataset, config: BearConfig, mod
         **_config_entries(config),
     }
 
+    # 2. Compare it with the plan in the folder, and write it.
     defaults = _defaults(type(config)) | _defaults(RecModelConfig, "model option ")
     _write_or_check(folder / "plan.json", plan, defaults, work="*", parts="the folder")
 
@@ -130,7 +135,7 @@ def weights_digest(folder: str | Path) -> str:
     """Returns a hash of the weights in a folder. It does not depend on the path of the folder."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
-        # Neither a prior nor the training_args.bin of `Trainer` contains weights, in spite of the suffix.
+        # Neither a prior nor the training_args.bin of `Trainer` contains weights, although their suffix says so.
         if path.suffix in WEIGHT_SUFFIXES and path.name not in ("training_args.bin", PRIOR):
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
@@ -138,11 +143,15 @@ def weights_digest(folder: str | Path) -> str:
 
 
 def _write_or_check(path: Path, plan: dict[str, Any], defaults: dict[str, Any], *, work: str, parts: str) -> None:
-    """Writes `plan` to `path`. Raises `ValueError` if there is work that was done with a different plan.
+    """Writes `plan` to `path`. Raises `ValueError` if the folder contains work that was done with a different plan.
 
-    `work` is a pattern of the files in the folder that count as work. If there are none, the new plan replaces the old
-    plan. A setting that is missing in the old plan, because the version that wrote it did not have this setting, had
-    the value in `defaults`. `parts` tells the user in the error message what to delete to start again.
+    Args:
+        path: The file of the plan.
+        plan: The plan.
+        defaults: The values of settings that are missing in the old plan, because the version that wrote it did not
+            have these settings.
+        work: Pattern of the files beside `path` that count as work. If there are none, `plan` replaces the old plan.
+        parts: What the user has to delete to start again, in words for the message.
     """
     plan = as_json(plan)  # tuples become lists, as in the file
 
@@ -154,7 +163,7 @@ def _write_or_check(path: Path, plan: dict[str, Any], defaults: dict[str, Any], 
         if differing:
             name = differing[0]
             raise ValueError(
-                f"{path.parent} contains stages or a policy of a plan that differs in {name} ({old.get(name)!r} "
+                f"{path.parent} contains stages or a policy of a run that differs in {name} ({old.get(name)!r} "
                 f"there, {plan.get(name)!r} now); choose another output_dir, or delete {parts}"
             )
 
@@ -177,13 +186,14 @@ def _config_entries(config: TrainingArguments) -> dict[str, Any]:
 
 
 def _defaults(kind: type[Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the default of each field of a dataclass by its name in a plan."""
-    given = {one.name: one.default_factory() for one in fields(kind) if one.default_factory is not MISSING}
-    given |= {one.name: one.default for one in fields(kind) if one.default is not MISSING}
-    return {f"{prefix}{name}": value for name, value in given.items()}
+    """Returns the default of each field of a dataclass, by the name of the field in a plan."""
+    defaults = {one.name: one.default_factory() for one in fields(kind) if one.default_factory is not MISSING}
+    defaults |= {one.name: one.default for one in fields(kind) if one.default is not MISSING}
+    return {f"{prefix}{name}": value for name, value in defaults.items()}
 
 
 def _digest(texts: Sequence[str]) -> str:
+    """Returns a hash of texts, which must not contain zero bytes."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 

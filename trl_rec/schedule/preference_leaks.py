@@ -24,20 +24,21 @@ def check_preference_leaks(table: Dataset, dataset: RecDataset, *, feedback: boo
     Args:
         table: The preference table.
         dataset: The dataset from which the table was built.
-        feedback: Whether the rejected items must come from the training data of the user too, as in tables of
+        feedback: Whether the rejected items must also come from the training data of the user, as in the tables of
             `feedback_preferences`.
     """
+    # 1. Check the chosen items and their histories.
     users = column(table, "user")
     chosen = column(table, "chosen")
-
     foreign_targets = np.flatnonzero(~_is_prefix(users, chosen, split_rows(table, "history"), dataset.train))
     if len(foreign_targets):
         row = foreign_targets[0]
         raise ValueError(
-            f"leak: row {row}: item {chosen[row]} does not follow this history of user {users[row]} in training"
-            f"{_held_out_note(dataset, users[row], chosen[row])}; make the table from dataset.train alone"
+            f"leak: row {row}: item {chosen[row]} does not follow the row's history in the training data of user "
+            f"{users[row]}{_held_out_note(dataset, users[row], chosen[row])}; make the table from dataset.train alone"
         )
 
+    # 2. Check the rejected items.
     if not feedback:
         return
     rejected = split_rows(table, "rejected")
@@ -64,7 +65,7 @@ def _is_prefix(users: np.ndarray, chosen: np.ndarray, history: Ragged, train: Da
     order = np.argsort(keys, kind="stable")
 
     # 2. Find the matches of each row: the positions where the chosen item is a target of the user. There may be
-    #    several.
+    # several.
     wanted = pair_keys(users, chosen)
     first = np.searchsorted(keys[order], wanted, "left")
     last = np.searchsorted(keys[order], wanted, "right")
@@ -79,14 +80,15 @@ def _is_prefix(users: np.ndarray, chosen: np.ndarray, history: Ragged, train: Da
 
 
 def _ends_with(history: Ragged, row: np.ndarray, values: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Returns whether each row has a match whose preceding values equal the row's history, `(N,)`.
+    """Returns whether each row has a match in `values` that directly follows the row's history, `(N,)`.
 
-    Match `i` belongs to row `row[i]`, and `position[i]` is its index into `values`. All matches are compared together,
+    Match `i` belongs to row `row[i]`, and its target is `values[position[i]]`. All matches are compared together,
     backwards from the newest history item.
     """
     matched = np.zeros(len(history), bool)
     for back in range(1, int(history.lengths.max(initial=0)) + 2):
-        # A match is successful when the whole history of its row has been compared.
+        # Earlier passes dropped the matches that differ from the history of their row. A match that is left after the
+        # whole history has been compared is therefore successful.
         complete = history.lengths[row] < back
         matched[row[complete]] = True
         row = row[~complete]
@@ -102,7 +104,7 @@ def _ends_with(history: Ragged, row: np.ndarray, values: np.ndarray, position: n
 
 
 def _held_out_note(dataset: RecDataset, user: int, item: int) -> str:
-    """Returns a note for the error message if the item is a validation or test target of the user, else ""."""
+    """Returns a note for the error message. It is empty unless the item is a held-out target of the user."""
     for split in (dataset.validation, dataset.test):
         targets = split_rows(split, "targets")
         if ((column(split, "user")[targets.row_ids] == user) & (targets.values == item)).any():

@@ -1,11 +1,11 @@
 """Builds preference tables whose negatives are the policy's own beams of a given difficulty, or random items.
 
-A *preference table* has one row per prompt. Its columns are `user`, `history`, `chosen` and `rejected`; the last three
+A *preference table* has one row per prompt. Its columns are `user`, `history`, `chosen` and `rejected`. The last three
 contain item indices. The rejected items of a row are distinct and do not include the chosen item. A row may have no
 rejected items. If the catalogue is given, the texts of the row's chosen and rejected items are distinct too, because a
 model cannot distinguish items with the same text.
 
-Legend: N: prompts, W: beams per prompt, best first, padded with -1.
+Legend: N prompts, W beams per prompt (best first, padded with -1).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def self_play_preferences(
 ) -> Dataset:
     """Builds a preference table whose negatives are the policy's own recommendations, best first.
 
-    The negatives include neither the target nor the other items of the user in the training split, because these are
+    The negatives include neither the target nor any other item of the user in the training split, because those are
     correct answers in other rows of the user.
 
     The negatives may include validation and test items of the user. Excluding them would require the held-out data,
@@ -103,6 +103,7 @@ def random_preferences(
     known = TrainingPairs.from_split(train, codes)
 
     def _is_allowed(rows: np.ndarray, drawn_codes: np.ndarray) -> np.ndarray:
+        """Returns whether each code may be drawn: neither the row's target nor a training item of its user has it."""
         is_allowed: np.ndarray = (drawn_codes != target_codes[rows]) & ~known.contain(users[rows], drawn_codes)
         return is_allowed
 

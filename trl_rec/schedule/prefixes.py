@@ -1,4 +1,4 @@
-"""Builds prefixes for preference training: each training target, or a sample of them, with the history before it.
+"""Builds prefixes for preference training: the history before each training target, or before a sample of them.
 
 Targets are sampled before their prefixes are built, because all prefixes of long histories would take far more memory
 than the interactions themselves.
@@ -56,7 +56,7 @@ def prefixes_at(train: Dataset, targets: np.ndarray, *, max_history: int | None 
     sequences = join(history, target)
     ratings = ratings_of(train)
 
-    # Find where each prefix starts and stops in the sequence of its row. It stops just before the target. (N,) each.
+    # Find where each prefix starts and stops in the sequence of its row. The three arrays have the shape (N,).
     source = np.searchsorted(target.offsets, targets, side="right") - 1  # the row of each target
     first = sequences.offsets[source]
     stop = first + history.lengths[source] + targets - target.offsets[source]
@@ -66,7 +66,8 @@ def prefixes_at(train: Dataset, targets: np.ndarray, *, max_history: int | None 
     lengths = stop - start
     before = Ragged.from_lengths(sequences.values[np.repeat(start, lengths) + within(lengths)], lengths)
 
-    # Make the columns, in int32 as in the splits. `stop` is the position of the target.
+    # Make the columns, in int32 as in the splits. A prefix stops just before its target, so `stop` is the position of
+    # the target.
     columns = {
         "user": pa.array(column(train, "user")[source], pa.int32()),
         "history": before.to_arrow(),

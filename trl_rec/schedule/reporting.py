@@ -37,15 +37,15 @@ from trl_rec.schedule.stages import read_stages
 from trl_rec.trainer.base.catalog_ranking import recommender_settings
 from trl_rec.trainer.base.prior import make_prior
 from trl_rec.trainer.base.processes import on_main_process
-from trl_rec.trainer.base.recipe import given_values
 from trl_rec.trainer.base.reporting import REMEDY, describe_split, final_rows, write_run
+from trl_rec.trainer.base.saving.recipe import given_values
 
 
 def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedule: Schedule) -> dict[str, Evaluation]:
     """Evaluates the first and the last policy on a held-out split, prints two tables, and completes the run folder.
 
-    The split is `final_split` of the configuration. With `"none"`, the policies and baselines are not evaluated, and
-    the table of their metrics is not printed. A prior is still made.
+    The split is `final_split` of the configuration. With `"none"`, nothing is evaluated, and only the table of the
+    stages is printed. A prior is made in either case, if the configuration asks for one.
 
     Args:
         reports: The reports returned by `run_stages`.
@@ -53,16 +53,14 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
         schedule: The settings that all stages share.
 
     Returns:
-        The results by name: those of each baseline, those of the first policy (`before`) and the last policy
-        (`after`) and, if there is a prior, those of the prior alone (`prior`) and of its product with the last policy
-        (`after x prior`).
+        The results by name: each baseline, the first policy (`before`), the last policy (`after`) and, if there is a
+        prior, the prior alone (`prior`) and its product with the last policy (`after x prior`).
     """
     config = schedule.config
     dataset = schedule.dataset
     check_not_sharded(config)
 
-    # 1. Make the prior that is combined with the last policy, then evaluate on every process. The stages do not use
-    #    the prior.
+    # 1. Make the prior that the last policy is multiplied by, then evaluate on every process.
     split = config.final_split
     after = _policy(schedule.output, schedule)
     on_main_process(lambda: _complete_run_folder(schedule))
@@ -84,8 +82,8 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
         if prior is not None:
             results |= evaluate_product(after, prior, some, "after", **measured)
 
-    # 2. Write and print on the main process. The other processes wait for it, because a process that crashes while it
-    #    exits would make the launcher end the main process before everything is written.
+    # 2. Write and print on the main process. The other processes wait until everything is written. If one of them
+    # crashed on exit before that, the launcher would also end the main process.
     if PartialState().is_main_process:
         _write_run_folder(reports, results, start, schedule)
         history = "excluded" if config.eval_exclude_history else "not excluded"
@@ -108,6 +106,7 @@ def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
         reports: The reports returned by `run_stages`.
         metric: Name of the metric in the reports, such as `eval_ndcg@10`.
     """
+    # 1. Make one line per stage.
     rows = [["stage", "prompts", "none", "negatives", "easy / medium / hard", "before", "after", "kept"]]
     for report in reports:
         bucket_means = [f"{bucket['mean']:.1f}" for bucket in report.get("buckets", {}).values()]
@@ -124,6 +123,7 @@ def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
             ]
         )
 
+    # 2. Explain the columns.
     legend = [
         "none: share of prompts without negatives (these prompts are left out); negatives: mean number per prompt",
         "easy / medium / hard: mean number of beams per prompt that fall into each difficulty bucket",
@@ -136,7 +136,7 @@ def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
 
 
 def _policy(folder: str | Path, schedule: Schedule) -> Policy:
-    """Loads the policy in `folder`, to be evaluated as in the stages."""
+    """Loads the policy in `folder`, with the settings by which the stages evaluate."""
     config = schedule.config
     catalog = schedule.dataset.catalog
     tokenizer = load_tokenizer(folder)
@@ -155,14 +155,15 @@ def _policy(folder: str | Path, schedule: Schedule) -> Policy:
 
 
 def _keeping(policy: Policy, schedule: Schedule) -> Policy:
-    """Returns a policy whose evaluation keeps the rows that it has finished."""
+    """Returns a policy whose evaluation keeps its finished rows in the output folder, so that it can be resumed."""
     return replace(policy, finished=FinishedRows.of_model(schedule.output, policy.model))
 
 
 def _complete_run_folder(schedule: Schedule) -> None:
-    """Writes `recommender.json` and the catalogue if the last policy has none.
+    """Writes `recommender.json` and the catalogue if the folder of the last policy lacks them.
 
-    This is the case if no stage was kept, and the first policy is not a run folder, such as a downloaded model.
+    They are missing if no stage was kept, and the first policy was, for example, a downloaded model, whose folder is
+    not a run folder.
     """
     if not (schedule.output / SETTINGS).is_file():
         settings = recommender_settings(schedule.config, renormalize=schedule.config.normalize == "catalogue")
@@ -172,10 +173,13 @@ def _complete_run_folder(schedule: Schedule) -> None:
 def _write_run_folder(
     reports: Sequence[dict[str, Any]], results: dict[str, Evaluation], start: str | Path, schedule: Schedule
 ) -> None:
-    """Writes the usual files of a run folder, and `stages.json`."""
+    """Writes the files of a run folder that are not part of the policy, and `stages.json`."""
+    # 1. Write how the policy was trained.
     recipe = _recipe(start, schedule) if schedule.recipe is None else schedule.recipe
     write_run(schedule.output, "align3gr", {**recipe, **schedule.config.given}, _training_log(reports, schedule))
     write_json(schedule.output / "stages.json", list(reports))
+
+    # 2. Write how it was evaluated.
     if results:
         write_evaluation(
             schedule.output,
@@ -197,7 +201,7 @@ def _write_run_folder(
 
 
 def _recipe(start: str | Path, schedule: Schedule) -> dict[str, Any]:
-    """Returns the recipe keys, except those of the configuration, with which `trl-rec align3gr` runs these stages."""
+    """Returns the recipe keys with which `trl-rec align3gr` runs these stages, except the configuration's keys."""
     plan = json.loads((schedule.output / "plan.json").read_text(encoding="utf-8"))
     stages = read_stages([stage for name, stage in plan.items() if name.startswith("stage ")])
     return {

@@ -74,17 +74,19 @@ def self_play_beams(
     ranking = {"pad_token_id": pad_token_id, "top_k": num_beams, **options}
 
     # 1. Identify each part by everything that its beams depend on: its histories, and a digest of the settings, the
-    #    prompts and the catalogue. The batch size does not affect beams.
+    # prompts and the catalogue. The batch size does not affect beams.
     digest = ""
     if folder is not None:
         settings = {name: value for name, value in options.items() if name != "batch_size"} | {"num_beams": num_beams}
         digest = _digest(repr((key, sorted(settings.items()))), prompt_format, trie, users)
 
     def _fingerprint(part: range) -> str:
+        """Returns a hash of everything that the beams of a part depend on."""
         part_histories = histories.take(np.asarray(part))
         return _hash(digest, part_histories.offsets, part_histories.values)
 
     def _rank(part: range) -> np.ndarray:
+        """Computes the beams of a part, `(len(part), num_beams)`."""
         rows = np.asarray(part)
         return rank_histories(model, histories.take(rows), prompt_format, trie, users=users[rows], **ranking).items
 
@@ -119,12 +121,15 @@ def _digest(settings: str, prompt_format: PromptFormat, trie: TokenTrie, users: 
     texts = [array for part in (prompt_format.pieces, prompt_format.paths) for array in (part.offsets, part.values)]
     if prompt_format.users is not None:  # the prompts contain users
         texts += [users, prompt_format.users.offsets, prompt_format.users.values]
+    if len(prompt_format.separator):
+        texts.append(prompt_format.separator)
     # The tokens of the trie and the items at its leaves identify the catalogue and its surface.
     tree = [tensor.cpu().numpy() for tensor in (trie.row_offsets, trie.child_tokens, trie.items)]
     return _hash(settings, prompt_format.prompt_head, prompt_format.prompt_tail, *texts, *tree)
 
 
 def _hash(text: str, *arrays: np.ndarray) -> str:
+    """Returns a hash of a text and of arrays of integers."""
     digest = hashlib.sha256(text.encode())
     # The lengths separate the arrays. Without them, moving a value to the next array would not change the hash.
     for array in arrays:

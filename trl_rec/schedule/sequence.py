@@ -1,9 +1,10 @@
 """The baseline `sequence`: a small transformer over item tokens, trained on the training split with cross-entropy.
 
-A trained model is kept in the cache folder of the user, in a folder whose name is a hash of the training and
-validation rows, the recipe and the version of this package. It is trained once and read back by later calls. While it
-is trained, the folder contains checkpoints, from which the next call continues after a kill. A folder counts as
-trained only if it has the mark of `checkpoints.py`, which is written last and detects damaged weights.
+The model is trained once, kept in the user's cache folder, and read by later calls. The name of its folder is a hash
+of the training and validation rows, the recipe and the version of this package. During training, the folder contains
+checkpoints. If the process is killed, the next call continues from the newest one. A folder counts as trained only if
+it contains a mark, which `write_mark` writes last. The mark records the state of the files, so that damaged weights
+are detected.
 
 The folder is a run folder: its `recipe.yaml` trains the same model with `trl-rec bear`.
 """
@@ -35,8 +36,8 @@ from trl_rec.ragged import Ragged
 from trl_rec.ranges import COUNT, SEED
 from trl_rec.schedule.sequence_rule import sequence_recipe
 from trl_rec.schedule.sequence_training import METRIC, describe, train_sequence
-from trl_rec.trainer.base.checkpoints import find_changed, read_mark
-from trl_rec.trainer.base.fingerprint import row_entries
+from trl_rec.trainer.base.saving.checkpoints import find_changed, read_mark
+from trl_rec.trainer.base.saving.fingerprint import row_entries
 from trl_rec.version import __version__
 
 
@@ -49,17 +50,17 @@ logger = logging.getLogger(__name__)
 class SequenceBaseline:
     """Recommends the items that a small sequence model expects next. The model is trained on the training split.
 
-    The model is of the type of SASRec: a causal transformer with one token per item, trained with cross-entropy at
-    every position. Its checkpoint is chosen by NDCG@10 on the validation split. Nothing has to be set:
-    [`sequence_recipe`] derives all sizes and the number of steps from the log.
+    The model resembles SASRec: it is a causal transformer with one token per item, trained with cross-entropy at every
+    position. Its checkpoint is chosen by NDCG@10 on the validation split. The user does not have to set anything,
+    because [`sequence_recipe`] derives all sizes and the number of steps from the log.
 
-    `fit` sets two attributes: `recipe`, the keys of `trl-rec bear` that train the model, and `folder`, the folder that
-    the model is kept in.
+    `fit` sets two attributes: `recipe` contains the settings with which `trl-rec bear` trains the same model, except
+    `dataset` and `output_dir`, and `folder` is the folder in which the model is kept.
 
     Args:
         seed (`int`, *optional*, defaults to `0`): Seed of the training.
-        exclude_history (`bool`, *optional*, defaults to `True`): Whether histories are excluded when checkpoints are
-            compared.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether the items of a user's history are excluded
+            from the recommendations when checkpoints are compared.
         cache (`Path`, *optional*): Folder for the trained models. Defaults to `sequence` in the cache folder of the
             user.
     """
@@ -72,7 +73,7 @@ class SequenceBaseline:
         self.num_items = 0
 
     def fit(self, dataset: RecDataset) -> SequenceBaseline:
-        """Trains the model, or reads it back if it was trained before. Only a single process can train.
+        """Trains the model, or reads it if it was trained before. Only a single process can train.
 
         Args:
             dataset (`RecDataset`): The dataset, with any surface. The test split is not used.
@@ -86,13 +87,14 @@ class SequenceBaseline:
         self.recipe = sequence_recipe(dataset, seed=self.seed, exclude_history=self.exclude_history)
         self.folder = self.cache / _fingerprint(dataset, self.recipe)
 
-        # A trained model is read without a lock, so that several processes can read it at the same time.
+        # Read the model, or train it. Reading needs no lock, so several processes can read at the same time.
         policy = _read(self.folder, dataset, self.recipe)
         if policy is None:
             if PartialState().num_processes > 1:
                 raise ValueError(
-                    "only a single process can train the baseline sequence; run trl-rec evaluate --baselines sequence "
-                    "without accelerate launch first, which keeps the trained model"
+                    "only a single process can train the baseline sequence; to train and keep the model, first run "
+                    "trl-rec evaluate --baselines sequence without accelerate launch, with the same dataset, seed and "
+                    "exclude_history"
                 )
             with exclusive(self.folder):
                 clean_up(self.folder)
@@ -139,7 +141,7 @@ def _fingerprint(dataset: RecDataset, recipe: dict[str, Any]) -> str:
 
 
 def _read(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) -> Policy | None:
-    """Returns the trained model in a folder, or None if there is none. Warns if it is damaged."""
+    """Returns the trained model in a folder. Returns None if there is none or, after a warning, if it is damaged."""
     mark = read_mark(folder)
     if mark is None:
         return None
@@ -147,7 +149,7 @@ def _read(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) -> Policy |
     if damage is None:
         try:
             policy = _load(folder, dataset, recipe)
-        except ValueError as error:  # a file that the mark does not list, such as config.json
+        except ValueError as error:  # a damaged file that the mark does not list, such as config.json
             damage = str(error)
         else:
             logger.info("baseline sequence: read from %s, %s", folder, describe(mark.run))
@@ -157,7 +159,7 @@ def _read(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) -> Policy |
 
 
 def _load(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) -> Policy:
-    """Loads the model, and prompts it as in training."""
+    """Returns the trained model as a policy that uses the prompt format and maximum length of training."""
     tokenizer = load_tokenizer(folder)
     return Policy(
         load_model(folder).to(PartialState().device),

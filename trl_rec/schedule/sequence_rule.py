@@ -1,17 +1,19 @@
-"""The recipe of the baseline `sequence`. All sizes follow from the log, by the rule in this file and nowhere else.
+"""Makes the recipe of the baseline `sequence`, by a rule that derives all sizes from the log.
 
-For MovieLens-100k (1,682 items, long histories), the rule gives about the settings of `bear/ml-100k`. The settings for
-catalogues as large as that of Amazon Beauty (12,101 items, short histories) have not been measured.
+For MovieLens-100k (1,682 items, long histories), the rule gives roughly the settings of the recipe `bear/ml-100k`, and
+for Amazon Beauty (12,101 items, short histories) roughly those of `bear/beauty`. These two recipes were tuned on
+validation.
 
 - **Size.** A catalogue of fewer than `MANY_ITEMS` items gets the model `SMALL`, any other the model `LARGE`.
+- **Start.** The embeddings of the items start from their co-occurrence, so that a few passes are enough.
 - **Row length.** The power of two, from 16 to 128, that holds 99 % of the training sequences. Longer sequences are cut
   into overlapping rows.
 - **Batch.** As many rows as hold about `STEP_TOKENS` items, rounded to a power of two.
-- **Steps.** About `NUM_PASSES` passes over the log, but from `MIN_STEPS` to `MAX_STEPS` steps. The upper limit bounds
-  the time that a long log takes; the learning rate falls to 0 at the last step, wherever that is.
+- **Steps.** As many as `NUM_PASSES` passes over the log need, but at least `MIN_STEPS` and at most `MAX_STEPS`. The
+  upper limit bounds the training time for long logs. The learning rate always falls to 0 at the last step.
 - **Loss.** Cross-entropy at every position over all items. With more than `MOST_SCORED` items, cross-entropy over the
   target and `NUM_SAMPLED` sampled items.
-- **Checkpoint.** The best of 20 by NDCG@10 of at most `MAX_USERS` validation users.
+- **Checkpoint.** The best of 20, by NDCG@10 on at most `MAX_USERS` validation users.
 """
 
 from __future__ import annotations
@@ -21,35 +23,37 @@ from typing import Any
 import numpy as np
 
 from trl_rec.data.dataset import RecDataset, split_rows
+from trl_rec.ragged import join
 
 
 MANY_ITEMS = 5_000
-SMALL: dict[str, Any] = {"hidden_size": 64, "dropout": 0.3, "embedding_dropout": 0.0, "learning_rate": 3e-3}
-LARGE: dict[str, Any] = {"hidden_size": 128, "dropout": 0.5, "embedding_dropout": 0.5, "learning_rate": 1e-3}
+SMALL: dict[str, Any] = {"hidden_size": 64, "dropout": 0.3, "learning_rate": 3e-3}
+LARGE: dict[str, Any] = {"hidden_size": 128, "dropout": 0.5, "learning_rate": 2e-3}
 
 SHORTEST_ROW = 16  # tokens
 LONGEST_ROW = 128
 WHOLE = 0.99  # share of the training sequences that fit into a row
 STEP_TOKENS = 1_024
 MAX_BATCH = 256  # rows
-NUM_PASSES = 32
+NUM_PASSES = 10
 MIN_STEPS = 200
 MAX_STEPS = 20_000
 
 MOST_SCORED = 20_000
 NUM_SAMPLED = 1_024
 MAX_USERS = 5_000
-MOST_LOGITS = 1 << 24  # of a batch in evaluation: 64 MB
+MOST_LOGITS = 1 << 24  # maximum number of logits of an evaluation batch (64 MB)
 
 
 def sequence_recipe(dataset: RecDataset, *, seed: int = 0, exclude_history: bool = True) -> dict[str, Any]:
-    """Returns the keys of `trl-rec bear` that train the baseline `sequence`, except `dataset` and `output_dir`.
+    """Returns the settings with which `trl-rec bear` trains the baseline `sequence`, except `dataset` and
+    `output_dir`.
 
     Args:
         dataset (`RecDataset`): The dataset. Only its training split and the number of its items are used.
         seed (`int`, *optional*, defaults to `0`): Seed of the weights, of the dropout and of the order of the rows.
-        exclude_history (`bool`, *optional*, defaults to `True`): Whether histories are excluded when checkpoints are
-            compared on the validation split.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether the items of a user's history are excluded
+            from the recommendations when checkpoints are compared on the validation split.
     """
     num_items = len(dataset.catalog)
     num_targets = split_rows(dataset.train, "targets").lengths
@@ -65,8 +69,8 @@ def sequence_recipe(dataset: RecDataset, *, seed: int = 0, exclude_history: bool
     num_rows = STEP_TOKENS / np.minimum(lengths, max_length).mean()
     batch_size = int(np.clip(_power_of_two(num_rows, np.round), 1, MAX_BATCH))
 
-    # 2. Choose the number of steps. The rows of a sequence that is cut overlap by half, so the model reads all but the
-    # first row's items twice.
+    # 2. Choose the number of steps. If a sequence is cut, its rows overlap by half, so together they contain
+    # `2 * length - max_length` items.
     num_tokens = lengths.sum() + np.maximum(lengths - max_length, 0).sum()
     num_steps = int(np.clip(NUM_PASSES * num_tokens // STEP_TOKENS, MIN_STEPS, MAX_STEPS))
 
@@ -74,6 +78,8 @@ def sequence_recipe(dataset: RecDataset, *, seed: int = 0, exclude_history: bool
         "num_layers": 2,
         "num_heads": 2,
         **(SMALL if num_items < MANY_ITEMS else LARGE),
+        "embedding_dropout": 0.3,
+        "item_vectors": "behaviour" if _has_pairs(dataset) else "random",
         "bear_weight": 0.0,  # plain cross-entropy
         "softmax": "legal",
         "targets": "all",
@@ -101,6 +107,14 @@ def sequence_recipe(dataset: RecDataset, *, seed: int = 0, exclude_history: bool
     for what in ("eval", "save", "logging"):
         recipe |= {f"{what}_strategy": "steps", f"{what}_steps": 0.05}
     return recipe if num_items <= MOST_SCORED else {**recipe, "sampled_items": NUM_SAMPLED}
+
+
+def _has_pairs(dataset: RecDataset) -> bool:
+    """Returns whether two different items follow each other in a training row. Co-occurrence needs such pairs."""
+    rows = join(split_rows(dataset.train, "history"), split_rows(dataset.train, "targets"))
+    differs = rows.values[1:] != rows.values[:-1]
+    same_row = rows.row_ids[1:] == rows.row_ids[:-1]
+    return bool((differs & same_row).any())
 
 
 def _power_of_two(value: float, rounded: np.ufunc | Any) -> int:

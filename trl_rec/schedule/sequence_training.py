@@ -1,4 +1,8 @@
-"""Trains the baseline `sequence` in its folder. Training resumes after a kill, and soon says how long it will take."""
+"""Trains the baseline `sequence` in its folder.
+
+If the process is killed, the next call resumes from the newest checkpoint. After a few seconds, training logs how long
+it will take.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +20,29 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from trl_rec.compat import reset_accelerator_state
 from trl_rec.data.dataset import RecDataset, split_rows
 from trl_rec.models import RecModelConfig
-from trl_rec.models.building import scratch_options
 from trl_rec.printing import in_words
-from trl_rec.trainer.base.checkpoints import MARK, checkpoints, write_mark
-from trl_rec.trainer.base.output import NotWrittenError, find_start, remove_work
 from trl_rec.trainer.base.reporting import save_run
+from trl_rec.trainer.base.saving.checkpoints import MARK, checkpoints, write_mark
+from trl_rec.trainer.base.saving.output import NotWrittenError, find_start, remove_work
 from trl_rec.trainer.bear.building import build_bear_trainer
 from trl_rec.trainer.bear.config import BearConfig
 from trl_rec.trainer.bear.trainer import BearTrainer
 
 
 logger = logging.getLogger(__name__)
-METRIC = "eval_ndcg@10"  # chooses the checkpoint
+METRIC = "eval_ndcg@10"  # the checkpoint with the highest value is kept
 RESUMES = "the same command continues from the newest checkpoint"
-SAMPLE_SECONDS = 5.0  # training time from which the total time is estimated
+SAMPLE_SECONDS = 5.0  # after this training time, the total time is estimated
 
 
 def train_sequence(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) -> None:
     """Trains the model in a folder, from the newest checkpoint if there is one, and marks the folder as trained."""
-    # 1. Remove the mark of damaged weights, so that they are not used if training stops.
+    # 1. Remove the mark of a damaged model, because a folder has a mark only when its training is complete.
     start = time.monotonic()
     (folder / MARK).unlink(missing_ok=True)
 
-    # 2. Train, and save the model. Checkpoints that are damaged, or that other versions of the dependencies wrote, are
-    #    worth less than a baseline that needs no attention.
+    # 2. Train, and save the model. If the checkpoints cannot be resumed from, because they are damaged or were written
+    # by other versions of the dependencies, training starts from scratch, so that the user does not have to act.
     trainer = _build_trainer(folder, dataset, recipe)
     trainer.describe_run()
     try:
@@ -66,12 +70,12 @@ def train_sequence(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) ->
     logger.info("baseline sequence: trained in %s, %s; kept in %s", time_taken, describe(run), folder)
     trainer.accelerator.free_memory()
     del trainer
-    gc.collect()  # of reference cycles, which would keep the optimizer's tensors
+    gc.collect()  # reference cycles would keep the optimizer's tensors in memory
 
 
 def _build_trainer(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) -> BearTrainer:
     """Returns a trainer that logs its progress in a few lines."""
-    reset_accelerator_state()  # of an earlier trainer in this process; each trainer creates its own
+    reset_accelerator_state()  # an earlier trainer in this process may have left the state of its Accelerator
     of_model = {name: recipe[name] for name in _model_keys(recipe)}
     of_training = {name: value for name, value in recipe.items() if name not in of_model}
     config = BearConfig(str(folder), **of_training)
@@ -83,19 +87,20 @@ def _build_trainer(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) ->
 
 def _model_keys(recipe: dict[str, Any]) -> list[str]:
     """Returns the keys of the recipe that describe the model."""
-    return [name for name in scratch_options(RecModelConfig()) if name in recipe]
+    of_model = {field.name for field in fields(RecModelConfig)}
+    return [name for name in recipe if name in of_model]
 
 
 def describe(run: Mapping[str, Any]) -> str:
-    """Returns in words which checkpoint was chosen. `run` is the field of that name in the mark of the folder."""
+    """Describes in words which checkpoint was chosen. `run` is the field `run` of the folder's mark."""
     return f"validation NDCG@10 {run[METRIC]:.4f} at step {run['step']:,}"
 
 
 class _Progress(TrainerCallback):
-    """Logs how long training will take as soon as that can be estimated, and the metric of each checkpoint.
+    """Logs once, after a few seconds, how long training will take. Also logs the metric of each checkpoint.
 
-    The estimate assumes that a step takes time in proportion to its tokens, because the first steps of an epoch have
-    the longest rows.
+    The first steps of an epoch have the longest rows, so their mean time would be too high an estimate. Therefore, the
+    estimate assumes that the time of a step is proportional to its number of tokens.
     """
 
     def __init__(self, trainer: BearTrainer) -> None:
@@ -108,6 +113,7 @@ class _Progress(TrainerCallback):
         """Logs the size of the training."""
         self.start_time = time.monotonic()
         self.start_step = state.global_step
+        self.trainer.read_metrics()
         self.start_tokens = self.trainer._total_train_tokens
         logger.info(
             "baseline sequence: training from step %s to %s, on rows of up to %d items",
@@ -119,11 +125,12 @@ class _Progress(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Logs the estimate once."""
+        """Logs the estimate, once enough time has passed."""
         seconds = time.monotonic() - self.start_time
         if self.is_estimated or seconds < SAMPLE_SECONDS:
             return
         self.is_estimated = True
+        self.trainer.read_metrics()
         tokens = self.trainer._total_train_tokens - self.start_tokens
         lengths = split_rows(self.trainer.train_dataset, "input_ids").lengths
         tokens_per_step = lengths.mean() * args.per_device_train_batch_size

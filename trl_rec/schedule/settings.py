@@ -29,9 +29,10 @@ class Schedule:
         dataset (`RecDataset`): The dataset. Its catalogue must have the surface that the policy writes.
         config (`SoftmaxDPOConfig`): Configuration of the trainer. Each stage gets a folder inside `output_dir`.
         keep (`str`, *optional*, defaults to `"best"`): Which policy a stage passes on to the next stage. With
-            `"last"`, it is the policy after the stage's last step. With `"best"`, it is the stage's checkpoint with
-            the best validation NDCG (with `eval_strategy="no"`, the policy after the last step), but only if its NDCG
-            is higher than that of the policy that the stage started from. Otherwise the latter is passed on.
+            `"last"`, it is the policy after the stage's last step. With `"best"`, the stage ends with its checkpoint
+            of the highest validation NDCG or, with `eval_strategy="no"`, with its last step. The resulting policy is
+            passed on if its validation NDCG is higher than that of the policy that the stage started from. Otherwise,
+            the policy that the stage started from is passed on.
         adapter (`PeftConfig`, *optional*): Adapter to train if the first policy has no adapter.
         model_options (`dict`, *optional*): Arguments for loading models (`dtype`, `quantization_config`, ...).
         recipe (`dict`, *optional*): Keys to write to `recipe.yaml` besides those of `config`. By default, they are
@@ -51,8 +52,8 @@ class Schedule:
         check_resumes_by_itself(self.config)
         if self.config.push_to_hub:
             raise ValueError(
-                "push_to_hub would push every stage; leave it out, and push the final policy with hf upload NAME "
-                f"{self.config.output_dir} --exclude '[0-9]*-*/*' 'supervised/*'"
+                "push_to_hub would push every stage; leave it out, and push the final policy with trl-rec export --to "
+                f"hub --model {self.config.output_dir} --repo NAME"
             )
         if self.picks_checkpoints:
             _check_best_is_saved(self.config, self.metric)
@@ -93,7 +94,7 @@ def load_on_device(load: Callable[..., Any], folder: str | Path, schedule: Sched
 
 
 def check_resumes_by_itself(config: BearConfig | SoftmaxDPOConfig) -> None:
-    """Raises `ValueError` if `overwrite` or a checkpoint is set, because schedules resume automatically."""
+    """Raises `ValueError` if the config sets `overwrite` or a checkpoint, because schedules resume automatically."""
     given = str(config.resume_from_checkpoint or "true").lower()
     option = "overwrite" if config.overwrite else f"resume_from_checkpoint: {config.resume_from_checkpoint}"
     if config.overwrite or given != "true":
@@ -106,8 +107,8 @@ def check_resumes_by_itself(config: BearConfig | SoftmaxDPOConfig) -> None:
 def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:
     """Raises `ValueError` if the best evaluation could fall on a step at which no checkpoint is saved.
 
-    In this case, `transformers.Trainer` would silently load another checkpoint, the best of those that were saved.
-    Also raises `ValueError` if the configuration names another metric by which to select checkpoints.
+    If the best evaluation had no checkpoint, `transformers.Trainer` would silently load the best of the checkpoints
+    that were saved. Also raises `ValueError` if the configuration names another metric by which to select checkpoints.
     """
     if config.metric_for_best_model not in (None, "loss", metric, metric.removeprefix("eval_")):
         raise ValueError(

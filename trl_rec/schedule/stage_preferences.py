@@ -40,10 +40,12 @@ def stage_preferences(
         start: Folder of this policy.
         schedule: The settings that all stages share.
     """
+    # 1. Build the table of a feedback stage from the ratings.
     if stage.source == "feedback":
         table = feedback_table(number, stage, schedule)
         return table, bucket_report(table)
 
+    # 2. For the other sources, sample prefixes, and find negatives for each of them.
     dataset = schedule.dataset
     seed = schedule.config.seed + number
     prefixes = training_prefixes(dataset.train, max_prompts=stage.max_prompts, seed=seed)
@@ -68,6 +70,8 @@ def stage_preferences(
             difficulty=stage.difficulty,
             num_negatives=stage.num_negatives,
         )
+
+    # 3. Check the table, and compute its statistics.
     check_preference_leaks(table, dataset, feedback=False)
     return table, bucket_report(table, buckets)
 

@@ -19,6 +19,7 @@ SOURCES = {
 # Fields that override the trainer's configuration in a stage, unless they are None.
 TRAINING = ("learning_rate", "num_train_epochs", "max_steps", "beta", "sft_weight")
 
+# Fields by the type of their values. The remaining fields are numbers that need not be whole.
 WORDS = ("source", "difficulty")
 RATING_RANGES = ("liked", "neutral", "disliked")
 COUNTS = ("num_negatives", "max_prompts", "num_beams", "max_steps")
@@ -60,6 +61,7 @@ class PreferenceStage:
     sft_weight: Annotated[float | None, NOT_NEGATIVE] = None
 
     def __post_init__(self) -> None:
+        # 1. Convert numeric texts, and check the numbers.
         for name, value in vars(self).items():
             object.__setattr__(self, name, _read_field(name, value))  # the class is frozen
         check_ranges(self)
@@ -70,9 +72,9 @@ class PreferenceStage:
                     f"{name} must be a lowest and a highest rating, such as [4, 5], not [{low:g}, {high:g}]"
                 )
 
+        # 2. Check the source, and whether it has this difficulty.
         if self.source not in SOURCES:
             raise ValueError(f"unknown source {self.source!r} of a stage; choose one of {', '.join(SOURCES)}")
-
         difficulties = SOURCES[self.source]
         if not self.difficulty:
             object.__setattr__(self, "difficulty", difficulties[-1])
@@ -114,6 +116,7 @@ def read_stages(entries: Iterable[Mapping[str, Any]]) -> list[PreferenceStage]:
     known = {one.name for one in fields(PreferenceStage)}
     stages = []
     for number, entry in enumerate(entries, 1):
+        # 1. Check the keys.
         if not isinstance(entry, Mapping):
             raise ValueError(
                 f"stage {number} must be a mapping with a source, such as {{source: self_play}}, not {entry!r}"
@@ -126,6 +129,7 @@ def read_stages(entries: Iterable[Mapping[str, Any]]) -> list[PreferenceStage]:
         if "source" not in entry:
             raise ValueError(f"stage {number} has no source; choose one of {', '.join(SOURCES)}")
 
+        # 2. Make the stage, which checks the values.
         try:
             stages.append(PreferenceStage(**entry))
         except ValueError as error:

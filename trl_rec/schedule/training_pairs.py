@@ -54,9 +54,9 @@ class TrainingPairs:
 
 
 def pair_keys(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Encodes each pair as one int64. The order of the keys is by user, and by item for the same user.
+    """Encodes each pair as one int64. Keys are ordered by user, and then by item.
 
-    Both indices fit, because datasets store them as int32.
+    Both indices fit into one key, because datasets store them as int32.
     """
     # The upper 32 bits contain the user, and the lower 32 bits contain the item.
     keys: np.ndarray = users.astype(np.int64) * (1 << 32) + items

@@ -15,9 +15,11 @@ from trl import get_peft_config
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig, loading_options
 from trl_rec.schedule import Schedule, align, align3gr_stages, check_pipeline, give_ids, learn_supervised, read_stages
-from trl_rec.scripts.parsing import given, parse, parse_section, run, show_progress
+from trl_rec.scripts.parsing import given, parse, parse_section, show_progress
+from trl_rec.scripts.running import run
 from trl_rec.semantic_ids import DualIdsConfig
 from trl_rec.trainer import BearConfig, SoftmaxDPOConfig
+from trl_rec.trainer.base.prior import continue_prior
 from trl_rec.trainer.base.shutdown import end_processes
 
 
@@ -28,6 +30,7 @@ COMMON = (
     "prompt_head",
     "prompt_item",
     "prompt_tail",
+    "prompt_separator",
     "chat_template",
     "list_length",
     "max_length",
@@ -73,8 +76,8 @@ class ScheduleArguments:
         default=None,
         metadata={
             "help": (
-                "settings of trl-rec bear; if set, a policy is trained first, by default with the prompts, max_steps "
-                "and other common settings of the stages"
+                "settings of trl-rec bear; if set, a policy is trained first. Shared settings that are left out here, "
+                "such as prompts and max_steps, are copied from the stages"
             )
         },
     )
@@ -94,7 +97,7 @@ KINDS = (ScheduleArguments, RecModelConfig, SoftmaxDPOConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Runs the parts that are not finished yet, and evaluates the final policy on the split `final_split`."""
+    """Runs the unfinished parts, and evaluates the final policy on the split that `final_split` selects."""
     data, model_config, config = parse(KINDS, argv, "align3gr")
     show_progress()
     start = model_config.model_name_or_path
@@ -107,6 +110,7 @@ def main(argv: list[str]) -> None:
     # 1. Read and check all sections of the recipe before any work starts.
     stages = align3gr_stages() if data.stages is None else read_stages(data.stages)
     ids = None if data.tokenize is None else parse_section(DualIdsConfig, data.tokenize, "align3gr: tokenize")
+    continue_prior(config, start)
     supervised = None if data.supervised is None else _supervised_config(data.supervised, config)
     dataset = load(data.dataset)
     schedule = Schedule(
@@ -119,7 +123,7 @@ def main(argv: list[str]) -> None:
     )
     check_pipeline(stages, schedule, supervised)
 
-    # 2. Run the parts.
+    # 2. Run the parts that are not finished.
     if ids is not None:
         dataset = give_ids(dataset, ids, overwrite=data.overwrite_ids)
     dataset = dataset.with_surface(data.surface)
@@ -136,7 +140,8 @@ def _supervised_config(section: dict[str, Any], config: SoftmaxDPOConfig) -> Bea
     """
     if section.get("prior", "none") != "none":
         raise ValueError("align3gr: supervised: prior has no effect in this section; set prior outside this section")
-    common = {"output_dir": f"{config.output_dir}/supervised", **{name: getattr(config, name) for name in COMMON}}
+    common: dict[str, Any] = {"output_dir": f"{config.output_dir}/supervised", "prior": "none"}
+    common |= {name: getattr(config, name) for name in COMMON}
     return parse_section(BearConfig, common | section, "align3gr: supervised")
 
 

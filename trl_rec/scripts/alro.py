@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig
-from trl_rec.scripts.parsing import given, parse, run, show_progress
+from trl_rec.scripts.parsing import given, parse, show_progress
+from trl_rec.scripts.running import run
 from trl_rec.trainer import AlroConfig, RatingStageConfig, announce_cost, build_alro_trainer, conclude_ranking
 
 
@@ -27,7 +28,7 @@ KINDS = (RatedDataArguments, RecModelConfig, RatingStageConfig, AlroConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Trains and saves a model, evaluates it on the split `final_split`, and writes `metrics.json`."""
+    """Trains and saves a model, evaluates it on the split that `final_split` selects, and writes `metrics.json`."""
     data, model_config, rating, config = parse(KINDS, argv, "alro")
     show_progress()
 

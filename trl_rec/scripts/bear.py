@@ -6,19 +6,22 @@ import sys
 
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig
-from trl_rec.scripts.parsing import DataArguments, given, parse, run
-from trl_rec.trainer import BearConfig, announce_cost, build_bear_trainer, conclude
+from trl_rec.scripts.parsing import DataArguments, given, parse, show_progress
+from trl_rec.scripts.running import run
+from trl_rec.trainer import BearConfig, announce_cost, announce_tokens, build_bear_trainer, conclude
 
 
 KINDS = (DataArguments, RecModelConfig, BearConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Trains and saves a model, evaluates it on the split `final_split`, and writes `metrics.json`."""
+    """Trains and saves a model, evaluates it on the split that `final_split` selects, and writes `metrics.json`."""
     data, model_config, config = parse(KINDS, argv, "bear")
+    show_progress()
 
     dataset = load(data.dataset).with_surface(data.surface)
     trainer = build_bear_trainer(dataset, config, model_config)
+    announce_tokens(trainer, dataset)
     announce_cost(trainer, dataset)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     settings = {**vars(data), **vars(model_config)}

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from trl_rec.evaluation import Comparison, KeptEvaluation, compare, comparison_table, slices
-from trl_rec.evaluation.comparison.arms import Arms, read_arms, runs_of
+from trl_rec.evaluation.comparison.arms import Arms, prior_arms, read_arms, runs_of
 from trl_rec.evaluation.comparison.closing import main_metrics, strongest_baseline
 from trl_rec.evaluation.comparison.compare import adjust
 from trl_rec.evaluation.comparison.pairing import PerUser
@@ -20,7 +20,7 @@ from trl_rec.scripts.parsing import parse
 
 
 SMALLEST_SLICE = 2  # a slice is compared if at least this many of its users have a value of the metric in every run
-SliceRuns: TypeAlias = dict[str, dict[int | None, PerUser]]
+SliceRuns: TypeAlias = dict[str, dict[int | None, PerUser]]  # the users' values in a slice, by arm and by seed
 
 
 @dataclass
@@ -46,35 +46,47 @@ class CompareArguments:
     metric: str | None = field(
         default=None, metadata={"help": "metric to compare; if unset, NDCG (or graded NDCG) at the largest k"}
     )
-    slices: bool = field(default=False, metadata={"help": "also compare within each slice of the users"})
+    slices: bool = field(
+        default=False,
+        metadata={
+            "help": "also compare within each slice of the users, by target frequency, history length and group"
+        },
+    )
     output: str | None = field(default=None, metadata={"help": "JSON file for the comparisons"})
 
 
+KINDS = (CompareArguments,)
+
+
 def main(argv: list[str]) -> None:
-    """Prints a table of comparisons and, if requested, such a table for each slice."""
+    """Prints a table of comparisons and, if requested, one more table per slice."""
     arguments = parse(CompareArguments, _with_runs(argv), "compare")
 
-    # 1. Read the runs, and find what to compare them with.
+    # 1. Read the runs. `against` may name a run that is not among `runs`.
     folders = list(arguments.runs)
     names = arguments.names
     if arguments.against is not None and _is_other_run(arguments.against, folders):
         folders.append(arguments.against)
         names = None if names is None else [*names, Path(arguments.against).name]
     arms = read_arms(folders, names)
+
+    # 2. Choose the metric, and the arm or baseline to compare with.
     first = next(iter(next(iter(arms.values())).values()))
     metric = arguments.metric or _metric(arms)
+    default = next(iter(arms)) if len(arms) > 1 else None
+    arms = prior_arms(arms)
     runs = {name: runs_of(arm) for name, arm in arms.items()}
-    against = _reference(arguments.against, arms, first, metric)
+    against = _reference(arguments.against, default, arms, first, metric)
     if against not in runs:
         runs[against] = {None: first.results[against].per_user}
 
-    # 2. Compare, and print.
+    # 3. Compare, and print.
     compared = compare(runs, against=against, metric=metric)
     history = "excluded" if first.exclude_history else "not excluded"
     print(printable(f"{first.settings.get('dataset', '')}, {first.split} split, history {history}"), end="\n\n")
     print(comparison_table(runs, compared))
 
-    # 3. Compare within each slice.
+    # 4. Compare within each slice, and print.
     by_slice = _compare_slices(runs, against, metric, slices(first)) if arguments.slices else {}
     for name, (of_slice, comparisons) in by_slice.items():
         print(f"\n{printable(name)}: {comparisons[0].num_users:,} users\n")
@@ -82,6 +94,7 @@ def main(argv: list[str]) -> None:
     if by_slice:
         print("\np-values of slices are adjusted over all comparisons of all slices")
 
+    # 5. Write all comparisons.
     if arguments.output is not None:
         _write(Path(arguments.output), arms, first, compared, {name: found for name, (_, found) in by_slice.items()})
         print(f"\nthe comparisons are in {arguments.output}")
@@ -93,12 +106,12 @@ def _with_runs(argv: Sequence[str]) -> list[str]:
 
 
 def _is_other_run(against: str, folders: Sequence[str]) -> bool:
-    """Whether `against` is a folder that is not among the runs."""
+    """Returns whether `against` is a folder that is not among the runs."""
     return Path(against).is_dir() and Path(against).resolve() not in [Path(folder).resolve() for folder in folders]
 
 
 def _metric(arms: Arms) -> str:
-    """Returns the most important metric that all runs have in common, see [`main_metrics`]."""
+    """Returns the most important metric that all runs have, in the order of [`main_metrics`]."""
     of_runs = [main_metrics(run) for arm in arms.values() for run in runs_of(arm).values()]
     common = [metric for metric in of_runs[0] if all(metric in others for others in of_runs)]
     if not common:
@@ -106,10 +119,11 @@ def _metric(arms: Arms) -> str:
     return common[0]
 
 
-def _reference(against: str | None, arms: Arms, first: KeptEvaluation, metric: str) -> str:
-    """Returns the name of the arm or baseline to compare with."""
+def _reference(against: str | None, default: str | None, arms: Arms, first: KeptEvaluation, metric: str) -> str:
+    """Returns the name of the arm or baseline to compare with. If `against` is None, this is `default` or, if that is
+    None too, the strongest baseline."""
     if against is None:
-        return next(iter(arms)) if len(arms) > 1 else strongest_baseline(first.results, metric)
+        return default or strongest_baseline(first.results, metric)
     if against in arms:
         return against
     for name, arm in arms.items():
@@ -150,6 +164,7 @@ def _write(
     compared: Sequence[Comparison],
     by_slice: Mapping[str, Sequence[Comparison]],
 ) -> None:
+    """Writes the comparisons, over all users and by slice, to a JSON file."""
     content = {
         "split": first.split,
         "exclude_history": first.exclude_history,

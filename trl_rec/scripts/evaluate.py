@@ -26,12 +26,13 @@ from trl_rec.evaluation import (
 from trl_rec.evaluation.graded.saved_ranker import evaluate_ranker, is_ranker
 from trl_rec.evaluation.prior_choice import PriorChoice, check_choice, choice_table, keep_choice, read_choice
 from trl_rec.evaluation.results import SEQUENCE
-from trl_rec.evaluation.saved_model import wanted_choice
+from trl_rec.evaluation.saved_model.prior import kind_and_strength
 from trl_rec.files import clean_up, exclusive
 from trl_rec.schedule import SequenceBaseline
-from trl_rec.scripts.parsing import parse, run, show_progress
+from trl_rec.scripts.parsing import parse, show_progress
+from trl_rec.scripts.running import run
 from trl_rec.trainer import orders_table
-from trl_rec.trainer.base.processes import on_main_process
+from trl_rec.trainer.base.processes import join_processes, on_main_process
 
 
 @dataclass
@@ -53,7 +54,9 @@ KINDS = (EvaluateArguments, EvaluationConfig)
 
 def main(argv: list[str]) -> None:
     """Evaluates the baselines and, if given, a model or lists; prints tables; and writes the results."""
+    # 1. Read the arguments, and find out what kind of model is evaluated.
     arguments, config = parse(KINDS, argv, "evaluate")
+    join_processes()
     if is_ranker(config.model):
         evaluate = _order_candidates
     else:
@@ -66,10 +69,12 @@ def main(argv: list[str]) -> None:
         held.enter_context(exclusive(arguments.output_dir))
         clean_up(arguments.output_dir)
 
+    # 2. Evaluate.
     with ExitStack() as held:
         on_main_process(lock)
         table, metric = evaluate(dataset, config, arguments.output_dir)
 
+    # 3. Print.
     if PartialState().is_main_process:
         print(table)
         if arguments.slices:
@@ -82,9 +87,10 @@ def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) ->
 
     Returns the text to print, and the metric to show by slice.
     """
-    wanted = wanted_choice(config)
-    if wanted is not None:  # refuse a prior that differs from the one in the folder before the model is loaded
-        on_main_process(lambda: check_choice(output, *wanted))
+    # 1. Refuse a prior that differs from the one in the output folder, before the model is loaded.
+    prior = kind_and_strength(config)
+    if prior is not None:
+        on_main_process(lambda: check_choice(output, *prior))
 
     def keep(choice: PriorChoice) -> None:
         """Writes and prints the choice of a prior, before the prior is evaluated on `config.split`."""
@@ -92,14 +98,17 @@ def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) ->
         if PartialState().is_main_process:
             print(f"{choice_table(choice)}\n")
 
+    # 2. Evaluate, and write the results.
     if SEQUENCE in config.baselines:
-        show_progress()  # training it takes minutes
+        show_progress()  # training the baseline takes minutes
     sequence = SequenceBaseline(config.seed, exclude_history=config.exclude_history)
     results = evaluate_with_baselines(
         dataset, config, keep=keep, recorded=read_choice(output), sequence=sequence.fit, output=output
     )
     if PartialState().is_main_process:
         write_results(output, results, dataset, config)
+
+    # 3. Make the tables.
     history = "excluded" if config.exclude_history else "not excluded"
     tables = [metrics_table(results, caption=f"{dataset.path}, {config.split} split, history {history}")]
     tables += [beam_gap_table(one.beam_gap) for one in results.values() if one.beam_gap is not None]

@@ -22,15 +22,18 @@ from typing import NoReturn
 
 SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
 # Environment variable that the launcher sets to a path. After printing a message, [`end`] creates a file at this path,
-# so that the launcher does not print a message of its own. [`say_once`] appends a hash of the line to the path and
-# creates a file there, so that only one process prints the line.
+# so that the launcher does not print a message of its own. [`say_once`] creates a file whose name is this path and a
+# hash of the line, so that only one process prints the line.
 SAID = "TRL_REC_SAID"
-SECONDS = 2.0  # a signal within this time after the first is ignored, because terminal and launcher may both send one
+# A signal within this time after the first one is ignored, because the terminal and the launcher may both send one.
+SECONDS = 2.0
+# What the user can do after an interrupt, by verb. All other verbs that train a model have TRAINING_REMEDY.
 REMEDIES = {
     "align3gr": "the same command continues where it stopped",
     "study": "the same command continues where it stopped",
     "prepare": "nothing was written; run the same command again",
     "evaluate": "the same command continues where it stopped",
+    "recommend": "the same command continues where it stopped",
     "tokenize": "run the same command again; finished vectors are reused",
 }
 TRAINING_REMEDY = "the same command with --resume_from_checkpoint true continues from the newest checkpoint"
@@ -53,7 +56,7 @@ class Interrupted(KeyboardInterrupt):
 class Interrupts:
     """Signal handler that raises [`Interrupted`] on the first signal.
 
-    Another signal within `SECONDS` is ignored. A later one ends the process immediately.
+    A further signal is ignored within `SECONDS` of the first. After that, it ends the process immediately.
     """
 
     def __init__(self) -> None:
@@ -82,12 +85,14 @@ class Interrupts:
         before = sys.unraisablehook
 
         def repeat(unraisable: sys.UnraisableHookArgs) -> None:
+            """Sends the signal of a discarded [`Interrupted`] again. Passes other exceptions to the previous hook."""
             lost = unraisable.exc_value
             if not isinstance(lost, Interrupted):
                 before(unraisable)
                 return
+            # Send the signal a little later, when the finalizer has ended. It is then handled like a first signal.
             self.number = None
-            timer = threading.Timer(0.05, os.kill, (os.getpid(), lost.number))  # when the finalizer has ended
+            timer = threading.Timer(0.05, os.kill, (os.getpid(), lost.number))
             timer.daemon = True
             timer.start()
 

@@ -1,6 +1,6 @@
-"""Parses the arguments of a verb into dataclasses, from a recipe (`--config`) and from the command line.
+"""Parses the command line of a verb, which is a subcommand of `trl-rec`, and its recipe (`--config`) into dataclasses.
 
-TRL's own parser does the work, so the command line overrides any key of a recipe, and an unknown key is an error.
+The parser is TRL's. The command line overrides every key of a recipe, and an unknown key is an error.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ import json
 import logging
 import os
 import re
-import signal
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, overload
@@ -20,20 +18,18 @@ from typing import Any, NoReturn, TypeVar, overload
 from accelerate import PartialState
 from trl import TrlParser
 
-import trl_rec
 from trl_rec.compat import read_mappings
-from trl_rec.printing import printable_lines
 from trl_rec.ranges import check_ranges
-from trl_rec.scripts.interrupts import Interrupts, end, handling, say_once
-from trl_rec.scripts.recipe_files import checked_values, read_recipe
-from trl_rec.scripts.verbs import TRAINING, VERBS
-from trl_rec.trainer.base.recipe import given_values
+from trl_rec.scripts.help_pages import print_help, wants_help
+from trl_rec.scripts.recipe_files import checked_values, find_recipe, read_recipe
+from trl_rec.scripts.verbs import LAUNCH, LAUNCH_KEYS, METHODS, TRAINING, VERBS
+from trl_rec.trainer.base.config import RecConfig
+from trl_rec.trainer.base.saving.output import default_output
+from trl_rec.trainer.base.saving.recipe import given_values
 
 
 T = TypeVar("T")
-SECRET = re.compile("token|key|secret|password", re.IGNORECASE)  # occurs in names of variables whose values are secret
-LAUNCH = "TRL_REC_LAUNCH"  # environment variable with the values of `LAUNCH_KEYS` that `trl-rec` was given, as JSON
-LAUNCH_KEYS = ("num_processes", "accelerate_config")
+SECRET = re.compile("token|key|secret|password", re.IGNORECASE)  # matches names of environment variables with secrets
 
 
 @dataclass
@@ -67,11 +63,14 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     Returns:
         An instance of the dataclass, or a tuple with an instance of each.
     """
-    # 1. Separate the recipe from the other words.
+    # 1. Print the help if a script is asked for it directly. Separate the recipe from the other words.
+    if wants_help(argv):
+        print_help(verb, argv)
+        sys.exit()
     recipe, words = _split_config(argv)
 
-    # 2. Parse. As in TRL, the values of the recipe become the parser's defaults. The type check is switched off
-    # below, because TRL annotates the parameter with a NewType, which no class matches.
+    # 2. Parse. As in TRL, the values of the recipe become the parser's defaults. mypy does not check the type of
+    # `all_kinds`, because TRL annotates this parameter with a NewType, which no class matches.
     all_kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     parser = _Parser(
         all_kinds,  # type: ignore[arg-type]
@@ -88,12 +87,24 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     for arguments in parsed:
         check_ranges(arguments)
 
-    # 4. "true" means the newest checkpoint. The parser returns it as a string, which the trainer would take for the
-    # name of a folder.
+    # 4. In `resume_from_checkpoint`, "true" means the newest checkpoint. The parser returns it as a string, which the
+    # trainer would take for the name of a folder.
     for arguments in parsed:
         if getattr(arguments, "resume_from_checkpoint", None) in ("true", "True"):
             arguments.resume_from_checkpoint = True
+
+    # 5. Name the output folder, if neither the recipe nor the command line does.
+    if verb in METHODS:
+        _name_output(parsed, METHODS[verb])
     return parsed if isinstance(kinds, tuple) else parsed[0]
+
+
+def _name_output(parsed: tuple[Any, ...], method: str) -> None:
+    """Sets `output_dir` to a name made of the model and the method, if it is not set."""
+    models = [one.model_name_or_path for one in parsed if hasattr(one, "model_name_or_path")]
+    for arguments in parsed:
+        if isinstance(arguments, RecConfig) and "output_dir" not in arguments.given:
+            vars(arguments)["output_dir"] = default_output(models[0] if models else None, method)
 
 
 class _Parser(TrlParser):
@@ -110,6 +121,7 @@ def _use_recipe(parser: TrlParser, kinds: tuple[type, ...], recipe: Path, *, lau
     If `launched` is True, the verb runs under `accelerate launch`. The keys in `LAUNCH_KEYS` are then ignored, because
     `trl-rec` uses them for the launch.
     """
+    # 1. Read the recipe, and take out `env` and `LAUNCH_KEYS`, which are not options of the verb.
     values = read_recipe(recipe)
     if launched:
         values = {name: value for name, value in values.items() if name not in LAUNCH_KEYS}
@@ -118,8 +130,9 @@ def _use_recipe(parser: TrlParser, kinds: tuple[type, ...], recipe: Path, *, lau
         raise ValueError(
             f"{recipe}: env must be a mapping from names of environment variables to values, not {variables!r}"
         )
-    values = checked_values(kinds, values, recipe)
 
+    # 2. Check the values, and pass them to the parser.
+    values = checked_values(kinds, values, recipe)
     unknown = parser.set_defaults_with_config(**values)[::2]  # the result alternates between unknown keys and values
     if unknown:
         raise ValueError(
@@ -132,28 +145,36 @@ def parse_section(kind: type[T], section: dict[str, Any], name: str) -> T:
     """Fills a dataclass from a section of a recipe, under the same rules as [`parse`].
 
     Unknown keys are errors, and numbers that YAML reads as strings (`1e-3`) become numbers. A key without a value gets
-    its default. However, `max_length` without a value becomes None, which means no limit.
+    its default. The only exception is `max_length`: without a value, it becomes None, which means no limit.
+
+    Args:
+        kind: The dataclass.
+        section: The keys and values of the section.
+        name: Name of the section, for messages.
     """
+    # 1. Check the keys.
     known = [one.name for one in fields(kind)]  # type: ignore[arg-type]  # a dataclass
     unknown = [key for key in section if key not in known]
     if unknown:
         raise ValueError(f"{name}: there is no key {unknown[0]!r}; correct the key, or remove it")
 
+    # 2. Write the section as a command line, and parse it.
     argv = []
     for key, value in checked_values((kind,), section, name, optional=True).items():
         if isinstance(value, list):
             argv += [f"--{key}", *map(str, value)] if value else []
         elif value is not None:
             argv += [f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value)]
-
     arguments = parse(kind, argv, name)
+
+    # 3. Set `max_length` to None if requested. Keys without a value are not on the command line.
     if "max_length" in section and section["max_length"] is None:
         vars(arguments)["max_length"] = None  # via vars(), because the type T does not declare the field
     return arguments
 
 
 def given(argv: list[str], *arguments: Any) -> dict[str, Any]:
-    """Returns the settings that the user gave, except the trainer's configuration, for `recipe.yaml`.
+    """Returns what `recipe.yaml` records in addition to the trainer's configuration.
 
     Args:
         argv: The words of the command line after the verb.
@@ -171,7 +192,7 @@ def given(argv: list[str], *arguments: Any) -> dict[str, Any]:
 
 
 def _split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
-    """Returns the recipe that `--config` names, if any, and the other words. `--config=NAME` is accepted too."""
+    """Returns the recipe that `--config NAME` or `--config=NAME` names, if any, and the other words."""
     words = []
     for word in argv:
         words += word.split("=", 1) if word.startswith("--config=") else [word]
@@ -184,7 +205,7 @@ def _split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def json_mapping(text: str) -> dict[str, Any] | None:
-    """Parses a mapping written as JSON, which is how the command line accepts the nested keys of a recipe.
+    """Parses a mapping written as JSON. The command line takes the nested keys of a recipe in this form.
 
     Returns None for `none` and `null`.
     """
@@ -199,27 +220,6 @@ def json_mapping(text: str) -> dict[str, Any] | None:
     return value
 
 
-def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs the `main` of a verb.
-
-    A `ValueError` or `OSError` is printed as one sentence, with exit status 2. An interrupt is printed as one line.
-    """
-    interrupts = Interrupts()
-    try:
-        with handling(interrupts), interrupts.raised_again():
-            main(argv)
-    except (Exception, KeyboardInterrupt) as error:
-        is_interrupt = isinstance(error, KeyboardInterrupt)
-        if is_interrupt or interrupts.number is not None:
-            # A signal may cause other errors, for example in a process whose peers have already exited.
-            number = getattr(error, "number", None) or interrupts.number or signal.SIGINT
-            end(verb, number, str(error) if is_interrupt else "", training=verb in TRAINING)
-        if not isinstance(error, ValueError | OSError):
-            raise
-        say_once(printable_lines(f"trl-rec {verb}: {error}"))
-        sys.exit(2)
-
-
 def show_progress() -> None:
     """Makes the main process log which part of a verb is running.
 
@@ -228,32 +228,3 @@ def show_progress() -> None:
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("trl_rec").setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
-
-
-def find_recipe(name: str) -> Path:
-    """Returns the file of a recipe: `name` if this file exists, or else the shipped recipe of that name.
-
-    The name of a shipped recipe is its path without the suffix, such as `prepare/ml-100k`.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    shipped = recipes_folder() / f"{name.removesuffix('.yaml')}.yaml"
-    if shipped.is_file():
-        return shipped
-    raise ValueError(
-        f"{name!r} is neither a file nor a shipped recipe; the shipped recipes are {', '.join(recipe_names())}"
-    )
-
-
-def recipe_names() -> list[str]:
-    """Returns the names of shipped recipes, without the files in `accelerate/`, which are not recipes of a verb."""
-    folder = recipes_folder()
-    names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
-    return sorted(name for name in names if not name.startswith("accelerate/"))
-
-
-def recipes_folder() -> Path:
-    """Returns the folder of the shipped recipes, which is in the installed package, or beside it in a checkout."""
-    package = Path(trl_rec.__file__).parent
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"

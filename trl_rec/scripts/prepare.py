@@ -19,7 +19,9 @@ from trl_rec.scripts.parsing import parse
 class PrepareArguments:
     """Keys of a `prepare` recipe. They are documented in [`prepare`]."""
 
-    source: str = field(metadata={"help": "source folder, or the name of a built-in source: toy or ml-100k"})
+    source: str = field(
+        metadata={"help": "source folder, the name of a built-in source (toy or ml-100k), or hf://datasets/owner/name"}
+    )
     output_dir: str = field(metadata={"help": "dataset folder to create"})
     format: str | None = field(
         default=None,
@@ -82,13 +84,23 @@ class PrepareArguments:
     )
     unknown_items: str = field(
         default="refuse",
-        metadata={"help": "interactions with items that are not in the item table: refuse (an error) or drop"},
+        metadata={
+            "help": "interactions with items that are not in the item table: refuse (an error), drop, or keep (only "
+            "in histories, for models that still know the items)"
+        },
     )
     repeats: str | None = field(
         default=None,
         metadata={
             "help": "repeated interactions of a user with an item: keep (all), first or last. If unset, all are kept, "
             "but it is an error if all targets of a split occur in the histories of their rows"
+        },
+    )
+    license: str | None = field(
+        default=None,
+        metadata={
+            "help": "licence of the data, such as cc-by-4.0; it decides whether the catalogue is pushed to the hub "
+            "beside a model"
         },
     )
     seed: Annotated[int, SEED] = field(default=0, metadata={"help": "seed of the toy log"})

@@ -1,4 +1,4 @@
-"""Reads recipes: YAML files whose keys are the options of a verb.
+"""Finds and reads recipes: YAML files whose keys are the options of a verb.
 
 A malformed recipe raises an error with a message of one sentence, before any value of the recipe is used.
 """
@@ -21,8 +21,38 @@ MOST_VALUES = 10_000
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", NoneType: "empty"}
 
 
+def find_recipe(name: str) -> Path:
+    """Returns the file of a recipe: `name` if this file exists, or else the shipped recipe of that name.
+
+    The name of a shipped recipe is its path without the suffix, such as `prepare/ml-100k`.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = recipes_folder() / f"{name.removesuffix('.yaml')}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise ValueError(
+        f"{name!r} is neither a file nor a shipped recipe; the shipped recipes are {', '.join(recipe_names())}"
+    )
+
+
+def recipe_names() -> list[str]:
+    """Returns the names of shipped recipes, without the files in `accelerate/`, which are not recipes of a verb."""
+    folder = recipes_folder()
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
+    return sorted(name for name in names if not name.startswith("accelerate/"))
+
+
+def recipes_folder() -> Path:
+    """Returns the folder of the shipped recipes, which is in the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """Reads a recipe. Raises `ValueError` if the file is not a YAML mapping from strings to plain values."""
+    # 1. Read the file. Each kind of error gets a message that says what to correct.
     try:
         with Path(path).open(encoding="utf-8") as file:
             loader = yaml.SafeLoader(file)
@@ -49,6 +79,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             f"{path} contains a value that YAML cannot read: {_one_line(error)}; write the value in quotes"
         ) from error
 
+    # 2. Check that it is a mapping.
     if not isinstance(content, dict):
         raise ValueError(
             f"{path} is not a recipe, because it does not contain a mapping such as 'seed: 1'; give a recipe"
@@ -61,6 +92,7 @@ def _check_node(path: str | Path, node: yaml.Node | None) -> None:
 
     Also raises `ValueError` if a key at the top level is repeated or not a string.
     """
+    # 1. Check the size.
     if node is None:
         return
     if _size(node, {}, set()) > MOST_VALUES:
@@ -68,6 +100,8 @@ def _check_node(path: str | Path, node: yaml.Node | None) -> None:
             f"{path} contains more than {MOST_VALUES} values, or an alias (*name) that contains itself; write a "
             "shorter recipe without aliases"
         )
+
+    # 2. Check the keys. A recipe that is not a mapping is refused later.
     if not isinstance(node, yaml.MappingNode):
         return
     seen = set()
@@ -111,10 +145,12 @@ def checked_values(
 ) -> dict[str, Any]:
     """Checks the values of a recipe against the types of dataclass fields, and returns the values by key.
 
-    Raises `ValueError` if a value has the wrong type. A string is accepted for a number or a flag, because the parser
-    converts it, as it does on the command line. A number is converted to a string if the field is a string, and a
-    single string to a list if the field is a list of strings. Unknown keys are returned unchanged, because the parser
-    reports them.
+    Raises `ValueError` if a value has the wrong type, with these exceptions:
+
+    - A string is accepted for a number or a flag, because the parser converts it, as on the command line.
+    - A number is converted to a string if the field is a string.
+    - A single string is converted to a list if the field is a list of strings.
+    - Unknown keys are returned unchanged, because the parser reports them.
 
     Args:
         kinds: The dataclasses.
@@ -122,6 +158,7 @@ def checked_values(
         place: The file or section, used in messages.
         optional: Whether any key may be empty, even if its field does not allow `None`.
     """
+    # 1. Collect the types of the fields.
     hints: dict[str, Any] = {}
     for kind in kinds:
         known = get_type_hints(kind)
@@ -129,6 +166,7 @@ def checked_values(
     if "resume_from_checkpoint" in hints:
         hints["resume_from_checkpoint"] = str | bool | None  # transformers declares a string, but also documents true
 
+    # 2. Convert and check the values.
     checked = {}
     for key, value in values.items():
         hint = hints.get(key, Any)
@@ -206,4 +244,5 @@ def _shown(value: object) -> str:
 
 
 def _one_line(error: Exception) -> str:
+    """Returns the message of an error without line breaks."""
     return " ".join(str(error).split())

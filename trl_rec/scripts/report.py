@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from trl_rec.compat import string_to_bool
-from trl_rec.evaluation.report import write_report
 from trl_rec.scripts.verbs import VERBS
 
 
 def main(argv: list[str]) -> None:
     """Writes the page and prints its path."""
+    # 1. Read the arguments.
     parser = _Parser(prog="trl-rec report", description=VERBS["report"], allow_abbrev=False)
     parser.add_argument("sources", nargs="+", metavar="RUN_OR_STUDY", help="run folders, or a study folder")
     parser.add_argument("--output", default="report.html", help="HTML file to write (default: report.html)")
@@ -31,11 +30,14 @@ def main(argv: list[str]) -> None:
         nargs="?",
         const=True,
         default=False,
-        type=string_to_bool,
+        type=_as_bool,
         metavar="true",
         help="show user ids instead of row numbers above the lists",
     )
     arguments = parser.parse_args(argv)
+
+    # 2. Write the page. The import takes seconds, so it comes after the help.
+    from trl_rec.evaluation.report import write_report
 
     write_report(
         arguments.sources,
@@ -45,6 +47,13 @@ def main(argv: list[str]) -> None:
         show_users=arguments.show_users,
     )
     print(f"the report is in {arguments.output}; open it in a browser")
+
+
+def _as_bool(text: str) -> bool:
+    """Reads "true", "false" and similar words, as the parser of the other verbs does."""
+    from trl_rec.compat import string_to_bool
+
+    return bool(string_to_bool(text))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,4 +1,7 @@
-"""`trl-rec softmax_dpo`: DPO with any number of rejected completions per prompt, on texts, conversations or items."""
+"""`trl-rec softmax_dpo`: trains with DPO, with any number of rejected completions per prompt.
+
+The completions are texts, conversations or items.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,25 @@ from trl import ModelConfig
 
 from trl_rec.data import load
 from trl_rec.schedule import check_preference_leaks
-from trl_rec.scripts.parsing import given, parse, run
+from trl_rec.scripts.parsing import given, parse
+from trl_rec.scripts.running import run
 from trl_rec.trainer import (
     SoftmaxDPOConfig,
     announce_cost,
+    announce_tokens,
     build_softmax_dpo_trainer,
     conclude,
     read_preferences,
     save_run,
 )
-from trl_rec.trainer.base.prior import check_run_prior
+from trl_rec.trainer.base.prior import check_run_prior, continue_prior, leave_prior
 
 
 @dataclass
 class PreferenceArguments:
     """Arguments for the preferences and, if their completions are items, for the dataset with these items.
 
-    If a dataset is given, the model is also evaluated on the dataset's split `final_split`.
+    If a dataset is given, the model is also evaluated on the split that `final_split` selects.
     """
 
     preferences: str = field(
@@ -47,15 +52,18 @@ KINDS = (PreferenceArguments, ModelConfig, SoftmaxDPOConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Trains and saves a model. If a dataset is given, also evaluates the model on the split `final_split`."""
+    """Trains and saves a model. With a dataset, also evaluates it on the split that `final_split` selects."""
     data, model_config, config = parse(KINDS, argv, "softmax_dpo")
 
     # 1. Read the preferences. If they name users, check that each chosen item is a training target of its user, not a
-    #    target of validation or test.
+    # target of validation or test.
     dataset = None if data.dataset is None else load(data.dataset).with_surface(data.surface)
     catalog = None if dataset is None else dataset.catalog
     if dataset is not None:
+        continue_prior(config, model_config.model_name_or_path)
         check_run_prior(dataset, config)
+    elif config.is_prior_open:
+        leave_prior(model_config.model_name_or_path, "a prior is fitted to a dataset; to have a prior, set dataset")
     preferences = read_preferences(data.preferences, catalog)
     if dataset is not None and {"user", "history"} <= set(preferences.column_names):
         check_preference_leaks(preferences, dataset, feedback=False)
@@ -67,10 +75,11 @@ def main(argv: list[str]) -> None:
         eval_dataset = None if dataset is None else dataset.validation
     trainer = build_softmax_dpo_trainer(preferences, config, model_config, eval_dataset=eval_dataset, catalog=catalog)
     if dataset is not None:
+        announce_tokens(trainer, dataset)
         announce_cost(trainer, dataset)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
 
-    # 3. Save the model. If a dataset is given, also evaluate the model on the split `final_split`.
+    # 3. Save the model. If a dataset is given, also evaluate the model on the split that `final_split` selects.
     recipe = given(argv, data, model_config)
     if dataset is None:
         save_run(trainer, recipe)

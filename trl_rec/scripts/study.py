@@ -12,9 +12,12 @@ import yaml
 
 from trl_rec.printing import printable_lines
 from trl_rec.schedule.studies import Study, StudyConfig
-from trl_rec.scripts.parsing import find_recipe, parse
-from trl_rec.scripts.recipe_files import read_recipe
+from trl_rec.scripts.parsing import parse
+from trl_rec.scripts.recipe_files import find_recipe, read_recipe
 from trl_rec.scripts.verbs import SCRIPTS
+
+
+KINDS = (StudyConfig,)
 
 
 def main(argv: list[str]) -> None:
@@ -45,9 +48,10 @@ def check_keys(title: str, verb: str, keys: dict[str, Any]) -> None:
 
 
 def read_named(name: str) -> dict[str, Any]:
-    """Returns the keys and values of a recipe, which is given by its file or name (see [`find_recipe`])."""
+    """Returns the keys and values of a recipe. `name` is its file, or the name of a shipped recipe."""
     return read_recipe(find_recipe(name))
 
 
 def _say(line: str) -> None:
+    """Prints a line at once, even if the output is a file."""
     print(printable_lines(line), flush=True)

@@ -1,6 +1,6 @@
 """`trl-rec tokenize`: assigns semantic IDs to the items of a dataset folder and, with the method `dual`, to its users.
 
-This file is not called tokenize.py, because scripts in this folder that are run by their path would then import it
+This file is not called tokenize.py. Otherwise, a script of this folder that is run by its path would import this file
 instead of Python's own module `tokenize`.
 """
 
@@ -19,6 +19,7 @@ from trl_rec.scripts.parsing import parse
 from trl_rec.semantic_ids import (
     DualIdsConfig,
     code_use_picture,
+    continue_ids,
     describe_ids,
     export_index,
     import_index,
@@ -35,7 +36,7 @@ SHARED = ("levels", "codes", "collisions", "seed")  # keys of DualIdsConfig that
 
 @dataclass
 class TokenizeArguments:
-    """Keys of a `tokenize` recipe that are not in [`DualIdsConfig`]. See [`make_semantic_ids`] for their meaning."""
+    """Keys of a `tokenize` recipe besides those of [`DualIdsConfig`]. They are documented in [`make_semantic_ids`]."""
 
     dataset: str = field(metadata={"help": "dataset folder; the IDs are written into its catalogue"})
     method: str = field(
@@ -57,6 +58,13 @@ class TokenizeArguments:
     import_index: str | None = field(
         default=None, metadata={"help": "X.index.json file to import the IDs from, instead of making them"}
     )
+    known: str | None = field(
+        default=None,
+        metadata={
+            "help": "dataset folder from which the IDs of known items are copied; new items get IDs from the encoder "
+            "that the method dual saved in that folder"
+        },
+    )
     export_index: str | None = field(
         default=None, metadata={"help": "X.index.json file to which the IDs are also exported"}
     )
@@ -68,6 +76,7 @@ KINDS = (TokenizeArguments, DualIdsConfig)
 
 def main(argv: list[str]) -> None:
     """Makes or imports the IDs, describes them, and draws a chart of how often each code is used."""
+    # 1. Make or import the IDs, and export them if requested.
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments, dual = parse(KINDS, argv, "tokenize")
     if arguments.export_index is not None:
@@ -77,6 +86,7 @@ def main(argv: list[str]) -> None:
     if arguments.export_index is not None:
         export_index(dataset.catalog, arguments.export_index)
 
+    # 2. Describe them, and draw the chart.
     card = read_ids_card(dataset.path)
     assert card is not None, "IDs are never written without their card"
     print(printable_lines(describe_ids(card)))
@@ -92,6 +102,11 @@ def _with_ids(dataset: RecDataset, arguments: TokenizeArguments, dual: DualIdsCo
     Raises `ValueError` if a key is set that has no effect with this choice.
     """
     dual_keys = tuple(one.name for one in fields(dual))
+
+    if arguments.known is not None:
+        _check_unset(arguments, ("method", "import_index", *KMEANS), "known")
+        _check_unset(dual, dual_keys, "known")
+        return continue_ids(dataset, arguments.known, overwrite=arguments.overwrite)
 
     if arguments.import_index is not None:
         _check_unset(arguments, ("method", *KMEANS), "import_index")

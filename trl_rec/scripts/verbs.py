@@ -11,11 +11,19 @@ VERBS = {
     "study": "train and compare several arms over several seeds, and measure every arm once on the test split",
     "evaluate": "measure baselines on a split and, if given, a model or lists made elsewhere; keep values per user",
     "compare": "compare runs over the same users: differences with intervals, p-values and a verdict",
-    "recommend": "print what a trained model recommends to a user, or for a history of titles",
+    "recommend": "print what a trained model recommends to a user, or write the lists of all users to a file",
+    "serve": "answer requests for recommendations over HTTP, and show a page to try the model in a browser",
+    "export": "write a run folder as a model without PEFT, or push it to the Hugging Face hub without the users' data",
     "report": "write one HTML page on runs, evaluations or a study: verdicts, tables, charts, lists",
     "recipe": "print a shipped recipe to copy and change, or the names of all recipes",
+    "env": "print what a bug report needs: versions, devices, threads and installed extras",
 }
 # Verbs that run under `accelerate launch`.
 TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")
-# Scripts that are not named after their verb. A file tokenize.py would hide Python's own module `tokenize`.
+# Scripts that are not named after their verb (see tokenizing.py).
 SCRIPTS = {"tokenize": "tokenizing"}
+# Names of the methods in the default output folders of training verbs.
+METHODS = {"bear": "BEAR", "blade": "BLADE", "alro": "ALRO", "softmax_dpo": "Softmax-DPO", "align3gr": "Align3GR"}
+LAUNCH_KEYS = ("num_processes", "accelerate_config")  # keys that `trl-rec` uses to launch a training verb
+LAUNCH = "TRL_REC_LAUNCH"  # environment variable that passes the given values of `LAUNCH_KEYS` to the verb, as JSON
+OWN_HELP = ("report", "recipe", "env")  # verbs whose options are not keys of a recipe

@@ -10,6 +10,7 @@ __all__ = [
     "ItemIdEncoder",
     "code_use_picture",
     "collaborative_vectors",
+    "continue_ids",
     "cooccurrence_vectors",
     "describe_ids",
     "export_index",
@@ -30,11 +31,12 @@ if TYPE_CHECKING:
     from trl_rec.semantic_ids.card import describe_ids
     from trl_rec.semantic_ids.collaborative import collaborative_vectors
     from trl_rec.semantic_ids.collisions import repair_last_level
-    from trl_rec.semantic_ids.dual import DualIdsConfig, has_dual_ids, make_dual_ids
-    from trl_rec.semantic_ids.dual_storage import ItemIdEncoder
+    from trl_rec.semantic_ids.dual.ids import DualIdsConfig, has_dual_ids, make_dual_ids
+    from trl_rec.semantic_ids.dual.storage import ItemIdEncoder
     from trl_rec.semantic_ids.index_files import export_index, import_index
     from trl_rec.semantic_ids.item_vectors import cooccurrence_vectors
     from trl_rec.semantic_ids.kmeans_ids import make_semantic_ids
+    from trl_rec.semantic_ids.known_ids import continue_ids
     from trl_rec.semantic_ids.picture import code_use_picture
     from trl_rec.semantic_ids.residual import residual_kmeans
     from trl_rec.semantic_ids.signals import signal_vectors
@@ -48,11 +50,12 @@ else:
             "card": ["describe_ids"],
             "collaborative": ["collaborative_vectors"],
             "collisions": ["repair_last_level"],
-            "dual": ["DualIdsConfig", "has_dual_ids", "make_dual_ids"],
-            "dual_storage": ["ItemIdEncoder"],
+            "dual.ids": ["DualIdsConfig", "has_dual_ids", "make_dual_ids"],
+            "dual.storage": ["ItemIdEncoder"],
             "index_files": ["export_index", "import_index"],
             "item_vectors": ["cooccurrence_vectors"],
             "kmeans_ids": ["make_semantic_ids"],
+            "known_ids": ["continue_ids"],
             "picture": ["code_use_picture"],
             "residual": ["residual_kmeans"],
             "signals": ["signal_vectors"],

@@ -35,7 +35,8 @@ class IdCodes:
         extra (`torch.Tensor` of shape `(num_items,)`): An additional code for each item whose codes are still not
             unique; -1 for all other items.
         errors (`list[float]`, *optional*): Quantisation error after each level, before any repair: the sum of the
-            squared norms of the residuals, divided by that of the vectors. None if the vectors are unknown.
+            squared norms of the residuals, divided by the sum of the squared norms of the vectors. None if the
+            vectors are unknown.
         num_codes (`int`): Number of codes per level.
         spread (`torch.Tensor` of shape `(num_items, levels)`, *optional*): The codes after the Sinkhorn repair, which
             precedes the repair of the last level.
@@ -76,7 +77,7 @@ def make_card(
       (`counts`).
     - `prefixes`: for the first 1, 2, ... codes, the number of `groups` of items that share these codes, the
       `mean_size` of a group, and the mean number of `others`, the other items in an item's group.
-    - `neighbours`: for some popular items, the items that share the most leading codes with them.
+    - `neighbours`: for each of some popular items, the items that share the most leading codes with it.
 
     Args:
         codes (`IdCodes`): The items' codes.
@@ -161,11 +162,11 @@ def _neighbours(
 
     entries = []
     for item in by_popularity[first]:
-        # 2. Count the leading codes that each item shares with this one. Sort by this count, and ties by popularity.
+        # 2. Count the leading codes that each item shares with this one. Sort by this count, then by popularity.
         shared = np.cumprod(codes == codes[item], 1).sum(1)  # (num_items,)
         order = np.lexsort((-popularity, -shared))
 
-        # 3. Take the first items in this order. The very first one is the item itself, which is skipped.
+        # 3. Take the first items in this order, without the item itself.
         closest = [int(other) for other in order[: NEIGHBOURS + 1] if other != item and shared[other]][:NEIGHBOURS]
         items = [{"shared": int(shared[other]), "title": catalog.titles[other]} for other in closest]
         entries.append({"title": catalog.titles[item], "id": "".join(semantic_ids[item]), "items": items})

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 LENGTH = 50  # maximum number of items per window; a window is a part of a sequence that the encoder reads at once
 BATCH = 128  # windows per batch
-NEGATIVES = 512  # negatives per batch, shared by all positions; catalogues of at most this size are used in full
+NEGATIVES = 512  # negatives per batch, shared by all positions; a catalogue of at most this size needs no sampling
 HELD_OUT = 20  # every 20th window is held out for early stopping
 PATIENCE = 3  # number of epochs without improvement after which training stops
 
@@ -206,7 +206,7 @@ def _batches(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
 
 
 def _padded(rows: np.ndarray, windows: Ragged, is_new: Ragged) -> tuple[Tensor, Tensor]:
-    """Returns the items and the mask of the given windows, each of shape `(B, T)` and padded on the right."""
+    """Returns the items of the windows `rows` and their part of `is_new`, both `(B, T)` and padded on the right."""
     items = windows.take(rows).padded(fill=0).astype(np.int64)
     return torch.from_numpy(items), torch.from_numpy(is_new.take(rows).padded(fill=False))
 

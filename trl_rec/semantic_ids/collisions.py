@@ -25,9 +25,9 @@ def repair_last_level(codes: Tensor, last_residuals: Tensor, last_codebook: Tens
     """Changes last codes so that items collide only in cells with more than C items.
 
     Among the items with equal codes, the item nearest to the centroid of the last code keeps this code. The other
-    items are assigned free codes of their cell, starting with the nearest pair of item and code (ties: the lower item,
-    then the lower code). Items with unique codes keep their codes. An item also keeps its code if no code of its cell
-    is free.
+    items are assigned free codes of their cell, starting with the nearest pair of item and code. Of equally near
+    pairs, the one with the lower item and then the lower code comes first. Items with unique codes keep their codes.
+    An item also keeps its code if no code of its cell is free.
 
     Args:
         codes (`torch.Tensor` of shape `(N, levels)`): The codes before the repair.
@@ -87,9 +87,9 @@ def _waiting_items(codes: Tensor, distance: Tensor, residuals: Tensor, num_codes
     """Returns the indices of the items that need another code, ascending.
 
     Items with equal codes form a group. All items of a group need another code, except the item nearest to the
-    centroid. If items of a group also have equal residuals (such as items without a vector), only the first
-    `num_codes` of these items are considered. Such items get codes in the order of their indices. The later items,
-    which can be most of the catalogue, would find no free code.
+    centroid. If items of a group also have equal residuals (such as items without a vector), they get codes in the
+    order of their indices. Only the first `num_codes` of these items are returned, because the later ones, which can
+    be most of the catalogue, would find no free code.
     """
     # 1. Sort by group, and within a group by distance. Every item except the first of its group needs another code.
     group = group_of(codes)
@@ -146,7 +146,7 @@ def _match(distances: Tensor, row: Tensor, taken: Tensor) -> Tensor:
         free = distances[left].masked_fill(taken[row[left]], torch.inf)  # (unassigned items, C)
         nearest, code = free.min(1)
 
-        # 2. Find the nearest item for each code in each cell, `(num_cells, C)`. Ties go to the lowest item.
+        # 2. Find the nearest item for each code in each cell, `(num_cells, C)`; the lowest of equally near items.
         index = row[left].unsqueeze(1).expand_as(free)
         least = torch.full_like(taken, torch.inf, dtype=free.dtype).scatter_reduce_(0, index, free, "amin")
         claims = torch.where(free == least[row[left]], left.unsqueeze(1), len(distances))

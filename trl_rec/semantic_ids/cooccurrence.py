@@ -137,7 +137,7 @@ def _add_counts(
 def _symmetric(low: np.ndarray, high: np.ndarray, values: np.ndarray, size: int) -> SparseRows:
     """Builds the symmetric matrix with the given values at `(low, high)` and at `(high, low)`.
 
-    The pairs must be in ascending order of `low`; pairs with the same `low` must be in ascending order of `high`.
+    The pairs must be sorted by `low`, then by `high`.
     """
     # The entries below the diagonal come first. A stable sort by row then leaves the columns of each row ascending.
     rows = np.concatenate([high, low])

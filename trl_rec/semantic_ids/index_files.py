@@ -58,7 +58,7 @@ def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = Fal
     tokens = read_index(Path(path), dataset.catalog.ids)
     _check_prefixes(tokens, dataset.catalog.ids, Path(path).name)
     semantic_ids = Ragged.from_lists(tokens, object)
-    card = _card_of_tokens(dataset, semantic_ids)
+    card = card_of_tokens(dataset, semantic_ids)
     write = partial(write_ids, dataset, semantic_ids, card)
     return make_once(dataset, card["settings"], write, overwrite=overwrite)
 
@@ -75,8 +75,8 @@ def _check_prefixes(tokens: list[list[str]], items: list[str], name: str) -> Non
             )
 
 
-def _card_of_tokens(dataset: RecDataset, semantic_ids: Ragged) -> dict[str, Any]:
-    """Makes the card of imported IDs. Statistics that need vectors are missing."""
+def card_of_tokens(dataset: RecDataset, semantic_ids: Ragged) -> dict[str, Any]:
+    """Returns the card of IDs that were not made from vectors. Statistics that need vectors are missing."""
     # 1. Number the distinct tokens at each position. Shorter IDs are padded with an empty token, which counts as a
     # code.
     padded = semantic_ids.padded(fill="").astype(str)  # (num_items, levels)

@@ -58,8 +58,8 @@ def kmeans(vectors: Tensor, codes: int, *, iterations: int = 25, generator: torc
 
 
 def find_nearest(vectors: Tensor, centroids: Tensor) -> Tensor:
-    """Returns the index of the centroid nearest to each vector, `(N,)`. Ties go to the first centroid."""
-    # The compared values are |v - c|^2 / 2 - |v|^2 / 2. The subtrahend is the same for every centroid c.
+    """Returns the index of the centroid nearest to each vector, `(N,)`; the first of equally near centroids."""
+    # The compared values are |v - c|^2 / 2 - |v|^2 / 2. The second term is the same for every centroid c.
     half_norms = centroids.square().sum(1) / 2  # (C,)
     nearest = [torch.addmm(half_norms, chunk, centroids.T, alpha=-1).argmin(1) for chunk in vectors.split(CHUNK)]
     return torch.cat(nearest)
@@ -103,7 +103,7 @@ def _seed_centroids(vectors: Tensor, centroids: Tensor, count: int, generator: t
 def _squared_distance(vectors: Tensor, lengths: Tensor, centroid: Tensor) -> Tensor:
     """Returns the squared distance of each vector to one centroid, `(N,)`, given the vectors' squared norms `lengths`.
 
-    Distances within the rounding error are set to 0. A copy of a centroid is then drawn as another centroid only if no
+    Distances within the rounding error are set to 0. So a copy of a centroid is drawn as the next centroid only if no
     other vector is left.
     """
     distance = lengths + centroid.square().sum() - 2 * (vectors @ centroid)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 
-# In pixels
+# Sizes in pixels
 WIDTH = 768
-HEIGHT = 110  # of a band
-GAP = 34  # above a band, for its title
+HEIGHT = 110  # height of a band
+GAP = 34  # space above a band, for its title
 LEFT = 10
 
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")  # from Paul Tol's colour-blind safe palette

@@ -30,7 +30,7 @@ class ResidualCodes:
         last_residuals (`torch.Tensor` of shape `(num_vectors, width)`): The input of the last level: the vectors minus
             their centroids of all previous levels.
         errors (`list[float]`): Quantisation error after each level: the sum of the squared norms of the residuals,
-            divided by that of the vectors.
+            divided by the sum of the squared norms of the vectors.
     """
 
     codes: Tensor

@@ -1,4 +1,4 @@
-"""Vectors of the items from texts, from behaviour, or from both."""
+"""Makes item vectors from texts, from behaviour, or from both."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def signal_vectors(
         seed (`int`, *optional*, defaults to `0`): Seed for the vectors from behaviour.
 
     Returns:
-        `torch.Tensor` of shape `(num_items, D)`, float32: In each of the two parts, the mean over all items is
-        subtracted, and the result has norm 1. Where an item has no text, or no item that it occurs near in the
-        training split, the part is 0.
+        `torch.Tensor` of shape `(num_items, D)`, float32: The behaviour part, then the text part. Each part is centred
+        over the items and scaled to norm 1. The text part is zero for items without text. The behaviour part is zero
+        for items that occur near no other item in the training split.
     """
     if signals not in SIGNALS:
         raise ValueError(f"signals must be one of {', '.join(SIGNALS)}, not {signals!r}")
@@ -53,7 +53,7 @@ def signal_vectors(
 
 
 def _centred(vectors: Tensor) -> Tensor:
-    """Subtracts the mean of the vectors that are not 0 from each of them, and divides the result by its norm."""
+    """Subtracts the mean of the nonzero vectors from each of them, and scales the result to norm 1."""
     known = vectors.norm(dim=1, keepdim=True) > 0  # (num_items, 1)
     mean = vectors.sum(0) / known.sum().clamp(min=1)
     return torch.nn.functional.normalize((vectors - mean) * known)

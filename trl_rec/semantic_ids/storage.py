@@ -189,7 +189,7 @@ def _unfinished_settings(path: Path) -> Any:
 
 
 def cached_tensor(folder: Path | None, name: str, key: str, make: Callable[[], Tensor]) -> Tensor:
-    """Returns the tensor that is stored in the folder under this key. If there is none, computes and stores it.
+    """Returns the tensor that the folder stores under `key`. If there is none, computes and stores it.
 
     Args:
         folder (`Path`, *optional*): The cache folder. If it is None, nothing is cached.

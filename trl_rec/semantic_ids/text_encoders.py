@@ -69,9 +69,10 @@ def text_vectors(texts: Sequence[str], encoder: TextEncoder, *, cache: Path | No
 class WordEncoder:
     """Embeds a text as a normalised sum of random vectors, one for each distinct word and word prefix of the text.
 
-    Prefixes have four characters and are taken from longer words. Texts that share words get similar vectors. This
-    encoder is not trained and needs no files. It is meant for tests, quick experiments, and catalogues in which
-    related items share words. Words are hashed, so two words may get the same random vector.
+    Each word of more than four characters also contributes its first four characters as a prefix. Texts that share
+    words get similar vectors. This encoder is not trained and needs no files. It is meant for tests, quick
+    experiments, and catalogues in which related items share words. Words are hashed, so two words may get the same
+    random vector.
     """
 
     fingerprint = f"{WORDS}-{BUCKETS}-{WIDTH}"

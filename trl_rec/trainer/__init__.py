@@ -29,6 +29,7 @@ __all__ = [
     "SoftmaxDPOTrainer",
     "TaskCollator",
     "announce_cost",
+    "announce_tokens",
     "build_alro_trainer",
     "build_bear_trainer",
     "build_blade_trainer",
@@ -63,8 +64,9 @@ if TYPE_CHECKING:
     from trl_rec.trainer.base.config import RecConfig
     from trl_rec.trainer.base.cost import announce_cost
     from trl_rec.trainer.base.metrics import BatchLoss, Mean
-    from trl_rec.trainer.base.model_card import Paper
+    from trl_rec.trainer.base.prompt_tokens import announce_tokens
     from trl_rec.trainer.base.reporting import conclude, save_run, write_run
+    from trl_rec.trainer.base.saving.model_card import Paper
     from trl_rec.trainer.base.trainer import RecTrainerMixin, SecondsPerUser
     from trl_rec.trainer.bear.building import build_bear_trainer, build_training_rows
     from trl_rec.trainer.bear.collator import NextItemCollator
@@ -97,8 +99,9 @@ else:
             "base.config": ["RecConfig"],
             "base.cost": ["announce_cost"],
             "base.metrics": ["BatchLoss", "Mean"],
+            "base.prompt_tokens": ["announce_tokens"],
             "base.reporting": ["conclude", "save_run", "write_run"],
-            "base.model_card": ["Paper"],
+            "base.saving.model_card": ["Paper"],
             "base.trainer": ["RecTrainerMixin", "SecondsPerUser"],
             "bear.building": ["build_bear_trainer", "build_training_rows"],
             "bear.collator": ["NextItemCollator"],

@@ -2,7 +2,9 @@
 
 import json
 import tempfile
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -20,7 +22,7 @@ def test_leave_one_out_by_hand(tmp_path):
     assert rows_of(dataset, "train") == {"u1": (["b"], ["a"]), "u2": (["a"], []), "u3": (["a"], [])}
     assert rows_of(dataset, "validation") == {"u1": (["b", "a"], ["c"]), "u2": (["a"], ["c"])}
     assert rows_of(dataset, "test") == {"u1": (["b", "a", "c"], ["d"]), "u2": (["a", "c"], ["b"])}
-    assert dataset.train["timestamp"][:] == [3, 2, 7]  # the first target's; the last history item's without a target
+    assert dataset.train["timestamp"][:] == [3, 2, 7]  # the time of the first target, or of the last history item
     assert dataset.test["timestamp"][:] == [5, 6]
     assert dataset.test[0]["history_ratings"] == [5, 3, 2] and dataset.test[0]["target_ratings"] == [5]
     assert dataset.interactions.to_pydict() == {
@@ -29,7 +31,8 @@ def test_leave_one_out_by_hand(tmp_path):
         "timestamp": [1, 3, 3, 5, 2, 4, 6, 7],
         "rating": [5, 3, 2, 5, 4, 1, 4, 3],
     }
-    assert dataset.catalog.titles == ["Apple", "Bread", "Cheese", "Dates", "Eggs"]  # nobody chose Eggs, which stay
+    # Eggs stay, although nobody chose them.
+    assert dataset.catalog.titles == ["Apple", "Bread", "Cheese", "Dates", "Eggs"]
     assert dataset.train.column_names == [
         "user",
         "history",
@@ -62,7 +65,7 @@ def test_card(tmp_path):
     assert card["cold_targets"] == {
         "validation": 1,
         "test": 1,
-    }  # c is in no training row
+    }  # no training row contains c
     assert card["format"] == "table" and card["split"] == "leave_one_out" and card["has_ratings"]
     assert set(card["sources"]) == {"interactions.csv", "items.csv"} and all(
         len(sha) == 64 for sha in card["sources"].values()
@@ -105,7 +108,7 @@ def test_time_split_keeps_ties_together_and_counts_cold_users(tmp_path):
         split="time",
     )
     assert rows_of(dataset, "validation")["u0"] == (["i0", "i2", "i4", "i6", "i8", "i10", "i12"], ["i14"])
-    assert rows_of(dataset, "test")["u8"] == (["i0"], ["i1"])  # no training row, but a history before the test
+    assert rows_of(dataset, "test")["u8"] == (["i0"], ["i1"])  # a user without a training row, but with a history
     assert dataset.card["cold_users"] == {"validation": 1, "test": 1}
     assert (
         not dataset.card["has_ratings"]
@@ -114,12 +117,22 @@ def test_time_split_keeps_ties_together_and_counts_cold_users(tmp_path):
 
 
 def test_k_core_repeats_until_nothing_changes(tmp_path):
-    chain = ["pe", "pf", "qf", "qg", "rg", "rh", "sh"]  # each is dropped after the one behind it
+    chain = ["pe", "pf", "qf", "qg", "rg", "rh", "sh"]  # each pair is dropped once the next one is gone
     log = [(user, item, 0, 1) for user, item in ["ua", "ub", "ue", "va", "vb", "ve", *chain]]
     source = write_table(tmp_path / "source", log, [(item, item) for item in "abefgh"])
     dataset = prepare(source, tmp_path / "out", min_user_interactions=2, min_item_interactions=2)
     assert dataset.catalog.ids == ["a", "b", "e"] and dataset.users["user_id"].to_pylist() == ["u", "v"]
     assert dataset.card["dropped"] == {"users": 4, "items": 3, "interactions": 7}
+
+
+@contextmanager
+def in_blocks_of(size):
+    """Processes logs in blocks of about `size` interactions. Without this, only large logs are processed in several
+    blocks."""
+    with ExitStack() as stack:
+        for name in ("columns", "indexed_log", "leaks"):
+            stack.enter_context(mock.patch(f"trl_rec.data.{name}.BLOCK", size))
+        yield
 
 
 ROW = st.tuples(st.sampled_from("uvwxyz"), st.sampled_from("abcdefg"), st.integers(0, 12), st.integers(1, 5))
@@ -130,10 +143,11 @@ ROW = st.tuples(st.sampled_from("uvwxyz"), st.sampled_from("abcdefg"), st.intege
     minima=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     rule=st.sampled_from([("leave_one_out",), ("time",), ("leave_last", 1), ("leave_last", 2), ("leave_last", 3)]),
     with_items=st.booleans(),
+    block=st.sampled_from([1, 7, 1000]),
 )
-def test_prepare_equals_the_slow_oracle(log, minima, rule, with_items):
+def test_prepare_equals_the_slow_oracle(log, minima, rule, with_items, block):
     items = [(item, item.upper()) for item in "gfedcba"]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, in_blocks_of(block):
         source = write_table(Path(folder, "source"), log, items if with_items else None)
         kept = oracle.k_core(log, *minima)
         expected = oracle.split(kept, *rule) if kept else dict.fromkeys(oracle.SPLITS)
@@ -158,7 +172,8 @@ def test_prepare_equals_the_slow_oracle(log, minima, rule, with_items):
 
 @given(st.integers(1, 4), st.lists(st.integers(1, 12), max_size=5), st.randoms(use_true_random=False))
 def test_leave_last_equals_the_slow_oracle(num_held_out, lengths, rng):
-    """Users just long enough and of any length, with equal times and repeated items."""
+    """Users have any number of interactions, such as the smallest sufficient number, with equal times and repeated
+    items."""
     sizes = [2 * num_held_out + 1, 2 * num_held_out, *lengths]
     log = [
         (f"u{user}", rng.choice("abcdefg"), rng.randint(0, 9), 1)
@@ -256,7 +271,7 @@ def test_a_failure_while_writing_changes_nothing(tmp_path, monkeypatch, overwrit
         assert load(tmp_path / "out").card == before
 
 
-@pytest.mark.parametrize("end", [".old", "out"])  # of the name that the old folder gets, then the new one
+@pytest.mark.parametrize("end", [".old", "out"])  # the ends of the names in the first and the second rename
 def test_a_failure_while_swapping_brings_the_old_files_back(tmp_path, monkeypatch, end):
     source = write_table(tmp_path / "source")
     before = prepare(source, tmp_path / "out").card
@@ -293,7 +308,7 @@ def test_the_current_directory_can_be_the_output_folder(tmp_path, monkeypatch):
     source = write_table(tmp_path / "source")
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
-    for minimum in (0, 2):  # made, then replaced
+    for minimum in (0, 2):  # make the folder, then replace it
         dataset = prepare(source, ".", min_item_interactions=minimum, overwrite=minimum > 0)
         assert dataset.path == tmp_path / "out" and Path("card.json").is_file()
     monkeypatch.chdir(tmp_path)

@@ -123,4 +123,4 @@ def test_office(tmp_path, shared_data):
             (row["user_id"], json.loads(row["item_ids"]), float(row["timestamp"])) for row in csv.DictReader(file)
         ]
     same = sorted(rows_of(dataset, "test"), key=str) == sorted(source, key=str)
-    assert same  # on its own line, or pytest would print thousands of rows on failure
+    assert same  # on its own line, because pytest would print thousands of rows on failure

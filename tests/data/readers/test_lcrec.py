@@ -134,4 +134,4 @@ def test_beauty(tmp_path, shared_data):
     source = json.loads((shared_data("beauty") / "Beauty.inter.json").read_text())
     expected = {user: (list(map(str, items[:-1])), [str(items[-1])]) for user, items in source.items()}
     same = rows_of(dataset, "test") == expected
-    assert same  # on its own line, or pytest would print thousands of rows on failure
+    assert same  # on its own line, because pytest would print thousands of rows on failure

@@ -77,7 +77,8 @@ def test_groups_are_split(tmp_path):
         [0.5, 0, 0.5],
         [0, 1, 0],
     ]
-    assert dataset.users.to_pydict() == {"user_id": ["u3", "u2", "u1"], "age": [30, 20, 10]}  # the table's order
+    # Users are in the order of the table.
+    assert dataset.users.to_pydict() == {"user_id": ["u3", "u2", "u1"], "age": [30, 20, 10]}
     assert rows_of(dataset, "test")["u1"] == (["b", "a", "c"], ["d"])
     other = prepare(source, tmp_path / "other", group_column="kinds", group_separator="/")
     assert other.catalog.group_shares()[0] == ["x | z", "x|y", "y"]

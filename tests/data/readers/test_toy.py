@@ -1,4 +1,4 @@
-"""The generated log."""
+"""The log that the format `toy` generates."""
 
 import time
 
@@ -11,7 +11,7 @@ from trl_rec.ragged import Ragged
 
 
 def hits(dataset, score):
-    """Share of test targets among the ten best items that are not in the history."""
+    """Returns the share of test targets that are among the ten best items outside the history."""
     found = 0
     for row in dataset.test.to_list():
         scores = score(row["history"])
@@ -47,7 +47,7 @@ def test_shape_of_the_log(tmp_path):
     assert groups.min() == 1 and groups.max() == 3 and dataset.catalog.group_shares()[1].shape == (200, 8)
     assert dataset.users.column_names == ["user_id", "age", "likes"]
     pairs = set(zip(interactions["user"].to_pylist(), interactions["item"].to_pylist(), strict=True))
-    assert len(pairs) == interactions.num_rows  # no user has an item twice
+    assert len(pairs) == interactions.num_rows  # no user has chosen an item twice
 
 
 def test_the_seed_decides_the_log(tmp_path):

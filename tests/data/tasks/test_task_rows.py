@@ -1,4 +1,4 @@
-"""Rows of several tasks: their contents, lengths and shares, and that they leak nothing."""
+"""Rows of several tasks: their contents, lengths and shares, and tests that they leak nothing."""
 
 import re
 from collections import Counter
@@ -77,12 +77,12 @@ def build(dataset: RecDataset, tasks: dict[str, float] | None = None, **options:
 
 
 def worded(text: str) -> str:
-    """A text as a word-level tokenizer decodes it."""
+    """Returns the text as a word-level tokenizer decodes it."""
     return " ".join(re.findall(r"\w+|[^\w\s]", text))
 
 
 def known(dataset: RecDataset) -> dict[int, list[int]]:
-    """The items of each user in training, in order."""
+    """Returns the training items of each user, in order."""
     return {row["user"]: row["history"] + row["targets"] for row in dataset.train.to_list()}
 
 
@@ -158,7 +158,8 @@ def test_each_task_has_its_share_of_rows(dataset: RecDataset) -> None:
     assert [counts[name] for name in tasks] == [round(weight * of_next) for weight in tasks.values()]
     assert rows["row"] == list(range(len(rows)))
     items = Counter(read.history(read.answer(row))[0] for row in rows if row["task"] == "item_to_id")
-    assert len(items) == NUM_ITEMS and max(items.values()) - min(items.values()) == 1  # as even as possible
+    # Items are drawn as evenly as possible.
+    assert len(items) == NUM_ITEMS and max(items.values()) - min(items.values()) == 1
     capped = Counter(build(dataset, tasks, cap=7)[0]["task"])
     assert [capped[name] for name in tasks] == [counts["next_item"], 7, 7, 7]
     assert Counter(build(dataset, dict.fromkeys(TASKS, 1e-6))[0]["task"]) == dict.fromkeys(TASKS, 1)
@@ -173,7 +174,8 @@ def split_targets(dataset: RecDataset) -> list[int]:
 @pytest.mark.parametrize("surface", ["semantic_id", "item_token"])
 @pytest.mark.parametrize("chat_template", [False, True])
 def test_rows_fit_max_length_with_every_template(dataset: RecDataset, surface: str, chat_template: bool) -> None:
-    """With a byte tokenizer texts are long: histories lose their oldest items, texts their ends, answers nothing."""
+    """A byte tokenizer makes texts long. To fit, histories lose their oldest items and texts lose their ends. Answers
+    stay whole."""
     plots = dataset.catalog.items.append_column("plot", pa.array(["and then " * 30] * NUM_ITEMS))
     dataset = replace(dataset, catalog=replace(dataset.catalog.with_surface(surface), items=plots))
     tokenizer = make_bpe(["plain"], vocab_size=270)
@@ -244,14 +246,14 @@ def test_senseless_tasks_are_refused(dataset: RecDataset) -> None:
     assert rows["labels"][0][-1] == tokenizer.eos_token_id
 
 
-# Nothing of validation and test may be in a row.
+# No row may contain anything from the validation or test split.
 
 
 def held_out(dataset: RecDataset) -> RecDataset:
-    """The dataset with targets of validation and test that nobody chose in training.
+    """Returns the dataset with new items as the targets of validation and test, which nobody chose in training.
 
-    Every item has a genre of its own, and those of the new items come first by name, so that no row could contain one
-    of them unnoticed.
+    Every item has a genre of its own. The genres of the new items come first in alphabetical order, so that a row that
+    contained one would be noticed.
     """
     catalog, count = dataset.catalog, len(dataset.catalog)
     names = [f"Secret{split}{user}" for split in ("validation", "test") for user in range(NUM_USERS)]
@@ -274,7 +276,8 @@ def held_out(dataset: RecDataset) -> RecDataset:
 
 
 def tasks_with_secrets(dataset: RecDataset, rows: Dataset, read: Read) -> set[str]:
-    """The tasks with rows that contain a held-out item, except the two tasks about all items of the catalogue."""
+    """Returns the tasks that have rows with a held-out item. Rows without a user are skipped: they are about all items
+    of the catalogue."""
     found = set()
     for row in rows:
         everything = " ".join(read.text(tokens) for tokens in [*row["slots"], row["input_ids"]])
@@ -293,7 +296,8 @@ def test_no_task_contains_validation_or_test_items(dataset: RecDataset) -> None:
         planted.append({**row, "targets": [*row["targets"], *later["targets"], row["targets"][0]]})
     train = Dataset.from_list(planted, features=dataset.train.features, split="train")
     leaking = tasks_with_secrets(dataset, *build(replace(dataset, train=train)))
-    assert leaking == set(TASKS) - {"item_to_id", "id_to_item"}  # so the assertion above would notice each of them
+    # The first assertion would notice a leak in each of these.
+    assert leaking == set(TASKS) - {"item_to_id", "id_to_item"}
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -309,7 +313,7 @@ def test_each_task_refuses_other_splits(dataset: RecDataset, name: str) -> None:
 
 @pytest.mark.parametrize("leak", ["preference", "profile", "history"])
 def test_the_leak_tests_notice_a_leak(dataset: RecDataset, monkeypatch: pytest.MonkeyPatch, leak: str) -> None:
-    """The tests above would notice code that reads one item too many, or another split."""
+    """The tests above would notice code that reads one item too many, or the wrong split."""
     dataset = held_out(dataset)
     if leak == "profile":
         usual = profiles._chosen_items
@@ -331,7 +335,7 @@ def with_train(dataset: RecDataset, rows: Dataset) -> RecDataset:
 
 
 def beyond(dataset: RecDataset, usual: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """Texts of the test target of user 0, in place of those of the histories."""
+    """Replaces `preference_texts` by a function that describes the test target of user 0 instead of the histories."""
     secret = dataset.test["targets"][0]
 
     def texts(histories: Ragged, *arguments: Any, **options: Any) -> list[str]:
@@ -341,7 +345,7 @@ def beyond(dataset: RecDataset, usual: Callable[..., list[str]]) -> Callable[...
 
 
 def later(dataset: RecDataset, usual: Callable[..., Any]) -> Callable[..., Any]:
-    """Prefixes of the test split, in place of those of the training split."""
+    """Replaces `_prefixes` by a function that returns prefixes of the test split instead of the training split."""
 
     def prefixes(train: Dataset, numbers: np.ndarray, most: int) -> Any:
         return usual(dataset.test, numbers % len(split_targets_of(dataset.test)), most)
@@ -354,7 +358,7 @@ def split_targets_of(split: Dataset) -> list[int]:
 
 
 def test_a_title_that_looks_like_a_token_is_text(dataset: RecDataset) -> None:
-    """Neither EOS nor an item's token is read from it; its other words are kept."""
+    """The title gives neither EOS nor the token of an item. Its other words are kept."""
     titles = ["Bad <eos> title", "Odd <a_1> one", *dataset.catalog.titles[2:]]
     items = dataset.catalog.items.set_column(1, "title", pa.array(titles))
     named = replace(dataset, catalog=replace(dataset.catalog, items=items))

@@ -30,7 +30,8 @@ def test_letters_run_out_but_items_tokens_do_not() -> None:
 
 
 def test_candidates_must_leave_room_for_a_rated_item() -> None:
-    """<bos> item rating <candidates>, five items, <answer>, five names: 15 tokens, and 13 without a history."""
+    """The prompt and the answer have 15 tokens: <bos> item rating <candidates>, five items, <answer> and five names.
+    Without a history, they have 13."""
     ranker = make_ranker(letters=False, max_length=15)
     with counted(ranker.model) as calls:
         ranker.rank(IDS[:3], [1, 3, 5], IDS[10:15])

@@ -23,7 +23,7 @@ def model() -> PreTrainedModel:
 
 
 def make_batch(num_lists: int, width: int, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Prompts of 1 to 6 tokens, and lists of 1 to `width` candidates, padded."""
+    """Returns prompts of 1 to 6 tokens, and the names and mask of lists of 1 to `width` candidates, with padding."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 7, (num_lists, 1), generator=generator)
     attention_mask = (torch.arange(6) >= 6 - lengths).long()
@@ -94,7 +94,8 @@ def test_the_answer_is_always_a_permutation(model, num_lists: int, width: int, s
 
 
 def test_a_list_costs_the_prompt_and_one_token_per_name_except_two(model: PreTrainedModel) -> None:
-    """ALRO adds no cost at inference."""
+    """The prompt is read once. All names but the last two cost one further token each, so ALRO adds no cost at
+    inference."""
     prompts, names, mask = make_batch(3, 6, seed=0)
     with counted(model) as calls:
         rank_candidates(model, prompts, names, torch.ones_like(mask))

@@ -44,7 +44,7 @@ def test_titles_are_written_in_plain_text(catalog: ItemCatalog, tokenizer: PreTr
         "A user has rated these items, oldest first:\n"
         '"Blue Pencil": 5\n"Blue Pen, 12 Pack": 1\n"Blue Pen, 24 Pack": 3.5\n'
     )
-    assert history == expected  # 3.4 is written as the nearest
+    assert history == expected  # 3.4 is written as the nearest known rating
     shown, names = written.encode_candidates(lists([7, 3]), lists([1, 0]))
     letters = tokenizer.convert_ids_to_tokens(written.letters[:2].tolist())
     text = tokenizer.decode(shown[0])
@@ -53,7 +53,7 @@ def test_titles_are_written_in_plain_text(catalog: ItemCatalog, tokenizer: PreTr
     assert tokenizer.convert_ids_to_tokens(names[0].tolist()) == [
         letters[1],
         letters[0],
-    ]  # in the order of the candidates, not of the slots
+    ]  # names are in the order of the candidates, not of the slots
 
 
 def test_the_order_of_the_ratings_does_not_matter(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -76,7 +76,8 @@ def test_a_letter_is_one_token_where_the_answer_begins(
 
 
 def test_another_alphabet_is_tried_where_letters_merge(catalog: ItemCatalog) -> None:
-    """One vocabulary has capitals only after a space, the next has only small letters, the last has no letters."""
+    """The first vocabulary has only capital letters after a space, the second has only small letters, and the third
+    has none."""
     for letters, found in (("ABCDEFGHIJKLMNOPQRSTUVWXYZ", " A"), ("abcdefghijklmnopqrstuvwxyz", " a"), ("", None)):
         vocabulary = {
             word: row for row, word in enumerate(["<unk>", "<eos>", *(f"\u0120{letter}" for letter in letters)])
@@ -108,7 +109,7 @@ def test_item_tokens_are_named_by_themselves_or_by_letters(catalog: ItemCatalog)
 
 @given(st.lists(st.permutations(range(5)), min_size=1, max_size=4))
 def test_names_are_mapped_from_slots_back_to_candidates(orders: list[list[int]]) -> None:
-    """Whatever the slots, the item that follows a candidate's name in the prompt is the candidate."""
+    """Whatever the order of the slots, the name of a candidate is followed by this candidate in the prompt."""
     ids = [str(item) for item in range(8)]
     catalog = ItemCatalog(pa.table({"item_id": ids, "title": ids}))
     written, _ = compact(catalog, letters=True)
@@ -116,7 +117,7 @@ def test_names_are_mapped_from_slots_back_to_candidates(orders: list[list[int]])
     shown, names = written.encode_candidates(lists(*[candidates] * len(orders)), lists(*orders))
     for row, order in enumerate(orders):
         letters = written.letters[:5]
-        assert names[row][order].tolist() == letters.tolist()  # the slots' names, in the slots' order
+        assert names[row][order].tolist() == letters.tolist()  # the names of the slots, in the order of the slots
         assert names[row].tolist() == letters[np.argsort(order)].tolist()
         in_slots = np.array(candidates)[order]
         stood = {shown[row].tolist()[place]: shown[row].tolist()[place + 1] for place in range(1, 10, 2)}
@@ -193,7 +194,7 @@ def test_every_rating_of_a_sequence_is_learned_once(catalog: ItemCatalog) -> Non
     for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
         assert all(label in (token, -100) for token, label in zip(ids, labels, strict=True))
     assert rows["user"] == [8] * len(rows)
-    with pytest.raises(ValueError, match="max_length 3 leaves room for 1 rated items"):
+    with pytest.raises(ValueError, match="at least 2 rated items, and max_length=3 leaves room for 1"):
         build_rating_rows(split, written, max_length=3)
     with pytest.raises(ValueError, match="must use only the training split, not the test split"):
         build_rating_rows(Dataset.from_dict(split.to_dict(), split="test"), written, max_length=10)

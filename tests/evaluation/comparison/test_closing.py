@@ -31,11 +31,9 @@ def test_below_the_baseline_says_what_may_help() -> None:
     )
 
 
-def test_an_unresolved_difference_says_what_would_be_resolved() -> None:
+def test_without_a_significant_difference_the_line_says_what_can_be_detected() -> None:
     line = closing_verdict(BASELINES | {"BEAR": evaluation(0.301)}, "BEAR")
-    assert line.startswith(
-        "BEAR: no difference from the transition baseline in ndcg@10 that this split resolves (+0.00"
-    )
+    assert line.startswith("BEAR: no significant difference from the transition baseline in ndcg@10 (+0.00")
     assert line.endswith("; the split can detect differences of about 0.0139 or more")
 
     single = {name: evaluation(0.3, num_users=1) for name in ("transition", "BEAR")}

@@ -22,7 +22,7 @@ def cells(line: str) -> list[str]:
 
 
 def constant(*means: float) -> list[dict[str, np.ndarray]]:
-    """One run per mean, whose users have values close to the mean."""
+    """Returns one run per mean. The values of its users are close to the mean."""
     noise = np.random.default_rng(1).normal(0, 0.01, 100)
     return [{"ndcg@5": mean + noise * (1 + seed)} for seed, mean in enumerate(means)]
 
@@ -38,7 +38,7 @@ def test_a_comparison_is_that_of_all_seeds_with_the_reference() -> None:
     assert model_a.by_seed == pytest.approx(values.mean(1))
     assert model_a.adjusted_p == min(1, 2 * model_a.p_value)
     assert (model_a.same_sign, model_a.verdict) == (True, "better")
-    assert model_b.verdict == "no difference that this split resolves, one seed"
+    assert model_b.verdict == "no significant difference, one seed"
 
 
 def test_holm_multiplies_the_smallest_most_and_keeps_the_order() -> None:
@@ -52,7 +52,7 @@ def test_adjusting_together_renews_the_verdicts() -> None:
     (alone,) = compare(runs, against="a", metric="ndcg@5")
     assert alone.verdict == "better, one seed"
     many = adjust([alone] * 1000)
-    assert {one.verdict for one in many} == {"no difference that this split resolves, one seed"}
+    assert {one.verdict for one in many} == {"no significant difference, one seed"}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_adjusting_together_renews_the_verdicts() -> None:
         ("ndcg@5", [0.6, 0.7, 0.65], "better"),
         ("ndcg@5", [0.4, 0.3, 0.35], "worse"),
         ("ndcg@5", [0.6], "better, one seed"),
-        ("ndcg@5", [0.5, 0.5, 0.5], "no difference that this split resolves"),
+        ("ndcg@5", [0.5, 0.5, 0.5], "no significant difference"),
         ("mgu@5", [0.4], "better, one seed"),
         ("slot_bias", [0.4], "lower, one seed"),
         ("reward/mine", [0.4], "worse, one seed"),
@@ -77,10 +77,10 @@ def test_verdicts(metric: str, means: list[float], verdict: str) -> None:
 
 
 def test_a_seed_with_another_sign_prevents_better() -> None:
-    means = 0.5 + np.linspace(-0.001, 0.1, 12)  # the second smallest is above 0
+    means = 0.5 + np.linspace(-0.001, 0.1, 12)  # only the smallest difference is below 0
     (comparison,) = compare({"base": constant(0.5), "arm": constant(*means)}, against="base", metric="ndcg@5")
     assert comparison.adjusted_p < 0.05
-    assert (comparison.same_sign, comparison.verdict) == (False, "no difference that every seed shows")
+    assert (comparison.same_sign, comparison.verdict) == (False, "the seeds disagree on the direction")
 
 
 def test_runs_are_paired_by_seed() -> None:
@@ -136,7 +136,7 @@ def test_the_table_has_a_row_per_recommender_and_its_verdict() -> None:
 
 @pytest.mark.parametrize(("runs", "against"), [(RUNS, "counter"), ({**RUNS, "c": []}, "baseline"), ({}, "baseline")])
 def test_a_missing_reference_or_run_is_an_error(runs: dict, against: str) -> None:
-    with pytest.raises(ValueError, match=f"one run of each recommender, including '{against}'"):
+    with pytest.raises(ValueError, match=f"one run of each recommender, and of '{against}'"):
         compare(runs, against=against, metric="ndcg@5")
 
 

@@ -20,7 +20,7 @@ def test_one_seed_gives_two_point_eight_standard_errors() -> None:
     standard_error = differences.std(ddof=1) / np.sqrt(80)
     assert resolved(PILOT[:1]) == pytest.approx(2.8 * standard_error)
     assert resolved(PILOT[:1], num_users=320) == pytest.approx(1.4 * standard_error)
-    assert resolved(PILOT[:1], num_seeds=3) == resolved(PILOT[:1])  # nothing is known about other seeds
+    assert resolved(PILOT[:1], num_seeds=3) == resolved(PILOT[:1])  # one seed says nothing about other seeds
 
 
 def test_equal_seeds_give_two_point_eight_standard_errors() -> None:

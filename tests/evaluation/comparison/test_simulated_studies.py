@@ -1,4 +1,5 @@
-"""Synthetic studies: how often the verdict "better" comes without a difference, and with one that should be found.
+"""Synthetic studies: how often the verdict is "better" if there is no difference, and if there is one that should be
+found.
 
 `python -m pytest -m long -s tests/evaluation/comparison/test_simulated_studies.py` prints the figures of
 docs/evaluation.md.
@@ -20,10 +21,10 @@ Study = dict[str, dict[int, dict[str, np.ndarray]]]
 def draw_study(
     rng: np.random.Generator, *, users: int, seeds: int, arms: int, seed_sd: float, effect: float = 0.0
 ) -> Study:
-    """The runs of a reference and of arms whose expected NDCG@10 is higher by `effect`.
+    """Returns the runs of a reference, and of arms whose expected NDCG@10 is higher by `effect`.
 
-    Users differ in how easily they are served, and arms in the users that they serve well. About four in five values
-    are 0. The mean of a run varies with its seed by `seed_sd`, beyond the chance of its hits.
+    Some users are easier to serve than others, and each arm serves different users well. About four in five values are
+    0. Besides the random hits, the mean of a run varies with its seed by `seed_sd`.
     """
     easy = rng.normal(size=users)
     runs: Study = {}
@@ -38,21 +39,22 @@ def draw_study(
 
 
 def better(runs: Study, seed: int) -> list[str]:
-    """Names of the arms that are called better than the reference."""
+    """Returns the names of the arms that are called better than the reference."""
     compared = compare(runs, against="reference", metric=METRIC, num_resamples=199, seed=seed)
     return [one.name for one in compared if one.verdict.startswith("better")]
 
 
 def share_of_false_alarms(num_studies: int, **size: float) -> float:
-    """Share of the studies without a difference that call any arm better."""
+    """Returns the share of the studies without a difference that call any arm better."""
     rng = np.random.default_rng(0)
     return float(np.mean([bool(better(draw_study(rng, **size), study)) for study in range(num_studies)]))
 
 
 def share_of_findings(num_studies: int, **size: float) -> tuple[float, float]:
-    """Share of the studies that find twice the smallest difference of their pilot, and the median of the latter.
+    """Returns the share of the studies that find twice the smallest difference of their pilot, and the median of these
+    smallest differences.
 
-    The pilot of each study is another study of its size, without a difference.
+    The pilot of a study is another study of the same size, without a difference.
     """
     rng = np.random.default_rng(1)
     found = []
@@ -67,7 +69,7 @@ def share_of_findings(num_studies: int, **size: float) -> tuple[float, float]:
     return float(np.mean(found)), float(np.median(printed))
 
 
-# One seed cannot know the variance between seeds: its verdict is about the models that were compared.
+# With one seed, the variance between seeds is unknown, and the verdict is only about the models that were compared.
 SIZES = [
     {"users": users, "seeds": seeds, "arms": arms, "seed_sd": seed_sd}
     for users, seeds, arms, seed_sd in itertools.product([200, 1000], [1, 3, 6], [1, 3], [0.0, 0.02])

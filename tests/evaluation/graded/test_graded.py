@@ -12,6 +12,7 @@ from trl_rec.data.dataset import split_rows
 from trl_rec.evaluation import RankedLists, borda, evaluate_orders, evaluate_rated_baselines, slot_profile
 from trl_rec.evaluation.graded.baselines import bias_places, item_mean_places, popularity_places
 from trl_rec.evaluation.graded.measures import order_consistency, order_ndcg, rank_correlation, slot_correlation
+from trl_rec.evaluation.graded.ranking import combine_orders
 from trl_rec.trainer import held_out_rows
 
 
@@ -22,7 +23,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 
 def orders(counts: list[int], num_orders: int, draw: np.random.Generator) -> np.ndarray:
-    """Random places `(N, S, m)`, -1 beyond the length of a list."""
+    """Returns random places `(N, S, m)`, which are -1 beyond the length of a list."""
     places = np.full((len(counts), num_orders, max(counts)), -1)
     for row, count in enumerate(counts):
         for order in range(num_orders):
@@ -35,6 +36,15 @@ def ratings_of(counts: list[int], draw: np.random.Generator) -> np.ndarray:
     for row, count in enumerate(counts):
         ratings[row, :count] = draw.integers(0, 6, count)
     return ratings
+
+
+def test_consecutive_orders_are_combined() -> None:
+    counts, draw = [4, 2, 5], np.random.default_rng(0)
+    places = orders(counts, 6, draw)
+    combined = combine_orders(RankedLists(places, places), 3)
+    assert combined.slots is None and combined.places.shape == (3, 2, 5)
+    np.testing.assert_array_equal(combined.places[:, 0], borda(places[:, :3]))
+    np.testing.assert_array_equal(combined.places[:, 1], borda(places[:, 3:]))
 
 
 @given(counts=st.lists(st.integers(1, 6), min_size=1, max_size=4), k=st.integers(1, 8), seed=st.integers(0, 99))
@@ -74,7 +84,8 @@ def test_the_slot_profile_is_flat_for_an_order_that_ignores_the_slots() -> None:
     slots = orders(counts, 2, draw)
     assert slot_profile(places, slots) == pytest.approx(np.ones(4), abs=0.12)
     assert abs(slot_correlation(places, slots).mean()) < 0.02
-    assert slot_profile(slots, slots)[:2].tolist() == [pytest.approx(3.5), 0.0]  # the first slot always wins
+    # An order that always follows the slots ranks the first slot first.
+    assert slot_profile(slots, slots)[:2].tolist() == [pytest.approx(3.5), 0.0]
     assert (slot_correlation(slots, slots) == 1).all()
 
 
@@ -114,7 +125,7 @@ def test_baselines_order_by_popularity_and_by_mean_rating(dataset: RecDataset) -
 
 
 def test_the_bias_baseline_removes_users_rating_habits(dataset: RecDataset) -> None:
-    """Item 1 has the higher mean only because generous users rated it."""
+    """Item 1 has the higher mean only because users who give high ratings rated it."""
     rows = [([0, 2, 3], [2, 1, 1])] * 5 + [([1, 2, 3], [4, 5, 5])] * 5
     table = {
         "user": list(range(10)),

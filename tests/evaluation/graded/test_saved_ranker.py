@@ -33,6 +33,12 @@ def test_a_saved_ranker_is_measured_like_by_its_trainer(tmp_path: Path) -> None:
         for metric, values in trained.results[name].per_user.items():
             np.testing.assert_array_equal(values, again.results[row].per_user[metric])
 
+    # Two rankings, each of which combines three orders.
+    evaluate.main([*words[:-3], str(tmp_path / "combined"), "--num_orders", "2", "--combined_orders", "3"])
+    combined = read_evaluation(tmp_path / "combined").results[again.recommender]
+    assert "slot_bias" not in combined.per_user and "consistency" in combined.per_user
+    assert "slot_bias" in again.results[again.recommender].per_user
+
     for name in ("num_beams", "prior_strength"):
         with pytest.raises(ValueError, match=f"{name} has no effect on .*, which orders rated candidates"):
             evaluate.main([*words, f"--{name}", "3"])

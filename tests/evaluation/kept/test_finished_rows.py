@@ -1,4 +1,5 @@
-"""An interrupted pass over rows ends as if it had not been interrupted, and only uses rows of the very same pass."""
+"""An interrupted pass over rows gives the same results as an uninterrupted one, and reuses only rows of the very same
+pass."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -34,7 +35,7 @@ class Killed(BaseException):
 
 
 class Work:
-    """Computes ranks from row numbers, and remembers the rows. Raises `Killed` after some batches."""
+    """Computes ranks from row numbers, and records the rows. Raises `Killed` after `num_batches` batches."""
 
     def __init__(self, num_batches: float = float("inf")) -> None:
         self.rows: list[int] = []
@@ -69,7 +70,7 @@ def run(
 def test_an_interrupted_pass_computes_each_row_once(
     tmp_path_factory: pytest.TempPathFactory, kills_after: int, before: int, after: int, seconds: float
 ) -> None:
-    """Whether rows are written after each batch, or only when the pass is interrupted."""
+    """This holds whether rows are written after each batch, or only when the pass is interrupted."""
     folder = tmp_path_factory.mktemp("kept")
     first, second = Work(kills_after), Work()
     try:
@@ -118,7 +119,7 @@ def test_rows_of_another_pass_are_not_used(tmp_path: Path, change: dict[str, Any
 
 
 def passes() -> dict[str, Any]:
-    """What passes may depend on: each value differs from all others."""
+    """Returns values that passes may depend on. Each value differs from all others."""
     model = make_model()
     moved = deepcopy(model)
     with torch.no_grad():
@@ -179,7 +180,7 @@ def test_a_prior_of_ones_own_has_no_hash_and_keeps_nothing(tmp_path: Path, caplo
 
 
 def work_in_two(folder: Path, output: Path) -> None:
-    """Ranks in each of two processes, of which one fails after one batch and the other after two; then again."""
+    """Ranks in each of two processes, of which one fails after one batch and the other after two. Then ranks again."""
     state = PartialState(cpu=True)
     killed, resumed = Work(2 - state.process_index), Work()
     with pytest.raises(Killed):

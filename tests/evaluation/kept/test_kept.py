@@ -1,4 +1,4 @@
-"""An evaluation is kept completely, read back equal, and not compared with one of other rows."""
+"""An evaluation is kept completely and read back unchanged. It is never compared with an evaluation of other rows."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 @pytest.fixture(scope="module")
 def results(dataset: RecDataset) -> dict[str, Evaluation]:
-    """The baselines, and a recommender with a metric of its own and without rankings."""
+    """The evaluations of the baselines, and of a recommender that has another metric and no rankings."""
     baselines = evaluate_baselines(dataset, ks=KS)
     values = {"reward": np.arange(30.0)}
     return {**baselines, "drawn": Evaluation({"reward": 14.5, "num_users": 30}, {"reward": (1.0, 20.0)}, values)}
@@ -152,7 +152,7 @@ def test_the_table_of_slices_shows_their_means(folder) -> None:
     name, mask = next(iter(slices(kept).items()))
     line = next(line for line in lines if line.startswith(name))
     assert line.split()[-1] == f"{kept.results['transition'].per_user['ndcg@5'][mask].mean():.4f}"
-    liked = slices_table(kept, "liked@5").splitlines()  # applies only to users who liked their target
+    liked = slices_table(kept, "liked@5").splitlines()  # liked@5 is defined only for users who liked their target
     assert liked[2].split()[-1] == f"{kept.results['transition'].metrics['liked@5']:.4f}" and "nan" not in liked
     with pytest.raises(ValueError, match="has no values of ndcg@7 per user; choose one of recall@1, "):
         slices_table(kept, "ndcg@7")
@@ -177,7 +177,7 @@ def test_what_cannot_be_compared_is_refused(folder, dataset, results, tmp_path) 
         ),
         "different splits, test and validation": (results, {"split": "validation"}),
         "different users, 30 and 7 of them": (few, {"rows": spread(7, 30)}),
-        "users with other histories or targets": (
+        "users whose histories or targets differ": (
             results,
             {"dataset": replace(dataset, test=dataset.test.select(range(29, -1, -1)))},
         ),

@@ -55,7 +55,7 @@ def test_evaluate_chooses_on_validation_and_keeps_three_rows(
     assert choice["split"] == "test" and choice["metric"] == "ndcg@5" and choice["num_users"] == 30
     assert "model model x prior" in printed.split("\n\n")[-2] and " prior" in closing_verdict(kept.results)
 
-    # The rows are those of the chosen setting.
+    # The recommender with the chosen setting gives the kept rankings.
     prior = with_setting(fit_prior("transition", dataset), Setting(choice["strength"], choice["eps"]))
     recommender = replace(Recommender.from_pretrained(run), prior=prior)
     history = split_rows(dataset.test, "history")[3]
@@ -63,7 +63,7 @@ def test_evaluate_chooses_on_validation_and_keeps_three_rows(
     ranked = kept.rankings_of("model model x prior").items[3].tolist()
     assert [dataset.catalog.ids[item] for item in ranked[:5]] == [one.item_id for one in best]
 
-    # The same choice may be measured again. Another one is refused, and changes nothing.
+    # The same choice may be measured again. A different choice is refused, and no file changes.
     evaluate.main(words(run, dataset, tmp_path / "out", "--prior", "transition"))
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     for other in (["--prior", "popularity"], ["--prior", "transition", "--prior_strength", "77"]):
@@ -95,7 +95,7 @@ def test_another_prior_is_refused_before_the_model_is_loaded(
     choice = {"prior": "transition", "strength": 77.0, "eps": 0.1, "split": "test"}
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "choice.json").write_text(json.dumps(choice))
-    for name in ("load_model", "fit_prior"):
+    for name in ("model.load_model", "prior.fit_prior"):
         monkeypatch.setattr(f"trl_rec.evaluation.saved_model.{name}", lambda *_, **__: pytest.fail("too late"))
     with pytest.raises(ValueError, match=f"records another choice, transition with strength 77.0 .*{asked}"):
         evaluate.main(words(tmp_path / "run", dataset, tmp_path / "out", *words_of_prior))
@@ -107,7 +107,7 @@ def test_the_choice_is_written_before_the_test_split_is_read(
     def refuse(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trl_rec.evaluation.saved_model.held_out", refuse)
+    monkeypatch.setattr("trl_rec.evaluation.saved_model.evaluating.held_out", refuse)
     with pytest.raises(KeyboardInterrupt):
         evaluate.main(words(run, dataset, tmp_path / "out", "--prior", "popularity"))
     choice = json.loads((tmp_path / "out/choice.json").read_text())

@@ -1,4 +1,4 @@
-"""Where the grid of settings grows, and which setting is found."""
+"""The grid of settings: when it is extended, and which setting is chosen."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ def test_the_grid_is_extended_until_the_best_is_inside(best, has_eps: bool, at_l
 
 
 def test_no_strength_is_chosen_if_the_prior_does_not_help() -> None:
-    """After the grid was extended down to the weakest prior."""
+    """The grid is first extended down to the weakest prior."""
     values, limited = search_grid(lambda settings: [-one.strength for one in settings], has_eps=True)
     assert best_setting(values) == Setting(0.0, None) and not limited
     assert min(one.strength for one in values if one.strength) == 0.031
@@ -43,7 +43,8 @@ def test_no_strength_is_chosen_if_the_prior_does_not_help() -> None:
 @pytest.mark.parametrize("one_axis", [False, True])
 def test_a_weak_prior_is_found_although_none_is_better_than_the_first_grid(one_axis: bool) -> None:
     def measure(settings: Sequence[Setting]) -> list[float]:
-        """The best setting has the strength 0.06 and eps 1. It is 0.0101 better than no prior."""
+        """Returns the value of each setting. The best setting has the strength 0.06 and eps 1, and is 0.0101 better
+        than no prior."""
         far = [abs(np.log(one.strength / 0.06)) + abs(np.log(one.eps)) if one.eps else 1.01 for one in settings]
         return [-one / 100 for one in far]
 

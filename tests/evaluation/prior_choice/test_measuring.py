@@ -1,4 +1,4 @@
-"""The figures of a choice against a ranking per setting."""
+"""The values in the grid of a choice against a ranking per setting."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from trl_rec.evaluation.prior_choice import Setting, choice_table, choose_prior,
 
 @pytest.mark.parametrize("surface", ["item_token", "semantic_id"])
 def test_each_value_of_the_grid_is_that_of_a_ranking(surface: str, dataset: RecDataset) -> None:
-    """Also among candidates, which are the whole of this small catalogue."""
+    """With semantic IDs, the values are measured among candidates, which are all items of this small catalogue."""
     dataset = replace(dataset, catalog=dataset.catalog.with_surface(surface))
     policy = make_policy(dataset, batch_size=11)
     prior = TransitionPrior.fit(dataset.train, len(dataset.catalog))

@@ -11,7 +11,7 @@ from trl_rec.ragged import Ragged
 
 @pytest.mark.parametrize("seed", range(4))
 def test_ndcg_by_setting_equals_a_ranking_per_setting(seed: int) -> None:
-    """With several targets, repeated targets, excluded items, padded candidates and ties."""
+    """The rows have several targets, repeated targets, excluded items, padded candidates and ties."""
     rng = np.random.default_rng(seed)
     items = torch.from_numpy(np.stack([rng.permutation(12)[:9] for _ in range(7)]))
     items[2, 5:] = -1
@@ -36,7 +36,7 @@ def test_ndcg_by_setting_equals_a_ranking_per_setting(seed: int) -> None:
 
 
 def test_prompts_without_a_target_near_the_top_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison with a few strong items first changes no value."""
+    """A first comparison with a few strong items saves time, and changes no value."""
     generator = torch.Generator().manual_seed(0)
     items = torch.arange(300).expand(40, -1)
     scores = torch.randn(40, 300, generator=generator).round(decimals=1)

@@ -15,7 +15,8 @@ from trl_rec.evaluation import PopularityBaseline, evaluate_baselines, evaluate_
 from trl_rec.evaluation.kept.writing import write_evaluation
 
 
-# Each ends what it may stand in: an element, an attribute, the style sheet, a comment, the recipe's block, an SVG.
+# Each title tries to end the context that it may be written into: an element, an attribute, the style sheet, a
+# comment, the recipe's block or an SVG.
 TITLES = [
     "<script>document.title='owned'</script>",
     "<img src=x onerror=\"document.title='owned'\">",
@@ -30,7 +31,7 @@ TITLES = [
     "\u202egnirts desrever\u2066 isolated \u200bzero width\ufeff",
     "&lt;b&gt; &amp; &#x3c;script&#x3e;",
 ]
-NAME = "<b onclick=alert(1)>BEAR</b> \x1b[31m\u202e"  # of the recommender and of the run's folder
+NAME = "<b onclick=alert(1)>BEAR</b> \x1b[31m\u202e"  # the name of the recommender
 GROUPS = ["<script>alert(1)</script>", "$\\frac{1}{2}$", "a\u202eb\x1b[31m", "</svg><img src=x onerror=alert(1)>"]
 
 
@@ -39,7 +40,7 @@ def hostile_run(folder: Path, address: str = "http://127.0.0.1:9") -> Path:
 
     Args:
         folder: An empty folder.
-        address: A server that nothing may ask for anything.
+        address: The address of a server to which the page must not send any request.
     """
     titles = [title.replace("ADDRESS", address) for title in TITLES]
     dataset = _dataset(folder, titles)
@@ -75,7 +76,7 @@ def hostile_run(folder: Path, address: str = "http://127.0.0.1:9") -> Path:
 
 
 def _dataset(folder: Path, titles: list[str]) -> RecDataset:
-    """Twenty users and one item per title, then some plain items."""
+    """Returns a dataset of twenty users, with one item per title and twelve plain items."""
     titles = [*titles, *(f"plain item {number}" for number in range(12))]
     ids = [f"i{number}" for number in range(len(titles))]
     groups = [GROUPS[number % len(GROUPS)] for number in range(len(titles))]

@@ -1,4 +1,4 @@
-"""A page on runs contains what their folders contain, is inert whatever their texts are, and is repeatable."""
+"""A page on runs shows what their folders contain, stays inert whatever texts they contain, and is reproducible."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with hostile texts; tests copy what they change."""
+    """A run folder with hostile texts. Tests that change it must copy it."""
     return hostile_run(tmp_path_factory.mktemp("hostile"))
 
 
@@ -131,7 +131,7 @@ def test_users_are_named_only_if_asked_for(hostile: Path, page: Page, tmp_path: 
 
 def test_intervals_cover_the_variation_between_seeds() -> None:
     values = np.random.default_rng(0).normal(0.5, 0.1, (3, 50)) + np.array([[0.0], [0.1], [0.2]])
-    values[1, 7] = np.nan  # a user that the metric does not apply to
+    values[1, 7] = np.nan  # a user for whom the metric is undefined
     runs = [
         SimpleNamespace(kept=SimpleNamespace(results={"BEAR": Evaluation({"m": 0.5}, {}, {"m": by_user})}))
         for by_user in values

@@ -22,9 +22,10 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 class Server(ThreadingHTTPServer):
-    """A server of one page that keeps the paths that it is asked for.
+    """A server for one page, which records the paths that are requested.
 
-    The page's hostile texts name this server, because a browser would refuse other local servers by itself.
+    The hostile texts of the page use the address of this server, because a browser would block requests to other local
+    servers anyway.
     """
 
     daemon_threads = True
@@ -72,7 +73,7 @@ def opened(server: Server, page: str, profile: Path) -> tuple[str, set[str]]:
     """Opens a page in Chromium without a window.
 
     Returns:
-        The document after its scripts would have run, and the other paths that the server was asked for.
+        The document after its scripts had time to run, and the other paths that were requested.
     """
     browser = next(filter(None, map(shutil.which, NAMES)), None)
     assert browser is not None, "this test needs Chromium; on Debian: apt-get install chromium"
@@ -84,7 +85,7 @@ def opened(server: Server, page: str, profile: Path) -> tuple[str, set[str]]:
 
 
 def test_a_hostile_page_runs_nothing_and_loads_nothing(server: Server, page: str, tmp_path: Path) -> None:
-    """A dialog would block the browser until the test fails."""
+    """If a script opened a dialog, the browser would be blocked until the test fails."""
     document, asked = opened(server, page, tmp_path / "profile")
     assert "<title>owned</title>" not in document and "Ten lists" in document
     assert asked == set()

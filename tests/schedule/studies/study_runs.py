@@ -84,7 +84,7 @@ class Forked:
 
 
 def config(data: Path, output: Path, **changes: Any) -> StudyConfig:
-    """The configuration of the study."""
+    """Returns the configuration of the study."""
     keys: dict[str, Any] = {
         "dataset": str(data),
         "output_dir": str(output),
@@ -99,7 +99,7 @@ def config(data: Path, output: Path, **changes: Any) -> StudyConfig:
 
 
 def study(data: Path, output: Path, **changes: Any) -> Study:
-    """The study, which prints to standard output."""
+    """Returns the study, which prints to standard output."""
     return Study(
         config(data, output, **changes),
         read_recipe=lambda name: dict(TRAINING),
@@ -125,6 +125,6 @@ def run_study(data: Path, output: Path, **changes: Any) -> None:
 
 
 def make_data(folder: Path) -> Path:
-    """The dataset of the study."""
+    """Makes the dataset of the study."""
     prepare("toy", folder, toy_users=60, toy_items=50)
     return folder

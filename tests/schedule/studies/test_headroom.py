@@ -1,4 +1,5 @@
-"""What a study can detect, and the ceiling of arms that know items by their ids alone."""
+"""The smallest difference that a study can detect, and the share of targets within reach of arms that know items only
+by their ids."""
 
 from dataclasses import fields
 from importlib import import_module
@@ -27,9 +28,9 @@ def split(rows: list[tuple[list[int], list[int]]]) -> Dataset:
 @pytest.mark.parametrize(("exclude_history", "share"), [(True, 0.5), (False, 0.75)])
 def test_reachable_targets_occur_in_training_and_may_be_recommended(exclude_history: bool, share: float) -> None:
     rows = [
-        ([0], [1]),  # occurs in training
-        ([0], [4]),  # does not
-        ([1], [1]),  # is in the history
+        ([0], [1]),  # the target occurs in training
+        ([0], [4]),  # the target does not occur in training
+        ([1], [1]),  # the target is in the history
         ([0, 2], [0, 4, 3, 3]),  # one of several targets is reachable
     ]
     dataset = SimpleNamespace(catalog=range(5), train=split([([0], [1, 2]), ([3], [1])]), validation=split(rows))

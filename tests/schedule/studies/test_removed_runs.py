@@ -42,13 +42,13 @@ def run(tmp_path: Path) -> Run:
 
 
 def place(run: Run) -> str:
-    """Finished runs / all runs of a study with this training and two measurements of the test split."""
+    """Returns "finished runs/all runs" of a study with this training and two measurements of the test split."""
     study = SimpleNamespace(
         folder=run.path.parents[2],
         trainings={"sft": Arm("sft", verb="bear", seeds=(0,))},
         arms={},
         left_out={},
-        config=SimpleNamespace(jobs=1),
+        config=SimpleNamespace(jobs=1, only_validation=False),
     )
     return progress_of(study).place
 
@@ -67,15 +67,15 @@ def test_a_measurement_that_was_removed_is_repeated_with_the_same_inputs_only(ru
     other = replace(run, keys={"seed": 1})
     finish(run)
     shutil.rmtree(run.path)
-    with pytest.raises(ValueError, match="made with other keys; a study measures the test split only once"):
+    with pytest.raises(ValueError, match=r"made with different inputs \(keys\); a study measures the test split"):
         finish(other)
     assert finish(run) == 1
 
-    # Also if the study is killed while the measurement is repeated.
+    # The same holds if the study is killed while the measurement is repeated.
     shutil.rmtree(run.path)
     with pytest.raises(KeyboardInterrupt):
         finish_all([run], interrupted, jobs=1, threads=1, say=print, done=lambda run, seconds: None)
-    with pytest.raises(ValueError, match="made with other keys"):
+    with pytest.raises(ValueError, match=r"made with different inputs \(keys\)"):
         finish(other)
     assert finish(run) == 1
 
@@ -85,7 +85,8 @@ def interrupted(*_: object) -> Ended:
 
 
 def test_semantic_ids_of_a_removed_copy_are_made_again(tmp_path: Path) -> None:
-    """The record of the run that makes them is beside the copy of the dataset, and must not outlive it."""
+    """The record of the run that makes the IDs is beside the copy of the dataset. If the copy is removed, the record
+    must not prevent a new run."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "card.json").write_text("{}")
     has_record = []

@@ -57,14 +57,14 @@ def test_a_study_that_would_choose_otherwise_is_refused(again: Study) -> None:
     choice = json.loads(path.read_text())
     choice["arms"]["sft"]["chosen"] = {"bear_weight": 2}
     path.write_text(json.dumps(choice))
-    with pytest.raises(ValueError, match="choice of bear_weight=2 for sft, but the runs now lead to the recipe"):
+    with pytest.raises(ValueError, match="bear_weight=2 was chosen for sft, but the runs now lead to the recipe"):
         again.run()
 
 
 @pytest.mark.slow
 def test_the_test_split_is_not_measured_twice(again: Study) -> None:
     again.evaluation["max_users"] = 7
-    with pytest.raises(ValueError, match="contains a measurement of the test split, made with other keys"):
+    with pytest.raises(ValueError, match=r"a measurement of the test split that was made with different inputs"):
         again.run()
 
 
@@ -90,7 +90,7 @@ def test_arms_without_what_they_need_or_without_headroom_are_not_run(finished: P
     content = one.run()
     assert "big is left out: the test split has 60 users, but the arm needs 10000" in lines
     assert "after big is left out: it starts from big, which is left out" in lines
-    assert any(line.startswith("hopeless is undecidable: it can gain at most 0.0001") for line in lines)
+    assert any(line.startswith("hopeless is left out: it can gain at most 0.0001") for line in lines)
     assert [arm["status"] for arm in content["arms"].values()] == ["measured", *["left out"] * 3, "measured"]
     assert content["arms"]["theirs"]["figures"]["recall@10"]["mean"] == 1
     assert content["recommendation"].startswith("use theirs (better")
@@ -107,6 +107,69 @@ def test_an_arm_may_be_the_baseline_that_is_trained(finished: Path, tmp_path: Pa
     results = json.loads((tmp_path / "study/test/baselines/all/metrics.json").read_text())["results"]
     assert list(results) == ["random", "popularity", "transition", "sequence"]
     assert content["comparisons"][0]["name"] == "trained" and list((tmp_path / "cache/trl-rec/sequence").iterdir())
+
+
+@pytest.mark.slow
+def test_a_policy_is_measured_again_with_other_keys(finished: Path, tmp_path: Path) -> None:
+    """`sft` is trained once per seed, and measured alone, with its prior, and with other keys."""
+    arms = {
+        "counter": ARMS["counter"],
+        "sft": {**ARMS["sft"], "set": {"bear_weight": 0, "prior": "popularity"}},
+        "x prior": {"policy": "sft", "row": "product"},
+        "prior": {"policy": "sft", "row": "prior"},
+        "again": {"policy": "sft", "evaluation": {"num_beams": 20, "prior": "none"}},
+        "gone": {**ARMS["sft"], "needs": {"users": 10_000}},
+        "gone too": {"policy": "gone", "row": "prior"},
+    }
+    one = study(
+        finished.with_name("data"),
+        tmp_path / "study",
+        arms=arms,
+        seeds=[0, 1],
+        comparisons=["x prior against sft", "prior against counter"],
+        metrics=["pruned@10"],
+        evaluation={"ks": [5, 10], "batch_size": 64, "exhaustive": 40},  # the last of them not for baselines
+    )
+    content = one.run()
+    assert one.progress.remaining() == "nothing remains"
+    folders = {name: arm["runs"]["0"]["test"] for name, arm in content["arms"].items() if "0" in arm.get("runs", {})}
+    assert folders["sft"] == folders["x prior"] == folders["prior"] == "test/sft/seed-0"
+    assert folders["again"] == "test/again/seed-0"
+    rows = [content["arms"][name]["runs"]["1"]["row"] for name in ("sft", "x prior", "prior")]
+    assert rows == ["model seed-1", "model seed-1 x prior", "prior"]
+    assert "run" not in content["arms"]["x prior"]["runs"]["0"] and content["arms"]["again"]["kind"] == "policy"
+    figures = {name: arm.get("figures") for name, arm in content["arms"].items()}
+    assert figures["again"]["ndcg@10"]["by_seed"] == pytest.approx(figures["sft"]["ndcg@10"]["by_seed"])
+    assert figures["x prior"]["ndcg@10"]["mean"] != figures["sft"]["ndcg@10"]["mean"]
+    assert figures["again"]["pruned@10"]["num_users"] == figures["sft"]["pruned@10"]["num_users"] == 40
+    assert "pruned@10" not in figures["counter"] and "pruned@10" not in figures["x prior"]
+    assert content["arms"]["gone too"]["reason"] == "it measures the policies of gone, which is left out"
+    assert not (tmp_path / "study/test/gone-too").exists()
+
+
+@pytest.mark.slow
+def test_a_study_of_validation_alone_never_reads_the_test_split(finished: Path, tmp_path: Path) -> None:
+    arms = {"counter": ARMS["counter"], "bear": ARMS["bear"]}
+    content = study(
+        finished.with_name("data"),
+        tmp_path / "study",
+        arms=arms,
+        seeds=[0],
+        comparisons=None,
+        primary="recall@10",
+        choose_by="ndcg@10",
+        only_validation=True,
+    ).run()
+    assert content["split"] == "validation" and not (tmp_path / "study" / "test").exists()
+    run = content["arms"]["bear"]["runs"]["0"]
+    assert run["test"] == run["run"] and "validation users" in (tmp_path / "study" / "table.txt").read_text()
+    metrics = json.loads((tmp_path / "study" / run["run"] / "metrics.json").read_text())["results"]["BEAR"]["metrics"]
+    assert content["arms"]["bear"]["figures"]["recall@10"]["mean"] == pytest.approx(metrics["recall@10"])
+    assert content["arms"]["bear"]["validation"] == metrics["ndcg@10"]
+    choice = json.loads((tmp_path / "study" / "choice.json").read_text())
+    assert (choice["primary"], choice["chosen by"]) == ("recall@10", "ndcg@10")
+    values = {point["point"]["bear_weight"]: point["value"] for point in choice["arms"]["bear"]["grid"]}
+    assert values[choice["arms"]["bear"]["chosen"]["bear_weight"]] == max(values.values()) == metrics["ndcg@10"]
 
 
 def write_lists(data: Path, path: Path) -> Path:
@@ -134,7 +197,7 @@ def test_the_recommendation_is_the_best_on_validation_of_the_better_arms() -> No
     assert recommendation("counter", compared, arms).startswith("use a (better than counter: ndcg@10 0.2000")
     assert recommendation("counter", compared[2:], arms) == "no difference from counter"
     for one in compared:
-        one.metric = "disliked@10"  # the lowest is the best
+        one.metric = "disliked@10"  # lower is better
     assert recommendation("counter", compared, arms).startswith("use b (better than counter: disliked@10 0.2500")
     arms["b"] = {}
     assert recommendation("counter", compared, arms).startswith("use one of a, b: not all of them have a validation")

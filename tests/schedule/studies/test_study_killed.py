@@ -16,7 +16,7 @@ from tests.schedule.studies.study_runs import make_data, run_study
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study that was not killed, beside its data."""
+    """The folder of a study that was not killed. The data is beside it."""
     folder = tmp_path_factory.mktemp("study")
     make_data(folder / "data")
     run_alone(partial(run_study, folder / "data"), folder / "whole")
@@ -31,7 +31,7 @@ def test_a_killed_study_ends_with_the_same_table(finished: Path, tmp_path: Path,
         process = start(work, output)
         records = len(list(output.rglob("seed-*.json")))
         deadline = time.monotonic() + 120
-        # Let every other start finish a run, so that the study gets on.
+        # Let every other start finish a run, so that the study makes progress.
         while kill % 2 and len(list(output.rglob("seed-*.json"))) == records and process.exitcode is None:
             assert time.monotonic() < deadline, log_of(output)
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A study is read strictly, before anything runs."""
+"""A study is checked strictly before anything runs."""
 
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,25 @@ def read(**changes: Any) -> None:
         ),
         (
             {"arms": {"a": {"baseline": "counter"}}},
-            "baseline: 'counter' does not belong to the baselines of the whole catalogue; choose one of random",
+            "this study ranks the whole catalogue, for which there is no baseline 'counter'; choose one of random",
         ),
         (
             {"arms": {"a": {"baseline": "sequence"}, "b": {**SFT, "verb": "alro"}}},
-            "arms: a: baseline: 'sequence' does not belong to the baselines of rated candidates",
+            "arms: a: baseline: this study orders rated candidates, for which there is no baseline 'sequence'",
+        ),
+        ({"arms": {"a": SFT, "b": {"policy": "a"}}}, "b: this arm would repeat the measurement of its policy"),
+        ({"arms": {"a": SFT, "b": {"policy": "a", "row": "both"}}}, "b: row: 'both' is not a row of an evaluation"),
+        (
+            {"arms": {"a": SFT, "b": {"policy": "c", "row": "prior"}}},
+            "policy: 'c' is not .*; name one of a$",
+        ),
+        (
+            {"arms": {"a": SFT, "b": {"policy": "a", "evaluation": {"split": "test"}}}},
+            "b: evaluation: the study sets split itself",
+        ),
+        (
+            {"arms": {"a": SFT, "b": {"policy": "a", "row": "prior"}}, "only_validation": True},
+            "with only_validation, policies are measured only by their trainings",
         ),
         ({"arms": {"a b": SFT, "a-b": SFT}}, "'a-b' and 'a b' would share a folder"),
         ({"arms": {"a": {**SFT, "set": {"seed": 3}}}}, "arms: a: set: the study sets seed itself"),

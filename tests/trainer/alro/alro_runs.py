@@ -1,5 +1,5 @@
-"""A small ALRO run, the same here and in a process of its own. `FOLDER` holds a rated dataset and a model, as
-`make_folder` writes them.
+"""A small ALRO run, for the process of the test and for other processes. `folder` contains the rated dataset and the
+model that `make_folder` writes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trl_rec.trainer import rating_values
 
 disable_progress_bars()
 
-# Plain SGD, as Adam turns the rounding of a gradient that is zero into a step.
+# Plain SGD, because Adam would take a step for a gradient that is 0 except for rounding.
 DEFAULTS = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.5, "lr_scheduler_type": "constant"}
 DEFAULTS |= {"optim": "sgd", "max_length": 96, "save_strategy": "no", "activation_checkpointing": False, **QUIET}
 DEFAULTS |= {"overwrite": True}  # several runs of a test share a folder
@@ -30,7 +30,7 @@ PASSED_ON += ("preprocess_logits_for_metrics", "compute_loss_func", "formatting_
 
 
 def make_folder(folder: Path, surface: str = "semantic_id") -> RecDataset:
-    """A rated toy dataset whose items have two codes, so that letters name them, and a model without dropout."""
+    """Saves a rated toy dataset and a model without dropout. An item has two codes, so letters name the candidates."""
     dataset = prepare("toy", folder / "data", toy_users=24, toy_items=60, split="leave_last", num_held_out=4)
     codes = [[f"<a_{item // 8}>", f"<b_{item % 8}>"] for item in range(60)]
     catalog = dataset.catalog.with_surface(surface, Ragged.from_lists(codes, object))
@@ -43,7 +43,7 @@ def make_folder(folder: Path, surface: str = "semantic_id") -> RecDataset:
 
 
 def make_trainer(folder: Path, output: Path, **options: Any) -> AlroTrainer:
-    """A trainer on that folder; `options` go to `AlroConfig`, but for those named here."""
+    """Makes a trainer for the data of the folder. `options` are fields of `AlroConfig` or arguments of the trainer."""
     model = options.pop("model", None) or load_model(folder / "model")
     dataset, tokenizer = load(folder / "data"), load_tokenizer(folder / "model")
     rows = options.pop("train_dataset", dataset.train)
@@ -59,8 +59,8 @@ def first_batch(trainer: AlroTrainer) -> dict[str, Any]:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in
-    OUTPUT/run.pt."""
+    """Runs the whole training, in each of its processes. Saves the weights in `output`, and the measurements in
+    `OUTPUT/run.pt`."""
     trainer = make_trainer(folder, output, **options)
     trainer.train()
     split = load(folder / "data").validation

@@ -1,4 +1,4 @@
-"""Full fine-tuning aside: adapters that also train new tokens, on full-precision and nf4 bases."""
+"""Adapters that also train the embeddings of new tokens, on full-precision and nf4 bases."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 @pytest.fixture(params=["tied", "untied"])
 def base(request: pytest.FixtureRequest, dataset: RecDataset, tmp_path: Path) -> Path:
-    """A pretrained model's folder."""
+    """The folder of a pretrained model."""
     tokenizer = make_bpe(dataset.catalog.titles, vocab_size=300)
     model = make_family("llama", vocab_size=len(tokenizer))
     model.config.tie_word_embeddings = request.param == "tied"
@@ -33,7 +33,7 @@ def base(request: pytest.FixtureRequest, dataset: RecDataset, tmp_path: Path) ->
 
 
 def make(base: Path, dataset: RecDataset, output: Path, **options) -> AlroTrainer:
-    """What `trl-rec alro` makes of a recipe with an adapter."""
+    """Trains and saves an adapter as `trl-rec alro` does."""
     config = RecModelConfig(str(base), use_peft=True, lora_r=4, lora_target_modules="all-linear", **options)
     model, tokenizer, adapter = build_ranker(dataset.catalog, [1, 2, 3, 4, 5], config)
     settings = {**DEFAULTS, "learning_rate": 0.05, "max_length": 512, "max_history": 4, "optim": "adamw_torch"}
@@ -54,7 +54,7 @@ def make(base: Path, dataset: RecDataset, output: Path, **options) -> AlroTraine
 
 
 def assert_ranks(trainer: AlroTrainer, folder: Path, dataset: RecDataset) -> None:
-    """The folder gives the orders of the trainer."""
+    """Asserts that the saved model orders candidates as the trainer does."""
     ranker, ids = CandidateRanker.from_pretrained(folder), dataset.catalog.ids
     rows, ranked = trainer.rows_of(dataset.test), trainer.rank(dataset.test)
     for number, row in enumerate(rows.select(range(4)).to_list()):
@@ -93,11 +93,12 @@ def test_nf4_bases_train_adapters_and_new_tokens(
 
 
 def test_new_embeddings_follow_the_seed(base: Path, dataset: RecDataset) -> None:
-    """Those of the items and those of the prompts."""
+    """The seed determines the new embeddings of items and of prompt tokens. The pretrained embeddings do not
+    change."""
     config, catalog = RecModelConfig(str(base)), dataset.with_surface("item_token").catalog
     models = []
     for seed in (0, 0, 1):
-        torch.rand(1)  # what was drawn before plays no part
+        torch.rand(1)  # earlier draws must not matter
         models.append(build_ranker(catalog, [1, 2, 3, 4, 5], config, seed=seed)[0].get_input_embeddings().weight)
     assert torch.equal(models[0], models[1])
     new = slice(300, None)

@@ -1,4 +1,5 @@
-"""Batches of rated lists: what is learned at which place, and that orders follow the epoch and nothing else."""
+"""Batches of rated lists: which token is learned at which position, and that the orders of a list change only with the
+epoch."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,7 +48,7 @@ def test_an_answer_names_the_candidates_by_rating_in_either_order(folder: Path, 
             )  # no gap before the answer's end
             for candidate, name in zip(row["candidates"], names.tolist(), strict=True):
                 place = listed.index(name)
-                assert listed[place + 1 : place + 3] == texts[candidate]  # the letter stands before its item
+                assert listed[place + 1 : place + 3] == texts[candidate]  # the letter comes before its item
             seen.add(tuple(names.tolist()))
         assert len(seen) == trainer.args.num_orders
         prompt = batch["prompt_ids"][number][batch["prompt_mask"][number]].tolist()
@@ -61,7 +62,7 @@ def test_a_new_epoch_shows_new_orders_and_the_same_epoch_the_same(folder: Path, 
     trainer = make_trainer(folder, tmp_path)
     collator, rows = trainer.data_collator, [trainer.train_dataset[row] for row in range(4)]
     first = collator(rows)
-    assert len({tuple(one) for one in first["names"][:, 0].tolist()}) > 1  # each row has slots of its own
+    assert len({tuple(one) for one in first["names"][:, 0].tolist()}) > 1  # the orders differ between rows
     collator([trainer.train_dataset[7]])
     assert equal(first, collator(rows))
     alone = collator(rows[2:3])

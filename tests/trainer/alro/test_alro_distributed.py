@@ -1,5 +1,5 @@
-"""Two processes give what one gives at the same global batch: DDP, ZeRO-2, ZeRO-3, on the CPU with the shipped
-recipes."""
+"""At the same global batch, two processes give the results of one: under DDP, ZeRO-2 and ZeRO-3, with the shipped
+accelerate recipes on the CPU."""
 
 from functools import partial
 from pathlib import Path

@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(run: str, folder: Path, output: Path) -> AlroTrainer:
-    """Two accumulated batches a step."""
+    """Makes a trainer that accumulates two batches per step."""
     return make_trainer(folder, output, max_steps=NUM_STEPS, gradient_accumulation_steps=2, **RUNS[run])
 
 

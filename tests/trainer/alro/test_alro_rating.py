@@ -1,4 +1,4 @@
-"""The stage in which a model from scratch learns to rate, alone and inside `trl-rec alro`."""
+"""The stage in which a model from scratch learns to rate, by itself and as a part of `trl-rec alro`."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from trl_rec import AlroTrainer, BearTrainer, RecDataset, prepare
 from trl_rec.decoding import RatedPromptFormat
 from trl_rec.models import RecModelConfig
 from trl_rec.scripts.alro import main
-from trl_rec.scripts.parsing import find_recipe
+from trl_rec.scripts.recipe_files import find_recipe
 from trl_rec.trainer import build_ranker, learn_ratings, rating_values
 
 
@@ -60,7 +60,7 @@ class Killed(Exception):
 
 
 class Kill(TrainerCallback):
-    """After the second epoch's checkpoint."""
+    """Kills the run at the end of the third epoch, before the checkpoint of that epoch is written."""
 
     def on_epoch_end(self, args, state, control, **others) -> None:
         if state.epoch > 2.5:
@@ -90,7 +90,7 @@ def test_a_stage_goes_on_where_it_was_killed_and_is_taken_as_it_is_once_it_ended
     assert len(steps) == resumed and "is already finished" in caplog.text
     assert (
         same(learn(dataset, tmp_path / "cut", overwrite=True), whole) and len(steps) == 4 * resumed
-    )  # all of it anew
+    )  # the whole stage is trained again
 
 
 def test_it_learns_to_rate(dataset: RecDataset, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_it_learns_to_rate(dataset: RecDataset, tmp_path: Path) -> None:
         for entry in map(json.loads, (tmp_path / "eval.jsonl").read_text().splitlines())
         if "loss" in entry
     ]
-    assert losses[-1] < 1.7 < losses[0]  # five ratings by chance: log 5 is 1.61
+    assert losses[-1] < 1.7 < losses[0]  # guessing one of five ratings costs log 5 = 1.61
 
 
 def write(folder: Path, dataset: RecDataset, **options) -> list[str]:

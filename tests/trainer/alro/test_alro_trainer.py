@@ -1,4 +1,5 @@
-"""AlroTrainer against slow loops and separate forward passes, and what every trainer of this package has to show."""
+"""`AlroTrainer` compared with slow loops and separate forward passes, and the checks that every trainer of this
+package gets."""
 
 import inspect
 import json
@@ -47,7 +48,8 @@ def assert_close(model: torch.nn.Module, expected: dict[str, Tensor], tolerance:
 
 @torch.no_grad()
 def slow_table(trainer: AlroTrainer, batch: dict[str, Tensor], row: int, shown: int) -> tuple[Tensor, list[int]]:
-    """`(n, V)`: log-probabilities at each answer position, from a row of its own, and the names by candidate."""
+    """Returns the log-probabilities `(n, V)` at each answer position, with the list in a row of its own, and the
+    candidates' names."""
     answer, mask = batch["answer_mask"][row, shown], batch["completion_mask"][row, shown]
     prompt, tokens = batch["prompt_ids"][row][batch["prompt_mask"][row]], batch["completion_ids"][row, shown]
     text = torch.cat([prompt, tokens[mask]])
@@ -58,7 +60,7 @@ def slow_table(trainer: AlroTrainer, batch: dict[str, Tensor], row: int, shown: 
 
 
 def slow_parts(trainer: AlroTrainer, batch: dict[str, Tensor]) -> dict[str, float]:
-    """The parts of the loss, one list and one name at a time."""
+    """Returns the parts of the loss, computed for one list and one name at a time."""
     sft, soft_lambda, permutation = [], [], []
     for row in range(len(batch["ratings"])):
         count = int(batch["candidate_mask"][row].sum())
@@ -97,11 +99,13 @@ def slow_parts(trainer: AlroTrainer, batch: dict[str, Tensor]) -> dict[str, floa
     ],
 )
 def test_the_loss_equals_a_loop_over_separate_rows(folder: Path, tmp_path: Path, options: dict) -> None:
-    """Every list in a row of its own, without padding; the parts, and the loss that they add up to."""
+    """The loop reads every list in a row of its own, without padding. The parts of the loss and their weighted sum are
+    compared."""
     trainer = make_trainer(folder, tmp_path, lambda_warmup=0.0, **WHOLE, **options)
     batch = first_batch(trainer)
     assert len(set(batch["candidate_mask"].sum(1).tolist())) > 1 or batch["candidate_mask"].all()
     loss = trainer.compute_loss(trainer.model, batch)
+    trainer.read_metrics()
     expected, args, logged = slow_parts(trainer, batch), trainer.args, trainer._metrics["train"]
     for name, weight in {"sft": 1, "soft_lambda": args.lambda_weight, "permutation": args.permutation_weight}.items():
         assert (f"alro/{name}" in logged) == bool(weight)
@@ -116,7 +120,7 @@ def test_the_loss_equals_a_loop_over_separate_rows(folder: Path, tmp_path: Path,
 
 
 def test_lists_of_different_length_do_not_touch_each_other(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
-    """A list's parts are the same beside longer lists as alone."""
+    """The parts of the loss of a list do not change if the batch contains longer lists."""
     rows = build_rated_rows(dataset.train, num_candidates=4, max_history=20)
     counts = np.array([len(row) for row in rows["candidates"]])
     chosen = [int(np.flatnonzero(counts == count)[0]) for count in sorted(set(counts))]
@@ -144,7 +148,7 @@ def test_both_orders_take_one_forward_pass_that_reads_a_history_once(folder: Pat
 def test_ranking_costs_what_it_costs_after_supervised_fine_tuning(
     folder: Path, dataset: RecDataset, tmp_path: Path
 ) -> None:
-    """As many forward passes, of as many tokens."""
+    """Ranking after ALRO takes as many forward passes as after SFT, each with as many tokens."""
     calls = []
     for options in ({}, {"lambda_weight": 0.0, "permutation_weight": 0.0}):
         trainer = make_trainer(folder, tmp_path, **options)
@@ -156,7 +160,8 @@ def test_ranking_costs_what_it_costs_after_supervised_fine_tuning(
 
 
 def test_letters_of_titles_are_read_where_they_are_written(tokenizer_copy, tmp_path: Path) -> None:
-    """Where the answer begins each letter is one token of the text, and what predicts it is the token before."""
+    """At the start of the answer, each letter is one token of the tokenized text. It is predicted from the token
+    before it."""
     dataset = prepare("toy", tmp_path / "data", toy_users=24, toy_items=60, split="leave_last", num_held_out=4)
     model = make_family("llama", vocab_size=len(tokenizer_copy))
     config = AlroConfig(str(tmp_path), **{**DEFAULTS, "max_length": 512, "max_history": 4})
@@ -171,7 +176,7 @@ def test_letters_of_titles_are_read_where_they_are_written(tokenizer_copy, tmp_p
         listed, written = tokens[mask & ~answer].tolist(), tokens[answer].tolist()
         names = batch["names"][row, shown, : len(written)].tolist()
         for name in names:
-            tail = listed[-5:]  # not titles, which were tokenised one by one
+            tail = listed[-5:]  # without the titles, which were tokenized separately
             text = tokenizer_copy.decode([*tail, name])
             assert tokenizer_copy(text, add_special_tokens=False)["input_ids"] == [*tail, name]
         assert sorted(written) == sorted(set(names))
@@ -182,7 +187,8 @@ def test_letters_of_titles_are_read_where_they_are_written(tokenizer_copy, tmp_p
 
 
 def test_misaligned_names_are_no_agreement(folder: Path, tmp_path: Path) -> None:
-    """The permutation loss compares candidates: with the names of the other order it is another one."""
+    """The permutation loss compares the same candidate in both orders, so it changes if the names of the orders are
+    swapped."""
     trainer = make_trainer(folder, tmp_path, lambda_weight=0.0, **WHOLE)
     batch = first_batch(trainer)
     right = trainer.loss_parts(trainer._answers(trainer.model, batch), batch)["permutation"]
@@ -220,7 +226,7 @@ def test_gradient_norms_are_those_of_each_part_alone(folder: Path, tmp_path: Pat
     assert all(norm > 0 for norm in found.values())
     again = make_trainer(folder, tmp_path, max_steps=1)
     again.train()
-    torch.manual_seed(again.args.seed)  # the sampler's order
+    torch.manual_seed(again.args.seed)  # for the sampler's order
     _, batch, *_ = make_trainer(folder, tmp_path).get_train_dataloader()
     again.model.train()
     for name, norm in found.items():
@@ -252,7 +258,7 @@ def test_a_run_resumed_within_an_epoch_ends_at_the_same_weights(folder: Path, tm
     whole = make_trainer(folder, tmp_path / "whole", **options | {"save_strategy": "no"})
     assert (
         3 < len(whole.get_train_dataloader()) < 9
-    )  # the run resumes within its first epoch, and goes on to later ones
+    )  # it resumes within the first epoch, and continues into later ones
     whole.train()
     cut = make_trainer(folder, tmp_path / "cut", **options)
     cut.train()

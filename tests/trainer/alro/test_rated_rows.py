@@ -1,4 +1,4 @@
-"""Rated lists against slow loops over random logs, and what is refused."""
+"""Rated lists against slow loops over random logs, and the input that is refused."""
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,8 @@ from trl_rec.trainer import build_rated_rows, held_out_rows, rating_values
 
 @st.composite
 def splits(draw: st.DrawFn, name: str = "train") -> Dataset:
-    """Users with few items, so that items come back, and few ratings, so that lists are all alike now and then."""
+    """Draws users from few items, so that items repeat, and from few ratings, so that some lists have only equal
+    ratings."""
     rows = []
     for user in range(draw(st.integers(1, 4))):
         items = draw(st.lists(st.integers(0, 9), min_size=1, max_size=14))

@@ -1,4 +1,4 @@
-"""Early stopping: when it stops, what it is refused with, and how a resumed run counts on."""
+"""Early stopping: when a run stops, which settings are refused, and how a resumed run continues to count."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ class KillAt(TrainerCallback):
 
 
 def test_a_resumed_run_counts_on(folder: Path, tmp_path: Path) -> None:
-    """It stops where an uninterrupted run would. The patience may change, and is then that of the resumed run."""
+    """A resumed run stops at the step at which an uninterrupted run would. If the patience changes, the new one
+    applies."""
     cut = trainer_of(folder, tmp_path, early_stopping_patience=9, callbacks=[KillAt(6)])
     with pytest.raises(Killed):
         cut.train()
@@ -62,14 +63,14 @@ def test_a_run_that_was_stopped_trains_no_further_step(folder: Path, tmp_path: P
     for name, tensor in stopped.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], tensor), name
 
-    # With more patience it goes on.
+    # With more patience, the run continues.
     longer = trainer_of(folder, tmp_path, early_stopping_patience=2)
     longer.train(resume_from_checkpoint=True)
     assert longer.state.global_step == 6
 
 
 def test_a_small_improvement_counts_as_none(folder: Path, tmp_path: Path) -> None:
-    """The loss falls by less than the threshold at every evaluation."""
+    """At every evaluation, the loss falls by less than the threshold of the strict run."""
     options = {"metric_for_best_model": "eval_loss", "learning_rate": 1e-3, "early_stopping_patience": 2}
     improving = trainer_of(folder, tmp_path / "improving", max_steps=8, **options)
     improving.train()

@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from trl_rec.evaluation.kept.files import FINISHED
 from trl_rec.evaluation.kept.finished_rows import FinishedRows
 from trl_rec.scripts import bear, evaluate
 from trl_rec.trainer.base import cost
-from trl_rec.trainer.base.output import remove_work
-from trl_rec.trainer.base.trainer import NOT_PUSHED
+from trl_rec.trainer.base.saving.output import remove_work
+from trl_rec.trainer.base.saving.published import copy_published
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def train(data: Path, output: Path, **options: Any) -> None:
 
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was not interrupted and said nothing about its cost, measured on seven users."""
+    """An uninterrupted run, measured on seven users, that prints no estimate of its cost."""
     output = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(bear, "announce_cost", lambda trainer, dataset: None)
@@ -78,7 +77,8 @@ class Killed(BaseException):
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the batches that are ranked from now on. The fourth one is interrupted; each is kept at once."""
+    """Collects the sizes of the batches that are ranked. The ranks of each batch are kept at once, and the fourth
+    batch is interrupted."""
     sizes: list[int] = []
     usual = rank.rank_items
     monkeypatch.setitem(FinishedRows.of_model.__kwdefaults__, "seconds", 0.0)
@@ -97,7 +97,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_an_interrupted_final_evaluation_continues(
     data: Path, run: Path, tmp_path: Path, batches: list[int], capsys
 ) -> None:
-    """There are two passes of two batches, and the last batch is interrupted."""
+    """The evaluation makes two passes of two batches, and the last batch is interrupted."""
     output = tmp_path / "run"
     with pytest.raises(Killed):
         train(data, output, max_test_users=7)
@@ -118,10 +118,25 @@ def test_an_interrupted_final_evaluation_continues(
     assert tables[0].equals(tables[1])
 
 
+def test_an_interrupted_choice_of_the_prior_continues(data: Path, tmp_path: Path, batches: list[int], capsys) -> None:
+    """The validation users are ranked in five batches, and the fourth one is interrupted."""
+    options = {"prior": "transition", "final_split": "none", "max_users": 18}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    with pytest.raises(Killed):
+        train(data, cut, **options)
+    assert batches == [4, 4, 4, 4] and not (cut / "choice.json").exists()
+    train(data, cut, **options, resume_from_checkpoint=True)
+    assert "ranking: 12 of 18 users are kept from an interrupted evaluation" in capsys.readouterr().out
+    assert sum(batches) == 16 + 6 and not (cut / FINISHED).exists()
+
+    train(data, whole, **options)
+    assert (whole / "choice.json").read_text() == (cut / "choice.json").read_text()
+
+
 def test_an_interrupted_evaluation_of_a_saved_model_continues(
     data: Path, run: Path, tmp_path: Path, batches: list[int], capsys
 ) -> None:
-    """With another batch size, and as part of the rows that the run has ranked."""
+    """The second call has another batch size. `evaluate` ranks the same seven users as the run did."""
     options = {"dataset": data, "model": run, "recall_at": 20, "output_dir": tmp_path / "cut", "max_users": 7}
     with pytest.raises(Killed):
         evaluate.main(words({**options, "batch_size": 4}))
@@ -136,17 +151,26 @@ def test_finished_rows_go_with_the_work_of_their_run_and_stay_here(tmp_path: Pat
     (tmp_path / FINISHED / "a pass").mkdir(parents=True)
     remove_work(tmp_path)
     assert not (tmp_path / FINISHED).exists()
-    for path in (f"{FINISHED}/a pass/part.parquet", f"checkpoint-2/{FINISHED}/a pass/part.parquet"):
-        assert any(fnmatch(path, pattern) for pattern in NOT_PUSHED)
 
 
-# What a run says
+def test_finished_rows_are_never_pushed(tmp_path: Path) -> None:
+    """Finished rows are pushed neither from a run folder nor from a checkpoint."""
+    for name in ("run", "checkpoint-2"):
+        folder, copy = tmp_path / name, tmp_path / f"{name}-copy"
+        (folder / FINISHED / "a pass").mkdir(parents=True)
+        (folder / FINISHED / "a pass" / "part.parquet").touch()
+        (folder / "config.json").touch()
+        copy.mkdir()
+        assert copy_published(folder, copy) == ["config.json"]
+
+
+# The printed estimates
 
 
 def test_a_run_says_what_it_and_its_final_evaluation_take(
     data: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    """And the weights are those of a run that says nothing."""
+    """Printing the estimates does not change the weights."""
     for module in (cost, evaluation_cost):
         monkeypatch.setattr(module, "SHORT", 0.0)
     monkeypatch.setattr(cost, "FEW", 0.0)
@@ -158,6 +182,20 @@ def test_a_run_says_what_it_and_its_final_evaluation_take(
     assert len(re.findall(rf"^final evaluation: 7 users, about \d+ s; {remedy}$", said, re.MULTILINE)) == 1
     for name, tensor in load_file(run / "model.safetensors").items():
         assert torch.equal(tensor, load_file(tmp_path / "run" / "model.safetensors")[name]), name
+
+
+def test_a_run_says_how_long_choosing_the_prior_takes(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """It does so before training, and again before the choice."""
+    for module in (cost, evaluation_cost):
+        monkeypatch.setattr(module, "SHORT", 0.0)
+    monkeypatch.setattr(policy, "seconds_per_user", lambda passes, *others: [2.0] * len(passes))
+    train(data, tmp_path / "run", prior="transition", max_test_users=7, max_users=9)
+    said = capsys.readouterr().out
+    # Two passes over nine validation users, and two passes, with and without the prior, over seven test users.
+    assert "final evaluation: 7 users of the test split, about 56 s, and 36 s for choosing the prior; set max" in said
+    assert "choice of the prior: 9 users, about 36 s; set max_users to shorten it" in said
 
 
 def test_a_run_says_that_nothing_is_evaluated(

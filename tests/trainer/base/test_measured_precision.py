@@ -1,4 +1,4 @@
-"""What is measured before training has the precision of what is measured after it."""
+"""Measurements before training have the same precision as those after it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ MAKERS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("name", MAKERS)
 def test_lists_are_ranked_in_one_precision(name: str, bf16: bool, tmp_path: Path) -> None:
-    """Training in mixed precision leaves the model under autocast, so ranking must be under it from the start."""
+    """Training in mixed precision leaves the model under autocast. Ranking before training must therefore use autocast
+    too."""
     (alro_runs if name == "alro" else runs).make_folder(tmp_path)
     trainer = MAKERS[name](tmp_path, tmp_path / "run", max_steps=1, learning_rate=0.0, bf16=bf16)
     split = load(tmp_path / "data").validation

@@ -1,4 +1,4 @@
-"""Models that keep dropout as a number, as OPT does, which TRL's `disable_dropout` does not find."""
+"""Models that keep dropout as a number, as OPT does. TRL's `disable_dropout` does not find such dropout."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folder of each method's runs."""
+    """A folder with data for the runs of each method."""
     ranked = tmp_path_factory.mktemp("ranked")
     runs.make_folder(ranked)
     rated = tmp_path_factory.mktemp("rated")
@@ -40,7 +40,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def opt(folder: Path) -> PreTrainedModel:
-    """A small OPT with dropout wherever it can have some. With `layerdrop`, training skips whole layers."""
+    """Returns a small OPT with every kind of dropout that OPT supports. With `layerdrop`, training skips whole
+    layers."""
     tokenizer = load_tokenizer(folder / "model")
     torch.manual_seed(0)
     size = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "init_std": 0.3}
@@ -59,7 +60,7 @@ def opt(folder: Path) -> PreTrainedModel:
 
 
 def make(name: str, folders: dict[str, Path], output: Path, **options: Any) -> Any:
-    """A method's trainer with such a model, in training mode."""
+    """Makes the trainer of a method with a small OPT in training mode."""
     trainer = MAKERS[name](folders[name], output, model=opt(folders[name]), **options)
     trainer.model.train()
     return trainer
@@ -93,7 +94,7 @@ def test_the_policy_in_training_begins_as_its_reference(folders: dict[str, Path]
 def test_supervised_training_keeps_its_dropout_and_ranks_without(
     name: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """As `SFTTrainer` does, a supervised trainer drops what the model says."""
+    """A supervised trainer trains with the model's own dropout, as `SFTTrainer` does, and ranks without dropout."""
     trainer = make(name, folders, tmp_path)
     split = load(folders[name] / "data").validation
     ranked = [trainer.rank(split)[0] for _ in range(2)]

@@ -1,4 +1,5 @@
-"""`--prior` in two processes: the results of one process, files of the main process alone, and no waiting."""
+"""`--prior` in two processes gives the results of one process. Only the main process writes files, and no process
+waits forever."""
 
 import json
 import os
@@ -33,7 +34,7 @@ def train(data: Path, batch_size: int, output: Path) -> None:
 
 
 def train_and_note_files(data: Path, batch_size: int, output: Path) -> None:
-    """Also writes the names of the files that this process wrote to the output folder, to `OUTPUT-RANK.json`."""
+    """Trains, and writes `OUTPUT-RANK.json`: the names of the files that this process wrote to the output folder."""
     written = set()
 
     def note(event: str, arguments: tuple) -> None:
@@ -74,7 +75,7 @@ def test_two_processes_choose_and_measure_as_one(data: Path, tmp_path: Path) -> 
 
 
 def test_two_processes_refuse_another_choice(data: Path, tmp_path: Path) -> None:
-    """After training, because the choice is not known earlier. Both processes raise the error, so neither waits."""
+    """The choice is known only after training, so the error comes then. Both processes raise it, so neither waits."""
     recorded = {"prior": "transition", "strength": 32.0, "eps": 0.0001, "split": "test"}
     write_json(tmp_path / "run/choice.json", recorded)
     run_in_two("ddp", partial(train_and_be_refused, data), tmp_path / "run")

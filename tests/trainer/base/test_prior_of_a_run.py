@@ -1,4 +1,5 @@
-"""`--prior` of the training verbs: three rows, a prior in the run folder that everything else uses, and one choice."""
+"""`--prior` of the training verbs: the results have rows for the model, the prior and their product, everything else
+uses the saved prior, and one choice is recorded."""
 
 import json
 import shutil
@@ -8,15 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from trl_rec import BearConfig, Recommender, load, prepare
 from trl_rec.decoding import ArrayPrior, TransitionPrior
+from trl_rec.decoding.priors import fit_prior, load_prior
 from trl_rec.decoding.priors.run_folder import save_run_prior
 from trl_rec.evaluation import read_evaluation
 from trl_rec.files import write_json
-from trl_rec.scripts import bear, evaluate, recommend
-from trl_rec.trainer.base.prior import check_run_prior
+from trl_rec.ragged import Ragged
+from trl_rec.scripts import align3gr, bear, blade, evaluate, recommend, softmax_dpo
+from trl_rec.trainer.base.prior import check_run_prior, continue_prior
 from trl_rec.trainer.base.prior_config import wants_prior
+from trl_rec.trainer.blade import building as blade_building
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,7 @@ def test_a_run_keeps_its_prior_and_three_rows(run: Path, data: Path, capsys: pyt
         "eps": 0.5,
     }
 
-    # `Recommender` and `recommend` use it unless told not to.
+    # `Recommender` and `trl-rec recommend` use the prior, unless they are told not to.
     saved = Recommender.from_pretrained(run)
     assert isinstance(saved.prior, TransitionPrior) and saved.prior.strength == 1.5
     dataset = load(data)
@@ -134,7 +139,7 @@ def test_a_recorded_choice_that_may_be_chosen_again_is_no_obstacle(data: Path, t
 
 
 def test_the_recorded_choice_can_be_given(data: Path, tmp_path: Path) -> None:
-    """With its eps, which no option gives."""
+    """The run takes eps from the recorded choice, because no option sets it."""
     write_json(tmp_path / "run/choice.json", CHOICE)
     train(data, tmp_path / "run", "--prior", "transition", "--prior_strength", "2", "--final_split", "none")
     saved = Recommender.from_pretrained(tmp_path / "run").prior
@@ -200,3 +205,86 @@ def test_a_prior_is_kept_without_a_final_split(data: Path, tmp_path: Path) -> No
 def test_invalid_priors_are_refused(options: dict[str, str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         BearConfig(str(tmp_path), use_cpu=True, bf16=False, **options)
+
+
+def test_a_run_that_continues_fits_the_prior_again(run: Path, data: Path, tmp_path: Path, caplog) -> None:
+    """The run continues as with `trl-rec bear --model_name_or_path runs/yesterday --dataset data/today`."""
+    today = prepare("toy", tmp_path / "today", toy_users=24, toy_items=60, seed=1)
+    (run / "recipe.yaml").write_text("prior: transition\nprior_strength: '1.5'\n")
+    train(tmp_path / "today", tmp_path / "next", "--model_name_or_path", str(run))
+    assert (
+        f"{run} has a transition prior, so this run fits a prior of this kind to its own data (strength 1.5)"
+        in caplog.text
+    )
+    assert list(read_evaluation(tmp_path / "next").results)[-3:] == ["BEAR", "prior", "BEAR x prior"]
+    prior = load_prior(tmp_path / "next")
+    fitted = fit_prior("transition", today)
+    histories = Ragged.from_lists([[3, 7], [11]])
+    weights = [one.weights(histories).dense(2, 60) for one in (prior, replace(fitted, strength=1.5), load_prior(run))]
+    assert np.allclose(weights[0], weights[1]) and not np.allclose(weights[0], weights[2])
+    # The recipe names the prior, so it repeats the run.
+    assert yaml.safe_load((tmp_path / "next/recipe.yaml").read_text())["prior"] == "transition"
+
+    # Without a recipe that contains a number, the strength is chosen again. A prior that the user names takes
+    # precedence.
+    (run / "recipe.yaml").unlink()
+    config = BearConfig(str(tmp_path), use_cpu=True, bf16=False)
+    continue_prior(config, run)
+    assert (config.prior, config.prior_strength) == ("transition", "auto")
+    for prior_name in ("none", "popularity"):
+        config = BearConfig(str(tmp_path), use_cpu=True, bf16=False, prior=prior_name)
+        continue_prior(config, run)
+        assert config.prior == prior_name
+
+    # An array of weights cannot be fitted.
+    shutil.copytree(run, tmp_path / "array")
+    save_run_prior(tmp_path / "array", ArrayPrior(np.ones(60)))
+    config = BearConfig(str(tmp_path), use_cpu=True, bf16=False)
+    continue_prior(config, tmp_path / "array")
+    assert config.prior == "none" and "which cannot be fitted again; this run has no prior" in caplog.text
+
+
+class Stop(Exception):
+    """Ends a script before it trains."""
+
+
+def test_other_verbs_continue_a_prior_or_say_that_there_is_none(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = shutil.copytree(run, tmp_path / "run")
+    (run / "recipe.yaml").write_text("prior: transition\nprior_strength: '1.5'\n")
+    words = ["--model_name_or_path", str(run), "--output_dir", str(tmp_path / "next"), "--use_cpu", "--bf16", "false"]
+    on_data = ["--dataset", str(data), "--surface", "item_token"]
+    seen: list[tuple[str, str, bool]] = []
+
+    def stop(*given: object) -> None:
+        """Keeps the priors of the configurations that a script passes to its check."""
+        for one in given:
+            config = getattr(one, "config", one)
+            if hasattr(config, "is_prior_open"):
+                seen.append((config.prior, config.prior_strength, config.is_prior_open))
+        raise Stop
+
+    # 1. `softmax_dpo` and the stages of `align3gr` fit the prior again, the supervised part of `align3gr` does not.
+    monkeypatch.setattr(softmax_dpo, "check_run_prior", stop)
+    monkeypatch.setattr(align3gr, "check_pipeline", stop)
+    with pytest.raises(Stop):
+        softmax_dpo.main(["--preferences", "p.jsonl", *on_data, *words])
+    with pytest.raises(Stop):
+        align3gr.main([*on_data, *words, "--supervised", "{}"])
+    taken = ("transition", "1.5", False)
+    assert seen == [taken, taken, ("none", "auto", False)]
+    assert caplog.text.count("so this run fits a prior of this kind to its own data (strength 1.5)") == 2
+
+    # 2. Without a dataset, and with BLADE, one sentence says that there is none.
+    def no_model(*given: object, **options: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(softmax_dpo, "read_preferences", no_model)
+    monkeypatch.setattr(blade_building, "build_policy", no_model)
+    with pytest.raises(Stop):
+        softmax_dpo.main(["--preferences", "p.jsonl", *words])
+    assert "this run has none, because a prior is fitted to a dataset; to have a prior, set dataset" in caplog.text
+    with pytest.raises(Stop):
+        blade.main([*on_data, *words, "--list_length", "10"])
+    assert f"{run} has a transition prior, but this run has none, because the method BLADE makes no pr" in caplog.text

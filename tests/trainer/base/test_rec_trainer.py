@@ -1,4 +1,4 @@
-"""What the mixin promises of checkpoints at any moment, and of FSDP."""
+"""What the mixin guarantees about checkpoints at any time, and about FSDP."""
 
 import json
 import shutil
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from transformers import trainer as transformers_trainer
 
@@ -17,9 +16,10 @@ from trl_rec import BearTrainer, Recommender, load
 from trl_rec.models import load_model
 from trl_rec.scripts.recipe_files import read_recipe
 from trl_rec.trainer import conclude
-from trl_rec.trainer.base.checkpoints import newest_complete
+from trl_rec.trainer.base.saving.checkpoints import newest_complete
 
 
+PUSHED_PRIOR = {"prior": "transition", "prior_strength": "1.5", "include_prior": True}
 SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Died(BaseException):
-    """Stands for a kill."""
+    """Stands in for a kill."""
 
 
 def die(*arguments: object, **options: object) -> None:
@@ -98,7 +98,7 @@ def test_fsdp_refuses_to_rank_and_says_what_to_do(folder: Path, tmp_path: Path, 
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
     with pytest.raises(ValueError, match="evaluation during training does not work under FSDP"):
         trainer.train()
-    assert trainer.state.global_step == 0  # before the first step, not at the first evaluation
+    assert trainer.state.global_step == 0  # refused before the first step, not at the first evaluation
 
 
 def test_fsdp_refuses_to_rank_any_of_several_sets(folder: Path, tmp_path: Path, monkeypatch) -> None:
@@ -144,7 +144,7 @@ def test_under_fsdp_a_run_ends_with_the_model_saved_and_a_word_on_ranking(
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
     monkeypatch.setattr(
         trainer, "save_model", lambda: saved.append(True)
-    )  # there is no FSDP plugin here to gather the weights
+    )  # no FSDP plugin can gather the weights here
     monkeypatch.setattr(trainer.state, "log_history", [{"loss": 1.5, "step": 1}, {"loss": 1.0, "step": 2}])
     assert conclude(trainer, load(folder / "data"), {}) == {}
     assert saved and "run trl-rec evaluate" in caplog.text
@@ -160,12 +160,14 @@ def test_an_order_by_lengths_is_the_same_after_a_resume(
     def make(name: str, **saving: Any) -> BearTrainer:
         options = {"train_sampling_strategy": strategy, "targets": "all", "per_device_train_batch_size": size}
         options |= {"gradient_accumulation_steps": 4 // size, "seed": 3}
-        model = load_model(folder / "model", attention_dropout=0.2)  # draws as well, between two orders
+        # Dropout draws random numbers between the orders of two epochs.
+        model = load_model(folder / "model", attention_dropout=0.2)
         return make_trainer(folder, tmp_path / name, model=model, max_steps=14, **options, **saving)
 
     whole = make("whole", save_strategy="steps", save_steps=11)
     whole.train()
-    shutil.copytree(tmp_path / "whole" / "checkpoint-11", tmp_path / "cut" / "checkpoint-11")  # in the second epoch
+    # Step 11 is in the second epoch.
+    shutil.copytree(tmp_path / "whole" / "checkpoint-11", tmp_path / "cut" / "checkpoint-11")
     cut = make("cut")
     cut.train(resume_from_checkpoint=True)
     assert losses(cut) == losses(whole) and len(set(losses(whole))) == 14
@@ -173,43 +175,22 @@ def test_an_order_by_lengths_is_the_same_after_a_resume(
 
 
 def test_every_save_after_the_end_of_a_run_contains_the_prior(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    """So does the push at the end of the run, which is the only one."""
-    trainer, pushed = make_trainer(folder, tmp_path / "run", prior="transition", prior_strength="1.5"), []
+    """The run is pushed before and after its final evaluation, whose figures the card contains."""
+    trainer, pushed = make_trainer(folder, tmp_path / "run", **PUSHED_PRIOR), []
 
     def upload(**options: Any) -> None:
-        """Keeps what the uploaded folder contains."""
+        """Keeps the prior in the uploaded folder."""
         pushed.append(Recommender.from_pretrained(options["folder_path"]).prior)
 
-    monkeypatch.setattr(transformers_trainer, "hf_api", lambda: SimpleNamespace(upload_folder=upload))
+    hub = SimpleNamespace(upload_folder=upload, list_repo_files=lambda **place: [])
+    monkeypatch.setattr(transformers_trainer, "hf_api", lambda: hub)
     monkeypatch.setattr(trainer, "hub_model_id", "me/mine")
     trainer.args.push_to_hub = True
     conclude(trainer, load(folder / "data"), {})
-    assert [prior.strength for prior in pushed] == [1.5]
+    assert [prior.strength for prior in pushed] == [1.5, 1.5]
 
     trainer.push_to_hub()
     trainer.args.push_to_hub = False
     trainer.save_model(str(tmp_path / "again"))
     saved = [Recommender.from_pretrained(tmp_path / name).prior for name in ("run", "again")]
-    assert [prior.strength for prior in [*pushed, *saved]] == [1.5] * 4
-
-
-def test_what_describes_single_users_is_not_pushed(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    """Neither with the model nor with a checkpoint."""
-    trainer, pushed = make_trainer(folder, tmp_path, hub_model_id="me/mine"), []
-    hub = SimpleNamespace(upload_folder=lambda **options: pushed.append(options))
-    monkeypatch.setattr(transformers_trainer, "hf_api", lambda: hub)
-    monkeypatch.setattr(trainer, "hub_model_id", "me/mine")
-    conclude(trainer, load(folder / "data"), {})
-    (tmp_path / "nested").mkdir()
-    (tmp_path / "nested" / "users.parquet").touch()
-    trainer.push_to_hub()
-    trainer.push_in_progress = None
-    trainer.args.hub_strategy = "every_save"
-    trainer._push_from_checkpoint(str(tmp_path / "checkpoint-1"))
-
-    names = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
-    for options in pushed:
-        kept = set(filter_repo_objects(names, ignore_patterns=options["ignore_patterns"]))
-        assert {"rankings.parquet", "per_user.parquet", "users.parquet", "nested/users.parquet"} == {*names} - kept
-        assert {"metrics.json", "model.safetensors", "recipe.yaml", "README.md"} <= kept
-    assert len(pushed) == 2
+    assert [prior.strength for prior in [*pushed, *saved]] == [1.5] * 5

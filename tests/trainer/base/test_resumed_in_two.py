@@ -29,14 +29,14 @@ def test_a_run_in_two_processes_is_resumed_and_another_one_refused(name: str, fo
     cut, _ = trained(name, partial(run, folder, options), tmp_path / "cut")
     assert cut["losses"] == pytest.approx(whole["losses"], abs=1e-6)
 
-    # Both processes end with the sentence; if one of them waited, this would take minutes.
+    # Both processes end with the error. If one of them waited for the other, this would take minutes.
     with pytest.raises(AssertionError, match=r"differs in learning_rate \(0.1 there, 0.2 now\)") as failed:
         run_in_two(name, partial(run, folder, {**options, "learning_rate": 0.2}), tmp_path / "cut")
     assert "exit codes" in str(failed.value)
     with pytest.raises(AssertionError, match="contains the work of an earlier run"):
         run_in_two(name, partial(run, folder, {**options, "resume_from_checkpoint": None}), tmp_path / "cut")
 
-    # One process with the same rows per step: only sharded checkpoints are refused.
+    # Resume in one process, with the same number of rows per step. Only sharded checkpoints are refused.
     alone = make_trainer(folder, tmp_path / "cut", **{**options, "per_device_train_batch_size": 4})
     if name == "ddp":
         alone.args.max_steps = 7

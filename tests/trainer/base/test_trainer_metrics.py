@@ -1,5 +1,7 @@
-"""What trainers log: means over all processes, and which rows have a broken loss. And what a method has to define."""
+"""What trainers log: means over all processes, and rows whose loss is not finite. Also tests what a method must
+define."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,8 @@ from trl import SFTTrainer
 
 from tests.trainer.runs import make_folder, make_trainer
 from trl_rec.trainer import BatchLoss, CatalogRankingMixin, Mean
-from trl_rec.trainer.base.metrics import describe_broken, reduce_batch
-from trl_rec.trainer.base.model_card import ModelCard, Paper, write_model_card
+from trl_rec.trainer.base.metrics import KeptMetrics, RowLosses
+from trl_rec.trainer.base.saving.model_card import ModelCard, Paper, write_model_card
 
 
 def batch(row_losses: list[float], means: dict[str, Mean], row_ids: Tensor | None = None) -> BatchLoss:
@@ -32,18 +34,56 @@ def test_means_are_sums_over_counts_and_what_nothing_was_counted_for_is_left_out
         "numbers": Mean(0.25, 1),
         "nothing": Mean(torch.tensor(0.0), torch.tensor(0)),
     }
-    reduced = reduce_batch(batch([0.0, 1.0], means), Accelerator(cpu=True))
-    assert reduced.means == {"rows": 3.0, "tensors": 2.5, "numbers": 0.25}
-    assert (reduced.num_tokens, reduced.num_broken) == (7, 0)
+    kept = KeptMetrics()
+    kept.add(batch([0.0, 1.0], means))
+    kept.add(batch([0.0], {"nothing": Mean.of(torch.tensor([2.0]))}))  # another batch may have other metrics
+    first, second = kept.read(Accelerator(cpu=True))
+    assert first.means == {"rows": 3.0, "tensors": 2.5, "numbers": 0.25}
+    assert second.means == {"nothing": 2.0}
+    assert first.num_tokens == second.num_tokens == 7
+    assert len(kept) == 0 and kept.read(Accelerator(cpu=True)) == []
 
 
 def test_rows_with_a_broken_loss_are_counted_and_named() -> None:
-    losses = [0.0, float("nan"), float("inf"), 1.0]
-    assert reduce_batch(batch(losses, {}), Accelerator(cpu=True)).num_broken == 2
-    assert describe_broken(batch(losses, {})) == "including rows [1, 2] of this process's batch"
-    named = batch(losses, {}, torch.tensor([40, 41, 42, 43]))
-    assert describe_broken(named) == "including the training rows [41, 42]"
-    assert describe_broken(batch([0.0], {})) == "all in the batches of other processes"
+    broken = [0.0, float("nan"), float("inf"), 1.0]
+    names = torch.tensor([40, 41, 42, 43])
+    cases = {
+        "the loss of 2 rows is not finite at step 5, including rows [1, 2] of this process's batch": [
+            batch(broken, {})
+        ],
+        "the loss of 1 row is not finite at step 5, including rows [3] of this process's batch": [
+            batch([0.0, 1.0], {}),
+            batch([0.0, float("nan")], {}),
+        ],
+        "the loss of 2 rows is not finite at step 5, including the training rows [41, 42]": [batch(broken, {}, names)],
+    }
+    losses = RowLosses()
+    for message, batches in cases.items():
+        for one in batches:
+            losses.add(one)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            losses.check(Accelerator(cpu=True), 5)
+    losses.add(batch([0.0], {}))  # rows of earlier steps no longer count
+    losses.check(Accelerator(cpu=True), 6)
+
+
+def test_a_broken_loss_of_an_early_batch_stops_the_run_before_the_step(folder: Path, tmp_path: Path) -> None:
+    """The loss of the second of four accumulated batches is NaN. The error comes in the fourth batch, before the
+    step."""
+    trainer = make_trainer(folder, tmp_path, gradient_accumulation_steps=4, per_device_train_batch_size=1)
+    compute, batches = trainer.batch_loss, []
+
+    def breaking(*given: object) -> BatchLoss:
+        batches.append(compute(*given))
+        broken = batches[-1].row_losses * torch.nan
+        return batches[-1]._replace(row_losses=broken) if len(batches) == 2 else batches[-1]
+
+    trainer.batch_loss = breaking
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    with pytest.raises(ValueError, match=r"the loss of 1 row is not finite at step 0, including rows \[1\]"):
+        trainer.train()
+    assert len(batches) == 4
+    assert all(torch.equal(one, other) for one, other in zip(before, trainer.model.parameters(), strict=True))
 
 
 def test_a_trainer_without_a_loss_cannot_be_made() -> None:

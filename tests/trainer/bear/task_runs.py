@@ -1,5 +1,5 @@
-"""A small run on several tasks, the same here and in a process of its own. `FOLDER` holds a dataset and a model, as
-`make_folder` writes them.
+"""A small run on several tasks, for the process of the test and for other processes. `folder` contains the dataset and
+the model that `make_folder` writes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ PASSED_ON = ("peft_config", "callbacks", "eval_dataset")
 
 
 def make_folder(folder: Path) -> RecDataset:
-    """`runs.make_folder`'s, with semantic IDs of users, and a tokenizer that knows the words of the tasks."""
+    """Saves the data of `runs.make_folder` with semantic IDs of users, and a tokenizer that knows the words of the
+    tasks."""
     catalog = runs.make_folder(folder).catalog
     users = [[f"<ua_{user % 5}>", f"<ub_{user}>"] for user in range(24)]
     catalog = catalog.with_surface("semantic_id", user_ids=Ragged.from_lists(users, object))
@@ -43,7 +44,7 @@ def make_folder(folder: Path) -> RecDataset:
 
 
 def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
-    """A trainer on that folder; `options` go to `BearConfig`, but for those named here."""
+    """Makes a trainer for the data of the folder. `options` are fields of `BearConfig` or arguments of the trainer."""
     dataset, tokenizer = load(folder / "data"), load_tokenizer(folder / "model")
     extra = {name: options.pop(name) for name in PASSED_ON if name in options}
     rows, model = (options.pop(name, None) for name in ("train_dataset", "model"))
@@ -54,8 +55,8 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in
-    OUTPUT/run.pt."""
+    """Runs the whole training, in each of its processes. Saves the weights in `output`, and the measurements in
+    `OUTPUT/run.pt`."""
     trainer = make_trainer(folder, output, **options)
     trainer.train()
     metrics = trainer.rank_and_measure(load(folder / "data").validation)

@@ -1,4 +1,4 @@
-"""Full fine-tuning aside: adapters that also train new tokens, on full-precision and nf4 bases."""
+"""Adapters that also train the embeddings of new tokens, on full-precision and nf4 bases."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from tests.conftest import make_tokenizer as make_bpe
 from tests.trainer.runs import QUIET
 from trl_rec import BearConfig, BearTrainer, ItemCatalog, Recommender
 from trl_rec.models import add_item_tokens, load_model, load_tokenizer, lora_config
+from trl_rec.serving.exports import export_merged
 
 
 NUM_ITEMS = 12
@@ -33,7 +34,8 @@ def split() -> Dataset:
 
 @pytest.fixture(params=["tied", "untied"])
 def base(request: pytest.FixtureRequest, catalog: ItemCatalog, tmp_path: Path) -> tuple[Path, list[int]]:
-    """A pretrained model's folder whose vocabulary has been widened by the item tokens."""
+    """The folder of a pretrained model whose vocabulary was extended by the item tokens, and the ids of these
+    tokens."""
     tokenizer = make_bpe(["a b"], vocab_size=280)
     model = make_family("llama", vocab_size=len(tokenizer))
     model.config.tie_word_embeddings = request.param == "tied"
@@ -105,3 +107,9 @@ def test_nf4_bases_train_adapters_and_new_tokens(base, catalog: ItemCatalog, spl
         peft_config=config,
         quantization_config=quantized,
     )
+    export_merged(tmp_path / "run", tmp_path / "merged")
+    recommenders = [Recommender.from_pretrained(tmp_path / name) for name in ("run", "merged")]
+    for history in split["history"]:
+        one, other = (recommender.recommend([str(item) for item in history], k=5) for recommender in recommenders)
+        assert [item.item_id for item in one] == [item.item_id for item in other]
+        assert [item.score for item in one] == pytest.approx([item.score for item in other], abs=1e-5)

@@ -1,5 +1,5 @@
-"""Two processes give what one gives at the same global batch: DDP, ZeRO-2, ZeRO-3, on the CPU with the shipped
-recipes."""
+"""At the same global batch, two processes give the results of one: under DDP, ZeRO-2 and ZeRO-3, with the shipped
+accelerate recipes on the CPU."""
 
 import shutil
 from functools import partial
@@ -49,9 +49,9 @@ def test_two_processes_weight_targets_as_one(folder: Path, tmp_path: Path) -> No
 
 
 def test_two_processes_resume_within_the_order_of_the_epoch(folder: Path, tmp_path: Path) -> None:
-    """Accelerate's wrappers hide the sampler from `set_epoch` once batches are skipped."""
+    """When a resumed run skips batches, Accelerate's wrappers hide the sampler from `set_epoch`."""
     epochs = options(2, train_sampling_strategy="batch_rebalance", seed=3, max_steps=14, targets="all")
-    epochs |= {"save_strategy": "steps", "save_steps": 11}  # in the second epoch
+    epochs |= {"save_strategy": "steps", "save_steps": 11}  # step 11 is in the second epoch
     whole, _ = trained("ddp", partial(run, folder, epochs), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole" / "checkpoint-11", tmp_path / "cut" / "checkpoint-11")
     cut, _ = trained("ddp", partial(run, folder, {**epochs, "resume_from_checkpoint": True}), tmp_path / "cut")

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def other_threads() -> Iterator[None]:
-    """One thread where there are several, two where there is one."""
+    """Runs the test with one thread if torch uses several, and with two threads if it uses one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if before > 1 else 2)
     yield
@@ -36,7 +36,7 @@ def other_threads() -> Iterator[None]:
 
 
 def make(run: str, folder: Path, output: Path) -> BearTrainer:
-    """Two accumulated batches a step, and a beam narrower than the number of legal tokens."""
+    """Makes a trainer that accumulates two batches per step, with fewer beams than legal tokens."""
     shape = {"max_steps": NUM_STEPS, "targets": "all", "num_beams": 3, "gradient_accumulation_steps": 2}
     return make_trainer(folder, output, **shape, **RUNS[run])
 
@@ -46,7 +46,7 @@ def test_ten_steps_are_the_golden_ones(run: str, folder: Path, tmp_path: Path) -
     assert_golden("bear", run, trajectory(make(run, folder, tmp_path)))
 
 
-@pytest.mark.long  # threads that wait for each other on a busy machine
+@pytest.mark.long  # on a busy machine, threads wait for each other
 @pytest.mark.usefixtures("other_threads")
 def test_the_number_of_threads_stays_within_the_tolerance(folder: Path, tmp_path: Path) -> None:
     compare("bear", "paper", trajectory(make("paper", folder, tmp_path)))
@@ -56,7 +56,7 @@ def test_the_number_of_threads_stays_within_the_tolerance(folder: Path, tmp_path
     ("run", "other"), [("msl", {}), ("paper", {"bear_weight": 0.6875 * 1.01}), ("survival", {"num_beams": 4})]
 )
 def test_a_small_change_of_the_loss_is_seen(run: str, other: dict, folder: Path, tmp_path: Path) -> None:
-    """The whole loss by a percent, the beam term by a percent, and a beam wider by one."""
+    """The changes are one percent of the whole loss, one percent of the beam term, and one more beam."""
     trainer = make(run, folder, tmp_path)
     for name, value in other.items():
         setattr(trainer.args, name, value)

@@ -1,4 +1,4 @@
-"""A BEAR run that is killed again and again ends with the weights of one that was left alone."""
+"""A BEAR run that is killed repeatedly ends with the same weights as an uninterrupted run."""
 
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,11 @@ from trl_rec.models import load_model
 
 
 pytestmark = pytest.mark.slow
-# As in the recipes: the best checkpoint is kept, and the older ones are deleted.
+# As in the recipes, the best checkpoint is kept and older ones are deleted.
 OPTIONS = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 OPTIONS |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "max_users": 4, "eval_ks": [3]}
-# State of which a resumed run needs all: dropout, moments, schedule, accumulated batches, the middle of an epoch.
+# The run depends on all state that a resume must restore: dropout's random numbers, the optimizer's moments, the
+# learning rate schedule and the position within an epoch. It also accumulates batches.
 OPTIONS |= {"optim": "adamw_torch", "learning_rate": 0.003, "lr_scheduler_type": "linear"}
 OPTIONS |= {"gradient_accumulation_steps": 2}
 

@@ -1,4 +1,5 @@
-"""BEAR, MSL and SFT on rows of lists: the loss is over the very tokens that are legal when lists are drawn."""
+"""BEAR, MSL and SFT on rows of lists: the softmax of the loss runs over the tokens that are legal when lists are
+sampled."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tests.trainer.runs import QUIET, losses, make_folder, make_trainer
 from trl_rec import BearConfig, BearTrainer, ItemCatalog, RecDataset, Recommender, load, prepare
 from trl_rec.data import PromptFormat, build_list_rows, build_rows
 from trl_rec.decoding import list_logps, list_tokens
-from trl_rec.evaluation.rank import left_padded
+from trl_rec.decoding.padding import left_padded
 from trl_rec.models import load_tokenizer, make_model, make_tokenizer, read_completions
 from trl_rec.ragged import Ragged
 
@@ -36,7 +37,7 @@ def dataset(folder: Path) -> RecDataset:
 
 
 def title_trainer(output: Path, tokenizer: Any, titles: list[str], **options: Any) -> BearTrainer:
-    """Titles, two of which are the same, and lists that take all that is left."""
+    """Makes a trainer on the lists of two users, in a catalogue with two equal titles."""
     columns = {"item_id": [str(row) for row in range(8)], "title": titles}
     split = {
         "user": pa.array([0, 1], pa.int32()),
@@ -65,7 +66,7 @@ def batch_of(trainer: BearTrainer, rows: Dataset) -> dict[str, Tensor]:
 
 
 def given_logps(trainer: BearTrainer, rows: Dataset) -> Tensor:
-    """The log-probabilities `(B, T)` of the rows' lists, by `list_logps`."""
+    """Returns the log-probabilities `(B, T)` of the rows' lists, computed by `list_logps`."""
     prompts = Ragged.from_lists(
         [[token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label < 0] for row in rows]
     )
@@ -81,7 +82,8 @@ def given_logps(trainer: BearTrainer, rows: Dataset) -> Tensor:
 def test_the_loss_is_that_of_list_logps(
     folder: Path, tmp_path: Path, tokenizer, titles: list[str], surface: str, excludes: bool
 ) -> None:
-    """Value and gradient, over all tokens that are not forced, emptied subtrees and shared paths counted."""
+    """Value and gradient are compared, over all tokens that are not forced. Subtrees that the list has emptied make
+    tokens forced, and items may share a path."""
     options = {**LISTS, "eval_exclude_history": excludes}
     if surface == "title":
         trainer = title_trainer(tmp_path, tokenizer, titles, **options)
@@ -102,10 +104,10 @@ def test_the_loss_is_that_of_list_logps(
 
 
 def test_what_the_list_leaves_alone_is_forced(tmp_path: Path, tokenizer, titles: list[str]) -> None:
-    """The second user has five items to choose from after the history: the last one of a list of five is no choice."""
+    """The history leaves the second user five items, so the last item of a list of five is forced."""
     trainer = title_trainer(tmp_path, tokenizer, titles, list_length=4, eval_ks=[4])
     (row,) = (row for row in trainer.train_dataset if row["items"] == [4, 6, 0])
-    history = [*row["history"], 2, 7]  # and two that were never chosen
+    history = [*row["history"], 2, 7]  # two further items, which leaves five
     row = {**row, "history": history, "items": [4, 5, 6, 0, 1]}
     ids = [
         *row["input_ids"][: row["labels"].count(-100)],
@@ -160,7 +162,7 @@ def test_lists_train_and_are_measured(folder: Path, dataset: RecDataset, tmp_pat
     assert all(not torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
     measured = trainer.evaluate()
     assert {"eval_loss", "eval_ndcg@3", "eval_recall@3", "eval_bear/ce"} <= measured.keys()
-    assert all(len(items) == 1 for items in trainer.eval_dataset["items"])  # leave-one-out
+    assert all(len(items) == 1 for items in trainer.eval_dataset["items"])  # the split has one target per user
 
 
 def test_accumulating_changes_nothing(folder: Path, tmp_path: Path) -> None:
@@ -185,7 +187,7 @@ def test_a_run_folder_writes_the_lists_that_the_trainer_ranks(
         for k in (3, 2):
             listed = recommender.recommend(history, k=k)
             assert [one.item_id for one in listed] == [dataset.catalog.ids[item] for item in ranked[row, :k]]
-    with pytest.raises(ValueError, match="top_k 4 exceeds the list length 3"):
+    with pytest.raises(ValueError, match="k 4 exceeds the list length 3"):
         recommender.recommend([], k=4)
 
 

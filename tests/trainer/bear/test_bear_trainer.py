@@ -73,7 +73,8 @@ def test_weight_zero_over_the_vocabulary_is_trls_sft(folder: Path, dataset: RecD
 
 
 def test_weight_zero_is_cross_entropy_over_the_legal_tokens(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
-    """MSL, token by token from the model's own logits, the forced tokens left out of the mean."""
+    """Weight 0 is MSL. The expected loss is computed token by token from the model's logits, without the forced
+    tokens."""
     trainer = make_trainer(folder, tmp_path, bear_weight=0, targets="all")
     paths = [dataset.catalog.paths(trainer.processing_class)[item].tolist() for item in range(len(dataset.catalog))]
     batch = one_batch(trainer)
@@ -180,8 +181,8 @@ def test_a_run_folder_recommends_what_the_trainer_ranks(folder: Path, dataset: R
         listed = recommender.recommend(history, k=5)
         assert [one.item_id for one in listed] == [dataset.catalog.ids[item] for item in ranked[row]]
         assert [one.title for one in listed] == [dataset.catalog.titles[item] for item in ranked[row]]
-    with pytest.raises(ValueError, match="'nothing' .* is not in the catalogue"):
-        recommender.recommend(["nothing"])
+    with pytest.raises(ValueError, match="'nothing', which is not in the catalogue"):
+        recommender.recommend(["nothing"], unknown="refuse")
     with pytest.raises(ValueError, match="is not a run folder"):
         Recommender.from_pretrained(folder / "model")
 
@@ -236,7 +237,7 @@ def test_titles_train_on_a_pretrained_tokenizer(tokenizer_copy, titles, tmp_path
     trainer.train()
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's own, on what it deprecates
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL warns about its own deprecated options
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -287,7 +288,7 @@ def test_wrong_rows_are_refused(folder: Path, dataset: RecDataset, tmp_path: Pat
     with pytest.raises(ValueError, match="the train dataset has the columns text"):
         BearTrainer(load_model(folder / "model"), config, train_dataset=Dataset.from_dict({"text": ["a"]}), **common)
     rows = Dataset.from_dict({"input_ids": [[1, 5, 2]], "labels": [[-100, -100, 2]]})
-    with pytest.raises(ValueError, match="row 0: label 2 does not continue any item"):
+    with pytest.raises(ValueError, match="row 0: label 2 does not continue the path of any item"):
         BearTrainer(load_model(folder / "model"), config, train_dataset=rows, **common)
 
 
@@ -300,10 +301,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["compute_loss", "evaluate", "_prepare_dataset", "_save_checkpoint", "save_model", "train", "predict"]
+    "name",
+    ["compute_loss", "evaluate", "_prepare_dataset", "_save_checkpoint", "save_model", "train", "predict", "log"],
 )
 def test_overridden_methods_still_have_trls_signature(name: str) -> None:
-    """A new TRL that adds or renames a parameter fails here, not in somebody's run."""
+    """If a new TRL adds or renames a parameter, this test fails instead of a user's run."""
     theirs = list(inspect.signature(getattr(SFTTrainer, name)).parameters)
     ours = inspect.signature(getattr(BearTrainer, name)).parameters
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in ours.values()):

@@ -1,4 +1,5 @@
-"""Every item of a history a target, on any surface: the loss and the gradient of one row per target."""
+"""Rows in which every item of a history is a target, on any surface: they have the loss and gradient of one row per
+target."""
 
 from copy import deepcopy
 from functools import partial
@@ -38,7 +39,7 @@ CHAT = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor 
 
 
 def make(output: Path, family: Any = "llama", surface: str = "title", **options: Any) -> BearTrainer:
-    """A trainer on HISTORIES, whose batches contain all rows."""
+    """Makes a trainer on HISTORIES, whose batches contain all rows."""
     ids = Ragged.from_lists([[f"<a_{item % 3}>", f"<b_{item // 3}>"] for item in range(len(TITLES))], object)
     table = pa.table({"item_id": [str(item) for item in range(len(TITLES))], "title": TITLES})
     catalog = ItemCatalog(table, surface=surface, semantic_ids=ids)
@@ -74,7 +75,7 @@ def whole_batch(trainer: BearTrainer) -> dict[str, Tensor]:
 
 
 def measured(trainer: BearTrainer) -> tuple[float, Tensor, int]:
-    """Loss and gradient of all rows, and the number of tokens that the model read."""
+    """Returns the loss and the gradient of all rows, and the number of tokens that the model reads."""
     batch = whole_batch(trainer)
     trainer.model.zero_grad()
     loss = trainer.compute_loss(trainer.model, batch)
@@ -104,7 +105,8 @@ def assert_same_as_rows(every: BearTrainer, rows: BearTrainer) -> None:
         ("phi3", "title", {}),
         ("gemma2", "title", {}),
         ("mistral-window", "title", {}),
-        ("qwen3_moe", "title", {"router_aux_loss_coef": 0.0}),  # that loss counts the tokens that are read
+        # The load-balancing loss depends on how often a token is read.
+        ("qwen3_moe", "title", {"router_aux_loss_coef": 0.0}),
         ("llama", "semantic_id", {}),
         ("llama", "semantic_id", {"prompt_item": "{surface}\n", "prompt_tail": "Next:"}),
         ("llama", "item_token", {"chat_template": True}),
@@ -217,7 +219,8 @@ def test_targets_of_a_row_share_sampled_items(family: str, tmp_path: Path) -> No
 
 
 def test_mixtures_of_experts_count_each_token_once(tmp_path: Path) -> None:
-    """The load-balancing loss is over the columns of the rows that are read, and does not change the rest."""
+    """The load-balancing loss covers the columns that the model reads in these rows, and does not change the other
+    terms."""
     balanced = make(tmp_path, "qwen3_moe", targets="all", router_aux_loss_coef=0.5)
     plain = make(tmp_path, "qwen3_moe", targets="all", router_aux_loss_coef=0.0)
     batch = whole_batch(balanced)
@@ -229,7 +232,7 @@ def test_mixtures_of_experts_count_each_token_once(tmp_path: Path) -> None:
 
 
 def test_next_items_of_several_tasks(tmp_path: Path) -> None:
-    """Rows of other tasks have no branches; next-item rows have the same loss as alone."""
+    """Rows of other tasks have no branches. Next-item rows have the same loss as without other tasks."""
     dataset = prepare("toy", tmp_path / "data", toy_users=6, toy_items=60)
     tokenizer = make_tokenizer([*dataset.catalog.titles, "genres"], vocab_size=320)
     tasks = {"next_item": 1.0, "history_to_preference": 1.0}
@@ -273,7 +276,7 @@ def test_invalid_settings_are_refused(options: dict[str, Any], message: str, tmp
 
 
 def run(options: dict[str, Any], output: Path) -> None:
-    """The whole run, in each of its processes."""
+    """Runs the whole training, in each of its processes."""
     trainer = make(output, **options)
     trainer.train()
     trainer.save_model(output)

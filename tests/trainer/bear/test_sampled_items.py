@@ -63,7 +63,7 @@ def test_the_loss_is_that_of_a_loop(make: Make, sampled_from: str, temperature: 
     batch = one_batch(trainer)
     found = trainer.compute_loss(trainer.model.train(), dict(batch)).item()
 
-    # q: the same for all items, or by the number of times that an item is a training target, plus 1
+    # q is equal for all items, or proportional to 1 + the number of times that an item is a training target
     tokens = trainer.processing_class.convert_tokens_to_ids(trainer.catalog.new_tokens)
     counts = dict.fromkeys(tokens, 1)
     if sampled_from == "popularity":
@@ -175,7 +175,7 @@ def test_draws_change_with_the_epoch_the_row_and_the_seed(make: Make) -> None:
     assert torch.equal(trainer.data_collator(rows)["negatives"], first)
     assert not torch.equal(first[0], first[1])
     alone = trainer.data_collator(rows[1:])["negatives"][0]
-    assert torch.equal(alone, first[1, : len(alone)])  # whatever else is in the batch
+    assert torch.equal(alone, first[1, : len(alone)])  # the draws of a row do not depend on the batch
     trainer.data_collator.epoch.fill_(1)
     assert not torch.equal(trainer.data_collator(rows)["negatives"][:, :K], first[:, :K])
     assert not torch.equal(make(seed=1).data_collator(rows)["negatives"][:, :K], first[:, :K])

@@ -1,4 +1,4 @@
-"""Two processes give what one gives at the same global batch, whatever tasks each of them has in a step."""
+"""At the same global batch, two processes give the results of one, whatever tasks each process has in a step."""
 
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_two_processes_equal_one(name: str, options: dict[str, object], tmp_path
     two = trained(name, partial(run, tmp_path, {"per_device_train_batch_size": 2, **options}), tmp_path / "two")
     assert_same(two, one, ("losses", "ndcg"))
     assert any(one[0]["tasks"])
-    # What is logged of accumulated parts is the mean of their means, as TRL has it; by length the parts differ in
-    # size.
+    # As in TRL, the logged value is the mean of the means of the accumulated batches. With batches by length, these
+    # differ in size, so the values differ a little.
     for ours, theirs in zip(two[0]["tasks"], one[0]["tasks"], strict=True):
         assert ours == pytest.approx(theirs, abs=0.1 if options else 1e-4)

@@ -44,18 +44,19 @@ def rows_of_each_task(trainer: BearTrainer) -> list[dict[str, Any]]:
 
 
 def ce_of_each_task(trainer: BearTrainer, count: int = 6) -> dict[str, float]:
-    """Over the first rows of each."""
+    """Returns the cross-entropy of each task over its first `count` rows."""
     tasks = np.array(trainer.train_dataset["task"])
     rows = [trainer.train_dataset[int(row)] for name in TASKS for row in np.flatnonzero(tasks == name)[:count]]
     trainer.model.eval()
     with torch.no_grad():
         trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+    trainer.read_metrics()
     logged = trainer._metrics["eval"]
     return {name: logged[f"task/{name}/ce"][-1] for name in TASKS if f"task/{name}/ce" in logged}
 
 
 def legal_positions(paths: list[list[int]], tokens: list[int]) -> list[list[int]]:
-    """For each token of items written one after the other, the tokens it was chosen among."""
+    """Returns the legal tokens at each token of a sequence of items."""
     legal, prefix = [], []
     for token in tokens:
         legal.append(
@@ -69,7 +70,7 @@ def legal_positions(paths: list[list[int]], tokens: list[int]) -> list[list[int]
 def test_items_have_the_loss_of_bear_and_texts_cross_entropy(
     folder: Path, dataset: RecDataset, tmp_path: Path, softmax: str
 ) -> None:
-    """Token by token from the model's own logits, over a batch with a row of each task."""
+    """The expected loss is computed token by token from the model's logits, for a batch with one row per task."""
     trainer = make_trainer(folder, tmp_path, softmax=softmax, bear_weight=0.7, num_beams=2)
     rows = rows_of_each_task(trainer)
     batch = trainer.data_collator(rows)
@@ -93,7 +94,8 @@ def test_items_have_the_loss_of_bear_and_texts_cross_entropy(
             total, count = total + (plain if free else weighed), count + 1
             ce[row["task"]] = (*ce[row["task"]], plain.item())
     assert found.item() == pytest.approx(total.item() / count, abs=1e-5)
-    logged = trainer._metrics["eval"]  # as the model is not being trained
+    trainer.read_metrics()
+    logged = trainer._metrics["eval"]  # the model is in evaluation mode
     for name, values in ce.items():
         assert logged[f"task/{name}/ce"][-1] == pytest.approx(np.mean(values), abs=1e-5)
     of_items = [value for name, values in ce.items() if ALL[name].answer == "item" for value in values]
@@ -166,7 +168,7 @@ def test_accumulating_changes_nothing(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_asks_in_the_words_of_one_left_alone(folder: Path, tmp_path: Path) -> None:
-    """Two epochs, resumed within the second."""
+    """The run is resumed within its second epoch, and draws the same templates."""
     tasks = {"next_item": 0.2, "id_to_item": 0.2, "query_to_item": 0.2, "user_to_profile": 0.2}
     common: dict[str, Any] = {"tasks": tasks, "max_steps": 5, "per_device_train_batch_size": 8}
     whole = make_trainer(folder, tmp_path / "whole", **common)
@@ -211,7 +213,7 @@ def test_senseless_settings_are_refused(tmp_path: Path, options: dict[str, Any],
 
 
 def test_rows_of_like_lengths_share_a_pass_and_all_of_them_a_step(folder: Path, tmp_path: Path) -> None:
-    """`batch_rebalance`: the step of one large batch, of fewer tokens."""
+    """With `batch_rebalance`, a step equals that of one large batch, and reads fewer tokens."""
     rows = make_trainer(folder, tmp_path).train_dataset
     rows, told = rows.select(np.linspace(0, len(rows) - 1, 16).astype(int)), {}
 

@@ -1,5 +1,5 @@
-"""A small BLADE run, the same here and in a process of its own. `FOLDER` is one that `tests.trainer.runs.make_folder`
-wrote."""
+"""A small BLADE run, for the process of the test and for other processes. `folder` contains what
+`tests.trainer.runs.make_folder` writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trl_rec.trainer.blade.rollouts import Rollouts
 disable_progress_bars()
 
 NUM_PROMPTS = 24
-# Plain SGD, as Adam turns the rounding of a gradient that is zero into a step.
+# Plain SGD, because Adam would take a step for a gradient that is 0 except for rounding.
 DEFAULTS = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.1, "lr_scheduler_type": "constant"}
 DEFAULTS |= {"optim": "sgd", "max_length": 96, "save_strategy": "no", "activation_checkpointing": False, **QUIET}
 DEFAULTS |= {"overwrite": True}  # several runs of a test share a folder
@@ -32,7 +32,8 @@ ADAPTER = LoraConfig(r=4, target_modules="all-linear")
 
 
 def make_trainer(folder: Path, output: Path, **options: Any) -> BladeTrainer:
-    """A trainer on that folder's users; `options` go to `BladeConfig`, but for those named here."""
+    """Makes a trainer for the users of the folder. `options` are fields of `BladeConfig` or arguments of the
+    trainer."""
     dataset = load(folder / "data")
     model, ref_model, rows = (options.pop(name, None) for name in ("model", "ref_model", "train_dataset"))
     tokenizer = options.pop("processing_class", None) or load_tokenizer(folder / "model")
@@ -50,13 +51,13 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BladeTrainer:
 
 
 def logged(trainer: BladeTrainer, name: str) -> list[float]:
-    """What each training step has logged under a name. The loss of lists is 0 but for rounding where each is learned
-    from once, so it tells nothing."""
+    """Returns the value that each training step logged under a name. The loss is not compared: it is 0 except for
+    rounding if each rollout is used once."""
     return [entry[name] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def first_batch(trainer: BladeTrainer) -> dict[str, Any]:
-    """The inputs of the first step, the reference lists among them."""
+    """Returns the inputs of the first step, including the reference lists."""
     if trainer.args.num_references:
         trainer.draw_references()
     trainer.model.train()
@@ -64,7 +65,7 @@ def first_batch(trainer: BladeTrainer) -> dict[str, Any]:
 
 
 def drawn(trainer: BladeTrainer, inputs: dict[str, Any]) -> Rollouts:
-    """What a step on these inputs learns from."""
+    """Returns the rollouts from which a step on these inputs learns."""
     trainer._drawn_at = -1
     trainer.compute_loss(trainer.model, inputs)
     (rollouts,) = trainer._rollouts.values()
@@ -72,7 +73,7 @@ def drawn(trainer: BladeTrainer, inputs: dict[str, Any]) -> Rollouts:
 
 
 def other_model(folder: Path) -> Any:
-    """A policy that is not its reference."""
+    """Returns a policy that differs from its reference, which is the model of the folder."""
     model = load_model(folder / "model")
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -82,8 +83,8 @@ def other_model(folder: Path) -> Any:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in
-    OUTPUT/run.pt."""
+    """Runs the whole training, in each of its processes. Saves the weights in `output`, and the measurements in
+    `OUTPUT/run.pt`."""
     options = dict(options)
     reference_lists.PART_SIZE = options.pop("part_size", reference_lists.PART_SIZE)
     trainer = make_trainer(folder, output, **options)

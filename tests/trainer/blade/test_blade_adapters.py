@@ -1,4 +1,5 @@
-"""Adapters that also train new tokens: what they are measured against, and whose lists the reference lists are."""
+"""Adapters that also train the embeddings of new tokens: which reference they have, and which model draws the
+reference lists."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def catalog() -> ItemCatalog:
 
 @pytest.fixture(scope="module")
 def bases(catalog: ItemCatalog, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
-    """Folders of pretrained models whose vocabulary has been widened by the item tokens, and those tokens."""
+    """The folders of pretrained models whose vocabulary was extended by the item tokens, and the ids of these
+    tokens."""
     found = {}
     for kind in TIES:
         folder, tokenizer = tmp_path_factory.mktemp(kind), make_bpe(["a b"], vocab_size=280)
@@ -63,7 +65,8 @@ def make(model: Any, base: Base, catalog: ItemCatalog, output: Path, **options: 
 
 
 def assert_trains(trainer: BladeTrainer) -> None:
-    """Every tensor that is to be trained moves, and no other; the first step finds policy and reference alike."""
+    """Asserts that training changes all trainable tensors and no others, and that policy and reference are equal at
+    the first step."""
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train()
@@ -115,11 +118,13 @@ def test_an_adapter_is_measured_against_what_it_began_as(
     lists = trainer.train_dataset["references"]
     assert_trains(trainer)
     assert all(torch.equal(tensor, reference[name]) for name, tensor in state(trainer.model, "ref").items())
-    assert torch.allclose(trainer._ref_logps(trainer.model, inputs, rollouts.items), rollouts.ref_logps, atol=1e-5)
+    with trainer.computing_reference(trainer.model):
+        ref_logps = trainer._logps(trainer.model, inputs, rollouts.items)
+    assert torch.allclose(ref_logps, rollouts.ref_logps, atol=1e-5)
     assert not torch.allclose(trainer._logps(trainer.model, inputs, rollouts.items), rollouts.ref_logps, atol=1e-2)
     trainer.train_dataset = trainer.train_dataset.remove_columns("references")
     trainer.draw_references()
-    assert trainer.train_dataset["references"] == lists  # the reference's, whatever the policy has become
+    assert trainer.train_dataset["references"] == lists  # the reference draws them, so training has not changed them
     trainer.save_model()
     assert_recommends(trainer, tmp_path)
     next_stage = make(load_policy(tmp_path), bases[tie], catalog, tmp_path / "next")
@@ -162,7 +167,7 @@ def test_checkpointing_changes_nothing(bases: Any, catalog: ItemCatalog, tmp_pat
 
 @pytest.mark.slow
 def test_resuming_ends_the_same(bases: Any, catalog: ItemCatalog, tmp_path: Path) -> None:
-    """A checkpoint holds both adapters, and the reference lists are found again."""
+    """A checkpoint contains both adapters, and a resumed run finds its reference lists."""
     options = {"max_steps": 4, "per_device_train_batch_size": 2}
     whole = make(adapted(bases["untied"]), bases["untied"], catalog, tmp_path / "whole", **options)
     whole.train()

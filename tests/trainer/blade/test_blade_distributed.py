@@ -1,5 +1,5 @@
-"""Two processes give what one gives at the same global batch: DDP, ZeRO-2, ZeRO-3, on the CPU with the shipped
-recipes."""
+"""At the same global batch, two processes give the results of one: under DDP, ZeRO-2 and ZeRO-3, with the shipped
+accelerate recipes on the CPU."""
 
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def references(output: Path) -> list[list]:
-    """The reference lists, part by part."""
+    """Returns the reference lists of each part."""
     return [pq.read_table(path)["rows"].to_pylist() for path in sorted(output.glob("references-*/*.parquet"))]
 
 
@@ -38,7 +38,7 @@ def references(output: Path) -> list[list]:
     ids=["full", "two iterations", "adapter"],
 )
 def test_two_processes_equal_one(names: list[str], options: dict, folder: Path, tmp_path: Path) -> None:
-    """The reference lists come in parts of four or five rows, which the processes divide between them."""
+    """The reference lists are drawn in parts of four or five rows, and the processes share the rows of each part."""
     options |= {
         "max_prompts": 16,
         "gradient_accumulation_steps": 2,

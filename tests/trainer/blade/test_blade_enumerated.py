@@ -1,7 +1,8 @@
-"""BLADE on a catalogue of which all lists can be written out: what its gradient is, and where training leads.
+"""BLADE on a catalogue so small that all lists can be enumerated: its gradient, and the policy that training converges
+to.
 
-Two prompts, each with rewards of its own that no two lists share. What is expected is made from the reference lists
-that the trainer has drawn, and from the reference policy's law of all lists.
+There are two prompts. For each of them, all lists have different rewards. The expected values are computed from the
+reference lists that the trainer has drawn, and from the probabilities of all lists under the reference policy.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ NUM_ITEMS, BEST_OF, COEFFICIENT, PRIOR = 4, 4, 0.3, 0.5
 LISTS = list(permutations(range(NUM_ITEMS), 2))
 WORTH = (
     np.stack([np.random.default_rng(seed).permutation(16).reshape(4, 4) for seed in (3, 4)]) / 15
-)  # prompt, item, item
+)  # indexed by prompt, first item and second item
 CATALOG = ItemCatalog(
     pa.table({"item_id": list("abcd"), "title": [f"Thing {name}" for name in "abcd"]}), surface="item_token"
 )
@@ -45,7 +46,7 @@ def worth(batch: ListBatch) -> np.ndarray:
 
 
 def make_policy(spread: float, seed: int = 1) -> Any:
-    """A model whose law of lists is far from flat."""
+    """Makes a model whose lists have very different probabilities."""
     model = make_model(TOKENIZER, hidden_size=16, dropout=0.0, max_length=32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -76,7 +77,7 @@ def make(output: Path, model: Any = None, **options: Any) -> BladeTrainer:
 
 
 def list_logps(model: Any, prompt: int) -> Tensor:
-    """Log-probability of each of all lists after a prompt, in float64, with a gradient."""
+    """Returns the log-probability of every list after a prompt, in float64, with a gradient."""
     tokens = [TOKENIZER.bos_token_id, *TOKENS[prompt]]
     return torch.stack([token_logps(model.eval(), tokens, TOKENS, chosen).sum() for chosen in LISTS]).double()
 
@@ -91,7 +92,8 @@ def rewards(prompt: int) -> Tensor:
 
 
 def best_of_n(trainer: BladeTrainer, prompt: int, policy: Tensor, coefficient: float) -> Tensor:
-    """The target of each list: with the rollouts' law in place of rollouts, as if there were infinitely many."""
+    """Returns the target of each list. The probabilities of the policy take the place of rollouts, as if there were
+    infinitely many."""
     own, drawn = rewards(prompt).unsqueeze(1), trainer.train_dataset["references"][prompt]
     references = torch.tensor([WORTH[prompt][tuple(chosen)] for chosen in drawn])
     size = len(references) + 2 * PRIOR
@@ -157,7 +159,8 @@ def test_a_reward_leads_to_its_tilt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["best_of_n", pytest.param("reward", marks=pytest.mark.slow)])
 def test_the_gradient_is_that_of_reward_less_kl(tmp_path: Path, target: str) -> None:
-    """Over many rollouts of a policy that is not its reference; `beta` is neither 0 nor 1."""
+    """The gradient is averaged over many rollouts of a policy that differs from its reference. `beta` is neither 0 nor
+    1."""
     options = {
         "target": target,
         "beta": 0.7,
@@ -179,6 +182,6 @@ def test_the_gradient_is_that_of_reward_less_kl(tmp_path: Path, target: str) -> 
         drawn.append(torch.cat([grad.flatten() for grad in grads]).double())
     told = torch.stack(drawn)
     error = told.std(0) / len(told) ** 0.5
-    z = ((told.mean(0) - exact) / error)[error > 1e-7]  # nothing moves the embedding of a token that is never read
+    z = ((told.mean(0) - exact) / error)[error > 1e-7]  # a token that is never read has no gradient
     assert len(z) > 3000 and z.abs().max() < 5 and z.square().mean() < 1.5
-    assert (exact / error)[error > 1e-7].abs().max() > 20  # a gradient that is there to be met
+    assert (exact / error)[error > 1e-7].abs().max() > 20  # so the exact gradient is not 0

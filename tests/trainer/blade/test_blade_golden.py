@@ -1,5 +1,5 @@
-"""Ten steps of BLADE, as they were when `golden/blade.json` was written. The loss tells nothing, so it keeps other
-numbers."""
+"""Ten steps of BLADE, as they were when `golden/blade.json` was written. The file keeps other values than the loss,
+which is 0 except for rounding if each rollout is used once."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(run: str, folder: Path, output: Path, **options: object) -> BladeTrainer:
-    """Two accumulated batches a step."""
+    """Makes a trainer that accumulates two batches per step."""
     shape = {"max_steps": NUM_STEPS, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
     return make_trainer(folder, output, **{**shape, **RUNS[run], **options})
 
@@ -52,6 +52,6 @@ def test_ten_steps_are_the_golden_ones(run: str, folder: Path, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize(("run", "changed"), [("blade", {"beta": 1.01}), ("two iterations", {"best_of": 8.08})])
 def test_a_small_change_of_the_target_is_seen(run: str, changed: dict, folder: Path, tmp_path: Path) -> None:
-    """By a percent, in one of its terms."""
+    """One term of the target changes by a percent."""
     with pytest.raises(AssertionError, match="how to write it anew"):
         compare("blade", run, trajectory(make(run, folder, tmp_path, **changed)))

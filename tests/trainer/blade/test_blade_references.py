@@ -1,17 +1,20 @@
-"""Reference lists: drawn once, found again, drawn on where a run was killed, and the same however they are divided."""
+"""Reference lists are drawn once and found again. A killed run continues to draw them, and batches and parts do not
+change them."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.trainer.blade import blade_runs
 from tests.trainer.blade.blade_runs import logged, other_model
-from tests.trainer.runs import make_folder
+from tests.trainer.runs import QUIET, make_folder
 from trl_rec.parts import PartStore
-from trl_rec.trainer import BladeTrainer
+from trl_rec.trainer import BladeConfig, BladeTrainer
 from trl_rec.trainer.blade import reference_lists
 from trl_rec.trainer.blade import trainer as blade_trainer
 
@@ -28,12 +31,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drawn_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The rows of each batch that reference lists or rollouts are drawn for; parts are of five rows."""
+    """Collects the rows of each batch for which reference lists or rollouts are drawn. A part has five rows."""
     rows, draw = [], blade_trainer.sample_item_lists
     monkeypatch.setattr(reference_lists, "PART_SIZE", 5)
 
     def watch(*given: Any, **options: Any) -> Any:
-        rows.append(options["rows"].tolist())
+        rows.append(list(options["rows"]))
         return draw(*given, **options)
 
     monkeypatch.setattr(blade_trainer, "sample_item_lists", watch)
@@ -142,7 +145,7 @@ def test_what_one_process_has_written_every_process_has_to_see(folder: Path, tmp
     trainer = make_trainer(folder, tmp_path)
     monkeypatch.setattr(PartStore, "write", lambda store, part, lists: None)
     with pytest.raises(
-        ValueError, match="part-00000.parquet is missing; all processes need to see the same output_dir"
+        ValueError, match="part-00000.parquet is missing; all processes must share the same output_dir"
     ):
         trainer.train()
 
@@ -166,3 +169,49 @@ def test_the_best_of_the_reference_lists_are_rows_to_learn_from(folder: Path, tm
         assert row["input_ids"] == prompt["prompt_ids"] + completion
         assert row["labels"] == [-100] * len(prompt["prompt_ids"]) + completion
     assert max(len({*row["items"]} & {*prompt["targets"]}) for row, prompt in zip(rows, prompts, strict=True)) > 0
+
+
+def test_references_are_drawn_anew_from_the_current_policy(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
+    """Four steps and two draws: the lists of the second draw serve steps 2 and 3, and a resumed run reads them."""
+    options = {"reference_draws": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 3, "target": "best_of_n"}
+    once = make_trainer(folder, tmp_path / "once", max_steps=4, target="best_of_n")
+    once.train()
+    trainer = make_trainer(folder, tmp_path / "twice", **options)
+    trainer.train()
+    assert len(list((tmp_path / "twice").glob("references-*"))) == 2
+    assert logged(trainer, "blade/quantile")[:2] == logged(once, "blade/quantile")[:2]
+    assert logged(trainer, "blade/quantile")[2:] != logged(once, "blade/quantile")[2:]
+    first = np.array(trainer.train_dataset["references"])
+    assert trainer._redrawn.shape == first.shape and (trainer._redrawn != first).any()
+
+    # The lists come from the policy of step 2, which a run of two steps ends with.
+    half = make_trainer(folder, tmp_path / "half", max_steps=2, target="best_of_n")
+    half.train()
+    with half._generating(half.model) as policy:
+        batch = half.data_collator([half.train_dataset[row] for row in range(4)])
+        seed = (half.args.seed, blade_trainer.REFERENCE_SEED, 1)
+        lists = half._draw(policy, batch, half.args.num_references, seed, batch["row"].tolist())
+    np.testing.assert_array_equal(trainer._redrawn[:4], lists.numpy())
+
+    # A run that resumes at step 3 reads them.
+    weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    shutil.rmtree(tmp_path / "twice" / "checkpoint-4")
+    drawn_rows.clear()
+    resumed = make_trainer(folder, tmp_path / "twice", **options, overwrite=False)
+    resumed.train(resume_from_checkpoint=True)
+    assert len(drawn_rows) == 1  # the rollouts of the last step
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+
+    # Without them, it cannot go on.
+    shutil.rmtree(tmp_path / "twice" / "checkpoint-4")
+    for part in parts(tmp_path / "twice"):
+        if part.parent.name not in {path.parent.name for path in parts(tmp_path / "once")}:
+            part.unlink()
+    with pytest.raises(ValueError, match="drawn at step 2 are missing in .*; remove the checkpoints after step 2"):
+        make_trainer(folder, tmp_path / "twice", **options, overwrite=False).train(resume_from_checkpoint=True)
+
+
+def test_drawing_anew_needs_references(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reference_draws=2 has no effect with target=rank"):
+        BladeConfig(str(tmp_path), target="rank", reference_draws=2, **QUIET)

@@ -1,4 +1,4 @@
-"""What BLADE refuses in one sentence, before anything is drawn or trained where it can be known by then."""
+"""What BLADE refuses in one sentence. If possible, it does so before anything is drawn or trained."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def dataset(folder: Path) -> RecDataset:
     return load(folder / "data")
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's own, on what it deprecates
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL warns about its own deprecated options
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -60,7 +60,7 @@ def dataset(folder: Path) -> RecDataset:
         ({"rewards": {"ndcg": "1.0"}}, "rewards: ndcg must be a number, not '1.0'"),
         ({"num_generations": 1}, "num_generations must be at least 2, not 1; the advantage of a rollout is relative"),
         ({"list_length": None}, "list_length is None, but BLADE trains on lists"),
-        ({"num_references": 0}, "num_references must be at least 1, not 0, with target blade"),
+        ({"num_references": 0}, "with target=blade, num_references must be at least 1, not 0"),
         ({"num_references": -1, "target": "rank"}, "num_references must be at least 0, not -1"),
         ({"num_iterations": 0}, "num_iterations must be at least 1, not 0"),
         ({"best_of": 0.5}, "best_of must be at least 1, not 0.5"),
@@ -116,7 +116,8 @@ def test_defaults_follow_the_target(tmp_path: Path) -> None:
         config = BladeConfig(str(tmp_path), **QUIET, **LISTS, target=target, beta=0.5, standardize=target != "reward")
         assert (config.beta, config.standardize) == (0.5, target != "reward")
     assert (config.learning_rate, config.pad_to_multiple_of) == (1e-5, None)
-    assert DPOConfig(str(tmp_path), **QUIET).learning_rate == 1e-6  # else ours can go
+    # If this fails, BladeConfig no longer needs its own default.
+    assert DPOConfig(str(tmp_path), **QUIET).learning_rate == 1e-6
 
 
 def returns(value: Any) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def test_rewards_of_groups_need_groups(folder: Path, dataset: RecDataset, tmp_pa
 def test_a_reward_that_fails_later_names_the_training_rows(folder: Path, tmp_path: Path) -> None:
     def fails(batch: Any) -> np.ndarray:
         values = batch.lists[..., 0].astype(float)
-        return np.where(batch.lists.shape[1] == 5, np.nan, values)  # of rollouts alone
+        return np.where(batch.lists.shape[1] == 5, np.nan, values)  # NaN for rollouts only
 
     trainer = make_trainer(folder, tmp_path, rewards={"own": 1.0}, reward_functions={"own": fails}, num_generations=5)
     message = r"reward 'own' returned nan for list 0 of row 0; .* \(in the batch of the training rows \[\d+, \d+"
@@ -178,9 +179,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
         trainer.train()
     trainer = make_trainer(folder, tmp_path, target="reward", standardize=False, beta=1e38)
     with torch.no_grad():
-        trainer.ref_model.model.norm.weight.mul_(1e3)  # so far off that beta times the log-ratio is infinite
+        trainer.ref_model.model.norm.weight.mul_(1e3)  # so different that beta times the log-ratio is infinite
     with pytest.raises(
-        ValueError, match=r"the loss of \d rows is not finite at step 0, including the training rows \[\d+"
+        ValueError, match=r"the loss of \d rows? is not finite at step 0, including the training rows \[\d+"
     ):
         trainer.train()
 
@@ -207,7 +208,7 @@ def test_wrong_data_are_refused_before_anything_is_drawn(folder: Path, dataset: 
             {"train_dataset": make_split([([0], [1, 0, 2])])},
         ),
         (
-            "the history of training row 1 leaves 2 items, too few for a list of 3",
+            "the history of training row 1 leaves 2 of 60 items, too few for a list of 3",
             {"train_dataset": make_split([([0, 0], [1, 2, 3]), ([*known, *known, 56, 57], [58])]), "max_length": 250},
         ),
     ]
@@ -216,7 +217,7 @@ def test_wrong_data_are_refused_before_anything_is_drawn(folder: Path, dataset: 
             make_trainer(folder, tmp_path, **options)
     exhausted = {**cases[-1][1], "eval_exclude_history": False}
     assert len(make_trainer(folder, tmp_path, **exhausted).train_dataset) == 2
-    enough = make_split([([*known, *known], [56, 57, 58])])  # what is known twice counts once
+    enough = make_split([([*known, *known], [56, 57, 58])])  # a repeated item counts once
     assert len(make_trainer(folder, tmp_path, train_dataset=enough, max_length=250).train_dataset) == 1
 
 

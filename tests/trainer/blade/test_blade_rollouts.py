@@ -1,4 +1,4 @@
-"""What a BLADE step draws, what it makes of it, and how often it learns from it."""
+"""What a BLADE step draws, what it computes from the rollouts, and how often it learns from them."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.oracles import metrics
 from tests.oracles.lists import token_logps
 from tests.trainer.blade.blade_runs import NUM_PROMPTS, drawn, first_batch, logged, make_trainer, other_model
 from tests.trainer.runs import make_folder
-from trl_rec.evaluation.rewards import ListRewards
+from trl_rec.evaluation.torch_rewards import RewardTensors
 from trl_rec.trainer import BladeTrainer
 from trl_rec.trainer.base.sampling import RepeatedBatches
 from trl_rec.trainer.blade.rollouts import Rollouts, rollout_metrics
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def worth(items: list[int], targets: list[int], history: list[int], shares: list) -> float:
-    """NDCG - 2 MGU of one list."""
+    """Returns NDCG - 2 MGU of one list."""
     unfairness = metrics.mgu(metrics.group_share(items, shares), metrics.group_share(history, shares))
     return metrics.accuracy([items], [targets], len(items))[0][2] - 2 * unfairness
 
@@ -38,7 +38,8 @@ def worth(items: list[int], targets: list[int], history: list[int], shares: list
 @pytest.mark.parametrize("exclude", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
 def test_log_probabilities_worked_out_by_hand(folder: Path, tmp_path: Path, exclude: bool, temperature: float) -> None:
-    """From one list at a time, nothing padded, by the policy and by another model as its reference."""
+    """The expected values are computed for one list at a time without padding, under the policy and under a different
+    reference."""
     options = {"eval_exclude_history": exclude, "temperature": temperature, "num_generations": 3, "max_prompts": 4}
     trainer = make_trainer(folder, tmp_path, model=other_model(folder), ref_model="loaded", **options)
     inputs = first_batch(trainer)
@@ -96,7 +97,8 @@ def test_a_low_temperature_draws_what_is_likely(folder: Path, tmp_path: Path) ->
     ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_advantages_agree_with_loops(folder: Path, tmp_path: Path, options: dict) -> None:
-    """Rewards, targets and advantages of each prompt by itself, from the items and log-probabilities alone."""
+    """The expected rewards, targets and advantages are computed in loops, one prompt at a time, from the items and the
+    log-probabilities of the rollouts."""
     rewards = {"ndcg": 1.0, "mgu": 2.0}
     trainer = make_trainer(folder, tmp_path, model=other_model(folder), ref_model="loaded", rewards=rewards, **options)
     inputs, shares, args = first_batch(trainer), trainer.catalog.group_shares()[1].tolist(), trainer.args
@@ -112,7 +114,9 @@ def test_advantages_agree_with_loops(folder: Path, tmp_path: Path, options: dict
                 rollouts.reference_rewards[place],
             ),
         ):
-            assert told == pytest.approx([worth(one, targets, history, shares) for one in items.tolist()], abs=1e-6)
+            assert told.tolist() == pytest.approx(
+                [worth(one, targets, history, shares) for one in items.tolist()], abs=1e-6
+            )
         own, references = rollouts.rewards.total[place].tolist(), rollouts.reference_rewards[place].tolist()
         values = own
         if coefficient is not None:
@@ -148,7 +152,8 @@ def test_each_step_draws_anew(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(again, drawn_items[0])
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (drawn_items[one] != drawn_items[other]).any(-1).float().mean() > 0.9
-    assert (inputs["references"] != drawn_items[0]).any(-1).float().mean() > 0.9  # M is G here
+    # Rollouts differ from the reference lists, although there are as many of both.
+    assert (inputs["references"] != drawn_items[0]).any(-1).float().mean() > 0.9
 
 
 def test_a_second_training_draws_by_its_own_policy(folder: Path, tmp_path: Path) -> None:
@@ -158,7 +163,8 @@ def test_a_second_training_draws_by_its_own_policy(folder: Path, tmp_path: Path)
 
 
 def test_several_steps_on_the_same_rollouts(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn once for two steps of two batches each; the ratio leaves 1 in the second, and some lists are clipped."""
+    """Rollouts are drawn once for two steps of two batches each. In the second step, the ratio is no longer 1, and
+    some lists are clipped."""
     seen, valued, compute = [], [], BladeTrainer.compute_loss
     value = BladeTrainer._valued
 
@@ -171,7 +177,7 @@ def test_several_steps_on_the_same_rollouts(folder: Path, tmp_path: Path, monkey
     options = {"num_iterations": 2, "gradient_accumulation_steps": 2, "max_steps": 6, "learning_rate": 0.5}
     trainer = make_trainer(
         folder, tmp_path, **options, max_prompts=11
-    )  # one batch of 8 an epoch, three rows left over
+    )  # one batch of 8 rows per epoch, and three rows left over
     trainer.train()
     steps = [[rows for at, rows in seen if at == step] for step in range(6)]
     assert [len(rows) for rows in steps] == [2] * 6 and len(valued) == 6
@@ -187,7 +193,7 @@ def test_several_steps_on_the_same_rollouts(folder: Path, tmp_path: Path, monkey
     assert any(abs(loss) > 1e-3 for loss in logged(trainer, "loss")[1::2])
 
 
-def test_each_global_batch_comes_as_often_in_a_row() -> None:
+def test_each_global_batch_is_repeated_num_iterations_times() -> None:
     batches = RepeatedBatches(11, 4, 3, seed=5)
     order = list(batches)
     assert len(order) == len(batches) == 24
@@ -197,7 +203,7 @@ def test_each_global_batch_comes_as_often_in_a_row() -> None:
     batches.set_epoch(1)
     assert len(list(batches)) == 24 and list(batches) != order
     assert sorted(RepeatedBatches(8, 4, 1, seed=0)) == list(range(8))
-    with pytest.raises(ValueError, match="3 rows are too few for one batch of 4; use smaller batches or more data"):
+    with pytest.raises(ValueError, match="one batch needs 4 rows, but the number of rows is 3; use smaller"):
         RepeatedBatches(3, 4, 2, seed=0)
 
 
@@ -206,20 +212,20 @@ def test_data_have_a_seed_of_their_own(folder: Path, tmp_path: Path) -> None:
     for data_seed in (0, 1, None, 42):
         trainer = make_trainer(folder, tmp_path, num_iterations=2, data_seed=data_seed)
         told.append(list(trainer._get_train_sampler()))
-    assert told[0] != told[1] != told[2] == told[3] != told[0]  # 42 is the seed
+    assert told[0] != told[1] != told[2] == told[3] != told[0]  # None means the seed, which is 42
 
 
 @pytest.mark.parametrize("num_references", [0, 1, 5])
 def test_metrics_agree_with_a_slow_loop(num_references: int) -> None:
     draw, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     num_rows, num_rollouts, num_items = 7, 4, 6
-    items = torch.from_numpy(draw.integers(-1, num_items + 1, (num_rows, num_rollouts, 3)))  # some are no items
-    parts = {name: draw.integers(0, 3, (num_rows, num_rollouts)) / 2 for name in ("ndcg", "own")}
-    references = draw.integers(0, 5, (num_rows, num_references)) / 2
+    items = torch.from_numpy(draw.integers(-1, num_items + 1, (num_rows, num_rollouts, 3)))  # some are not items
+    parts = {name: torch.from_numpy(draw.integers(0, 3, (num_rows, num_rollouts)) / 2) for name in ("ndcg", "own")}
+    references = torch.from_numpy(draw.integers(0, 5, (num_rows, num_references)) / 2)
     logps, ref_logps, targets = (torch.randn(num_rows, num_rollouts, generator=generator) for _ in range(3))
     targets = targets.round()
-    targets[2] = targets[2, 0]  # a dead group
-    rewards = ListRewards(parts["ndcg"] + parts["own"], parts)
+    targets[2] = targets[2, 0]  # a group whose targets are all equal
+    rewards = RewardTensors(parts["ndcg"] + parts["own"], parts)
     rollouts = Rollouts(items, rewards, references, targets, ref_logps, logps, logps)
     told = rollout_metrics(rollouts, num_items)
     for row in range(num_rows):
@@ -232,10 +238,10 @@ def test_metrics_agree_with_a_slow_loop(num_references: int) -> None:
 
 
 def slow_metrics(rollouts: Rollouts, row: int, num_items: int) -> dict[str, float]:
-    """One list after the other."""
-    count, total = len(rollouts.items[row]), rollouts.rewards.total[row]
+    """Returns the metrics of one prompt, computed in loops over its lists."""
+    count, total = len(rollouts.items[row]), rollouts.rewards.total[row].tolist()
     found = {"reward": sum(total) / count}
-    found |= {f"rewards/{name}": sum(values[row]) / count for name, values in rollouts.rewards.parts.items()}
+    found |= {f"rewards/{name}": sum(values[row].tolist()) / count for name, values in rollouts.rewards.parts.items()}
     ratios = [
         float(ours - theirs) for ours, theirs in zip(rollouts.old_logps[row], rollouts.ref_logps[row], strict=True)
     ]
@@ -251,7 +257,7 @@ def slow_metrics(rollouts: Rollouts, row: int, num_items: int) -> dict[str, floa
     found["blade/zero_advantages"] = (
         sum(sum(rest) == own * len(rest) for own, rest in zip(targets, others, strict=True)) / count
     )
-    references = rollouts.reference_rewards[row]
+    references = rollouts.reference_rewards[row].tolist()
     if len(references):
         beaten = [sum(1.0 * (other < own) + 0.5 * (other == own) for other in references) for own in total]
         found["blade/quantile"] = sum(beaten) / count / len(references)

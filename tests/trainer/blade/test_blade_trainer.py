@@ -15,7 +15,7 @@ from tests.trainer.blade.blade_runs import NUM_PROMPTS, drawn, first_batch, logg
 from tests.trainer.runs import make_folder
 from trl_rec import RecDataset, Recommender, load
 from trl_rec.data import build_list_rows
-from trl_rec.data.prompts import TITLE_LIST_TAIL, TITLE_PROMPT
+from trl_rec.data.prompt_texts import TITLE_LIST_TAIL, TITLE_PROMPT
 from trl_rec.evaluation.rewards import ListBatch
 from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
 from trl_rec.trainer import BladeTrainer
@@ -46,14 +46,14 @@ def assert_close(model: torch.nn.Module, expected: dict[str, Tensor], tolerance:
 
 
 def assert_same_steps(one: BladeTrainer, other: BladeTrainer) -> None:
-    """The loss alone would tell nothing: it is 0 but for rounding."""
+    """Asserts that two runs logged the same values. The loss is not compared, because it is 0 except for rounding."""
     for name in ("reward", "kl", "blade/quantile", "blade/target_std"):
         assert logged(one, name) == pytest.approx(logged(other, name), abs=1e-5), name
     assert logged(one, "grad_norm") == pytest.approx(logged(other, "grad_norm"), rel=1e-4)
 
 
 def unalike(batch: ListBatch) -> np.ndarray:
-    """A reward that hardly any two lists share."""
+    """Returns rewards that hardly any two lists share."""
     return (np.sin(np.array([3.0, 5.0, 7.0]) * batch.lists) * [1.0, 0.7, 0.4]).sum(-1)
 
 
@@ -76,7 +76,7 @@ def test_a_policy_begins_as_its_reference(folder: Path, tmp_path: Path, bf16: bo
     assert logged(trainer, "blade/quantile")[0] == pytest.approx(0.5, abs=0.02)
     assert logged(trainer, "blade/saturated")[0] == pytest.approx(
         1 / 65, abs=0.01
-    )  # as likely the best as each reference
+    )  # each of 1 + 64 lists is equally likely to be the best
     assert logged(trainer, "blade/tied_pairs")[0] < 0.02 and logged(trainer, "blade/logps")[0] < -9
 
 
@@ -84,7 +84,7 @@ def test_a_reference_by_name_is_the_policy_that_was_loaded(folder: Path, tmp_pat
     trainer = make_trainer(folder, tmp_path, model=str(folder / "model"))
     rollouts = drawn(trainer, first_batch(trainer))
     assert torch.equal(rollouts.ref_logps, rollouts.old_logps)
-    changed = make_trainer(folder, tmp_path, model=other_model(folder))  # the folder it came from holds another model
+    changed = make_trainer(folder, tmp_path, model=other_model(folder))  # its folder contains a different model
     rollouts = drawn(changed, first_batch(changed))
     assert torch.equal(rollouts.ref_logps, rollouts.old_logps)
 
@@ -223,7 +223,7 @@ def test_splits_are_ranked_where_the_best_model_is_looked_for(
         entry["eval_num_users"] == 7 and "eval_loss" not in entry for entry in told.values()
     )
     assert not any("eval_kl" in name for entry in told.values() for name in entry)
-    for entry in told.values():  # lists of three, cut at three
+    for entry in told.values():  # lists have three items, as many as the cutoff
         assert entry["eval_reward"] == pytest.approx(entry["eval_reward/ndcg"] + 2 * entry["eval_reward/recall"])
         assert entry["eval_reward/ndcg"] == pytest.approx(entry["eval_ndcg@3"])
     best = max(entry["eval_reward"] for entry in told.values())
@@ -263,7 +263,8 @@ def test_resuming_passes_over_a_broken_checkpoint_and_ends_the_same(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, num_iterations: int
 ) -> None:
     options: dict[str, Any] = {"max_steps": 8, "optim": "adamw_torch", "learning_rate": 0.01, "max_prompts": 13}
-    options |= {"num_iterations": num_iterations}  # epochs of three full batches and one that is not, or is left out
+    # An epoch has three full batches, and a smaller one that is left out if rollouts are used twice.
+    options |= {"num_iterations": num_iterations}
     whole = make_trainer(folder, tmp_path / "whole", **options)
     whole.train()
     cut = make_trainer(folder, tmp_path / "cut", **options, save_strategy="steps", save_steps=2)
@@ -279,7 +280,16 @@ def test_resuming_passes_over_a_broken_checkpoint_and_ends_the_same(
 
 
 OVERRIDDEN = ["compute_loss", "_set_signature_columns_if_needed", "_get_train_sampler", "_prepare_dataset", "evaluate"]
-OVERRIDDEN += ["evaluation_loop", "train", "end", "save_model", "create_model_card", "_save_checkpoint", "predict"]
+OVERRIDDEN += [
+    "evaluation_loop",
+    "train",
+    "end",
+    "save_model",
+    "create_model_card",
+    "_save_checkpoint",
+    "predict",
+    "log",
+]
 OVERRIDDEN += ["_load_from_checkpoint", "_push_from_checkpoint"]
 
 
@@ -288,7 +298,7 @@ def test_every_overridden_method_is_looked_at() -> None:
     theirs = {name for name in ours if inspect.isfunction(getattr(DPOTrainer, name, None))} - {
         "__init__",
         "__module__",
-        "push_to_hub",  # passes all arguments on, as the next one does
+        "push_to_hub",  # passes all arguments on, as does the next method
         "_run_epoch",
     }
     assert theirs == set(OVERRIDDEN)
@@ -296,7 +306,7 @@ def test_every_overridden_method_is_looked_at() -> None:
 
 @pytest.mark.parametrize("name", OVERRIDDEN)
 def test_overridden_methods_still_have_trls_signature(name: str) -> None:
-    """A new TRL that adds or renames a parameter fails here, not in somebody's run."""
+    """If a new TRL adds or renames a parameter, this test fails instead of a user's run."""
     theirs = list(inspect.signature(getattr(DPOTrainer, name)).parameters)
     ours = inspect.signature(getattr(BladeTrainer, name)).parameters
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in ours.values()):

@@ -1,5 +1,5 @@
-"""A small Softmax-DPO run, the same here and in a process of its own. `FOLDER` is one that
-`tests.trainer.runs.make_folder` wrote.
+"""A small Softmax-DPO run, for the process of the test and for other processes. `folder` contains what
+`tests.trainer.runs.make_folder` writes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trl_rec.trainer import SoftmaxDPOConfig, SoftmaxDPOTrainer
 
 disable_progress_bars()
 
-# Plain SGD, as Adam turns the rounding of a gradient that is zero into a step.
+# Plain SGD, because Adam would take a step for a gradient that is 0 except for rounding.
 DEFAULTS = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.05, "lr_scheduler_type": "constant"}
 DEFAULTS |= {"optim": "sgd", "max_length": 96, "save_strategy": "no", "activation_checkpointing": False, **QUIET}
 PASSED_ON = ("peft_config", "callbacks", "eval_dataset", "quantization_config", "data_collator", "compute_metrics")
@@ -37,8 +37,8 @@ TEXT_TOKENIZER = make_tokenizer(SENTENCES * 4)
 
 
 def preference_table(dataset: RecDataset, *, most: int = 4, seed: int = 0) -> Dataset:
-    """A row for each training user: the last item is chosen, 1 to `most` items that the user never had are
-    rejected."""
+    """Returns one row per training user. The user's last item is chosen, and 1 to `most` items that the user never had
+    are rejected."""
     draw = np.random.default_rng(seed)
     histories, targets = (split_rows(dataset.train, name) for name in ("history", "targets"))
     rows = []
@@ -51,7 +51,8 @@ def preference_table(dataset: RecDataset, *, most: int = 4, seed: int = 0) -> Da
 
 
 def text_rows(*, several: bool = True) -> Dataset:
-    """Eight texts to be continued, with one to three wrong continuations, or with one that is no list."""
+    """Returns eight prompts with a continuation each. The rejected texts are one to three other continuations, or a
+    single text unless `several`."""
     rows = []
     for row, sentence in enumerate(SENTENCES * 2):
         words, cut = sentence.split(), 2 + row % 3
@@ -62,7 +63,8 @@ def text_rows(*, several: bool = True) -> Dataset:
 
 
 def make_trainer(folder: Path, output: Path, **options: Any) -> SoftmaxDPOTrainer:
-    """A trainer on that folder's preferences; `options` go to `SoftmaxDPOConfig`, but for those named here."""
+    """Makes a trainer for preferences of the folder's users. `options` are fields of `SoftmaxDPOConfig` or arguments
+    of the trainer."""
     dataset = load(folder / "data")
     model, ref_model, rows = (options.pop(name, None) for name in ("model", "ref_model", "train_dataset"))
     tokenizer = options.pop("processing_class", None) or load_tokenizer(folder / "model")
@@ -80,7 +82,7 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> SoftmaxDPOTraine
 
 
 def first_loss(trainer: SoftmaxDPOTrainer) -> float:
-    """The loss of all training rows, of which the batch must hold as many, before anything is learned."""
+    """Returns the loss of all training rows before any step. The batch must contain all of them."""
     trainer.model.train()
     batch = next(iter(trainer.get_train_dataloader()))
     assert len(batch["prompt_ids"]) == len(trainer.train_dataset)
@@ -88,14 +90,14 @@ def first_loss(trainer: SoftmaxDPOTrainer) -> float:
 
 
 def loss_of_equals(trainer: SoftmaxDPOTrainer) -> float:
-    """What that has to be where the policy is its reference: the mean of log(1 + negatives)."""
+    """Returns the first loss of a policy that equals its reference: the mean of log(1 + number of negatives)."""
     counts = [len(rejected) for rejected in trainer.train_dataset["rejected_ids"]]
     return math.fsum(math.log(1 + count) for count in counts) / len(counts)
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in
-    OUTPUT/run.pt."""
+    """Runs the whole training, in each of its processes. Saves the weights in `output`, and the measurements in
+    `OUTPUT/run.pt`."""
     trainer = make_trainer(folder, output, **options)
     trainer.train()
     metrics = trainer.evaluate(load(folder / "data").validation)

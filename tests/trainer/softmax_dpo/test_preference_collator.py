@@ -46,14 +46,16 @@ def test_nothing_but_padding_is_added(batch: list) -> None:
     made = PreferenceCollator(PAD)(as_rows(batch))
     for row, (prompt, chosen, rejected) in enumerate(batch):
         assert made["prompt_ids"][row][made["prompt_mask"][row]].tolist() == prompt
-        assert made["prompt_mask"][row].diff().clamp(max=0).sum() == 0 and made["prompt_mask"][row, -1]  # on the left
+        # Padding is on the left.
+        assert made["prompt_mask"][row].diff().clamp(max=0).sum() == 0 and made["prompt_mask"][row, -1]
         for slot, text in enumerate([chosen, *rejected]):
             mask = made["completion_mask"][row, slot]
-            assert made["completion_ids"][row, slot][mask].tolist() == text and mask[: len(text)].all()  # on the right
+            # Padding is on the right.
+            assert made["completion_ids"][row, slot][mask].tolist() == text and mask[: len(text)].all()
         assert not made["completion_mask"][row, 1 + len(rejected) :].any()
     assert (
         made["completion_mask"].any(-1).any(0).all() and made["completion_mask"].any(0).any(0).all()
-    )  # no column too many
+    )  # no column contains only padding
     assert (made["completion_ids"][~made["completion_mask"]] == PAD).all() and (
         made["prompt_ids"][~made["prompt_mask"]] == PAD
     ).all()
@@ -73,7 +75,7 @@ def test_each_token_learns_the_node_at_which_it_is_chosen(several: list) -> None
 
 @pytest.mark.parametrize("wrong", [[5, 9], [5], [6, 7], [4], [5, 7, 7]])
 def test_completions_off_the_catalogue_are_refused(wrong: list[int]) -> None:
-    """Unknown, only begun, or gone on with."""
+    """The wrong completions are unknown, only the beginning of an item, or longer than an item."""
     rows = [([1], ITEMS[0], []), ([1], ITEMS[2], [ITEMS[1], ITEMS[3]]), ([1], ITEMS[0], [ITEMS[1]])]
     check_on_catalogue(Dataset.from_list(as_rows(rows)), TRIE)
     for chosen, rejected in ((wrong, [ITEMS[1]]), (ITEMS[0], [ITEMS[1], wrong])):

@@ -60,13 +60,13 @@ def test_a_long_prompt_loses_its_beginning_and_a_completion_nothing() -> None:
     room = 30 - len(ids(longest)) - 1
     assert 0 < room < len(ids(prompt)) and len(ids(longest * 6)) >= 30
     made = tokenize_preferences(rows, TOKENIZER, max_length=30)
-    assert len(made) == 1  # nothing of the second prompt has room beside its completion
+    assert len(made) == 1  # the second row is dropped, because its longest completion leaves no room for the prompt
     assert made[0]["prompt_ids"] == ids(prompt)[-room:]
     assert made[0]["rejected_ids"] == [[*ids(longest), EOS]] and made[0]["chosen_ids"] == [*ids(" red"), EOS]
 
 
 def test_many_rows_without_anything_rejected_may_come_first() -> None:
-    count = 1001  # more than are written before their types are settled
+    count = 1001  # more rows than are written before the column types are fixed
     rejected: list[list[str]] = [[]] * count + [[" on"]]
     made = tokenize_preferences(
         texts(prompt=["a"] * (count + 1), chosen=["b"] * (count + 1), rejected=rejected), TOKENIZER
@@ -143,8 +143,8 @@ def test_a_completion_is_rejected_once_and_never_the_chosen_one(caplog: pytest.L
     assert made["rejected_ids"][:] == [[[*ids(text), EOS] for text in row] for row in kept]
     assert made.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"]
     assert caplog.messages == [
-        "dropped 3 rejected completions, which have the same tokens as the chosen completion or an earlier "
-        "rejected completion of their row"
+        "dropped rejected completions with the same tokens as the chosen completion or an earlier rejected "
+        "completion of their row (number: 3)"
     ]
     tokenizer, rows = chat(CHAT)
     said = [rows[0]["chosen"], *rows[0]["rejected"], rows[0]["rejected"][0]]
@@ -170,7 +170,7 @@ def test_a_row_with_a_null_is_refused(row: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({**WORDS, "chosen": SAID}, "prompt is a text, but chosen is a list of messages; give two texts or"),
+        ({**WORDS, "chosen": SAID}, "prompt is a text, but chosen is a list of messages; give texts only"),
         ({**WORDS, "rejected": SAID}, "prompt is a text, but rejected is a list of messages; give"),
         ({**WORDS, "rejected": [SAID]}, "prompt is a text, but rejected is a list of messages; give"),
         ({**TALK, "chosen": "b"}, "prompt is a list of messages, but chosen is a text; give"),

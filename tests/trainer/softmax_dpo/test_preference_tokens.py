@@ -48,7 +48,7 @@ def test_rows_without_any_token_are_refused(name: str) -> None:
     check_not_empty(Dataset.from_dict(rows))
     check_not_empty(Dataset.from_dict({**rows, "rejected_ids": [[], []]}))
     rows[name] = [[[7]], [[5], []]] if name == "rejected_ids" else [[3], []]
-    with pytest.raises(ValueError, match=f"row 1: {name} contains a text without tokens"):
+    with pytest.raises(ValueError, match=f"row 1: {name} contains an empty list of tokens"):
         check_not_empty(Dataset.from_dict(rows))
     with pytest.raises(ValueError, match=f"row 0: {name} contains"):
         check_not_empty(Dataset.from_dict(rows).select([1]))

@@ -9,7 +9,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.data.test_rows import FORMATS, NUM_ITEMS
+from tests.data.test_rows import FORMATS, NUM_ITEMS, written
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
 from trl_rec.trainer.softmax_dpo.rows import preference_rows, read_preferences
@@ -39,10 +39,10 @@ def test_a_table_becomes_prompts_and_paths(rows: list, surface: str, max_length:
     made = preference_rows(make_table(rows, "train"), prompt_format, max_length=max_length)
     room = None if max_length is None else max_length - int(prompt_format.paths.lengths.max())
     for row, (history, chosen, rejected) in zip(made, rows, strict=True):
-        prompts = [  # the whole history's, then those without its oldest items
+        prompts = [  # with the whole history, then without its oldest items
             [
                 *prompt_format.prompt_head,
-                *(token for item in history[cut:] for token in prompt_format.pieces[item]),
+                *written(prompt_format, history[cut:]),
                 *prompt_format.prompt_tail,
             ]
             for cut in range(len(history) + 1)
@@ -101,14 +101,14 @@ def test_what_is_no_whole_number_is_no_item(name: str, item: float | None, told:
         ValueError, match=f"row 1: {name} contains the item {told}, but item indices are 0 to {NUM_ITEMS - 1}"
     ):
         preference_rows(Dataset.from_dict(wrong), FORMATS["item_token"])
-    floats = {**right, name: [4.0, 4.0] if name == "chosen" else [[6.0], [6.0]]}  # as pandas has them
+    floats = {**right, name: [4.0, 4.0] if name == "chosen" else [[6.0], [6.0]]}  # pandas writes items as floats
     whole = {**right, name: [4, 4] if name == "chosen" else [[6], [6]]}
     made = (preference_rows(Dataset.from_dict(table), FORMATS["item_token"])[:] for table in (floats, whole))
     assert next(made) == next(made)
 
 
 def test_rejected_items_are_told_apart_by_their_paths(caplog: pytest.LogCaptureFixture) -> None:
-    """Items 0, 1 and 4 are written alike, and so are 2 and 5; 3 begins like 2."""
+    """Items 0, 1 and 4 have the same path, and so do 2 and 5. The path of 3 begins with that of 2."""
     paths = Ragged.from_lists([[7, 1], [7, 1], [7, 2], [7, 2, 1], [7, 1], [7, 2]])
     prompt_format = replace(FORMATS["item_token"], pieces=paths, paths=paths)
     table = make_table([([], 0, [1, 2, 3, 5]), ([], 2, [4, 4, 0, 3]), ([], 3, [2]), ([], 2, [5])])

@@ -1,5 +1,5 @@
-"""Adapters that also train new tokens, and what an adapter is measured against: its base, or the adapter that it began
-as."""
+"""Adapters that also train the embeddings of new tokens. The reference of an adapter is its base, or the adapter
+before training."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -45,7 +45,8 @@ def table() -> Dataset:
 
 @pytest.fixture(scope="module")
 def bases(catalog: ItemCatalog, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[int]]]:
-    """Folders of pretrained models whose vocabulary has been widened by the item tokens, and those tokens."""
+    """The folders of pretrained models whose vocabulary was extended by the item tokens, and the ids of these
+    tokens."""
     found = {}
     for kind in TIES:
         folder, tokenizer = tmp_path_factory.mktemp(kind), make_bpe(["a b"], vocab_size=280)
@@ -58,7 +59,7 @@ def bases(catalog: ItemCatalog, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 def adapted(base: tuple[Path, list[int]], model: Any = None) -> PeftModel:
-    """The base with an adapter that has learned something: every one of its tensors is away from where it began."""
+    """Returns the base with an adapter that seems trained: each of its tensors differs from its initial value."""
     folder, new = base
     model = load_model(folder) if model is None else model
     torch.manual_seed(0)
@@ -86,7 +87,7 @@ def make(
 
 
 def state(model: torch.nn.Module, adapter: str) -> dict[str, Tensor]:
-    """The tensors of one adapter, under names without it."""
+    """Returns the tensors of one adapter, under names that do not contain the adapter's name."""
     found = {}
     for name, parameter in model.named_parameters():
         if f".{adapter}." in f"{name}.":
@@ -95,7 +96,7 @@ def state(model: torch.nn.Module, adapter: str) -> dict[str, Tensor]:
 
 
 def assert_trains(trainer: SoftmaxDPOTrainer) -> None:
-    """Every tensor that is to be trained moves, and no other."""
+    """Asserts that training changes all trainable tensors and no others."""
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train()
@@ -160,7 +161,7 @@ def test_an_adapter_is_measured_against_what_it_began_as(
 def test_trls_own_copy_is_not_the_whole_adapter(
     bases: Any, catalog: ItemCatalog, table: Dataset, tie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once this fails, huggingface/trl#6975 is released and `complete_ref_adapter` can go."""
+    """When this test fails, huggingface/trl#6975 is released and `complete_ref_adapter` can be removed."""
     monkeypatch.setattr("trl_rec.trainer.softmax_dpo.trainer.complete_ref_adapter", lambda model: None)
     trainer = make(adapted(bases[tie]), bases[tie], catalog, table, tmp_path)
     assert abs(first_loss(trainer) - loss_of_equals(trainer)) > 0.003
@@ -201,7 +202,8 @@ def test_checkpointing_changes_nothing(bases: Any, catalog: ItemCatalog, table: 
 
 
 def test_resuming_ends_the_same(bases: Any, catalog: ItemCatalog, table: Dataset, tmp_path: Path) -> None:
-    """A checkpoint holds both adapters; a run starts anew with neither trained."""
+    """A checkpoint contains both adapters. Here the resumed run starts with an untrained policy and gets both from the
+    checkpoint."""
     options = {"max_steps": 4, "per_device_train_batch_size": 4}
     whole = make(adapted(bases["untied"]), bases["untied"], catalog, table, tmp_path / "whole", **options)
     whole.train()

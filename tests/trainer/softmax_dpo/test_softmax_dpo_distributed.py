@@ -1,5 +1,5 @@
-"""Two processes give what one gives at the same global batch: DDP, ZeRO-2, ZeRO-3, on the CPU with the shipped
-recipes."""
+"""At the same global batch, two processes give the results of one: under DDP, ZeRO-2 and ZeRO-3, with the shipped
+accelerate recipes on the CPU."""
 
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,8 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.mark.parametrize("precompute", [False, True])
 @pytest.mark.parametrize("name", ["ddp", pytest.param("zero2", marks=pytest.mark.long), "zero3"])
 def test_two_processes_equal_one(name: str, precompute: bool, folder: Path, alone: Trained, tmp_path: Path) -> None:
-    """Batches of 5 do not divide the 24 rows whose reference is precomputed by two processes."""
+    """If the reference is precomputed, two processes compute it in batches of 5, which do not divide the 24 rows
+    evenly."""
     halved = options(2, precompute_ref_log_probs=precompute, precompute_ref_batch_size=5)
     if name == "zero3" and not precompute:
         halved["ref_model"] = "loaded"
@@ -58,7 +59,8 @@ def test_the_legal_softmax_in_two_processes(folder: Path, tmp_path: Path) -> Non
 def test_under_zero3_each_model_has_its_own_precomputed_reference(
     folder: Path, alone: Trained, tmp_path: Path
 ) -> None:
-    """Loaded by each process for its share, so that the tensors are empty where the file's name is made."""
+    """Each process loads only its share of a model, so the tensors are empty when the name of the file is computed.
+    The names of two models must still differ."""
     for seed in range(2):
         tokenizer, model = load_tokenizer(folder / "model"), tmp_path / str(seed)
         make_model(tokenizer, hidden_size=16, dropout=0.0, max_length=256, seed=seed).save_pretrained(model)

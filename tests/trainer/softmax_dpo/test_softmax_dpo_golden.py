@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(run: str, folder: Path, output: Path) -> SoftmaxDPOTrainer:
-    """Two accumulated batches a step."""
+    """Makes a trainer that accumulates two batches per step."""
     return make_trainer(folder, output, max_steps=NUM_STEPS, gradient_accumulation_steps=2, **RUNS[run])
 
 
@@ -35,7 +35,7 @@ def test_ten_steps_are_the_golden_ones(run: str, folder: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(("run", "name", "value"), [("vocabulary", "beta", 0.505), ("catalogue", "sft_weight", 0.303)])
 def test_a_small_change_of_the_loss_is_seen(run: str, name: str, value: float, folder: Path, tmp_path: Path) -> None:
-    """By a percent, in one of its terms."""
+    """One term of the loss changes by a percent."""
     trainer = make(run, folder, tmp_path)
     setattr(trainer if name == "beta" else trainer.args, name, value)
     with pytest.raises(AssertionError, match="how to write it anew"):

@@ -1,4 +1,4 @@
-"""`trl-rec softmax_dpo` from a folder to a folder: an adapter goes on training, and the run is written down."""
+"""`trl-rec softmax_dpo` trains the model or adapter of one folder into another folder, and records the run there."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_code_of_a_model_is_trusted_only_where_asked_for(
     told = []
 
     class Stop(Exception):
-        """There is nothing to be trained here."""
+        """Ends the script before the model is loaded."""
 
     def watch(name: str, **options: object) -> None:
         told.append(options.get("trust_remote_code"))

@@ -55,7 +55,7 @@ def assert_close(model: torch.nn.Module, expected: dict[str, Tensor], tolerance:
 
 
 def other_model(folder: Path) -> Any:
-    """A reference that the policy does not begin as."""
+    """Returns a model that differs from the model of the folder, for use as a reference."""
     model = load_model(folder / "model")
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -98,16 +98,14 @@ def test_one_negative_is_trls_dpo(kind: str, tmp_path: Path) -> None:
 def test_the_first_loss_is_that_of_equals(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, **ALL)
     assert first_loss(trainer) == pytest.approx(loss_of_equals(trainer), abs=1e-5)
-    changed = make_trainer(
-        folder, tmp_path, model=other_model(folder), **ALL
-    )  # the folder it came from holds another model
+    changed = make_trainer(folder, tmp_path, model=other_model(folder), **ALL)  # its folder contains a different model
     assert first_loss(changed) == pytest.approx(loss_of_equals(changed), abs=1e-5)
     loaded = make_trainer(folder, tmp_path, model=str(folder / "model"), **ALL)  # TRL loads its reference
     assert first_loss(loaded) == pytest.approx(loss_of_equals(loaded), abs=1e-5)
 
 
 def test_dropout_does_not_part_policy_and_reference(folder: Path, tmp_path: Path) -> None:
-    """A Llama's dropout is a number, which TRL's `disable_dropout` does not find."""
+    """A Llama keeps its dropout as a number, which TRL's `disable_dropout` does not find."""
     model = load_model(folder / "model", attention_dropout=0.5).train()
     trainer = make_trainer(folder, tmp_path, model=model, beta=20.0, **ALL)
     assert first_loss(trainer) == pytest.approx(loss_of_equals(trainer), abs=1e-4)
@@ -145,7 +143,7 @@ def test_training_moves_every_tensor_but_the_references(folder: Path, tmp_path: 
 def test_the_loss_worked_out_by_hand(
     folder: Path, tmp_path: Path, normalize: str, sft_weight: float, loss: str
 ) -> None:
-    """From the logits of one completion at a time, nothing padded."""
+    """The expected loss is computed from the logits of one completion at a time, without padding."""
     options = {
         "ref_model": other_model(folder),
         "beta": 0.3,
@@ -196,7 +194,7 @@ def test_neither_padding_nor_the_order_of_negatives_matters(folder: Path, tmp_pa
     )
     assert (
         loss([{**row, "rejected_ids": row["rejected_ids"] * 2} for row in rows]) > together + 0.1
-    )  # a copy does count
+    )  # copies of a negative change the loss
 
 
 def test_accumulating_changes_nothing(folder: Path, tmp_path: Path) -> None:
@@ -270,7 +268,8 @@ def test_a_precomputed_reference_changes_nothing(folder: Path, tmp_path: Path, o
     ]
     at_once.train(), before.train()
     assert losses(before) == pytest.approx(losses(at_once), abs=1e-5)
-    assert max(abs(entry.get("rewards/margins", 0)) for entry in before.state.log_history) > 0.02  # they have parted
+    # The policy has left its reference.
+    assert max(abs(entry.get("rewards/margins", 0)) for entry in before.state.log_history) > 0.02
     assert_close(before.model, weights(at_once.model))
 
 
@@ -292,7 +291,7 @@ def test_the_precomputed_reference_is_kept_for_these_rows_and_weights(
     first, again = make()[1], make()
     assert computed == ["train"] and again[0] == 0
     assert again[1].train_dataset["ref_logps"] == first.train_dataset["ref_logps"]
-    assert make(eval_dataset=preference_table(dataset, seed=1))[0] == 1  # the evaluation's alone
+    assert make(eval_dataset=preference_table(dataset, seed=1))[0] == 1  # only for the evaluation rows
     assert make(train_dataset=table.select(range(23)))[0] == 1
     assert make(train_dataset=table.select(range(23, -1, -1)))[0] == 1
     assert make(model=other_model(folder))[0] == 1
@@ -359,7 +358,7 @@ def test_a_ranking_leaves_the_training_metrics_alone(folder: Path, dataset: RecD
     whole = make_trainer(folder, tmp_path, logging_steps=4)
     whole.train()
     told = whole.state.log_history[0]
-    names = ("rewards/margins", "logps/chosen", "softmax_dpo/num_rejected")  # means over all four steps
+    names = ("rewards/margins", "logps/chosen", "softmax_dpo/num_rejected")  # each is the mean over four steps
     assert [logged[name] for name in names] == pytest.approx([told[name] for name in names])
 
 
@@ -440,7 +439,7 @@ def test_without_a_catalogue_it_is_a_trainer_like_any_other(tmp_path: Path) -> N
     assert load_model(tmp_path).config.vocab_size == len(load_tokenizer(tmp_path))
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's own, on what it deprecates
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL warns about its own deprecated options
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -478,7 +477,8 @@ def test_options_without_effect_are_refused(options: dict, message: str, tmp_pat
 def test_defaults_that_differ_from_trls(tmp_path: Path) -> None:
     config = SoftmaxDPOConfig(str(tmp_path), **QUIET)
     assert (config.learning_rate, config.pad_to_multiple_of) == (1e-5, None)
-    assert DPOConfig(str(tmp_path), **QUIET).learning_rate == 1e-6  # else ours can go
+    # If this fails, SoftmaxDPOConfig no longer needs its own default.
+    assert DPOConfig(str(tmp_path), **QUIET).learning_rate == 1e-6
     assert SoftmaxDPOConfig(str(tmp_path), pad_to_multiple_of="none", **QUIET).pad_to_multiple_of is None
 
 
@@ -514,7 +514,7 @@ def test_wrong_rows_are_refused_before_training(folder: Path, dataset: RecDatase
         ("the train dataset has the columns user, history, chosen, rejected", table, {"catalog": None}),
         ("the train dataset must be a Dataset", table.to_iterable_dataset(), {}),
         ("the train dataset has no rows; pass a dataset with preferences", text_rows().select([]), {}),
-        ("no row of the eval dataset is left with a rejected", table, {"eval_dataset": text_rows().select([])}),
+        ("no row of the eval dataset has a rejected completion left", table, {"eval_dataset": text_rows().select([])}),
         ("the column rejected_ids has the type list", token_rows(rejected_ids=[[7], [9]]), {}),
         (
             "row 1: chosen_ids contains the token 999, but the model's tokens are 0 to",
@@ -527,13 +527,13 @@ def test_wrong_rows_are_refused_before_training(folder: Path, dataset: RecDatase
             {"model": str(folder / "model")},
         ),
         ("row 1: chosen_ids contains the token 999", table, {"eval_dataset": token_rows(chosen_ids=[[5], [999]])}),
-        ("no row of the train dataset is left with a rejected completion", token_rows(rejected_ids=[[], []]), {}),
-        ("row 1: prompt_ids contains a text without tokens", token_rows(prompt_ids=[[1], []]), {}),
-        ("row 1: rejected_ids contains a text without tokens", token_rows(rejected_ids=[[[7]], [[9], []]]), {}),
+        ("no row of the train dataset has a rejected completion left", token_rows(rejected_ids=[[], []]), {}),
+        ("row 1: prompt_ids contains an empty list of tokens", token_rows(prompt_ids=[[1], []]), {}),
+        ("row 1: rejected_ids contains an empty list of tokens", token_rows(rejected_ids=[[[7]], [[9], []]]), {}),
         ("normalize='catalogue' needs the catalogue", table, {"catalog": None, "normalize": "catalogue"}),
         ("row 0: a completion is not an item of the catalogue", token_rows(), {"normalize": "catalogue"}),
         (
-            "row 1: a completion is not an item of the catalogue",  # only the beginning of one
+            "row 1: a completion is not an item of the catalogue",  # it is only the beginning of one
             token_rows(chosen_ids=[paths[0]] * 2, rejected_ids=[[paths[1]], [paths[2], paths[1][:2]]]),
             {"normalize": "catalogue"},
         ),
@@ -552,13 +552,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"the loss of 4 rows is not finite at step 0, including rows \[0, 1, 2, 3\]"):
         make_trainer(folder, tmp_path, model=model).train()
     rows = Dataset.from_dict({**token_rows().to_dict(), "ref_logps": [[0.0, 0.0, 0.0], [math.inf, 0.0, 0.0]]})
-    with pytest.raises(ValueError, match="the loss of 1 rows is not finite at step 0"):
+    with pytest.raises(ValueError, match="the loss of 1 row is not finite at step 0"):
         make_trainer(folder, tmp_path, train_dataset=rows).train()
 
 
 def test_a_likelihood_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the loss of 4 rows is not finite at step 0"):
-        make_trainer(folder, tmp_path, sft_weight=1e39).train()  # the softmax's part is log(1 + negatives)
+        # Only the NLL term is infinite; the softmax term is log(1 + number of negatives).
+        make_trainer(folder, tmp_path, sft_weight=1e39).train()
 
 
 def test_a_tokenizer_that_cannot_end_or_pad_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -611,6 +612,7 @@ OVERRIDDEN += [
     "_prepare_dataset",
     "_get_train_sampler",
     "predict",
+    "log",
 ]
 
 
@@ -621,7 +623,7 @@ def test_every_overridden_method_is_looked_at() -> None:
     theirs = {name for name in ours if inspect.isfunction(getattr(DPOTrainer, name, None))} - {
         "__init__",
         "__module__",
-        "push_to_hub",  # passes all arguments on, as the next one does
+        "push_to_hub",  # passes all arguments on, as does the next method
         "_run_epoch",
     }
     assert theirs == set(OVERRIDDEN)
@@ -629,7 +631,7 @@ def test_every_overridden_method_is_looked_at() -> None:
 
 @pytest.mark.parametrize("name", OVERRIDDEN)
 def test_overridden_methods_still_have_trls_signature(name: str) -> None:
-    """A new TRL that adds or renames a parameter fails here, not in somebody's run."""
+    """If a new TRL adds or renames a parameter, this test fails instead of a user's run."""
     theirs = list(inspect.signature(getattr(DPOTrainer, name)).parameters)
     ours = inspect.signature(getattr(SoftmaxDPOTrainer, name)).parameters
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in ours.values()):
@@ -640,5 +642,5 @@ def test_overridden_methods_still_have_trls_signature(name: str) -> None:
 
 def test_the_constructor_takes_what_trls_takes() -> None:
     theirs = list(inspect.signature(DPOTrainer).parameters)
-    assert theirs[:4] == ["model", "ref_model", "args", "data_collator"]  # given by position
+    assert theirs[:4] == ["model", "ref_model", "args", "data_collator"]  # they are passed by position
     assert {"train_dataset", "eval_dataset", "processing_class"} <= set(theirs)

@@ -1,1 +1,1 @@
-"""Rows in which every item of a history is a target: one text, and one branch per target."""
+"""Builds rows in which every item of a history is a target: a trunk, and one branch per target."""

@@ -1,7 +1,7 @@
-"""Builds rows with one branch per target (see `branches.py`).
+"""Builds rows with one branch per target (see `structure.py`).
 
 First, each sequence is cut into windows that are short enough for one prompt. Then each window becomes a row, or
-several rows if a row may have only a certain number of columns.
+several rows if it needs more columns than a row may have.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class HistoryWindows(NamedTuple):
     """Windows of sequences. Each array has one entry per window.
 
     The targets of a window are the items `first` to `last` of its sequence, both included. The history of a target
-    consists of the items from `start` to the target, which is not included.
+    consists of the items from `start` up to the item before the target.
 
     Args:
         source (`np.ndarray`): The sequence.
@@ -49,8 +49,8 @@ class Limits:
 
     Args:
         items (`Ragged`): The sequences.
-        piece_lengths (`np.ndarray`): Number of tokens of each item in a history.
-        room (`int`, *optional*): Maximum number of tokens of a history.
+        piece_lengths (`np.ndarray`): Number of tokens of each item in a history, with the separator before it.
+        room (`int`, *optional*): Maximum number of tokens of a history, where every item counts with its separator.
         max_history (`int`, *optional*): Maximum number of items of a history.
     """
 
@@ -62,13 +62,16 @@ class Limits:
         self.max_history = len(items.values) if max_history is None else max_history
 
     def length(self, source: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """Returns the number of tokens of the items `start` to `stop` of the sequences, without `stop`."""
+        """Returns how many tokens the items `start` to `stop - 1` of each sequence in `source` have together.
+
+        Every item counts with the separator before it.
+        """
         base = self.offsets[source]
         lengths: np.ndarray = self.tokens[base + stop] - self.tokens[base + start]
         return lengths
 
     def latest(self, source: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """Returns the latest target whose history can begin at `start`. It may be after the end of the sequence."""
+        """Returns the latest target whose history can begin at `start`, possibly after the end of the sequence."""
         base = self.offsets[source]
         last = np.searchsorted(self.tokens, self.tokens[base + start] + self.room, side="right") - 1 - base
         latest: np.ndarray = np.minimum(last, start + self.max_history)
@@ -82,12 +85,15 @@ class Limits:
         return earliest
 
     def half(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Returns the latest item at which the history of a target can begin without being shorter than half of the
-        longest possible history."""
+        """Returns the latest item at which the history of a target can begin and still be long enough.
+
+        It is long enough with at least half of `room` tokens, or at least half of `max_history` items.
+        """
         base = self.offsets[source]
         by_tokens = np.searchsorted(self.tokens, self.tokens[base + target] - self.room / 2, side="right") - base
         by_items = target - (self.max_history + 1) // 2 + 1
-        # A history that begins at the later of these two items has less than half the tokens and half the items.
+        # A history that begins at `by_tokens` or later has too few tokens, and one that begins at `by_items` or later
+        # has too few items. Both hold for the later of the two, so begin one item before it.
         start: np.ndarray = np.maximum(np.maximum(by_tokens, by_items) - 1, 0)
         return start
 
@@ -97,12 +103,13 @@ def whole_histories(
 ) -> tuple[HistoryWindows, HistoryWindows]:
     """Returns the targets whose whole history fits into a prompt, and the remaining targets.
 
-    Each is returned as at most one window per sequence. The windows of the remaining targets are too long.
+    Both are returned as windows, at most one of each kind per sequence. The windows of the remaining targets begin at
+    the first item of their sequence, so they are too long for a prompt.
 
     Args:
         num_known: For each sequence, the number of items at its beginning that are not targets.
         lengths: For each sequence, its number of items.
-        limits: What fits into a prompt.
+        limits: The limits of a prompt.
     """
     source = np.flatnonzero(lengths > num_known)
     start = np.zeros_like(source)
@@ -117,12 +124,12 @@ def whole_histories(
 def cut(rest: HistoryWindows, limits: Limits) -> HistoryWindows:
     """Cuts windows that are too long into windows that overlap by half.
 
-    Each target occurs in one window. Its history has at least half the tokens or half the items of the longest
-    possible history. The last window of a sequence begins as early as its last target allows.
+    Each target occurs in one window. Its history has at least half as many tokens, or half as many items, as the
+    limits allow. The last window of a sequence begins as early as the limits allow for the history of its last target.
     """
     source, _, first, end = rest
-    parts = [rest.where(np.zeros(len(source), bool))]
-    while len(source):
+    parts = [rest.where(np.zeros(len(source), bool))]  # an empty part, because `joined` needs at least one
+    while len(source):  # one window of each sequence that is not yet cut completely
         start = np.maximum(limits.half(source, first), limits.earliest(source, first))
         start = np.minimum(start, limits.earliest(source, end))
         last = np.minimum(limits.latest(source, start), end)
@@ -136,7 +143,7 @@ def cut(rest: HistoryWindows, limits: Limits) -> HistoryWindows:
 
 
 def joined(*parts: HistoryWindows) -> HistoryWindows:
-    """Joins windows, in the order of their sequences and of their targets."""
+    """Joins several groups of windows into one, sorted by sequence and then by target."""
     windows = HistoryWindows(*(np.concatenate(values) for values in zip(*parts, strict=True)))
     return windows.where(np.lexsort((windows.first, windows.source)))
 
@@ -164,11 +171,11 @@ def write_branches(
     Args:
         items: The sequences.
         windows: The windows.
-        limits: What fits into a prompt.
+        limits: The limits of a prompt.
         users: The user of each sequence.
         prompt_format: How histories are written.
-        learned_lengths: For each item, the number of tokens of its path that are learned, from the beginning of the
-            path. An item with 0 learned tokens is no target.
+        learned_lengths: For each item, how many tokens at the beginning of its path are learned. An item without
+            learned tokens gets no branch.
         max_columns: Maximum number of columns of a row. If a window needs more, it becomes several rows, each with
             some of its targets and their histories.
     """
@@ -180,11 +187,13 @@ def write_branches(
     window, position, target, learned = window[kept], position[kept], target[kept], learned[kept]
     source = windows.source[window]
     heads = prompt_format.encode_heads(len(windows.source), users[windows.source])
-    prefixes = heads.lengths[window] + limits.length(source, windows.start[window], position)
+    # The first item of a history has no separator before it. A history may also be empty.
+    separated = limits.length(source, windows.start[window], position)
+    prefixes = heads.lengths[window] + np.maximum(separated - len(prompt_format.separator), 0)
     tail = prompt_format.prompt_tail
     lengths = len(tail) + learned - 1  # the last token is only predicted
 
-    # 2. Divide the branches among rows. The last branch of a row contains its last token.
+    # 2. Divide the branches among rows. The last branch of a row also contains the last token of its path.
     begins = _begins(prefixes, lengths, window, max_columns)
     firsts = np.flatnonzero(begins)
     bounds = np.append(firsts, len(begins))
@@ -196,11 +205,12 @@ def write_branches(
     trunk = items.take(source[firsts]).slice(windows.start[window[firsts]], position[lasts])
     paths = prompt_format.paths.take(target)
     written = join(Ragged.repeated(tail, len(target)), paths.head(lengths - len(tail)))
-    behind = Ragged(written.values, written.offsets[bounds])
-    tokens = join(heads.take(window[firsts]), trunk.flatten(prompt_format.pieces), behind)
+    branch_tokens = Ragged(written.values, written.offsets[bounds])
+    tokens = join(heads.take(window[firsts]), prompt_format.encode_histories(trunk), branch_tokens)
     branches = Branches(tokens.lengths, Ragged.from_lengths(prefixes, counts), Ragged.from_lengths(lengths, counts))
 
-    # 4. Label the column after the one that predicts a token. Without a tail, the prefix predicts the first token.
+    # 4. A token is the label of the column after the one that predicts it. Without a tail, the last column of the
+    # prefix predicts the first token of the path.
     row_starts = np.repeat(branches.row_starts(), counts)
     places = np.repeat(row_starts + branches.firsts() + len(tail), learned) + within(learned)
     if not len(tail):
@@ -213,20 +223,21 @@ def write_branches(
 def _begins(prefixes: np.ndarray, lengths: np.ndarray, window: np.ndarray, max_columns: int | None) -> np.ndarray:
     """Returns a mask `(N,)` of the branches that begin a row.
 
-    A row contains branches of one window, and as many as fit. If not even one fits, it contains one.
+    A row contains branches of one window, as many as fit into `max_columns` but at least one.
     """
     begins = np.diff(window, prepend=-1) > 0
     if max_columns is None:
         return begins
 
-    # A row from branch i to branch j has prefixes[j] + ends[j] - ends[i - 1] + 1 columns. Adding a multiple of the
-    # window makes the sum of the terms with j ascending over all windows, so that one binary search finds all j.
+    # A row from branch i to branch j has prefixes[j] + ends[j] - ends[i - 1] + 1 columns. Within a window,
+    # prefixes[j] + ends[j] ascends with j. Adding a multiple of the window's number makes it ascend over all windows,
+    # so that a single call of `searchsorted` finds the last branch of every row.
     ends = np.cumsum(lengths)
     step = prefixes.max(initial=0) + 1
     needed = prefixes + ends + 1 + window * step
     starts = np.flatnonzero(begins)
     stops = np.append(starts[1:], len(begins))
-    while len(starts):
+    while len(starts):  # one row of each window that has branches left
         begins[starts] = True
         bound = max_columns + ends[starts] - lengths[starts] + window[starts] * step
         following = np.searchsorted(needed, bound, side="right").clip(starts + 1, stops)

@@ -1,14 +1,18 @@
-"""Describes rows in which every item of a history is a target, although targets and histories are written differently.
+"""Describes rows in which every item of a history is a target, although histories and targets are written differently.
 
-Such a row begins with a trunk: the head of the prompt and the pieces of the history. Behind the trunk follows one
-branch per target: the tail of the prompt and the target's path. A branch continues a prefix of the trunk, namely the
-items before its target. So the row contains the same texts as one row per target, but their common beginning only
-once. A row without branches is an ordinary row, which consists of its trunk alone.
+Such a row begins with a trunk: the head of the prompt and the pieces of the history. One branch per target follows:
+the tail of the prompt and the target's path. A branch continues a prefix of the trunk, namely the head and the items
+before its target. One such row replaces the separate rows of all its targets, and contains their common beginning only
+once. A row without branches consists of its trunk alone.
 
-As in ordinary rows, column `c` predicts the label of column `c + 1`. Therefore the last target token of a branch is
-no column of the branch. It is the label of the column after the branch, whichever token that column contains. Only the
-last branch of a row contains its last target token, so that there is such a column. If the tail is empty, the first
-token of a path is predicted by the last column of the prefix, and is the label of the column after that.
+    trunk                        branches
+    head | item 1 | item 2 | ... | tail, path of target 1 | tail, path of target 2 | ...
+
+A column is the place of one token in its row. Column `c` predicts the label of column `c + 1`. Nothing is predicted
+from the last token of a path, so a branch does not contain this token. The token is only the label of the column after
+the branch, whichever token that column contains. The last branch of a row is an exception: it does contain the last
+token of its path, because otherwise no column would follow. If the tail is empty, the first token of a path is
+predicted by the last column of the prefix, and is the label of the next column.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from trl_rec.ragged import Ragged, within
 
 
 IGNORED = -100  # label of a token that is excluded from the loss
-COLUMNS = ("branch_prefixes", "branch_lengths")  # columns of a dataset that contain the branches of its rows
+COLUMNS = ("branch_prefixes", "branch_lengths")  # names of the dataset columns that contain branches
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +43,14 @@ class Branches:
     lengths: Ragged
 
     def columns(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns what each column of each row attends to, as two arrays `(total,)` of column numbers in the row.
+        """Returns two arrays, which define the columns that each column of each row attends to.
 
-        - `seen`: The column attends to the first `seen` columns of its row.
-        - `starts`: The column also attends to the columns from `starts` to itself. In the trunk, there are none.
+        Both have the shape `(total,)`, where `total` is the number of columns of all rows together.
+
+        - `seen`: The column attends to the first `seen` columns of its row. For a column of the trunk, these are all
+          columns up to itself. For a column of a branch, they are the prefix.
+        - `starts`: The column also attends to the columns from `starts` to itself: the earlier columns of its branch
+          and itself. For a column of the trunk, `starts` is the next column, so this range is empty.
 
         The position of column `c` is `seen + c - starts`.
         """
@@ -61,17 +69,22 @@ class Branches:
         columns without a label.
         """
         numbers = np.arange(len(self.lengths.values))
-        # Columns after the end of a row belong to the next row. The surplus entry takes those of the last row.
+        # The column after the end of a row is the first column of the next row. The surplus entry is the column after
+        # the last row.
         owners = np.full(int(self.row_lengths.sum()) + 1, -1)
+
+        # The labels of a branch are in the columns that follow its own columns, and in the column after its prefix.
         predicted = self._places() + 1
         owners[predicted] = np.repeat(numbers, self.lengths.values)
         owners[self.row_starts()[self.prefixes.row_ids] + self.prefixes.values] = numbers
+
+        # The first column of a row has no label.
         owners = owners[:-1]
         owners[within(self.row_lengths) == 0] = -1
         return owners
 
     def row_starts(self) -> np.ndarray:
-        """Returns the index of the first column of each row among the columns of all rows."""
+        """Returns the first column of each row, as an index among the columns of all rows."""
         starts: np.ndarray = np.cumsum(self.row_lengths) - self.row_lengths
         return starts
 
@@ -84,7 +97,7 @@ class Branches:
         return firsts
 
     def _places(self) -> np.ndarray:
-        """Returns the index of each column of each branch among the columns of all rows."""
+        """Returns the columns of all branches, as indices among the columns of all rows."""
         firsts = self.row_starts()[self.lengths.row_ids] + self.firsts()
         places: np.ndarray = np.repeat(firsts, self.lengths.values) + within(self.lengths.values)
         return places

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from trl_rec.data.dataset import read_card
+from trl_rec.data.dataset import UNLISTED, read_card
 from trl_rec.data.log import SPLITS
 from trl_rec.files import is_temporary
 
@@ -20,6 +20,7 @@ OWN = [
     "catalog/items.parquet",
     "users.parquet",
     "interactions.parquet",
+    UNLISTED,
     *SPLITS,
     *(f"{split}/{name}" for split in SPLITS for name in ("*.arrow", "tmp*", "dataset_info.json", "state.json")),
     "card.json",
@@ -64,7 +65,9 @@ def is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str],
 def check_own(folder: Path, name: Path) -> None:
     """Raises ValueError if a dataset folder contains a file that does not belong to the dataset.
 
-    The message calls the folder `name`.
+    Args:
+        folder: The current path of the folder. It is a temporary one if the folder is being replaced.
+        name: The path under which the user knows the folder, for the error message.
     """
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
@@ -73,7 +76,7 @@ def check_own(folder: Path, name: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file, or of all files in a folder of parts."""
+    """Returns the SHA-256 of a file. For a folder, hashes the relative paths and the SHA-256 of all files in it."""
     if path.is_dir():
         parts = [part for part in sorted(path.rglob("*")) if part.is_file()]
         names = [f"{part.relative_to(path).as_posix()} {sha256(part)}" for part in parts]

@@ -8,7 +8,7 @@ from trl_rec.data.log import Options
 from trl_rec.ranges import FINITE
 
 
-OWN_COLUMNS = ("item_id", "title", "semantic_id")  # item columns that cannot contain groups
+OWN_COLUMNS = ("item_id", "title", "semantic_id")  # columns that identify single items, and cannot contain groups
 
 
 def check_options(options: Options, unknown_items: str, repeats: str | None) -> None:
@@ -19,7 +19,7 @@ def check_options(options: Options, unknown_items: str, repeats: str | None) -> 
         if text is not None and (not isinstance(text, str) or not text):
             raise ValueError(f"{name} must be a non-empty string, not {text!r}; correct it, or leave it out")
     _check_choice("empty_ratings", options.empty_ratings, ("refuse", "drop"))
-    _check_choice("unknown_items", unknown_items, ("refuse", "drop"))
+    _check_choice("unknown_items", unknown_items, ("refuse", "drop", "keep"))
     if repeats is not None:
         _check_choice("repeats", repeats, ("keep", "first", "last"))
 

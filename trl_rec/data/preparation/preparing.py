@@ -10,11 +10,12 @@ from typing import Any
 
 from trl_rec.data.card import make_card
 from trl_rec.data.dataset import RecDataset, load, save
-from trl_rec.data.log import Log, Options
+from trl_rec.data.log import Options
 from trl_rec.data.preparation.existing import check_own, is_made, sha256
+from trl_rec.data.preparation.licensing import license_of, record_license
 from trl_rec.data.preparation.option_checks import check_options
 from trl_rec.data.preparation.settings import row_settings, source_settings, split_settings
-from trl_rec.data.preparation.steps import checked_splits, filter_and_split, make_catalog
+from trl_rec.data.preparation.steps import Made, checked_splits, make_catalog, read_and_split
 from trl_rec.data.readers import READERS, locate
 from trl_rec.files import atomic_folder, clean_up, exclusive, resolved, tidy
 from trl_rec.ranges import COUNT_FROM_0, SEED
@@ -42,6 +43,7 @@ def prepare(
     empty_ratings: str = "refuse",
     unknown_items: str = "refuse",
     repeats: str | None = None,
+    license: str | None = None,
     seed: int = 0,
     toy_users: int = 300,
     toy_items: int = 200,
@@ -52,8 +54,9 @@ def prepare(
     If the folder already exists and was made from the same files with the same settings, it is only loaded.
 
     Args:
-        source (`str` or `Path`): Folder with the files of the source; `"toy"`, which is generated from the seed; or
-            `"ml-100k"`, which is downloaded once and cached. Write `"./toy"` for a folder of that name.
+        source (`str` or `Path`): Folder with the files of the source; `"toy"`, which is generated from the seed;
+            `"ml-100k"`, which is downloaded once and cached; or `"hf://datasets/owner/name"`, a data set of the
+            Hugging Face Hub. Write `"./toy"` for a folder of that name.
         output_dir (`str` or `Path`): The dataset folder. It is created in one step at the end, so a failure leaves no
             incomplete folder.
         format (`str`, *optional*): `table`, `recbole`, `bigrec`, `lcrec`, `ml-100k` or `toy`; detected from the files
@@ -85,11 +88,17 @@ def prepare(
         empty_ratings (`str`, *optional*, defaults to `"refuse"`): `"drop"` drops interactions without a rating;
             `"refuse"` raises a ValueError.
         unknown_items (`str`, *optional*, defaults to `"refuse"`): `"drop"` drops interactions with items that are not
-            in the item table; `"refuse"` raises a ValueError.
+            in the item table; `"refuse"` raises a ValueError. `"keep"` keeps them in `RecDataset.unlisted`, but in no
+            split. They are used only as parts of histories when a model recommends. A model reads them there if it
+            knows the items from an earlier log that it was trained on.
         repeats (`str`, *optional*): Which interactions to keep if a user chose an item several times: `"first"`,
-            `"last"`, or `"keep"` for all. By default all are kept. A target that is in the history of its row cannot
-            be recommended if histories are excluded. By default there is a warning if a validation or test target is
-            of this kind, and a ValueError if all targets of one of these splits are (for windows, only the warning).
+            `"last"`, or `"keep"` for all. By default all are kept, but validation and test targets are checked: a
+            target that is in the history of its row cannot be recommended if histories are excluded. There is a
+            warning if a split has such targets, and a ValueError if it has no others. For windows, there is only the
+            warning.
+        license (`str`, *optional*): The licence of the data, such as `"cc-by-4.0"`. It is recorded in the folder, even
+            if the folder already exists. The catalogue is pushed to the hub beside a model only if its licence allows
+            redistribution ([`allows_redistribution`]). The licences of `ml-100k` and `toy` are known.
         seed (`int`, *optional*, defaults to `0`): Seed of the toy log.
         toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
         toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.
@@ -124,6 +133,7 @@ def prepare(
     for name, number in minima.items():
         COUNT_FROM_0.check(name, number)
     SEED.check("seed", seed)
+    known_license = license_of(format, license)
     settings = source_settings(format, split_settings(format, split, num_held_out), minima, options)
     settings |= row_settings(format, unknown_items, repeats)
     sources = {path.name: sha256(path) for path in files.values()}
@@ -133,6 +143,7 @@ def prepare(
             output_dir,
         )
         tidy(output_dir)
+        record_license(output_dir, license)
         return load(output_dir)
     if output_dir.is_mount():
         raise ValueError(
@@ -146,17 +157,32 @@ def prepare(
         clean_up(output_dir)
         if not is_made(output_dir, settings, sources, overwrite):
             logger.info("reading %s (%s)", source, format)
-            log = READERS[format].read(files, options)
-            _make(output_dir, log, settings, sources, overwrite)
+            # No variable holds the log and the splits, so they are released before the folder is loaded.
+            _write(
+                output_dir,
+                read_and_split(READERS[format], files, options, settings),
+                settings,
+                sources,
+                overwrite,
+                known_license,
+            )
+        else:
+            record_license(output_dir, license)
     return load(output_dir)
 
 
-def _make(output_dir: Path, log: Log, settings: dict[str, Any], sources: dict[str, str], overwrite: bool) -> None:
-    """Filters and splits a log, and writes the dataset folder."""
-    # 1. Filter and split.
-    made = filter_and_split(log, settings)
+def _write(
+    output_dir: Path,
+    made: Made,
+    settings: dict[str, Any],
+    sources: dict[str, str],
+    overwrite: bool,
+    license: str | None,
+) -> None:
+    """Checks the splits, and writes the dataset folder."""
+    # 1. Check the splits, and describe the dataset.
     splits = checked_splits(made.splits, settings["split"])
-    catalog = make_catalog(made.log.items, log.group_column)
+    catalog = make_catalog(made.log.items, made.group_column, license)
     card = make_card(
         made.log,
         catalog,
@@ -165,9 +191,10 @@ def _make(output_dir: Path, log: Log, settings: dict[str, Any], sources: dict[st
         sources=sources,
         dropped=made.dropped,
         cold_users=made.cold_users,
-        left_out={**log.left_out, **made.left_out},
+        left_out=made.left_out,
         merged_timestamps=made.merged_timestamps,
-        notes=log.notes,
+        notes=made.notes,
+        license=license,
     )
     _report_repeats(card, settings)
 
@@ -176,7 +203,7 @@ def _make(output_dir: Path, log: Log, settings: dict[str, Any], sources: dict[st
     check_old = partial(check_own, name=output_dir) if overwrite else None
     logger.info("writing %s", output_dir)
     with atomic_folder(output_dir, check_old=check_old) as folder:
-        save(folder, catalog, made.log.users, made.log.to_table(), splits, card)
+        save(folder, catalog, made.log.users, made.log.to_table(), splits, card, made.unlisted)
 
 
 def _report_repeats(card: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

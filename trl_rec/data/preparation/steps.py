@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from trl_rec.data.filtering import drop_repeats, k_core
-from trl_rec.data.indexed_log import IndexedLog, index_log
+from trl_rec.data.indexed_log import IndexedLog, code_log, place_unlisted, separate_unlisted, sort_log
 from trl_rec.data.leaks import check_leaks
-from trl_rec.data.log import SPLITS, Log
+from trl_rec.data.log import SPLITS, Log, Options, Reader
 from trl_rec.data.splits import split_log, split_windows
 from trl_rec.data.windows import index_windows
 from trl_rec.items import ItemCatalog
@@ -24,9 +25,63 @@ from trl_rec.ragged import Ragged
 logger = logging.getLogger(__name__)
 
 
-def filter_and_split(log: Log, settings: dict[str, Any]) -> Made:
-    """Filters and splits a log. Windows, which the source has already filtered and split, are used unchanged."""
-    return _from_windows(log) if log.windows else _from_interactions(log, settings)
+def read_and_split(reader: Reader, files: dict[str, Path], options: Options, settings: dict[str, Any]) -> Made:
+    """Reads a log, filters it and splits it.
+
+    Windows, which the source has already filtered and split, are used unchanged.
+    """
+    # 1. Read the log, and replace ids by row numbers.
+    log = reader.read(files, options)
+    if log.windows:
+        return _from_windows(log)
+    coded, num_unknown = code_log(log, unknown_items=settings.get("unknown_items", "refuse"))
+    left_out = {**log.left_out, "unknown_items": num_unknown}
+
+    # 2. Sort. First release the table that the coded log replaces, and the memory that Arrow keeps for later use.
+    log = replace(log, interactions=None)
+    pa.default_memory_pool().release_unused()
+    indexed, num_merged = sort_log(coded)
+    unlisted_ids = coded.unlisted_ids
+    del coded
+    if num_merged:
+        logger.warning(
+            "%d timestamps differ from the previous one by less than float64 can represent; their order is kept",
+            num_merged,
+        )
+
+    # 3. Filter. Each step replaces `indexed`, so that only one log is in memory.
+    if settings.get("repeats") in ("first", "last"):
+        num_interactions = len(indexed.user)
+        indexed = drop_repeats(indexed, settings["repeats"])
+        left_out["repeats"] = num_interactions - len(indexed.user)
+    unlisted = None
+    if unlisted_ids is not None:
+        indexed, unlisted = separate_unlisted(indexed, unlisted_ids)
+    users = indexed.users
+    sizes = _sizes(indexed)
+    indexed = k_core(indexed, settings["min_user_interactions"], settings["min_item_interactions"])
+    kept = _sizes(indexed)
+    dropped = {name: size - kept[name] for name, size in sizes.items()}
+
+    # 4. Split.
+    logger.info("splitting %d interactions of %d users and %d items", *reversed(kept.values()))
+    splits, cold_users = split_log(indexed, settings["split"], settings.get("num_held_out", 1))
+    if unlisted is not None:
+        num_unlisted = unlisted.num_rows
+        unlisted = place_unlisted(unlisted, users, indexed)
+        left_out["unknown_items"] += num_unlisted - unlisted.num_rows  # those of dropped users
+        logger.info("keeping %d interactions with unknown items for histories alone", unlisted.num_rows)
+    return Made(
+        indexed,
+        splits,
+        cold_users,
+        dropped,
+        group_column=log.group_column,
+        left_out=left_out,
+        merged_timestamps=num_merged,
+        unlisted=unlisted,
+        notes=log.notes,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +92,11 @@ class Made:
     splits: dict[str, pa.Table]
     cold_users: dict[str, int]
     dropped: dict[str, int]
+    group_column: str | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     merged_timestamps: int = 0
+    unlisted: pa.Table | None = None  # as in `RecDataset`
+    notes: tuple[str, ...] = ()
 
 
 def checked_splits(tables: dict[str, pa.Table], rule: str) -> dict[str, Dataset]:
@@ -54,42 +112,18 @@ def checked_splits(tables: dict[str, pa.Table], rule: str) -> dict[str, Dataset]
     return splits
 
 
-def make_catalog(items: pa.Table, group_column: str | None) -> ItemCatalog:
+def make_catalog(items: pa.Table, group_column: str | None, license: str | None) -> ItemCatalog:
     """Makes the catalogue. If `items` has a column `semantic_id`, it becomes the semantic IDs of the catalogue."""
     if "semantic_id" not in items.column_names:
-        return ItemCatalog(items, group_column=group_column)
+        return ItemCatalog(items, group_column=group_column, license=license)
     tokens = Ragged.from_arrow(items["semantic_id"])
-    return ItemCatalog(items.drop_columns(["semantic_id"]), group_column=group_column, semantic_ids=tokens)
+    items = items.drop_columns(["semantic_id"])
+    return ItemCatalog(items, group_column=group_column, semantic_ids=tokens, license=license)
 
 
-def _from_interactions(log: Log, settings: dict[str, Any]) -> Made:
-    """Filters and splits a log."""
-    # 1. Replace ids by row numbers, and drop repeated interactions.
-    indexed, counts = index_log(log, drop_unknown_items=settings.get("unknown_items") == "drop")
-    left_out = {"unknown_items": counts["unknown_items"]}
-    if counts["merged_timestamps"]:
-        logger.warning(
-            "%d timestamps differ from the previous one by less than float64 can represent; their order is kept",
-            counts["merged_timestamps"],
-        )
-    if settings.get("repeats") in ("first", "last"):
-        num_interactions = len(indexed.user)
-        indexed = drop_repeats(indexed, settings["repeats"])
-        left_out["repeats"] = num_interactions - len(indexed.user)
-
-    # 2. Filter.
-    kept = k_core(indexed, settings["min_user_interactions"], settings["min_item_interactions"])
-    dropped = {
-        "users": indexed.users.num_rows - kept.users.num_rows,
-        "items": indexed.items.num_rows - kept.items.num_rows,
-        "interactions": len(indexed.user) - len(kept.user),
-    }
-
-    # 3. Split.
-    sizes = (len(kept.user), kept.users.num_rows, kept.items.num_rows)
-    logger.info("splitting %d interactions of %d users and %d items", *sizes)
-    splits, cold_users = split_log(kept, settings["split"], settings.get("num_held_out", 1))
-    return Made(kept, splits, cold_users, dropped, left_out, counts["merged_timestamps"])
+def _sizes(log: IndexedLog) -> dict[str, int]:
+    """Returns the numbers of users, items and interactions."""
+    return {"users": log.users.num_rows, "items": log.items.num_rows, "interactions": len(log.user)}
 
 
 def _from_windows(log: Log) -> Made:
@@ -99,4 +133,12 @@ def _from_windows(log: Log) -> Made:
     cold_users = {}
     for split in ("validation", "test"):
         cold_users[split] = len(np.setdiff1d(windows[split].user, windows["train"].user))
-    return Made(indexed, split_windows(windows), cold_users, {"users": 0, "items": 0, "interactions": 0})
+    return Made(
+        indexed,
+        split_windows(windows),
+        cold_users,
+        dict.fromkeys(_sizes(indexed), 0),
+        group_column=log.group_column,
+        left_out=dict(log.left_out),
+        notes=log.notes,
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trl_rec.data.log import Reader
 from trl_rec.data.readers import bigrec, lcrec, ml_100k, recbole, table, toy
+from trl_rec.data.readers.hub import hub_folder, is_hub_source
 
 
 # Detection uses the first reader that finds its files, so specific formats precede general ones. For example, a folder
@@ -24,7 +25,8 @@ def locate(source: str | Path, format: str | None = None) -> tuple[str, dict[str
     """Returns the format of a source, and a dict from table names to the files of the source.
 
     Args:
-        source: A folder, or the name of a format that needs no folder (`"toy"`, `"ml-100k"`).
+        source: A folder, the name of a format that needs no folder (`"toy"`, `"ml-100k"`), or a data set of the Hub
+            (`"hf://datasets/owner/name"`).
         format (*optional*): Name of the format. By default, it is detected from the files.
     """
     if format is not None and format not in READERS:
@@ -34,10 +36,11 @@ def locate(source: str | Path, format: str | None = None) -> tuple[str, dict[str
     if str(source) in names and format in (None, str(source)):
         return str(source), READERS[str(source)].fetch()
 
-    folder = Path(source)
+    folder = hub_folder(str(source)) if is_hub_source(source) else Path(source)
     if not folder.is_dir():
         raise ValueError(
-            f"{folder} is not a folder; give the folder of the source, or one of the names {', '.join(names)}"
+            f"{folder} is not a folder; give the folder of the source, one of the names {', '.join(names)}, or "
+            "hf://datasets/owner/name for a data set of the Hugging Face Hub"
         )
     format = format or detect(folder)
     files = READERS[format].find(folder)

@@ -51,7 +51,7 @@ class BigRecReader(Reader):
             windows["train"], windows["validation"], note = _hold_out(windows["train"], files["train"].name)
             notes = (note,)
 
-        # Error messages on held-out validation rows name the training file.
+        # Held-out validation rows come from the training file, so error messages about them name this file.
         names = {"validation": files["train"].name, **{kind: path.name for kind, path in files.items()}}
         return Log(windows=windows, items=_read_items(files["items"]), names=names, notes=notes)
 
@@ -89,7 +89,7 @@ def _read_windows(path: Path, time_format: str | None) -> pa.Table:
 
     times = seconds(table["timestamp"], path.name, time_format)
     columns = {
-        "user_id": ids(table, "user_id", path.name),
+        "user_id": ids(table["user_id"], "user_id", path.name),
         "item_ids": item_ids,
         "timestamp": times,
         "row": np.arange(1, table.num_rows + 1),
@@ -101,7 +101,8 @@ def _read_windows(path: Path, time_format: str | None) -> pa.Table:
 def _hold_out(train: pa.Table, where: str) -> tuple[pa.Table, pa.Table, str]:
     """Splits the training rows at nine tenths. Returns both parts and a note for the card."""
     times = train["timestamp"].to_numpy()
-    # Find the row at nine tenths, and cut before the first row with its timestamp, so that ties stay together.
+    # Find the row at nine tenths, and cut before the first row that has the same timestamp. So rows with equal
+    # timestamps stay together.
     cut = int(np.searchsorted(times, times[len(times) * 9 // 10]))
     if cut == 0:
         raise ValueError(

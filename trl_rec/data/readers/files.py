@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import csv as arrow_csv
 from pyarrow import json as arrow_json
 
@@ -114,6 +115,26 @@ def read_delimited(
     return _in_blocks(path, _read)
 
 
+def read_columns(path: Path, contents: str = "") -> pa.Table:
+    """Reads a CSV, TSV or Parquet file, or a folder of Parquet files. The columns of text files are read as text.
+
+    Args:
+        path: The file or folder.
+        contents: What the file must contain, such as `" with lists"`, for the error message if the file is missing.
+    """
+    name = without_gz(path)
+    if not path.exists():
+        raise ValueError(f"there is no file {path}; give a CSV, TSV or Parquet file{contents}")
+    if path.is_file() and name.endswith((".csv", ".tsv")):
+        return read_delimited(path, delimiter=find_delimiter(path))
+    if path.is_dir() or name.endswith(".parquet"):
+        with naming(path):
+            return pq.read_table(path)
+    raise ValueError(
+        f"{path} is not a CSV, TSV or Parquet file; its name must end in .csv, .tsv, .csv.gz, .tsv.gz or .parquet"
+    )
+
+
 def read_header(path: Path, delimiter: str = ",") -> list[str]:
     """Returns the names in the first row of a file. Raises ValueError if a name is repeated."""
     names = [name.strip() for name in _first_row(path, delimiter)]
@@ -124,7 +145,7 @@ def read_header(path: Path, delimiter: str = ",") -> list[str]:
 
 def find_delimiter(path: Path) -> str:
     """Returns the delimiter (comma, semicolon, tab or vertical bar) that splits the header into the most names."""
-    return max(DELIMITERS, key=lambda delimiter: len(_first_row(path, delimiter)))  # ties go to the first one
+    return max(DELIMITERS, key=lambda delimiter: len(_first_row(path, delimiter)))  # the first if several are equal
 
 
 def check_repeats(names: list[str], path: Path) -> list[str]:

@@ -50,6 +50,7 @@ class MovieLensReader(Reader):
     """Reader of MovieLens-100k. Downloads the data if no folder is given."""
 
     needs_folder = False
+    license = "non-commercial, no redistribution"  # the terms of GroupLens in a few words
 
     def find(self, folder: Path) -> dict[str, Path]:
         """Returns a dict from table names to the three files; empty unless all three exist."""

@@ -93,7 +93,7 @@ def _read_items(path: Path, options: Options) -> pa.Table:
     """Reads the items, and renames the title column to `title`."""
     names = [name.partition(":")[0] for name in read_header(path, "\t")]
     wanted = (options.title_column,) if options.title_column else TITLES
-    # Take the first of these names that is a column of the file.
+    # Take the first name in `wanted` that is a column of the file.
     title = next((name for name in wanted if name in names), None)
     if title is None:
         raise ValueError(

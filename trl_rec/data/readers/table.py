@@ -2,7 +2,9 @@
 
 Only the interactions are required, and their ratings are optional. Without an item table, ids are used as titles. CSV
 files may be separated by commas, semicolons, tabs or vertical bars. CSV and JSON Lines may be gzipped. A Parquet table
-may be a folder of parts, as Spark and DuckDB write it: `interactions/` or `interactions.parquet/`.
+may be a folder of parts, as Spark and DuckDB write it: `interactions/` or `interactions.parquet/`. A table may also be
+a folder that `save_to_disk` of `datasets` has written. So a saved `DatasetDict` is a source if its splits have the
+names of the tables, and a saved `Dataset` is a source without tables of items and users.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Dataset
 
-from trl_rec.data.columns import grouped, items_table, plain, users_table
+from trl_rec.data.columns import Columns, grouped, items_table, plain, users_table
 from trl_rec.data.interactions import read_interactions
 from trl_rec.data.log import Log, Options, Reader
 from trl_rec.data.readers.files import (
@@ -43,10 +46,13 @@ class TableReader(Reader):
 
     def find(self, folder: Path) -> dict[str, Path]:
         """Returns a dict from table names to files or folders; empty if there are no interactions."""
+        if is_saved(folder):
+            return {"interactions": folder}
         files: dict[str, Path] = {}
         for kind in KINDS:
             paths = [folder / f"{kind}{suffix}" for suffix in SUFFIXES if (folder / f"{kind}{suffix}").is_file()]
-            paths += [path for path in (folder / kind, folder / f"{kind}.parquet") if _has_parts(path)]
+            folders = (folder / kind, folder / f"{kind}.parquet")
+            paths += [path for path in folders if is_saved(path) or _has_parts(path)]
             check_single(paths, folder)
             if paths:
                 files[kind] = paths[0]
@@ -56,17 +62,16 @@ class TableReader(Reader):
         """Reads the log from the tables."""
         renames = dict(options.columns or {})
         _check_renames(renames, files)
-        tables = {}
-        for kind, path in files.items():
-            # Keep extra columns of items and users. Extra columns of interactions are unused and may be large, so skip
-            # them.
-            used = {*NAMES, options.event_column or "rating"} if kind == "interactions" else None
-            tables[kind] = _renamed(_read(path, renames, used), renames)
+        # Keep extra columns of items and users. Extra columns of interactions are unused and may be large, so skip
+        # them.
+        log = _read_interactions(files["interactions"], renames, {*NAMES, options.event_column or "rating"})
+        others = {kind: path for kind, path in files.items() if kind != "interactions"}
+        tables = {kind: _renamed(_read(path, renames), renames) for kind, path in others.items()}
 
         names = {kind: path.name for kind, path in files.items()}
         items = items_table(plain(tables["items"], names["items"]), names["items"]) if "items" in tables else None
         users = users_table(plain(tables["users"], names["users"]), names["users"]) if "users" in tables else None
-        interactions, left_out = read_interactions(tables["interactions"], names["interactions"], options)
+        interactions, left_out = read_interactions(log, names["interactions"], options)
         return Log(
             interactions=interactions,
             items=grouped(items, options, names.get("items")),
@@ -75,6 +80,54 @@ class TableReader(Reader):
             names=names,
             left_out=left_out,
         )
+
+
+class FolderColumns:
+    """The columns of a Parquet file, a folder of Parquet files or a saved `Dataset`. Each is read only on request.
+
+    Args:
+        path (`Path`): The file or folder.
+        names (`Mapping[str, str]`): Maps the name of each column to its name in the files.
+    """
+
+    def __init__(self, path: Path, names: Mapping[str, str]) -> None:
+        self._path = path
+        self._names = names
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self._names)
+
+    @property
+    def num_rows(self) -> int:
+        if is_saved(self._path):
+            return len(_open_saved(self._path))
+        with naming(self._path):
+            return sum(fragment.count_rows() for fragment in pq.ParquetDataset(self._path).fragments)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return _read_columns(self._path, [self._names[name]]).column(0)
+
+
+def is_saved(folder: Path) -> bool:
+    """Returns whether `Dataset.save_to_disk` has written a folder."""
+    return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+
+
+def _open_saved(folder: Path) -> Dataset:
+    try:
+        return Dataset.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise ValueError(f"{folder.name} is not a complete Dataset ({error!r}); save it again") from error
+
+
+def _read_columns(path: Path, names: list[str]) -> pa.Table:
+    """Reads columns of a Parquet file, a folder of Parquet files or a saved `Dataset`."""
+    if is_saved(path):
+        table: pa.Table = _open_saved(path).select_columns(names).with_format("arrow")[:]
+        return table
+    with naming(path):
+        return pq.read_table(path, columns=names)
 
 
 def _has_parts(folder: Path) -> bool:
@@ -97,33 +150,48 @@ def _check_renames(renames: Mapping[str, str], files: dict[str, Path]) -> None:
 def _column_names(path: Path) -> list[str]:
     """Returns the column names of a file."""
     name = without_gz(path)
-    if path.is_file() and name.endswith(".csv"):
+    if is_saved(path):
+        return list(_open_saved(path).column_names)
+    if not _is_text(path):
+        with naming(path):
+            return check_repeats(list(pq.ParquetDataset(path).schema.names), path)
+    if name.endswith(".csv"):
         return read_header(path, find_delimiter(path))
-    if path.is_file() and name.endswith(".jsonl"):
-        return list(read_json_lines(path).column_names)
-    with naming(path):
-        return check_repeats(list(pq.ParquetDataset(path).schema.names), path)
+    return list(read_json_lines(path).column_names)
 
 
-def _read(path: Path, renames: Mapping[str, str], used: set[str] | None) -> pa.Table:
+def _read_interactions(path: Path, renames: Mapping[str, str], used: set[str]) -> Columns:
+    """Returns the used columns of the interactions, renamed. Unless the file is text, they are read on request."""
+    if _is_text(path):
+        table: Columns = _renamed(_read(path, renames, used), renames)
+        return table
+    known = {*used, *renames.values()}
+    names = [name for name in _column_names(path) if name in known]
+    return FolderColumns(path, {our_name: name for name, our_name in _new_names(names, renames).items()})
+
+
+def _is_text(path: Path) -> bool:
+    """Returns whether a table is a text file, not a Parquet file or a folder."""
+    return path.is_file() and without_gz(path).endswith((".csv", ".jsonl"))
+
+
+def _read(path: Path, renames: Mapping[str, str], used: set[str] | None = None) -> pa.Table:
     """Reads a file without renaming its columns.
 
     If `used` is given, only the columns in `used`, the columns with our own names and the columns to be renamed are
-    read.
+    read. Tables that are not text are read as a whole.
     """
+    if not _is_text(path):
+        return _read_columns(path, _column_names(path))
     known = {*NAMES, "title", *(used or ()), *renames.values()}
     name = without_gz(path)
-    if path.is_file() and name.endswith(".csv"):
+    if name.endswith(".csv"):
         # Read known columns as text, because Arrow would convert the id "007" to 7.
         delimiter = find_delimiter(path)
         columns = [name for name in read_header(path, delimiter) if name in known] if used else None
         return read_delimited(path, delimiter=delimiter, columns=columns, text=known)
-    if path.is_file() and name.endswith(".jsonl"):
-        table = _read_json(path, renames.get("timestamp", "timestamp"))
-        return table.select([name for name in table.column_names if name in known]) if used else table
-    names = _column_names(path)
-    with naming(path):
-        return pq.read_table(path, columns=[name for name in names if name in known] if used else None)
+    table = _read_json(path, renames.get("timestamp", "timestamp"))
+    return table.select([name for name in table.column_names if name in known]) if used else table
 
 
 def _read_json(path: Path, timestamp: str) -> pa.Table:
@@ -149,6 +217,11 @@ def _without_dates(kind: pa.DataType) -> pa.DataType:
 
 def _renamed(table: pa.Table, renames: Mapping[str, str]) -> pa.Table:
     """Renames columns to our names. A column that is not renamed, but already has one of the new names, is dropped."""
-    ours = {name: our_name for our_name, name in renames.items() if name in table.column_names}
-    table = table.select([name for name in table.column_names if name in ours or name not in ours.values()])
-    return table.rename_columns([ours.get(name, name) for name in table.column_names])
+    names = _new_names(table.column_names, renames)
+    return table.select(list(names)).rename_columns(list(names.values()))
+
+
+def _new_names(names: list[str], renames: Mapping[str, str]) -> dict[str, str]:
+    """Returns a dict from the columns that are kept to their new names."""
+    ours = {name: our_name for our_name, name in renames.items() if name in names}
+    return {name: ours.get(name, name) for name in names if name in ours or name not in ours.values()}

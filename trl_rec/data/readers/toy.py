@@ -48,6 +48,7 @@ class ToyReader(Reader):
 
     options = frozenset({"seed", "toy_users", "toy_items"})
     needs_folder = False
+    license = "cc0-1.0"
 
     def find(self, folder: Path) -> dict[str, Path]:
         """Returns an empty dict, since the format has no files."""

@@ -1,7 +1,7 @@
-"""Makes the contents of task rows: the user of each row, the contents of the slots of its prompt, and its answer.
+"""Makes the contents of the rows of a task: the user, the texts in the slots of the prompt, and the answer.
 
-A slot is a placeholder of a prompt template, such as `{title}`. Slots and answers are token ids, gathered from tables
-that are tokenised once: titles, texts, and semantic IDs of users.
+A slot is a placeholder of a prompt template, such as `{title}`. Titles, texts and semantic IDs of users are tokenised
+once, into tables. Slots and answers are token ids that are taken from these tables.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def make_material(name: str, count: int, key: list[int], tables: TokenTables) ->
 
 
 def sample_evenly(total: int, count: int, key: list[int]) -> np.ndarray:
-    """Returns a sorted sample of `count` numbers below `total`. All numbers occur equally often, give or take one."""
+    """Returns a sorted sample of `count` numbers below `total`. Their frequencies differ by at most 1."""
     if not total:
         return np.empty(0, np.int64)
     rest = np.random.default_rng(key).choice(total, count % total, replace=False)
@@ -124,7 +124,8 @@ def sample_evenly(total: int, count: int, key: list[int]) -> np.ndarray:
 
 
 def _about_items(name: str, count: int, key: list[int], tables: TokenTables) -> Material:
-    """Makes rows that translate an item's path to its title (`id_to_item`), or its title or text to its path."""
+    """Makes rows about an item. `id_to_item` asks for the title of a path, `item_to_id` for the path of a title or
+    text."""
     catalog = tables.dataset.catalog
     items = sample_evenly(len(catalog), count, key)
     users = np.full(len(items), NOBODY)
@@ -137,7 +138,7 @@ def _about_items(name: str, count: int, key: list[int], tables: TokenTables) -> 
 
 
 def _about_users(name: str, count: int, key: list[int], tables: TokenTables) -> Material:
-    """Makes rows that translate between the semantic ID and the profile of a user. Drops users without a profile."""
+    """Makes rows that ask for the user of a profile, or for the profile of a user. Drops users without a profile."""
     profiles = user_profiles(tables.dataset)
     described = np.flatnonzero([bool(profile) for profile in profiles])  # users with a profile
     users = described[sample_evenly(len(described), count, key)]

@@ -8,9 +8,14 @@ Rows are made from the catalogue, the columns of users and the training split. I
 preferences are described only by the items before the target. Only profiles and semantic IDs of users depend on the
 user's whole training sequence.
 
-`item_to_id` and `id_to_item` have one distinct row per item, `profile_to_user` and `user_to_profile` have one per user
-with a profile, and the other tasks have one per training target. The exception is `next_item` with `targets="all"`,
-which has the rows that `build_rows` makes. These distinct rows are repeated or sampled to obtain the requested number.
+The number of distinct rows depends on the task:
+
+- `item_to_id` and `id_to_item`: one per item.
+- `profile_to_user` and `user_to_profile`: one per user with a profile.
+- `next_item`: the rows that `build_rows` makes.
+- All other tasks: one per training target.
+
+Distinct rows are repeated or sampled to obtain the requested number.
 """
 
 from __future__ import annotations
@@ -101,8 +106,8 @@ def build_task_rows(
         - `slots`: the token ids of each slot, a list of lists. Empty for `next_item`.
         - `input_ids`, `labels`: token ids and labels of the answer; for `next_item`, of the whole row.
         - `user`: the user, or -1 in rows about an item.
-        - `length`: number of tokens of the row, for samplers that group by length. It assumes the longest template of
-          the task and counts all slots, so a row in a batch may be shorter.
+        - `length`: upper limit for the number of tokens of the row, for samplers that group by length. It assumes the
+          longest template of the task and all of its slots. The template that is drawn for a batch may be shorter.
         - `row`: the row's number, which seeds the choice of templates.
         - `branch_prefixes`, `branch_lengths`: as in [`build_rows`], if the rows of `next_item` have these columns.
           Rows of other tasks have no branches.
@@ -152,10 +157,10 @@ def _check_tasks(tasks: Mapping[str, float], surface: str) -> None:
     unknown = sorted(set(tasks) - set(TASK_NAMES))
     if unknown:
         raise ValueError(f"there is no task {unknown[0]!r}; the tasks are {', '.join(TASK_NAMES)}")
-    pointless = [name for name in TITLE_TASKS if name in tasks and surface == "title"]
-    if pointless:
+    refused = [name for name in TITLE_TASKS if name in tasks and surface == "title"]
+    if refused:
         raise ValueError(
-            f"the task {pointless[0]} does not work with the surface title; choose another surface, or leave the "
+            f"the task {refused[0]} does not work with the surface title; choose another surface, or leave the "
             "task out"
         )
 
@@ -230,15 +235,18 @@ def _longest(rows: Ragged) -> int:
 def _history_slot(name: str, histories: Ragged, tables: TokenTables, room: int | None) -> dict[str, Ragged]:
     """Fills the slot of the history. The oldest items are dropped if they do not fit."""
     slot = next(slot for slot in TASKS[name].slots if slot in HISTORY_SLOTS)
-    pieces = tables.prompt_format.pieces if slot == "history" else tables.listed_titles
+    prompt_format = tables.prompt_format
+    pieces = prompt_format.pieces if slot == "history" else tables.listed_titles
+    separator = len(prompt_format.separator) if slot == "history" else 0
     if room is not None:
         if room < int(pieces.lengths.max()):
             raise ValueError(
                 f"max_length leaves {room} tokens for the history in the task {name}, too few for one item; raise "
                 "max_length"
             )
-        histories = newest_that_fit(histories, pieces.lengths, room)
-    return {slot: histories.flatten(pieces)}
+        # Every item counts with a separator, although the first has none.
+        histories = newest_that_fit(histories, pieces.lengths + separator, room + separator)
+    return {slot: prompt_format.encode_histories(histories) if slot == "history" else histories.flatten(pieces)}
 
 
 def _to_table(

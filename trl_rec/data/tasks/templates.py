@@ -4,8 +4,8 @@ A template is a text with slots (placeholders) in braces. The segments between t
 prompt is the concatenation of segments and slots as token ids. Deviation: the templates are our own; Align3GR uses
 LC-Rec's templates, 5 to 19 per task.
 
-The task `next_item` has no templates, because it is trained with the prompt that is used for decoding. If it had
-several wordings, fewer training rows would have that prompt.
+The task `next_item` has no templates, because it is trained with the prompt that decoding uses. With several wordings,
+fewer training rows would have that prompt.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trl_rec.data.prompts import beginning_ids, token_ids, with_chat_template
+from trl_rec.data.prompt_texts import with_chat_template
+from trl_rec.data.prompts import beginning_ids, token_ids
 
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ TASK_NAMES = tuple(TASKS)
 
 @dataclass(frozen=True, eq=False)
 class TemplateIds:
-    """One template as token ids: `segments[0]`, slot number `places[0]` of the task, `segments[1]`, and so on."""
+    """One template as token ids: `segments[0]`, the slot `Task.slots[places[0]]`, `segments[1]`, and so on."""
 
     segments: list[np.ndarray]
     places: list[int]

@@ -4,9 +4,9 @@ The prompt has two parts. The first contains the head and the rated history, and
 candidates. The second lists the candidates. Each position in that list is a slot, and each slot has a one-token name.
 The answer lists the names, most preferred candidate first. By default the names are letters. The first slot is then
 always called A, whichever candidate it contains. If each item is a single token, that token is the default name of the
-item's slot, because small models trained from scratch learn to rank with item tokens, but do not learn to look up
-letters. With item tokens as names, the order in which the prompt lists the candidates has little influence on the
-ranking.
+item's slot. Small models trained from scratch learn to rank with item tokens as names, but do not learn which item a
+letter refers to. With item tokens as names, the order in which the prompt lists the candidates has little influence on
+the ranking.
 
 As in `trl_rec/data/prompts.py`, texts are split into pieces, such as one item or one rating. Each piece is tokenised
 once, and prompts are assembled from the pieces' token ids.
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trl_rec.data.prompts import beginning_ids, item_pieces, newest_that_fit, token_ids, with_chat_template
+from trl_rec.data.prompt_texts import with_chat_template
+from trl_rec.data.prompts import beginning_ids, item_pieces, newest_that_fit, token_ids
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged, join, within
 
@@ -41,8 +42,8 @@ COMPACT_PROMPT = {
     "prompt_tail": "<answer>",
 }
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-# Alphabets to try for titles, in this order. Some tokenizers have letters as single tokens only with a leading space,
-# others only without it.
+# If items are written as titles, these alphabets are tried in this order. Some tokenizers have letters as single
+# tokens only with a leading space, others only without it.
 ALPHABETS = [
     [f"{space}{letter}" for letter in letters] for space in (" ", "") for letters in (LETTERS, LETTERS.lower())
 ]

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.decoding.candidates.ranking import rank_candidates
-from trl_rec.decoding.recommender import Recommendation
+from trl_rec.decoding.recommended import Recommendation
 from trl_rec.decoding.run_folder import check_keys, load_run, local_folder, save_run_settings
 from trl_rec.items import ItemCatalog
 from trl_rec.models.loading import load_model, load_tokenizer
@@ -46,11 +46,14 @@ class CandidateRanker:
     settings: dict[str, Any]
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **options: Any) -> CandidateRanker:
+    def from_pretrained(
+        cls, folder: str | Path, *, catalog: ItemCatalog | str | Path | None = None, **options: Any
+    ) -> CandidateRanker:
         """Loads the ranker from a run folder, or from a hub repository that was pushed from one.
 
         Args:
             folder (`str` or `Path`): The folder or hub id.
+            catalog (*optional*): As in [`Recommender.from_pretrained`].
             options: Passed to the model's `from_pretrained` (`dtype`, `device_map`, ...).
         """
         path = local_folder(folder)
@@ -60,13 +63,13 @@ class CandidateRanker:
                 "AlroTrainer"
             )
 
-        settings, catalog = load_run(path, SETTINGS)
+        settings, items = load_run(path, SETTINGS, catalog)
         check_keys(path / SETTINGS, settings, ("ratings", "max_length", "max_history", "single_pass"))
         tokenizer = load_tokenizer(path)
         prompt_format = RatedPromptFormat.for_catalog(
-            catalog, tokenizer, settings.pop("ratings"), **settings.pop("prompt")
+            items, tokenizer, settings.pop("ratings"), **settings.pop("prompt")
         )
-        return cls(load_model(path, **options), tokenizer, catalog, prompt_format, settings)
+        return cls(load_model(path, **options), tokenizer, items, prompt_format, settings)
 
     def rank(
         self, history: Sequence[str], ratings: Sequence[float], candidates: Sequence[str]

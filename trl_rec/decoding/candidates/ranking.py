@@ -1,8 +1,8 @@
 """Orders a list of candidates with a model that writes the candidates' names, best first.
 
 Only names that have not been written yet are legal, so the answer is always a permutation. The prompt is read once.
-After a name is written, one forward pass reads this name to predict the next one. The last two names are never read.
-After the second to last, only one name is left, and after the last, none.
+After a name is written, one forward pass reads this name to predict the next one. The last two names are never read:
+after the second to last, only one name can follow, and after the last, none.
 
 Legend: B: lists, m: candidates of the longest list, P: prompt tokens, U: distinct names in the batch.
 """
@@ -52,7 +52,8 @@ def rank_candidates(
         names (`torch.Tensor` of shape `(B, m)`): The token that names each candidate, distinct within a list.
         mask (`torch.Tensor` of shape `(B, m)`): True where there is a candidate; every list has at least one.
         single_pass (`bool`, *optional*, defaults to `False`): Whether to sort by the scores of the names at the first
-            position of the answer. This takes one forward pass instead of m - 1, but the model was not trained for it.
+            position of the answer. This takes one forward pass instead of m - 1, but is not what the model was trained
+            for.
 
     Returns:
         [`RankedCandidates`]: Candidates and scores, `(B, m)` each.

@@ -1,4 +1,4 @@
-"""Priors: weights of items that do not come from the policy, such as counts of what usually follows a history.
+"""Priors: item weights computed without the policy, for example from counts of the items that usually follow others.
 
 A prior is any object with a method `weights(histories)` that returns the [`ItemWeights`] of a batch of histories.
 [`rank_histories`], [`Policy`] and [`Recommender`] accept a prior and multiply the policy by it.

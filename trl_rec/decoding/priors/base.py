@@ -1,4 +1,4 @@
-"""The protocol of priors: objects that weigh the items after a history."""
+"""Defines the protocol of priors, which give each item a weight after a history."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trl_rec.ragged import Ragged
 
 @runtime_checkable
 class Prior(Protocol):
-    """What ranking functions require of a prior."""
+    """The method of a prior that ranking functions call."""
 
     def weights(self, histories: Ragged) -> ItemWeights:
         """Returns the weights of all items after each history.

@@ -30,13 +30,13 @@ from trl_rec.ranges import COUNT, NOT_NEGATIVE, POSITIVE
 if TYPE_CHECKING:
     from datasets import Dataset
 
-EPS = 0.5
-PRIOR_ITEMS = 1000
+EPS = 0.5  # default weight of the popularity
+PRIOR_ITEMS = 1000  # default of the argument `prior_items`
 
 
 @dataclass(frozen=True, eq=False)
 class PopularityPrior:
-    """Weighs items by how often they were chosen in training: `(count + 1) / (total + num_items)`.
+    """A prior that prefers popular items. The weight of an item is `(count + 1) / (total + num_items)`.
 
     Args:
         popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen.
@@ -63,6 +63,7 @@ class PopularityPrior:
 
     @cached_property
     def _shared(self) -> Tensor:
+        """The weight of each item, `(num_items,)`."""
         return torch.from_numpy(popularity_shares(self.popularity)).float()
 
     def save(self, path: str | Path) -> None:
@@ -82,20 +83,20 @@ class PopularityPrior:
 
 @dataclass(frozen=True, eq=False)
 class TransitionPrior:
-    """Weighs items by how often they followed the items of the history in training.
+    """A prior that prefers items that often followed the items of the history in training.
 
-    The weight of item j is the sum of two terms. The first is the score of j after this history, as in
+    The weight of item j is the sum of two terms. The first is the score of j after the history, as in
     [`TransitionCounts`], divided by the sum of the scores of all items. The second is
     `eps * (count(j) + 1) / (total + num_items)`, so every item has a positive weight. If no recent item of the history
     was followed by another item in training, the first term is 0 for all items.
 
     Args:
-        counts (`TransitionCounts`): What followed what in training.
+        counts (`TransitionCounts`): How often each item followed each other item in training.
         popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
         strength (`float`, *optional*, defaults to `1.0`): Exponent of the weights.
         eps (`float`, *optional*, defaults to `0.5`): Weight of the popularity.
-        prior_items (`int`, *optional*, defaults to `1000`): Maximum number of items per history whose first term is
-            used, those with the largest ones. For all other items, it is 0.
+        prior_items (`int`, *optional*, defaults to `1000`): Maximum number of items per history with a first term:
+            the items with the largest first terms. The first terms of all other items are set to 0.
     """
 
     kind: ClassVar[str] = "transition"
@@ -146,6 +147,7 @@ class TransitionPrior:
 
     @cached_property
     def _shared(self) -> Tensor:
+        """The second term of each item, `(num_items,)`, which does not depend on the history."""
         return torch.from_numpy(self.eps * popularity_shares(self.popularity)).float()
 
     def save(self, path: str | Path) -> None:
@@ -178,7 +180,7 @@ def popularity_shares(popularity: np.ndarray) -> np.ndarray:
 def largest_shares(
     rows: np.ndarray, items: np.ndarray, scores: np.ndarray, num_rows: int, most: int
 ) -> tuple[Tensor, Tensor]:
-    """Sums the scores per row and item, divides them by the sum of the row, and keeps the largest shares.
+    """Sums the scores per row and item, divides the sums by the total of their row, and keeps the largest shares.
 
     Args:
         rows, items, scores (`np.ndarray` of shape `(N,)`): The row, the item and the score of each entry.
@@ -186,21 +188,26 @@ def largest_shares(
         most: Maximum number of items per row. Of items with equal shares, those with lower indices are kept.
 
     Returns:
-        The items, padded with -1, and their shares in float32, padded with 0. Both have the shape `(B, S)`. The shares
-        of a row add up to 1 if the row has entries and no more than `most` items.
+        The items, padded with -1, and their shares in float32, padded with 0. Both have the shape `(B, S)`, where S is
+        the largest number of items that a row keeps. The kept shares are not rescaled, so they add up to less than 1
+        in a row with more than `most` items.
     """
-    # 1. Sum the scores, and convert them to shares.
+    # 1. Sum the scores of each item in a row, and divide the sums by their total. Items with the sum 0 are dropped.
     width = int(items.max(initial=0)) + 1
-    keys, totals = sum_by_key(rows * width + items, scores)
-    keys, totals = keys[totals > 0], totals[totals > 0]
+    keys, sums = sum_by_key(rows * width + items, scores)
+    is_positive = sums > 0
+    keys = keys[is_positive]
+    sums = sums[is_positive]
     row, item = np.divmod(keys, width)
-    shares = totals / np.bincount(row, totals, num_rows)[row]
+    shares = sums / np.bincount(row, sums, num_rows)[row]
 
     # 2. Keep the largest shares of each row.
     order = np.lexsort((item, -shares, row))
     lengths = np.bincount(row, minlength=num_rows)
     order = order[within(lengths) < most]
-    kept = np.minimum(lengths, most)
-    padded_items = Ragged.from_lengths(item[order], kept).padded()
-    padded_shares = Ragged.from_lengths(shares[order], kept).padded(fill=0.0)
+    num_kept = np.minimum(lengths, most)
+
+    # 3. Pad the rows.
+    padded_items = Ragged.from_lengths(item[order], num_kept).padded()
+    padded_shares = Ragged.from_lengths(shares[order], num_kept).padded(fill=0.0)
     return torch.from_numpy(padded_items), torch.from_numpy(padded_shares).float()

@@ -24,8 +24,8 @@ from trl_rec.ranges import COUNT, NOT_NEGATIVE
 
 
 PRIOR = "prior.safetensors"  # the prior of a run folder
-KIND = "trl_rec.prior"  # key of the metadata
-SETTINGS = "settings"
+KIND = "trl_rec.prior"  # key of the kind in the metadata
+SETTINGS = "settings"  # key of the settings in the metadata, as JSON
 REMEDY = "restore it from a copy, or fit and save the prior again"
 
 
@@ -64,7 +64,7 @@ class PriorFile:
         return value
 
     def whole(self, name: str) -> int:
-        """Returns a setting that is a whole number. Its range is checked by the prior."""
+        """Returns a setting that is a whole number. The prior checks its range."""
         value = self.number(name)
         if not isinstance(value, int):
             raise ValueError(f"{name} must be a whole number, not {value!r}")
@@ -72,7 +72,7 @@ class PriorFile:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Adds the file and the remedy to the message of an error that an invalid value raises inside the block."""
+        """Inside the block, errors about invalid values become a `ValueError` that names the file and the remedy."""
         try:
             yield
         except (ValueError, TypeError) as error:
@@ -104,12 +104,12 @@ def read_prior_file(path: str | Path) -> PriorFile:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # the file cannot be iterated over
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # `file` itself cannot be iterated
         settings = json.loads(metadata.get(SETTINGS, "{}"))
     except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged and cannot be read ({error}); {REMEDY}") from error
     if KIND not in metadata or not isinstance(settings, dict):
-        raise ValueError(f"{path} does not contain a prior; name a file that the method save of a prior has written")
+        raise ValueError(f"{path} does not contain a prior; give a file that the method save of a prior has written")
     return PriorFile(path, metadata[KIND], arrays, settings)
 
 
@@ -130,23 +130,29 @@ def check_counts(name: str, counts: np.ndarray) -> None:
 
 
 def count_tensors(counts: TransitionCounts, prefix: str = "") -> dict[str, np.ndarray]:
-    """Returns the arrays that transition counts are stored as. Their names start with `prefix`."""
+    """Returns the arrays in which transition counts are stored, by name. The names start with `prefix`."""
     return {
-        f"{prefix}offsets": counts.targets.offsets.astype(np.int64),
-        f"{prefix}targets": counts.targets.values.astype(np.int32),
-        f"{prefix}shares": counts.shares.astype(np.float64),
+        f"{prefix}offsets": counts.targets.offsets.astype(np.int64, copy=False),
+        f"{prefix}targets": counts.targets.values.astype(np.int32, copy=False),
+        f"{prefix}shares": counts.shares.astype(np.float64, copy=False),
     }
 
 
 def read_counts(
     content: PriorFile, prefix: str = "", max_history: object = None, decay: object = 1.0
 ) -> TransitionCounts:
-    """Returns the transition counts that were stored as the arrays of [`count_tensors`].
+    """Returns the transition counts that were stored with [`count_tensors`].
 
-    `max_history` defaults to the setting of this name. The prior checks that the arrays fit together.
+    The prior checks that the arrays fit together.
+
+    Args:
+        content: The content of the file.
+        prefix (*optional*): The beginning of the names of the arrays.
+        max_history, decay (*optional*): The fields of [`TransitionCounts`], not checked yet. `max_history` defaults to
+            the setting of this name.
     """
     offsets = content.array(f"{prefix}offsets", np.int64, 1)
-    targets = content.array(f"{prefix}targets", np.int32, 1).astype(np.int64)
+    targets = content.array(f"{prefix}targets", np.int32, 1)
     shares = content.array(f"{prefix}shares", np.float64, 1)
     length = content.whole("max_history") if max_history is None else max_history
     COUNT.check("max_history", length)

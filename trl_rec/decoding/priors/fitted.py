@@ -1,4 +1,4 @@
-"""Fits a prior by the name of its kind, and loads any kind of saved prior."""
+"""Fits a prior of a given kind, and loads saved priors of any kind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAVED: tuple[type[SavedPrior], ...] = (PopularityPrior, TransitionPrior, Mixture
 
 
 def fit_prior(kind: str, dataset: RecDataset, *, exclude_history: bool = True) -> FittedPrior:
-    """Fits a prior to the training split of a dataset; `"mixture"` also fits weights to the validation split.
+    """Fits a prior to the training split of a dataset. A mixture also uses the validation split, to fit its weights.
 
     Args:
         kind (`str`): `"popularity"`, `"transition"` or `"mixture"`.
@@ -37,7 +37,13 @@ def fit_prior(kind: str, dataset: RecDataset, *, exclude_history: bool = True) -
     if kind == "transition":
         return TransitionPrior.fit(dataset.train, num_items)
     if kind == "mixture":
-        return MixturePrior.fit(dataset.train, dataset.validation, num_items, exclude_history=exclude_history)
+        return MixturePrior.fit(
+            dataset.train,
+            dataset.validation,
+            num_items,
+            titles=dataset.catalog.titles,
+            exclude_history=exclude_history,
+        )
     raise ValueError(f"there is no prior {kind!r}; choose {_listed()}")
 
 
@@ -45,7 +51,7 @@ def check_prior(kind: str | None, strength: str, *, others: tuple[str, ...] = ()
     """Raises `ValueError` unless `kind` and `strength` are valid together.
 
     Args:
-        kind (`str`, *optional*): A value of `PriorKind`, or one of `others`.
+        kind (`str`, *optional*): A value of `PriorKind`, or one of `others`. None if the user has not chosen a prior.
         strength (`str`): `"auto"` or a number.
         others (`tuple`, *optional*): Further kinds that are allowed.
     """
@@ -68,12 +74,13 @@ def given_strength(strength: str) -> float | None:
 
 
 def load_prior(path: str | Path, *, num_items: int | None = None) -> SavedPrior:
-    """Loads a prior that its method `save` wrote.
+    """Loads a prior from a file that the method `save` of a prior has written.
 
     Args:
         path (`str` or `Path`): The file, or a run folder that contains the file `prior.safetensors`.
-        num_items (`int`, *optional*): Number of items that the prior must weigh. By default, any number is accepted.
+        num_items (`int`, *optional*): Number of items that the prior must have weights for. Not checked by default.
     """
+    # 1. Load the prior with the class of its kind.
     path = Path(path)
     if path.is_dir():
         path = path / PRIOR
@@ -84,14 +91,18 @@ def load_prior(path: str | Path, *, num_items: int | None = None) -> SavedPrior:
             f"{path} contains a prior of the kind {kind!r}, which this version does not know; update trl-rec"
         )
     prior = by_kind[kind].load(path)
-    known = len(prior.values) if isinstance(prior, ArrayPrior) else len(prior.popularity)
-    if num_items is not None and known != num_items:
+
+    # 2. Check that it has one weight per item of the catalogue.
+    num_weights = len(prior.values) if isinstance(prior, ArrayPrior) else len(prior.popularity)
+    if num_items is not None and num_weights != num_items:
         raise ValueError(
-            f"{path} weighs {known} items, but the catalogue has {num_items}; use the prior of the same dataset"
+            f"the prior in {path} has weights for {num_weights} items, but the catalogue has {num_items}; use the "
+            "prior of the same dataset"
         )
     return prior
 
 
 def _listed(more: tuple[str, ...] = ()) -> str:
+    """Returns the kinds of priors and the `more` kinds, as words for a message."""
     kinds = [*get_args(PriorKind), *more]
     return f"{', '.join(kinds[:-1])} or {kinds[-1]}"

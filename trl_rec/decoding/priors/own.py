@@ -19,7 +19,7 @@ from trl_rec.ragged import Ragged
 
 @dataclass(frozen=True, eq=False)
 class ArrayPrior:
-    """Weighs items by an array, the same for all histories, such as profit margins or what is in stock.
+    """A prior with one weight per item, the same for all histories, such as the item's profit margin or stock.
 
     Args:
         values (`np.ndarray` or `torch.Tensor` of shape `(num_items,)`): The weight of each item by its index in the
@@ -55,7 +55,7 @@ class ArrayPrior:
 
 @dataclass(frozen=True, eq=False)
 class FunctionPrior:
-    """Weighs items by a function of the histories. This prior cannot be saved.
+    """A prior whose weights are computed by a function of the histories. It cannot be saved.
 
     Args:
         function (`Callable`): Maps histories (`Ragged`) to weights of shape `(len(histories), num_items)`.
@@ -74,19 +74,20 @@ class FunctionPrior:
                 "it must return one row per history and one column per item"
             )
         items = torch.arange(values.shape[1]).expand_as(values)
-        # The shared weights are 0, so they change nothing. They are passed because only their number is compared with
-        # the number of items when the weights are used.
+        # `ItemWeights` adds `values` to the shared weights, so shared weights of 0 have no effect. They are passed
+        # because decoding requires one shared weight per item. This also checks how many columns the function
+        # returned.
         return _FunctionWeights(torch.zeros(values.shape[1]), items, values, strength=self.strength)
 
 
 class _ArrayWeights(ItemWeights):
-    """The weights of an [`ArrayPrior`]. Errors name the array."""
+    """The weights of an [`ArrayPrior`]. Error messages call them 'the array of the prior'."""
 
     called = {"shared": "the array of the prior"}
 
 
 class _FunctionWeights(ItemWeights):
-    """The weights of a [`FunctionPrior`]. Errors name the result of the function."""
+    """The weights of a [`FunctionPrior`]. Error messages call them 'the result of the prior's function'."""
 
     called = dict.fromkeys(["shared", "values"], "the result of the prior's function")
 

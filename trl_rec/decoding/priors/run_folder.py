@@ -1,7 +1,7 @@
-"""Keeps the prior of a model in its run folder: in `prior.safetensors`, with its setting in `recommender.json`.
+"""Keeps the prior of a model in its run folder: in `prior.safetensors`, with its settings in `recommender.json`.
 
-The setting in `recommender.json` overrides that in `prior.safetensors`, and may be edited. If `recommender.json` has
-no key `prior`, the model has no prior.
+In `recommender.json`, the key `prior` contains the kind, `strength` and, for some kinds, `eps`. This `strength` and
+`eps` override those in `prior.safetensors`, and may be edited. Without the key `prior`, the model has no prior.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def save_run_prior(folder: str | Path, prior: SavedPrior) -> None:
 
 
 def prior_entry(prior: SavedPrior) -> dict[str, Any]:
-    """Returns the setting of a prior, as the value of the key `prior` of `recommender.json`."""
+    """Returns the settings of a prior, as the value of the key `prior` of `recommender.json`."""
     eps = getattr(prior, "eps", None)
     return {"kind": prior.kind, "strength": prior.strength, **({} if eps is None else {"eps": eps})}
 
@@ -63,7 +63,7 @@ def load_run_prior(folder: str | Path, settings: Mapping[str, Any], num_items: i
     if described is None:
         return None
 
-    # 1. Check the setting.
+    # 1. Check the settings.
     place = Path(folder) / SETTINGS
     if not isinstance(described, dict):
         raise ValueError(f"{place}: {KEY} is {described!r:.80}, which is not a mapping; {REMEDY}")
@@ -74,7 +74,7 @@ def load_run_prior(folder: str | Path, settings: Mapping[str, Any], num_items: i
     except ValueError as error:
         raise ValueError(f"{place}: the prior's {error}; {REMEDY}") from error
 
-    # 2. Load the prior, and give it this setting.
+    # 2. Load the prior, and give it these settings.
     prior = load_prior(Path(folder) / PRIOR, num_items=num_items)
     if prior.kind != described.get("kind"):
         raise ValueError(

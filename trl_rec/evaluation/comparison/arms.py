@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,9 +14,11 @@ import yaml
 
 from trl_rec.evaluation.comparison.pairing import PerUser
 from trl_rec.evaluation.kept.reading import KeptEvaluation, check_comparable, read_evaluation
+from trl_rec.evaluation.prior_rows import PRIOR_ROW, product_row
 
 
 Arms: TypeAlias = dict[str, dict[int | None, KeptEvaluation]]  # by name, then by seed
+# Settings of a recipe in which the runs of one arm may differ.
 NOT_IN_ARM = ("seed", "data_seed", "output_dir", "run_name", "logging_dir", "hub_model_id")
 RECIPE = "recipe.yaml"
 
@@ -25,9 +28,9 @@ def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None)
 
     Args:
         folders (`Sequence[str | Path]`): Output folders of training verbs or of `trl-rec evaluate`.
-        names (`Sequence[str]`, *optional*): Name of the arm of each folder. By default, folders are one arm if their
-            recipes (`recipe.yaml`) differ only in the seed, the name of the run and where the run was written. The arm
-            is named by the common beginning of the folders' names. A folder without a recipe is an arm of its own.
+        names (`Sequence[str]`, *optional*): Name of the arm of each folder. By default, folders whose recipes
+            (`recipe.yaml`) differ only in the seed, the name of the run and the output folder form one arm. The name
+            of the arm is the common beginning of its folders' names. A folder without a recipe is an arm of its own.
 
     Returns:
         `Arms`: the evaluations by name of the arm and by seed, in the order given.
@@ -38,7 +41,7 @@ def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None)
             "run"
         )
     if not folders:
-        raise ValueError("there are no runs to compare; name the output folders of training verbs or of evaluations")
+        raise ValueError("there are no runs to compare; give the output folders of training verbs or of evaluations")
 
     # 1. Read the folders, and check that they can be compared.
     evaluations = [read_evaluation(folder) for folder in folders]
@@ -46,7 +49,7 @@ def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None)
         check_comparable(evaluations[0], evaluation)
         if evaluation.recommender is None:
             raise ValueError(
-                f"{evaluation.folder} has only baselines; name the folder of a model, and compare it with a baseline "
+                f"{evaluation.folder} contains only baselines; give the folder of a model, and name the baseline "
                 "with --against"
             )
 
@@ -58,6 +61,27 @@ def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None)
     if names is None:
         groups = _named(list(groups.values()))
     return {name: _by_seed(name, group) for name, group in groups.items()}
+
+
+def prior_arms(arms: Arms) -> Arms:
+    """Returns the arms of a comparison, and two further arms for each arm whose runs were all evaluated with a prior.
+    The first is the product of the model and the prior, named `"<arm> x prior"`. The second is the prior alone, named
+    `"<arm>'s prior"`, or `"prior"` if `arms` has a single arm.
+    """
+    found: Arms = {}
+    for name, arm in arms.items():
+        found[name] = arm
+        rows = {product_row(name): "product", PRIOR_ROW if len(arms) == 1 else f"{name}'s prior": "prior"}
+        for row, part in rows.items():
+            of_seeds = {seed: _of_part(kept, part) for seed, kept in arm.items()}
+            if row not in arms and all(kept.recommender in kept.results for kept in of_seeds.values()):
+                found[row] = of_seeds
+    return found
+
+
+def _of_part(kept: KeptEvaluation, part: str) -> KeptEvaluation:
+    """Returns an evaluation whose recommender is the product of the model and the prior, or the prior alone."""
+    return replace(kept, recommender=product_row(kept.recommender or "") if part == "product" else PRIOR_ROW)
 
 
 def runs_of(arm: Mapping[int | None, KeptEvaluation]) -> dict[int | None, PerUser]:

@@ -26,33 +26,41 @@ GUIDE = "see docs/evaluation.md"
 
 
 def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, *, start: str | None = None) -> str:
-    """Compares a model with the strongest baseline in the metrics of interest, and returns one line per comparison.
+    """Compares a model with the strongest baseline in each main metric, and returns one line per comparison.
 
-    The metrics are NDCG at the largest k (graded NDCG for rated candidates), and the reward if there is one. In each
-    metric, the p-values are adjusted for the comparisons of the model with all baselines and with `start`. If there is
-    a product of the model and a prior, the product is compared with the model and with the prior.
+    The main metrics are NDCG at the largest k (graded NDCG for rated candidates), and the reward if there is one. In
+    each metric, the p-values are adjusted for the comparisons of the model with all baselines and with `start`. If
+    there is a product of the model and a prior, the product is compared with the model and with the prior.
 
     Args:
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, with values per user.
         name (`str`, *optional*): The model. Defaults to the first recommender that is not a baseline. If all
             recommenders are baselines, the strongest is compared with the second strongest.
-        start (`str`, *optional*): Name of the policy that training started from. The model is compared with it too.
+        start (`str`, *optional*): Name of the policy that training started from. If given, the model is also
+            compared with this policy.
     """
     lines = []
     baselines = [one for one in results if one in BASELINES]
     if name is None:
         name = next((one for one in results if one not in BASELINES), None)
-    for metric in main_metrics((next(iter(results.values())) if name is None else results[name]).per_user):
+    measured = next(iter(results.values())) if name is None else results[name]
+    for metric in main_metrics(measured.per_user):
         ordered = sorted(baselines, key=lambda one: results[one].metrics[metric], reverse=True)
+
+        # Without a model, compare the strongest baseline with the others. Report the comparison with the second one.
         if name is None:
             best, *others = ordered
             if others:
                 compared = _against_each(results, best, others, metric)[0]
                 lines.append(f"the strongest baseline is {_line(compared, results, of_model=False)}")
             continue
+
+        # Compare the model with all baselines and `start`. Report those with the strongest baseline and with `start`.
         starts = [] if start is None else [start]
         compared_with = {one.against: one for one in _against_each(results, name, [*ordered, *starts], metric)}
         lines += [_line(compared_with[reference], results) for reference in [*ordered[:1], *starts]]
+
+        # Compare the product with its two factors.
         product = product_row(name)
         if product in results:
             lines += [_line(one, results) for one in _against_each(results, product, [name, PRIOR_ROW], metric)]
@@ -68,7 +76,7 @@ def strongest_baseline(results: Mapping[str, Evaluation], metric: str) -> str:
 
 
 def main_metrics(per_user: Mapping[str, np.ndarray]) -> list[str]:
-    """Returns the metrics that matter most: NDCG at the largest k, and the reward if there is one."""
+    """Returns the main metrics: NDCG or graded NDCG at the largest k, and the reward if there is one."""
     at_k: dict[int, str] = {}
     for metric in per_user:
         stem, _, k = metric.partition("@")
@@ -99,7 +107,7 @@ def _line(compared: Comparison, results: Mapping[str, Evaluation], *, of_model: 
     # State the difference. If it is not significant, add how large a difference the split can detect.
     if compared.adjusted_p >= ALPHA:
         line = (
-            f"{compared.name}: no difference from {reference} in {compared.metric} that this split resolves "
+            f"{compared.name}: no significant difference from {reference} in {compared.metric} "
             f"({compared.difference:+.4f}, {figures})"
         )
         if compared.num_users == 1:

@@ -1,4 +1,4 @@
-"""Compares recommenders, each trained with one or several seeds, with a reference over the same users.
+"""Compares recommenders with a reference, for the same users. Each may have been trained with several seeds.
 
 Differences are paired by user and by seed. The intervals and p-values account for the variation between users. If
 there are several seeds, they also account for the variation between seeds. The p-values are adjusted by Holm's method
@@ -23,9 +23,11 @@ from trl_rec.ranges import Range
 
 
 ALPHA = Range(0, 1, above=True, below=True)
-UNRESOLVED = "no difference that this split resolves"
-DISAGREEING = "no difference that every seed shows"
-WORDS = {1: ("better", "worse"), -1: ("worse", "better"), 0: ("higher", "lower")}  # above the reference, below it
+NOT_SIGNIFICANT = "no significant difference"
+DISAGREEING = "the seeds disagree on the direction"
+# Two verdicts: for a value above the reference, and for a value below it. The key is 1 if higher values of the metric
+# are better, -1 if lower values are better, and 0 otherwise.
+WORDS = {1: ("better", "worse"), -1: ("worse", "better"), 0: ("higher", "lower")}
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def compare(
     num_resamples: int = 5000,
     seed: int = 0,
 ) -> list[Comparison]:
-    """Compares each of the other recommenders with the reference `against`.
+    """Compares recommenders with one of them, the reference `against`.
 
     All runs must have the same users in the same order. A user for whom one of two compared recommenders has no value
     (NaN) is left out of that comparison.
@@ -85,17 +87,18 @@ def compare(
         runs (`Mapping[str, Runs]`): Maps the name of each recommender to the `Evaluation.per_user` of its runs, given
             as a mapping from seeds or as a sequence in the order of the seeds. Runs with the same seed are paired. If
             two recommenders have no seed in common, their runs are paired in order. A recommender without seeds, such
-            as a baseline, has a single run, either with the seed `None` or alone in a sequence. This run is paired
-            with all runs of the other recommender.
+            as a baseline, has a single run, given with the seed `None` or as a sequence of one. That run is paired
+            with every run of the other recommender.
         against (`str`): Name of the reference.
         metric (`str`): The metric to compare.
-        alpha (`float`, *optional*, defaults to `0.05`): Level of the verdicts.
+        alpha (`float`, *optional*, defaults to `0.05`): Significance level of the verdicts.
         num_resamples (`int`, *optional*, defaults to `5000`): Number of bootstrap resamples, and of sign flips.
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap and of the sign flips.
     """
     if against not in runs or not all(len(of_name) for of_name in runs.values()):
         raise ValueError(
-            f"there are runs of {', '.join(runs)}; give at least one run of each recommender, including {against!r}"
+            f"there are runs of {', '.join(runs) or 'nothing'}; give at least one run of each recommender, and of "
+            f"{against!r}"
         )
     compared = [
         _compare_pair(name, against, runs, metric, num_resamples=num_resamples, seed=seed)
@@ -136,17 +139,17 @@ def verdict(
     """Returns the verdict on one recommender compared with a reference.
 
     Args:
-        metric (`str`): The metric. Whether higher or lower values are better depends on the metric. If neither is
-            better, the verdict is "higher" or "lower" instead of "better" or "worse".
+        metric (`str`): The metric. It determines whether higher or lower values are better. For a metric such as
+            `popularity@k`, neither is better, and the verdict is "higher" or "lower" instead of "better" or "worse".
         difference (`float`): Mean of the recommender minus that of the reference.
         adjusted_p (`float`): The p-value, adjusted for the number of comparisons.
         num_seeds (`int`): Number of seeds compared.
         same_sign (`bool`): Whether the difference has the same sign with every seed.
-        alpha (`float`, *optional*, defaults to `0.05`): Level of the verdict. If no recommender differs from the
+        alpha (`float`, *optional*, defaults to `0.05`): Significance level. If no recommender differs from the
             reference, the probability that any of them is called better or worse is at most `alpha`.
     """
     if adjusted_p >= alpha:
-        words = UNRESOLVED
+        words = NOT_SIGNIFICANT
     elif not same_sign:
         words = DISAGREEING
     else:
@@ -173,7 +176,7 @@ def _compare_pair(
     name: str, against: str, runs: Mapping[str, Runs], metric: str, *, num_resamples: int, seed: int
 ) -> Comparison:
     """Compares one recommender with the reference. The p-value is not adjusted, and there is no verdict yet."""
-    values, reference = paired_values(name, against, runs, metric)  # (S, N) or (1, N) each
+    values, reference = paired_values(name, against, runs, metric)  # each (S, N), or (1, N) for a single run
     result = paired_comparison(values, reference, num_resamples=num_resamples, seed=seed)
     signs = np.sign((values - reference).mean(1))  # (S,)
     return Comparison(

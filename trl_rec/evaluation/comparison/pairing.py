@@ -51,7 +51,8 @@ def _paired_runs(
     """Returns the paired runs of both sides, in the same order.
 
     Runs with the same seed are paired. If the two sides have no seed in common, their runs are paired in order. If one
-    side has a single run without a seed, all runs of both sides are returned.
+    side has a single run without a seed, that run and all runs of the other side are returned, to be paired by numpy's
+    broadcasting.
     """
     if None in first or None in second:
         return list(first.values()), list(second.values())

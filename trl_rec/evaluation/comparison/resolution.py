@@ -1,14 +1,15 @@
 """Estimates, from a pilot, the smallest difference that a study with given numbers of users and seeds can detect.
 
-If the pilot or the study has one seed, this difference is 2.8 times the paired standard error of the pilot, after the
-standard error is rescaled to the study's number of users. The factor 2.8 is the sum of 1.96, for tests at the level of
-5 %, and 0.84, so that 80 % of studies detect a true difference of this size.
+If the pilot or the study has one seed, this difference is 2.8 times the paired standard error of the pilot, rescaled
+to the study's number of users. The factor 2.8 is the sum of 1.96, for tests at the level of 5 %, and 0.84, so that
+80 % of studies detect a true difference of this size.
 
-If both have several seeds, the difference is larger, because a few seeds give only a rough estimate of the variance
-between seeds. So studies whose variances agree with the pilot are simulated. As in [`verdict`], a study detects a
-difference only if it is significant and has the same sign with every seed. The returned difference is at least 2.8
-standard errors. It is also large enough that 80 % of the simulated studies detect a true difference of this size, and
-that 90 % detect one twice as large.
+If the pilot and the study both have several seeds, the difference is larger, because a few seeds give only a rough
+estimate of the variance between seeds. To account for this, the module simulates studies with variances that agree
+with the pilot. As in [`verdict`], a study detects a difference only if the difference is significant and has the same
+sign with every seed.
+The returned difference is at least 2.8 standard errors. It is also large enough that 80 % of the simulated studies
+detect a true difference of this size, and that 90 % detect one twice as large.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from trl_rec.evaluation.intervals import seed_variances
 from trl_rec.ranges import COUNT
 
 
-NUM_STUDIES = 4000
+NUM_STUDIES = 4000  # number of simulated studies
 NUM_DRAWS = 10_000  # number of draws from the null distribution, to find the thresholds of the studies
 FACTOR = 2.8
 
@@ -38,8 +39,8 @@ def smallest_difference(
 ) -> float:
     """Returns the smallest difference that a study can detect.
 
-    A pilot with one seed, or with baselines only, contains no variation between seeds. If the seeds of the study add
-    such variation, the result is too small.
+    A pilot with one seed, or with baselines only, contains no variation between seeds. If there is such variation in
+    the study, the result is too small.
 
     Args:
         pilot, reference (`Runs`): The runs of two recommenders, as given to [`compare`]. The difference between the
@@ -49,8 +50,8 @@ def smallest_difference(
         num_users (`int`, *optional*): Number of users of the study's split. Defaults to that of the pilot.
         num_comparisons (`int`, *optional*, defaults to `1`): Number of comparisons that the study adjusts for. It
             has no effect if the pilot or the study has one seed.
-        alpha (`float`, *optional*, defaults to `0.05`): Level of the verdicts. It has no effect if the pilot or the
-            study has one seed.
+        alpha (`float`, *optional*, defaults to `0.05`): Significance level of the verdicts. It has no effect if
+            the pilot or the study has one seed.
         seed (`int`, *optional*, defaults to `0`): Seed of the random numbers of the simulation.
     """
     values, of_reference = paired_values(
@@ -89,8 +90,8 @@ def smallest_difference(
     of_seeds = np.sqrt(num_seeds * (seeds + both))[:, None] * rng.standard_normal((NUM_STUDIES, num_seeds))
     found = of_users + of_seeds  # (NUM_STUDIES, num_seeds)
 
-    # 4. A study detects a true difference if adding it to `found` lifts the mean of the study above its threshold, and
-    # the lowest value of any seed above 0.
+    # 4. A study detects a true difference if adding this difference to `found` lifts the mean of the study above its
+    # threshold, and the lowest value of its seeds above 0.
     thresholds = _thresholds(found, users + both, both, alpha / num_comparisons, rng)
     needed = np.maximum(thresholds - found.mean(1), -found.min(1))
     lowest = FACTOR * np.sqrt(users + both + max(0.0, (observed - both) * seeds_of_pilot / num_seeds))
@@ -104,7 +105,7 @@ def _thresholds(found: np.ndarray, users: float, both: float, alpha: float, rng:
         found: The difference that each study finds with each of its seeds, `(NUM_STUDIES, S)`.
         users: The part of the variance of the mean that is due to the users, including `both`.
         both: The part of the variance of the mean that is due to users and seeds together.
-        alpha: Level of one comparison.
+        alpha: Significance level of one comparison.
         rng: Source of randomness.
     """
     num_seeds = found.shape[1]

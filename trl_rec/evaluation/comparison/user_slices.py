@@ -62,8 +62,9 @@ def _mean(values: np.ndarray) -> str:
 
 
 def _by_history(lengths: np.ndarray) -> dict[str, np.ndarray]:
+    """Divides users by history length. Returns a mapping from the name of each slice to a boolean array."""
     edges = np.unique(np.quantile(lengths, np.arange(1, NUM_HISTORIES) / NUM_HISTORIES, method="lower"))
-    part = np.searchsorted(edges, lengths)  # a length that equals an edge belongs to the part below
+    part = np.searchsorted(edges, lengths)  # number of each user's slice; a length at an edge is in the lower slice
     parts = {}
     for number in np.unique(part):
         own = lengths[part == number]

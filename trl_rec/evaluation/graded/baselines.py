@@ -21,7 +21,7 @@ from trl_rec.evaluation.graded.measures import places_by_score
 from trl_rec.ragged import Ragged, join
 
 
-SWEEPS = 20  # iterations that fit the bias model; further iterations change its effects by less than 0.001 each
+SWEEPS = 20  # iterations that fit the bias model; a further iteration changes no effect by 0.001 or more
 
 
 def random_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0) -> np.ndarray:
@@ -39,7 +39,7 @@ def popularity_places(train: Dataset, rows: Dataset, num_items: int, seed: int =
 
 def item_mean_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0) -> np.ndarray:
     """Orders candidates by their mean training rating, `(N, m)`. Items without ratings get the mean of all ratings."""
-    ratings = _train_ratings(train, num_items)
+    ratings = train_ratings(train, num_items)
     counts = np.bincount(ratings.item, minlength=num_items)
     totals = np.bincount(ratings.item, ratings.rating, num_items)
     return _places(np.where(counts > 0, totals / np.maximum(counts, 1), ratings.rating.mean()), rows)
@@ -52,7 +52,7 @@ def bias_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0, da
     is the same for all candidates of a list and does not change their order. The model contains it so that the item
     effects do not depend on how generously the users rate.
     """
-    ratings = _train_ratings(train, num_items)
+    ratings = train_ratings(train, num_items)
     residual = ratings.rating - ratings.rating.mean()
     item_counts = np.bincount(ratings.item, minlength=num_items) + damping
     user_counts = np.bincount(ratings.user) + damping
@@ -74,7 +74,7 @@ RATED_BASELINES: dict[str, Callable[[Dataset, Dataset, int, int], np.ndarray]] =
 }
 
 
-class _TrainRatings(NamedTuple):
+class TrainRatings(NamedTuple):
     """The ratings of the training split, each interaction once, as arrays of equal length. User numbers start at 0."""
 
     user: np.ndarray
@@ -82,7 +82,8 @@ class _TrainRatings(NamedTuple):
     rating: np.ndarray
 
 
-def _train_ratings(train: Dataset, num_items: int) -> _TrainRatings:
+def train_ratings(train: Dataset, num_items: int) -> TrainRatings:
+    """Returns the ratings of the training split, each interaction once."""
     interactions = TrainInteractions.from_split(train, num_items)
     ratings = join(split_rows(train, "history_ratings"), split_rows(train, "target_ratings"))
 
@@ -90,7 +91,7 @@ def _train_ratings(train: Dataset, num_items: int) -> _TrainRatings:
     user_of_row = np.unique(train.with_format("numpy")[:]["user"], return_inverse=True)[1]
     user = user_of_row[interactions.sequences.row_ids]
     is_new = interactions.is_new
-    return _TrainRatings(user[is_new], interactions.sequences.values[is_new], ratings.values[is_new].astype(float))
+    return TrainRatings(user[is_new], interactions.sequences.values[is_new], ratings.values[is_new].astype(float))
 
 
 def _places(item_scores: np.ndarray, rows: Dataset) -> np.ndarray:

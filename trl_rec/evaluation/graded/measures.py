@@ -25,14 +25,15 @@ def order_ndcg(places: np.ndarray, ratings: np.ndarray, k: int) -> np.ndarray:
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Returns Kendall's tau between two rankings of each list, `(N,)`. `first` and `second` are `(N, m)`.
 
-    Tau is the mean over all pairs of candidates that are tied in neither ranking. A pair counts 1 if both rankings
-    order it in the same way, and -1 otherwise. Tau is 0 if there is no such pair. Entries where `first` is negative
-    are padding.
+    Pairs of candidates that share a rank in one of the rankings are left out. Any other pair has the value 1 if both
+    rankings order it in the same way, and -1 otherwise. Tau is the mean of these values, or 0 if all pairs are left
+    out. Entries where `first` is negative are padding.
     """
     present = first >= 0
     both_present = present[:, :, None] & present[:, None, :]  # (N, m, m)
 
-    # 1 if the two rankings order a pair in the same way, -1 if they do not, 0 if the pair is tied in either.
+    # An entry of `agreement` is 1 if both rankings order the pair in the same way, -1 if they order it differently,
+    # and 0 if both candidates share a rank in one of the rankings.
     first_signs = np.sign(first[:, :, None] - first[:, None, :])
     second_signs = np.sign(second[:, :, None] - second[:, None, :])
     agreement = np.where(both_present, first_signs * second_signs, 0)
@@ -84,8 +85,9 @@ def slot_profile(places: np.ndarray, slots: np.ndarray) -> np.ndarray:
 def borda(places: np.ndarray) -> np.ndarray:
     """Combines the S orders of each list into one (Borda count). Returns the places in the combined order, `(N, m)`.
 
-    Candidates are ordered by the sum of their places; equal sums are ordered by the first of the S orders. `places` is
-    `(N, S, m)`. The literature calls this method bootstrapping. A model must rank each list S times for it.
+    Candidates are ordered by the sum of their places. Candidates with equal sums are ordered as in the first of the S
+    orders. `places` is `(N, S, m)`. The literature calls this method bootstrapping. It requires a model to rank each
+    list S times.
     """
     present = places[:, 0] >= 0
     total = np.where(present, places.sum(1), np.inf)  # inf sorts missing candidates last
@@ -94,7 +96,7 @@ def borda(places: np.ndarray) -> np.ndarray:
 
 
 def places_by_score(scores: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Returns the place of each candidate by descending score, `(N, m)`. Ties are broken by the order of the list."""
+    """Returns the place of each candidate by descending score, `(N, m)`. Equal scores keep the order of the list."""
     # `order` lists the candidates from the best to the worst. Its `argsort` is the inverse: each candidate's place.
     order = np.argsort(np.where(present, -scores, np.inf), 1, kind="stable")
     return np.where(present, np.argsort(order, 1), -1)

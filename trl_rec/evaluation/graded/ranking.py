@@ -1,7 +1,8 @@
 """Ranks the candidates of rated rows with a model. Prompts are batched by length and divided among the processes.
 
-Every process returns the places for all rows, in the order of the rows. A slot is the position of a candidate in the
-prompt. Slots are drawn randomly and depend only on the seed and the row number.
+Every process returns the results of all rows, in the order of the rows. The place of a candidate is its position in
+the model's ranking, and its slot is its position in the prompt. Slots are drawn randomly and depend only on the seed
+and the row number.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from trl_rec.data.dataset import split_rows
 from trl_rec.decoding.candidates.orders import draw_slots
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.decoding.candidates.ranking import rank_candidates
+from trl_rec.decoding.padding import left_padded
+from trl_rec.evaluation.graded.measures import borda
 from trl_rec.evaluation.kept.finished_rows import FinishedRows
-from trl_rec.evaluation.rank import left_padded, map_rows
+from trl_rec.evaluation.rank import map_rows
 from trl_rec.ragged import Ragged, join, within
 from trl_rec.ranges import COUNT
 
@@ -31,11 +34,24 @@ class RankedLists(NamedTuple):
 
     Args:
         places (`np.ndarray` of shape `(N, S, m)`): The place that the model gives each candidate, from 0 for the best.
-        slots (`np.ndarray` of shape `(N, S, m)`): The position of each candidate in the prompt, from 0.
+        slots (`np.ndarray` of shape `(N, S, m)`, *optional*): The position of each candidate in the prompt, from 0.
+            None if each ranking combines several prompts.
     """
 
     places: np.ndarray
-    slots: np.ndarray
+    slots: np.ndarray | None
+
+
+def combine_orders(lists: RankedLists, count: int) -> RankedLists:
+    """Combines each `count` consecutive rankings of a list into one, by [`borda`].
+
+    Args:
+        lists: Rankings of `S * count` orders per list.
+        count: Number of rankings to combine.
+    """
+    num_lists, num_orders, width = lists.places.shape
+    groups = lists.places.reshape(num_lists * num_orders // count, count, width)
+    return RankedLists(borda(groups).reshape(num_lists, num_orders // count, width), None)
 
 
 def rank_rated_rows(
@@ -63,8 +79,8 @@ def rank_rated_rows(
             [`borda`] combines the rankings into one.
         single_pass (*optional*, defaults to `False`): As in [`rank_candidates`].
         batch_size (*optional*, defaults to `16`): Prompts per forward pass.
-        max_length (*optional*): Maximum number of tokens of the prompt and the answer together. If they do not fit,
-            the oldest items of the history are dropped.
+        max_length (*optional*): Maximum number of tokens of the prompt and the answer together. If there are more
+            tokens, the oldest items of the history are dropped.
         seed (*optional*, defaults to `0`): Seed of the slots.
         finished (*optional*): Where finished orders are kept, so that an interrupted call can be resumed.
     """

@@ -30,18 +30,20 @@ def evaluate_orders(
     Returns:
         The evaluation, with the metrics `graded_ndcg@k` for every k, and `tau`, which is Kendall's tau between a
         model's order and the order of the ratings. These metrics are averaged over the orders in which a list was
-        shown. If there are several such orders, the metrics also include `consistency` ([`order_consistency`]) and
-        `slot_bias` ([`slot_correlation`]). `rankings` contains the rankings for the first order only.
+        shown. If there are several such orders, the metrics also include `consistency` ([`order_consistency`]) and,
+        unless each ranking combines several prompts, `slot_bias` ([`slot_correlation`]). `rankings` contains only the
+        rankings of the first prompt order.
     """
     ratings = split_rows(rows, "ratings").padded(fill=-1).astype(float)  # (N, m)
-    orders = [lists.places[:, order] for order in range(lists.places.shape[1])]  # S times (N, m)
+    orders = [lists.places[:, order] for order in range(lists.places.shape[1])]  # S arrays (N, m)
 
     per_user = {f"graded_ndcg@{k}": np.mean([order_ndcg(places, ratings, k) for places in orders], 0) for k in ks}
     # The ratings are negated, because the lowest place is the best, but the highest rating is the best.
     per_user["tau"] = np.mean([rank_correlation(places, -ratings) for places in orders], 0)
     if len(orders) > 1:
         per_user["consistency"] = order_consistency(lists.places)
-        per_user["slot_bias"] = slot_correlation(lists.places, lists.slots)
+        if lists.slots is not None:
+            per_user["slot_bias"] = slot_correlation(lists.places, lists.slots)
 
     metrics: dict[str, float] = {name: float(values.mean()) for name, values in per_user.items()}
     intervals = {name: bootstrap_interval(values, seed=seed) for name, values in per_user.items()}

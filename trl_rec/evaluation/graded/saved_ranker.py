@@ -9,25 +9,29 @@ from accelerate import PartialState
 
 from trl_rec.data.dataset import RecDataset, at_most, split_rows, spread
 from trl_rec.decoding.candidates.ranker import SETTINGS, CandidateRanker
-from trl_rec.decoding.run_folder import check_same_items
+from trl_rec.decoding.run_folder import check_same_items, model_folder
 from trl_rec.evaluation.cost import say_cost, seconds_per_user
-from trl_rec.evaluation.graded.ranking import rank_rated_rows
+from trl_rec.evaluation.graded.ranking import combine_orders, rank_rated_rows
 from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_baselines
 from trl_rec.evaluation.kept.finished_rows import FinishedRows, discard_finished
 from trl_rec.evaluation.kept.writing import write_evaluation
 from trl_rec.evaluation.results import BASELINES, Evaluation, held_out
-from trl_rec.evaluation.saved_model import REMEDY, EvaluationConfig, model_row, seed_of_run
+from trl_rec.evaluation.saved_model.config import EvaluationConfig
+from trl_rec.evaluation.saved_model.model import REMEDY
+from trl_rec.evaluation.saved_model.writing import model_row, seed_of_run
+from trl_rec.models.threads import choose_threads
 from trl_rec.trainer.alro.rows import held_out_rows
 
 
 NUM_CANDIDATES = 10  # for run folders that do not record the number of candidates
 NUM_ORDERS = 2
+# Options of `trl-rec evaluate` that have no effect on a model that orders rated candidates.
 INERT = ("rewards", "best_of", "list_length", "num_beams", "exhaustive", "prior_strength")
 
 
 def is_ranker(model: str | None) -> bool:
-    """Returns whether `model` is a run folder of `trl-rec alro`."""
-    return model is not None and (Path(model) / SETTINGS).is_file()
+    """Returns whether `model` is a run folder of `trl-rec alro`, or the hub repository that one was pushed to."""
+    return model is not None and (Path(model_folder(model)) / SETTINGS).is_file()
 
 
 def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str | Path) -> dict[str, Evaluation]:
@@ -42,7 +46,7 @@ def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str |
         The evaluation of each recommender by name.
     """
     # 1. Load the model, and check that it was trained on these items.
-    assert config.model is not None
+    assert config.model is not None and config.folder is not None
     for name in INERT:
         if getattr(config, name) is not None:
             raise ValueError(f"{name} has no effect on {config.model}, which orders rated candidates; leave it out")
@@ -55,7 +59,7 @@ def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str |
         raise ValueError(f"prior has no effect on {config.model}, which orders rated candidates; leave it out")
     ranker = CandidateRanker.from_pretrained(config.model, dtype=config.dtype)
     dataset = dataset.with_surface(ranker.catalog.surface)
-    check_same_items(config.model, dataset.catalog, dataset.path)
+    check_same_items(config.folder, dataset.catalog, dataset.path)
 
     # 2. Order the candidates, and evaluate the orders and the baselines.
     settings = ranker.settings
@@ -63,7 +67,9 @@ def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str |
     count = settings.get("num_candidates") or NUM_CANDIDATES
     rows = held_out_rows(split, num_candidates=count, max_history=settings["max_history"])
     model = ranker.model.to(PartialState().device)
-    num_orders = config.num_orders or NUM_ORDERS
+    choose_threads(model)
+    combined = config.combined_orders or 1
+    num_orders = (config.num_orders or NUM_ORDERS) * combined
     rank = partial(
         rank_rated_rows,
         model,
@@ -81,6 +87,8 @@ def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str |
     )
     say_cost(len(rows), len(rows) * seconds, name="evaluation", remedy=REMEDY)
     lists = rank(rows, finished=FinishedRows.of_model(output, model))
+    if combined > 1:
+        lists = combine_orders(lists, combined)
     results = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=config.ks, seed=config.seed)
     name = model_row(config.model)
     results[name] = evaluate_orders(lists, rows, ks=config.ks, seed=config.seed)
@@ -96,7 +104,7 @@ def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str |
             exclude_history=True,  # no candidate is in its user's history
             settings=vars(config),
             recommender=name,
-            seed=seed_of_run(config.model),
+            seed=seed_of_run(config.folder),
             rows=spread(config.max_users, len(held_out(dataset, config.split)))[rows.with_format("numpy")[:]["row"]],
             targets=split_rows(rows, "candidates"),
         )

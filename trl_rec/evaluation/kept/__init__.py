@@ -1,1 +1,1 @@
-"""What an evaluation keeps in its folder: results, values per user, ranked items, and the environment."""
+"""Keeps an evaluation in a folder, and reads it back: results, values per user, ranked items and environment."""

@@ -1,7 +1,7 @@
-"""Hashes values by their content: arrays, models, tries, priors, and what is made of these.
+"""Hashes values by their content: arrays, models, tries, priors, and collections of these.
 
-Two values with the same hash give the same results. Values whose content cannot be read, such as functions, have no
-hash.
+If two values have the same hash, an evaluation with one gives the same results as an evaluation with the other. Values
+whose content cannot be read, such as functions, have no hash.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def content_hash(value: Any) -> str:
 
 
 def _update(digest: blake2b, value: Any) -> None:
-    """Updates a hash. Each value is preceded by its type and size, so that different values are never mixed up."""
+    """Updates a hash. Types and sizes are hashed too, so that different values get different hashes."""
     if isinstance(value, np.ndarray | Tensor):
         _update_by_array(digest, value)
     elif isinstance(value, nn.Module):
@@ -82,7 +82,7 @@ def _update_by_array(digest: blake2b, array: np.ndarray | Tensor) -> None:
 
 
 def _plain(value: Any) -> str:
-    """Returns a text for None, a number, a text or a [`Hashed`]. A number of numpy is treated like one of Python."""
+    """Returns a text for None, a number, a text or a [`Hashed`]. NumPy numbers are treated like Python numbers."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Hashed):
@@ -96,6 +96,6 @@ def _plain(value: Any) -> str:
 
 def _describe(model: nn.Module) -> str:
     """Returns the configuration of a model and of its adapters."""
-    from trl_rec.trainer.base.fingerprint import as_json, model_entries  # loads TRL
+    from trl_rec.trainer.base.saving.fingerprint import as_json, model_entries  # loads TRL
 
     return json.dumps(as_json(model_entries(model, "model")), sort_keys=True)

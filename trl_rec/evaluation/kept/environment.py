@@ -1,4 +1,4 @@
-"""Writes `environment.json`: where a run was made, how long it took and how much memory it needed."""
+"""Writes `environment.json`: the versions, code, device, time and memory of a run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_environment(folder: str | Path) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Describes this process and what it runs on.
+    """Returns a description of this process and of the machine that it runs on.
 
     Returns:
         - `versions`: of Python, of the packages and of CUDA; null if a package is not installed.
@@ -76,7 +76,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Returns `commit` and `dirty` of the current directory, or None without a repository, a commit or git."""
+    """Returns `commit` and `dirty` of the current directory, or None if there is no commit or no git."""
     commit = _git(["rev-parse", "HEAD"])
     status = _git(["status", "--porcelain", "--untracked-files=no"])
     return None if commit is None or status is None else {"commit": commit, "dirty": bool(status)}

@@ -1,12 +1,13 @@
 """The files of a kept evaluation, and the hash that shows that they belong together.
 
-The folder holds `metrics.json`, which is written last, and three Parquet files. In these, the column `row` (the row
-number in the split) identifies a user. User ids are not stored:
+The folder holds `metrics.json`, which is written last, and three Parquet files. In the Parquet files, the column `row`
+(the row number in the split) identifies a user, because user ids are not stored. These are the files and their
+columns:
 
 - `per_user.parquet`: `recommender`, `row`, and one column per metric; null where a recommender lacks the metric.
 - `rankings.parquet`: `recommender`, `row`, `rank` (from 1), `item` (its index in the catalogue) and `score` (null
   where the recommender has no scores). Missing ranks are left out.
-- `users.parquet`: `row`, and what [`slices`] needs to know about the row, see [`describe_rows`].
+- `users.parquet`: `row`, and the columns by which [`slices`] divides users, see [`describe_rows`].
 
 Until an evaluation is complete, the folder `finished-rows` contains the rows that it has ranked so far.
 """
@@ -29,6 +30,6 @@ STAMP = b"trl_rec.evaluation"  # metadata key in the Parquet files; its value is
 
 
 def results_hash(content: Mapping[str, Any]) -> bytes:
-    """Returns a hash of the results and of the rows that they are about."""
+    """Returns a hash of the results, the catalogue and the evaluated rows. `content` is that of `metrics.json`."""
     text = json.dumps([content["results"], content["identity"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16].encode()

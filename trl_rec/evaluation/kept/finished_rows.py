@@ -1,12 +1,13 @@
-"""Keeps the rows that an evaluation has finished, so that it can be resumed after a kill.
+"""Keeps the rows that an evaluation has finished, so that an interrupted evaluation can be resumed.
 
 An evaluation makes several passes over its rows, such as a ranking with 50 beams and one with 10. The values of each
 pass are kept in a folder of their own, whose name is a hash of everything that they depend on: the weights of the
-model, the prompts and histories, the trie, the prior, the decoding settings and the versions of the packages. So they
-are only used again by the same pass. The batch size and the number of processes are not part of the hash. They affect
-values only by rounding, and may change.
+model, the prompts and histories, the trie, the prior, the decoding settings and the versions of the packages. So a
+pass never reads values that were computed from something else. The batch size and the number of processes are not part
+of the hash, because they affect values only by rounding.
 
-A pass that takes less than `SECONDS` keeps nothing. The folder is removed when the evaluation is complete.
+A pass that ends without an error in less than `SECONDS` writes nothing. The folders of all passes are removed when the
+evaluation is complete.
 """
 
 from __future__ import annotations
@@ -34,18 +35,21 @@ from trl_rec.parts import RowStore
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 20.0  # between two writes; a kill loses at most this much work
+SECONDS = 20.0  # time between two writes; if the process is killed, at most this much work is lost
 PACKAGES = ("trl-rec", "trl", "transformers", "peft", "torch")
 Keep: TypeAlias = Callable[[np.ndarray, np.ndarray], None]
 
 
 @dataclass(frozen=True, eq=False)
 class FinishedRows:
-    """The finished rows of one pass, or, before [`~FinishedRows.of`] has described the pass completely, of all passes.
+    """The finished rows of one pass.
+
+    A pass is described in several steps: [`~FinishedRows.of_model`] describes the model, and each call of
+    [`~FinishedRows.of`] adds something else that the values depend on. Read and keep rows only after the last step.
 
     Args:
         folder (`Path`): The folder that contains the folders of all passes.
-        content (`tuple`, *optional*): What the values of the pass depend on, see [`content_hash`].
+        content (`tuple`, *optional*): What the values of the pass depend on. Its [`content_hash`] identifies the pass.
         seconds (`float`, *optional*): Seconds between two writes.
     """
 
@@ -55,12 +59,12 @@ class FinishedRows:
 
     @classmethod
     def of_model(cls, output_dir: str | Path, model: nn.Module, *, seconds: float = SECONDS) -> FinishedRows:
-        """Returns where the evaluation of a model keeps its rows.
+        """Describes the model of a pass. Call this method under the autocast in which the model is evaluated.
 
         Args:
             output_dir: The output folder of the evaluation.
-            model: The model, with sharded weights gathered, under the autocast in which it is evaluated. It must not
-                change as long as the result is used.
+            model: The model. Sharded weights must be gathered. The model must not change as long as the result is
+                used.
             seconds (*optional*): Seconds between two writes.
         """
         versions = {package: package_version(package) for package in PACKAGES}
@@ -69,7 +73,7 @@ class FinishedRows:
         return cls(Path(output_dir) / FINISHED, (versions, autocast, Hashed(model)), seconds)
 
     def of(self, *content: Any) -> FinishedRows:
-        """Returns the same with more of what the values depend on."""
+        """Returns a copy that also describes `content`, on which the values of the pass depend."""
         return replace(self, content=(*self.content, *content))
 
     def read(self, width: int, dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -88,10 +92,10 @@ class FinishedRows:
 
     @contextmanager
     def keeping(self) -> Iterator[Keep]:
-        """Yields a function that takes row numbers `(B,)` and their values `(B, width)`, and writes them now and then.
+        """Yields a function that takes row numbers `(B,)` and their values `(B, width)`, and writes them at intervals.
 
-        If the block is interrupted or fails, what is not yet written is written. If it ends, this is only done if the
-        pass has written before.
+        When the block ends, the remaining rows are written too. The only exception is a block that ends without an
+        error before the first write: it writes nothing.
         """
         writer = _Writer(self)
         try:
@@ -119,13 +123,13 @@ class _Writer:
         self.has_written = False
 
     def keep(self, rows: np.ndarray, values: np.ndarray) -> None:
-        """Takes finished rows."""
+        """Adds finished rows, and writes all waiting rows if enough time has passed."""
         self._waiting.append((rows, values))
         if time.monotonic() - self._last >= self._finished.seconds:
             self.write()
 
     def write(self) -> None:
-        """Writes the waiting rows. A failure only means that these rows would have to be computed again."""
+        """Writes the waiting rows. If this fails, nothing is written from then on, but the evaluation goes on."""
         if not self._waiting or self._fails:
             return
         rows = np.concatenate([rows for rows, _ in self._waiting])

@@ -1,4 +1,4 @@
-"""Writes `metrics.json`: the results of an evaluation, its settings, and the versions of the packages it ran with."""
+"""Writes `metrics.json`: the results of an evaluation, its settings, and the versions of the packages in use."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def metrics_content(
         recommender (`str`, *optional*): Name in `results` of the recommender that the run trained or evaluated.
         seed (`int`, *optional*): Seed that the recommender was trained with.
         num_rows (`int`, *optional*): Number of rows of the split. If it is larger than the number of users in the
-            results, they are a sample.
+            results, only a sample of the rows was evaluated.
     """
     return {
         "split": split,

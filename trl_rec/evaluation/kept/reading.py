@@ -32,10 +32,11 @@ class KeptEvaluation:
         split (`str`): The split that was evaluated.
         ks (`list[int]`): The cutoffs k of the metrics.
         exclude_history (`bool`): Whether the items of a user's history were excluded from the recommendations.
-        num_users (`int`): Number of evaluated rows.
+        num_users (`int`): Number of evaluated users. Each user is one row of the split.
         identity (`dict[str, str]`): Fingerprints of the `catalog` and of the evaluated `rows`.
         settings (`dict`): Other settings that the metrics depend on, among them the `dataset` folder.
-        recommender (`str`, *optional*): Name in `results` of the recommender that the run trained or evaluated.
+        recommender (`str`, *optional*): Key in `results` of the recommender that was trained or evaluated. `None` if
+            there are only baselines.
         seed (`int`, *optional*): Seed that the recommender was trained with.
         results (`dict[str, Evaluation]`): Metrics, intervals and values per user of each recommender. The rankings
             are read by [`~KeptEvaluation.rankings_of`].
@@ -66,11 +67,13 @@ class KeptEvaluation:
         if not table.num_rows:
             return None
 
-        # Place each rank in its row. Missing ranks are not in the file.
+        # Place each item at its rank, in the row of its user. Missing ranks are not in the file.
         row = table["row"].to_numpy()
         rank = table["rank"].to_numpy() - 1
         if not np.isin(row, self.users["row"]).all() or rank.min() < 0:
-            raise ValueError(f"{self.folder / RANKINGS} is damaged: it has ranks of other rows; {REMEDY}")
+            raise ValueError(
+                f"{self.folder / RANKINGS} is damaged: it has rows that were not evaluated, or ranks below 1; {REMEDY}"
+            )
         position = np.searchsorted(self.users["row"], row)
         shape = (self.num_users, max(*self.ks, int(rank.max()) + 1))
         items = np.full(shape, -1, np.int64)
@@ -129,7 +132,8 @@ def check_comparable(first: KeptEvaluation, second: KeptEvaluation) -> None:
         )
     if first.identity["rows"] != second.identity["rows"]:
         raise ValueError(
-            f"{which} were evaluated on users with other histories or targets; compare runs on the same dataset folder"
+            f"{which} were evaluated on users whose histories or targets differ; compare runs on the same dataset "
+            "folder"
         )
     if first.exclude_history != second.exclude_history:
         excluding, other = (first, second) if first.exclude_history else (second, first)

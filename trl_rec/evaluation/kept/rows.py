@@ -29,8 +29,8 @@ def describe_rows(
         dataset: The dataset.
         split: `"validation"` or `"test"`.
         rows (*optional*): Numbers of the rows in ascending order. Defaults to all rows.
-        targets (*optional*): The items of each of these rows that count as its targets, for example the candidates of
-            a list to be ordered. Defaults to the targets of the split.
+        targets (*optional*): The items to use as the targets of each of these rows, for example the candidates of a
+            list to be ordered. Defaults to the targets of the split.
 
     Returns:
         The table, and a hash of the histories and targets of its rows. The columns are `row`, `target_count` (how

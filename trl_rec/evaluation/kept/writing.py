@@ -56,7 +56,7 @@ def write_evaluation(
         seed (`int`, *optional*): Seed that the recommender was trained with.
         rows (`np.ndarray` of shape `(num_users,)`, *optional*): Numbers of the evaluated rows of the split. Defaults
             to all rows.
-        targets (`Ragged`, *optional*): The items of each evaluated row that count as its targets, for example the
+        targets (`Ragged`, *optional*): The items to use as the targets of each evaluated row, for example the
             candidates of a list to be ordered. Defaults to the targets of the split.
     """
     # 1. Describe the rows. Everything is prepared before anything is written.

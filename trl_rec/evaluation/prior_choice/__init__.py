@@ -1,4 +1,4 @@
-"""Chooses how strongly a prior multiplies a policy, on the validation split.
+"""Chooses the setting of a prior on the validation split: its strength, and its eps, the weight of the popularity.
 
 `grid.py` decides which settings are compared, `measuring.py` measures them, `choice.py` chooses the best one,
 `choice_file.py` keeps the choice in the output folder, and `table.py` prints it.
@@ -7,6 +7,7 @@
 from trl_rec.evaluation.prior_choice.choice import PriorChoice, choose_prior, given_choice
 from trl_rec.evaluation.prior_choice.choice_file import CHOICE, check_choice, keep_choice, read_choice
 from trl_rec.evaluation.prior_choice.grid import Setting, best_setting, is_on_grid, search_grid, with_setting
+from trl_rec.evaluation.prior_choice.measuring import seconds_to_measure
 from trl_rec.evaluation.prior_choice.ndcg import ndcg_by_setting
 from trl_rec.evaluation.prior_choice.table import choice_table
 
@@ -25,5 +26,6 @@ __all__ = [
     "ndcg_by_setting",
     "read_choice",
     "search_grid",
+    "seconds_to_measure",
     "with_setting",
 ]

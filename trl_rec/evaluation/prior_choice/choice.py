@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trl_rec.decoding.priors import FittedPrior
+from trl_rec.evaluation.cost import say_cost
 from trl_rec.evaluation.policy import Policy
 from trl_rec.evaluation.prior_choice.grid import AnyPrior, Setting, best_setting, search_grid, with_setting
-from trl_rec.evaluation.prior_choice.measuring import make_measure
+from trl_rec.evaluation.prior_choice.measuring import make_measure, seconds_to_measure
 
 
 if TYPE_CHECKING:
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PriorChoice:
-    """The setting of a prior, and the figures that it was chosen by.
+    """The chosen setting of a prior, and the measurements that led to the choice.
 
     Args:
         prior (`str`): The kind of prior.
         strength (`float`): The exponent of the weights.
         eps (`float`, *optional*): The weight of the popularity. None if the prior has no such weight, or if strength 0
             was chosen.
-        metric (`str`): The metric that was compared.
+        metric (`str`): The metric by which the settings were compared.
         grid (`list[dict]`): The value of the metric on the validation split for every setting. Empty if the strength
             was given.
         num_users (`int`): Number of validation users. 0 if the strength was given.
@@ -45,7 +46,7 @@ class PriorChoice:
 
     @property
     def setting(self) -> dict[str, Any]:
-        """The fields that are equal in two choices of the same setting."""
+        """The kind, the strength and the eps of the prior. Other fields describe how they were chosen."""
         return {"prior": self.prior, "strength": self.strength, "eps": self.eps}
 
 
@@ -59,20 +60,25 @@ def choose_prior(
 ) -> tuple[FittedPrior, PriorChoice]:
     """Chooses the setting of a prior with the highest NDCG@k on the validation split.
 
+    If measuring takes long, the expected time is printed first. If the policy keeps finished rows, an interrupted
+    choice can be resumed.
+
     Args:
         policy (`Policy`): The policy, whose own prior is ignored.
         dataset (`RecDataset`): The dataset. Only its validation split is read.
-        prior ([`FittedPrior`]): The prior. Its strength is ignored. Its eps has no effect, unless the paths of items
-            are longer than one token: then the best items of the prior with this eps are among the candidates.
+        prior ([`FittedPrior`]): The prior. Its strength and eps are replaced by the chosen ones. Its own eps has an
+            effect only if settings are measured among candidates (see [`make_measure`]): it determines the candidates.
         k (`int`, *optional*, defaults to `10`): The cutoff of the metric.
-        max_users (`int`, *optional*): Maximum number of validation users. At most 10,000 are used, 2,000 if the paths
-            of items are longer than one token, and 300 if the model writes lists.
+        max_users (`int`, *optional*): Maximum number of validation users. Whatever its value, at most 10,000 users are
+            measured. This limit is 2,000 if items have more than one token, and 300 if the model writes lists.
 
     Returns:
-        The prior with the chosen setting, and the choice. Of equally good settings, the one with the lowest strength
-        is chosen, and of these the one with the lowest eps.
+        The prior with the chosen setting, and the choice. If several settings are equally good, the one with the
+        lowest strength is chosen, and among those the one with the lowest eps.
     """
+    seconds = seconds_to_measure(policy, dataset, k=k, max_users=max_users)
     measure, how, num_users = make_measure(policy, dataset, prior, k=k, max_users=max_users)
+    say_cost(num_users, seconds, name="choice of the prior", remedy="set max_users to shorten it")
     values, at_limit = search_grid(measure, has_eps=hasattr(prior, "eps"), one_axis_at_a_time=how == "lists")
     best = best_setting(values)
     grid = [{"strength": one.strength, "eps": one.eps, "value": values[one]} for one in values]
@@ -83,16 +89,17 @@ def choose_prior(
 def given_choice(
     prior: AnyPrior, strength: float, k: int, *, recorded: Mapping[str, Any] | None = None
 ) -> tuple[AnyPrior, PriorChoice]:
-    """Returns a prior with a given strength, and the choice of this strength.
+    """Returns a prior with a given strength, and the [`PriorChoice`] that describes it.
 
     Args:
         prior ([`SavedPrior`]): The prior.
         strength (`float`): The strength.
         k (`int`): The cutoff of the metric.
-        recorded (*optional*): The choice that the output folder contains, from [`read_choice`]. If it has the same
-            kind of prior and the same strength, its eps is used too, so that the recorded setting can be repeated.
-            Otherwise the prior keeps its eps.
+        recorded (*optional*): The choice that the output folder contains, from [`read_choice`]. If its kind of prior
+            and its strength are the given ones, the returned prior gets the recorded eps. The recorded setting is then
+            repeated exactly. Otherwise, the prior keeps its own eps.
     """
+    # Use the recorded eps only if a prior can have it, because `choice.json` may have been edited.
     eps = getattr(prior, "eps", None)
     if recorded is not None and (recorded.get("prior"), recorded.get("strength")) == (prior.kind, strength):
         found = recorded.get("eps")

@@ -1,4 +1,8 @@
-"""Keeps the choice of a prior in the output folder. Once the test split was measured, another choice is refused."""
+"""Keeps the choice of a prior in the output folder.
+
+Once the test split has been measured with a choice, another choice is refused. Otherwise, the setting could be chosen
+by its results on the test split.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ CHOICE = "choice.json"
 def keep_choice(folder: str | Path, choice: PriorChoice, split: str) -> None:
     """Writes `choice.json`. Call this function before the prior is measured on `split`.
 
-    Raises `ValueError` if the folder contains another choice, with which the test split was measured.
+    Raises `ValueError` if the folder records another choice, with which the test split has been measured.
     """
     content = {**asdict(choice), "split": split}
     before = read_choice(folder)
@@ -33,11 +37,11 @@ def keep_choice(folder: str | Path, choice: PriorChoice, split: str) -> None:
 
 
 def check_choice(folder: str | Path, prior: str, strength: float | None) -> None:
-    """Raises `ValueError` if it is certain that [`keep_choice`] will refuse the choice of a prior. Call this function
-    before the model is trained or loaded.
+    """Raises `ValueError` if it is already certain that [`keep_choice`] will refuse the choice of a prior.
 
-    If the strength is chosen on the validation split, the choice is known only after that. The recorded choice is then
-    refused only if it is one that [`choose_prior`] cannot make.
+    Call this function before the model is trained or loaded. If the strength will be chosen on the validation split,
+    it is not known yet. The error is then raised only if the recorded prior is of another kind, or if [`choose_prior`]
+    never tries the recorded setting.
 
     Args:
         folder: The output folder.
@@ -70,7 +74,7 @@ def read_choice(folder: str | Path) -> dict[str, Any] | None:
 
 
 def _other_choice(folder: str | Path, before: Mapping[str, Any], now: str) -> ValueError:
-    """Returns the error for a folder that records another choice. `now` is what this run does."""
+    """Returns the error for a folder that records another choice. `now` says what this run chose or asks for."""
     kind, strength = before.get("prior"), before.get("strength")
     repeat = ""
     if kind in get_args(PriorKind) and isinstance(strength, float | int):

@@ -1,4 +1,4 @@
-"""The grid of settings that are compared, and how it grows.
+"""Searches a grid of settings of a prior for the best one. The grid grows during the search.
 
 The grid has an axis for the strength and, if the prior has an `eps`, an axis for `eps`. It also contains strength 0,
 which is the policy alone. The axes grow while the best setting is on an edge of the grid, up to `STRENGTH_LIMITS` and
@@ -50,10 +50,13 @@ def search_grid(
         The metric of each setting, and whether the best setting is at a limit of the grid. The settings are in
         ascending order of strength, then of eps.
     """
-    strengths = set(STRENGTH_STEPS)
+    strengths = set(STRENGTH_STEPS)  # steps on the axis of the strength
     epsilons: set[int | None] = set(EPS_STEPS) if has_eps else {None}
     values: dict[Setting, float] = {}
+    # The steps of each setting on both axes. Strength 0 is on neither axis.
     steps: dict[Setting, tuple[int | None, int | None]] = {Setting(0.0, None): (None, None)}
+    # With `one_axis_at_a_time`, only settings with the strength or the eps of this centre are measured. The centre is
+    # strength 1 with eps 1 at first. Later, it is the best setting so far that is not the policy alone.
     centre = (0, 0 if has_eps else None)
     while True:
         # 1. Measure the settings that are new.
@@ -80,19 +83,16 @@ def search_grid(
 
 
 def best_setting(values: Mapping[Setting, float]) -> Setting:
-    """Returns the setting with the highest value.
-
-    Of settings with equal values, the one with the lowest strength is returned, and of these the one with the lowest
-    eps.
-    """
+    """Returns the setting with the highest value. Among equal values, the lowest strength is chosen, then the lowest
+    eps."""
     return max(sorted(values, key=_order), key=lambda setting: values[setting])
 
 
 def is_on_grid(strength: object, eps: object, *, has_eps: bool) -> bool:
-    """Returns whether [`search_grid`] can return this setting as the best one.
+    """Returns whether [`search_grid`] can measure this setting.
 
     Args:
-        strength, eps: The values of the setting. Values of other types than in [`Setting`] are on no grid.
+        strength, eps: The values of the setting. They may have any type, because `choice.json` may have been edited.
         has_eps: Whether the grid has the axis `eps`.
     """
     epsilons = _steps_within(EPS_LIMITS) if has_eps else [None]
@@ -119,7 +119,10 @@ def _setting(strength: int | None, eps: int | None) -> Setting:
 
 
 def _extension(best: int, steps: set[int], limits: tuple[int, int]) -> set[int]:
-    """Returns the next two steps beyond the edge that `best` is on, within the limits; empty if it is on no edge."""
+    """Returns the next two steps beyond the edge that `best` is on, within the limits.
+
+    The result is empty if `best` is on no edge.
+    """
     further: set[int] = set()
     if best == max(steps):
         further |= {best + 1, best + 2}

@@ -1,6 +1,7 @@
 """Measures settings of a prior on the validation split.
 
-Decoding the validation users once per setting would take long. Only models that write lists have to do this.
+Decoding the validation users again for every setting would take long. Models that score single items are therefore
+decoded once for many settings. Models that write lists have to be decoded for every setting.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from torch import Tensor
 from trl_rec.data.dataset import at_most, split_rows
 from trl_rec.decoding.exact import score_catalog
 from trl_rec.decoding.priors import FittedPrior, PopularityPrior
+from trl_rec.decoding.trie_weights import log_weights
 from trl_rec.evaluation.evaluator import per_user_metrics
-from trl_rec.evaluation.policy import Policy, log_weights
-from trl_rec.evaluation.prior_choice.grid import Setting, with_setting
+from trl_rec.evaluation.policy import Policy, RankingPass
+from trl_rec.evaluation.prior_choice.grid import EPS_STEPS, STRENGTH_STEPS, Setting, with_setting
 from trl_rec.evaluation.prior_choice.ndcg import ndcg_by_setting
 from trl_rec.evaluation.rank import map_rows
 from trl_rec.evaluation.results import held_out
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 # Maximum number of validation users, by how settings are measured.
 MOST_USERS = {"exact": 10_000, "candidates": 2_000, "lists": 300}
-CANDIDATES = 50  # best items of the policy, and best items of the prior, that are re-ranked
+CANDIDATES = 50  # number of items taken from the policy's ranking, and as many from the prior's, to be re-ranked
 Measure: TypeAlias = Callable[[Sequence[Setting]], list[float]]  # returns the metric of each setting
 
 
@@ -42,11 +44,11 @@ def make_measure(
 
     There are three ways to measure settings:
 
-    - `"exact"`: If every item is a single token, all items are scored, so each value is exact. The scores are too
-      large to keep, so each call of the function computes them again, once for all settings of the call.
+    - `"exact"`: If every item is a single token, all items are scored, so each value is exact. The scores need too
+      much memory to be kept. Each call of the function computes them again, once for all settings that it is given.
     - `"candidates"`: If the paths of items are longer, the candidates of a user are the best items of the policy alone
-      and the best items of the prior alone, `CANDIDATES` each. Their exact scores are computed once. Each setting
-      re-ranks them.
+      and the best items of the prior alone, `CANDIDATES` each. Their exact scores are computed once, and
+      the candidates are re-ranked with each setting.
     - `"lists"`: A model that writes lists writes them again for each setting.
 
     Args:
@@ -54,16 +56,50 @@ def make_measure(
         dataset (`RecDataset`): The dataset. Only its validation split is read.
         prior ([`FittedPrior`]): The prior. Its strength is ignored. Its eps is only used to find candidates.
         k (`int`): The cutoff of the metric.
-        max_users (`int`, *optional*): Maximum number of validation users, besides that in `MOST_USERS`.
+        max_users (`int`, *optional*): Maximum number of validation users. The number in `MOST_USERS` is a further
+            maximum.
 
     Returns:
         The function, the name of the way in which it measures, and the number of validation users.
     """
-    policy = replace(policy, prior=None, trie=policy.trie.to(policy.model.device))  # the scores are on this device
-    how = "lists" if policy.writes_lists else "exact" if policy.trie.max_depth == 1 else "candidates"
-    rows = at_most(min(MOST_USERS[how], max_users or MOST_USERS[how]), held_out(dataset, "validation"))
+    # The trie is used together with scores, which are on the device of the model.
+    policy = replace(policy, prior=None, trie=policy.trie.to(policy.model.device))
+    how, rows = _way_and_rows(policy, dataset, max_users)
     make = {"lists": _by_writing, "exact": _by_scoring, "candidates": _by_candidates}[how]
     return make(policy, rows, prior, k), how, len(rows)
+
+
+def seconds_to_measure(policy: Policy, dataset: RecDataset, *, k: int, max_users: int | None = None) -> float:
+    """Estimates how many seconds it takes to measure all settings, by ranking a few validation users.
+
+    All processes must call this function. The arguments are those of [`make_measure`].
+    """
+    how, rows = _way_and_rows(policy, dataset, max_users)
+    if how == "candidates":
+        # One pass finds the best items of the policy, and another one scores as many items of the prior.
+        most = min(CANDIDATES, len(policy.trie.item_positions))
+        num_beams = max(policy.num_beams or 0, most)
+
+        def _rank(policy: Policy, some: Dataset) -> object:
+            return policy.rank(some, most, num_beams=num_beams)
+
+        def _score(policy: Policy, some: Dataset) -> object:
+            spread = np.linspace(0, len(policy.trie.item_positions) - 1, most).astype(np.int64)
+            known = spread[policy.trie.item_positions.cpu().numpy()[spread] >= 0]
+            return policy.score(some, Ragged.repeated(known, len(some)))
+
+        return len(rows) * sum(policy.seconds_of([_rank, _score], rows))
+
+    # Lists are written once per setting of the first grid. Otherwise, the grid is usually extended about once.
+    number = len(STRENGTH_STEPS) + len(EPS_STEPS) if how == "lists" else 2
+    return number * len(rows) * policy.seconds_per_user(rows, [RankingPass(k)])[0]
+
+
+def _way_and_rows(policy: Policy, dataset: RecDataset, max_users: int | None) -> tuple[str, Dataset]:
+    """Returns the name of the way in which settings are measured, and the validation users."""
+    how = "lists" if policy.writes_lists else "exact" if policy.trie.max_depth == 1 else "candidates"
+    most = MOST_USERS[how]
+    return how, at_most(min(most, max_users or most), held_out(dataset, "validation"))
 
 
 def _by_scoring(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) -> Measure:
@@ -86,7 +122,9 @@ def _by_scoring(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) -> Me
             weights = _log_weights(policy, prior, histories.take(numbers), some, settings)
             return ndcg_by_setting(scores, some, targets[numbers].to(scores.device), settings, weights, k)
 
-        values = policy.map_rows(_measure_batch, rows, len(settings), np.dtype(np.float64), "choosing the prior")
+        kind = np.dtype(np.float64)
+        finished = None if policy.finished is None else policy.finished.of(trie, prior, tuple(settings), k)
+        values = policy.map_rows(_measure_batch, rows, len(settings), kind, "choosing the prior", finished=finished)
         return list(values.mean(0).tolist())
 
     return _measure
@@ -97,19 +135,20 @@ def _by_candidates(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) ->
     # 1. Find the candidates of each user, and their scores under the policy.
     most = min(CANDIDATES, len(policy.trie.item_positions))
     own = policy.rank(rows, most, num_beams=max(policy.num_beams or 0, most))
-    likely = replace(policy, prior=with_setting(prior, Setting(1.0, None))).rank_by_prior(rows, most).items
-    likely = np.where((likely[:, :, None] == own.items[:, None, :]).any(-1), -1, likely)  # each item once
-    lengths = (likely >= 0).sum(1)
-    further = np.full(likely.shape, -np.inf, np.float32)
+    by_prior = replace(policy, prior=with_setting(prior, Setting(1.0, None))).rank_by_prior(rows, most).items
+    by_prior = np.where((by_prior[:, :, None] == own.items[:, None, :]).any(-1), -1, by_prior)  # each item once
+    is_item = by_prior >= 0
+    lengths = is_item.sum(1)
+    scores_by_prior = np.full(by_prior.shape, -np.inf, np.float32)
     if lengths.any():
         has_any = np.flatnonzero(lengths)
-        given = Ragged.from_lengths(likely[likely >= 0].astype(np.int64), lengths).take(has_any)
-        further[likely >= 0] = policy.score(rows.select(has_any), given)
+        given = Ragged.from_lengths(by_prior[is_item].astype(np.int64), lengths).take(has_any)
+        scores_by_prior[is_item] = policy.score(rows.select(has_any), given)
     assert own.scores is not None
-    items = torch.from_numpy(np.concatenate([own.items, likely], 1))  # (N, P)
-    scores = torch.from_numpy(np.concatenate([own.scores, further], 1))
+    items = torch.from_numpy(np.concatenate([own.items, by_prior], 1))  # (N, P), padded with -1
+    scores = torch.from_numpy(np.concatenate([own.scores, scores_by_prior], 1))
 
-    # 2. Re-rank them.
+    # 2. Re-rank the candidates with each setting.
     histories = split_rows(rows, "history")
     targets = torch.from_numpy(split_rows(rows, "targets").padded())
 
@@ -151,8 +190,12 @@ def _by_writing(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) -> Me
 def _log_weights(
     policy: Policy, prior: FittedPrior, histories: Ragged, items: Tensor, settings: Sequence[Setting]
 ) -> dict[float | None, Tensor]:
-    """Returns, for each eps in the settings, `log(w / W)` of each of the items `(B, P)`."""
-    # Call the prior once for all settings, because eps is only a factor of the weights that all histories share.
+    """Returns, for each eps in the settings, `log(w / W)` of each of the items `(B, P)`.
+
+    Here, w is the weight of the item, and W the sum of the weights of all items.
+    """
+    # Call the prior once for all settings. Settings differ only in eps, which multiplies the weights that all
+    # histories share, and in the strength, which is applied later.
     has_eps = not isinstance(prior, PopularityPrior)
     weights = with_setting(prior, Setting(1.0, 1.0 if has_eps else None)).weights(histories)
     shared = cast(Tensor, weights.shared)

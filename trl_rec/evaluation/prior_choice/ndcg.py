@@ -1,4 +1,7 @@
-"""Computes the NDCG of many settings of a prior. Items are not sorted; those above each target are counted."""
+"""Computes the NDCG of the rankings under many settings of a prior.
+
+Sorting the items for every setting would take long. Instead, the items that rank above each target are counted.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from torch import Tensor
 from trl_rec.evaluation.prior_choice.grid import Setting
 
 
-# Targets are first ranked among this number of best items by score, and as many by weight.
+# The targets are first ranked among this number of items with the highest scores, and as many with the highest
+# weights.
 NUM_STRONG = 64
 
 
@@ -27,10 +31,12 @@ def ndcg_by_setting(
 
     Args:
         scores (`torch.Tensor` of shape `(B, P)`): The scores of the items without a prior; -inf if excluded.
-        items (`torch.Tensor` of shape `(B, P)`): The items to rank; -1 is padding. Equal scores are ordered by item.
+        items (`torch.Tensor` of shape `(B, P)`): The items to rank; -1 is padding. Items with equal scores are ordered
+            by their index.
         targets (`torch.Tensor` of shape `(B, T)`): The relevant items, padded with -1.
         settings: The settings.
-        weights: `log(w / W)` of the items for each eps, `(B, P)`.
+        weights: `log(w / W)` of the items for each eps, `(B, P)`, where w is the weight of an item and W the sum of
+            the weights of all items.
         k: The cutoff.
     """
     # 1. Find the targets among the items. A repeated target counts once.
@@ -83,7 +89,7 @@ def _gains(
 ) -> Tensor:
     """Returns the sum of the discounts of the targets that are among the k best items, `(B, len(settings))`.
 
-    The targets are the items at the `places` `(B, T)`, where `is_found`.
+    The targets are the items at the `places` `(B, T)`. Entries where `is_found` is False are ignored.
     """
     discounts = _discounts(k, scores.device)
     gains = torch.zeros(len(scores), len(settings), dtype=torch.float64, device=scores.device)

@@ -29,7 +29,7 @@ def choice_table(choice: PriorChoice) -> str:
     how = {
         "exact": "with the exact scores of all items",
         "candidates": f"among the {CANDIDATES} best items of the policy and of the prior",
-        "lists": "with lists written anew for every setting",
+        "lists": "with new lists for every setting",
     }[choice.how]
     caption = (
         f"prior {choice.prior}: {choice.metric} of the product over {choice.num_users} validation users, {how} "

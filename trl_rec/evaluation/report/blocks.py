@@ -1,7 +1,6 @@
-"""The parts of a page: sections, which contain verdicts, tables, charts, lists of items, facts and texts.
+"""Defines what a report consists of: sections with verdicts, tables, charts, lists of items, facts and texts.
 
-The parts contain plain text. `page.html` turns them into HTML and escapes every text. Only charts are HTML already and
-are not escaped.
+All texts are plain, and `page.html` escapes them. Charts are SVG elements, which are inserted unchanged.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 
-INK_COLOR = -1  # number of the colour of text, for use in legends
+INK_COLOR = -1  # in a legend, this number selects the colour of text
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One sentence on whether a recommender is better than another.
+    """One sentence on whether a recommender is better than a reference.
 
     Args:
         text (`str`): The sentence.
@@ -116,7 +115,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class ItemList:
-    """The list for one user, the history before it, and the items that the user chose next but that are not in it."""
+    """The list of one user, with the newest items of the user's history (`history`).
+
+    `missed` contains the items that the user chose next and that the list lacks.
+    """
 
     name: str
     entries: Sequence[Entry]

@@ -116,7 +116,7 @@ def line_chart(curves: Sequence[Curve], *, label: str, x_label: str, marks_only:
 
 
 def interval_chart(dots: Mapping[str, Dot], colors: Mapping[str, int], *, x_label: str) -> str:
-    """Draws one row per name, from top to bottom: a dot at the value and a line over its interval."""
+    """Draws one row per recommender, from top to bottom: a dot at the value and a line over its interval."""
     with _panel(label=x_label, width=WIDE, height=0.55 + 0.24 * len(dots)) as panel:
         for row, (name, dot) in enumerate(dots.items()):
             color = SERIES[colors[name] % NUM_COLORS]
@@ -129,7 +129,7 @@ def interval_chart(dots: Mapping[str, Dot], colors: Mapping[str, int], *, x_labe
 
 
 def plane_chart(dots: Mapping[str, tuple[Dot, Dot]], colors: Mapping[str, int], *, x_label: str, y_label: str) -> str:
-    """Draws one point per name in the plane of two measures, with its interval in both directions."""
+    """Draws one point per recommender in the plane of two measures, with an interval in both directions."""
     with _panel(label=f"{y_label} over {x_label}", width=WIDE, height=3.2) as panel:
         for name, (x, y) in dots.items():
             color = SERIES[colors[name] % NUM_COLORS]
@@ -150,14 +150,14 @@ def share_chart(
     x_label: str,
     reference: np.ndarray | None = None,
 ) -> str:
-    """Draws one row per group, with one mark per name and a line from the smallest to the largest share of the row.
+    """Draws one row per group, with one mark per recommender and a line from the smallest to the largest mark.
 
     Args:
-        shares: For each name, the shares of the groups, `(num_rows,)`.
+        shares: For each recommender, the share of each group in its recommendations, `(num_rows,)`.
         rows: The names of the groups, from top to bottom.
-        reference: Shares to compare the marks with, `(num_rows,)`, drawn as upright bars.
-        colors: The colour number of each name.
+        colors: The colour number of each recommender.
         x_label: Label of the horizontal axis.
+        reference: Shares to compare the marks with, `(num_rows,)`, drawn as upright bars.
     """
     with _panel(label=x_label, width=WIDE, height=0.6 + 0.24 * len(rows)) as panel:
         numbers = np.arange(len(rows))
@@ -200,15 +200,15 @@ class _Panel:
 
 @contextmanager
 def _panel(*, label: str, width: float = WIDTH, height: float = HEIGHT) -> Iterator[_Panel]:
-    """Yields a panel, and draws it on leaving the block.
+    """Yields an empty panel. When the `with` block ends, writes the drawing to `panel.svg`.
 
     Args:
         label: The text that a screen reader reads out.
         width: Width in inches.
         height: Height in inches.
     """
-    # Reset matplotlib to its defaults, so that the user's own settings have no effect. Ignore warnings, because
-    # matplotlib warns of letters that are missing from its font, but the browser draws the text.
+    # Reset matplotlib to its defaults, so that the user's own settings have no effect. Ignore its warnings about
+    # characters that its font lacks, because the browser draws the text with other fonts.
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         matplotlib.rcdefaults()
@@ -229,7 +229,7 @@ def _inline(svg: str, label: str) -> str:
     prefix = f"c{hashlib.sha256((label + svg).encode()).hexdigest()[:10]}-"
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
 
-    # 1. Remove what only a file needs, and line breaks between elements.
+    # 1. Remove the elements that an SVG needs only as a file, and line breaks between elements.
     for parent in list(root.iter()):
         for child in list(parent):
             if _local(child.tag) in ("metadata", "style", "title"):
@@ -244,8 +244,7 @@ def _inline(svg: str, label: str) -> str:
         element.attrib.clear()
         element.attrib.update(_renamed(attributes, used, prefix))
 
-    # 3. Limit the width to that at which the element was drawn. On a narrower page, the element shrinks, and the
-    # viewBox keeps its proportions.
+    # 3. Never show the chart wider than it was drawn. On a narrower page, it shrinks and keeps its proportions.
     width = float(root.attrib["viewBox"].split()[2]) / 72  # inches
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)

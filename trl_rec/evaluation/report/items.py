@@ -1,4 +1,4 @@
-"""Sections on what is recommended: shares of groups, use of semantic codes, and readable lists."""
+"""Makes the report's sections on recommended items: shares of groups, use of semantic codes, and readable lists."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from trl_rec.items import ItemCatalog
 
 
 ITEMS_COLOR = 6
-# Maximum number of groups shown. They are those with the largest shares in the histories or, without a dataset, in the
-# recommendations.
+# Maximum number of groups shown. The groups with the largest shares in the histories are shown or, without a dataset,
+# those with the largest shares in the recommendations.
 NUM_GROUPS = 20
 NUM_LISTS = 10
 NUM_RECENT = 3  # history items above each list
@@ -83,7 +83,8 @@ def codes_section(material: Material) -> Section | None:
     if not arms:
         return None
 
-    # Show only the recommenders that have the same IDs as the first. Others cannot be drawn in the same charts.
+    # Show only the recommenders whose items have the same IDs as those of the first recommender. Other IDs have other
+    # codes, which cannot be counted together with these.
     catalog = arms[0].runs[0].catalog
     assert catalog is not None and catalog.semantic_ids is not None
     arms = [arm for arm in arms if arm.runs[0].catalog.surfaces == catalog.surfaces]  # type: ignore[union-attr]
@@ -93,7 +94,7 @@ def codes_section(material: Material) -> Section | None:
     for level in range(int(catalog.semantic_ids.lengths.max())):
         title = f"level {level + 1}"
         counts = _code_counts(catalog, level, [material.ranked[arm] for arm in arms])
-        # Sort the codes separately for each line of the chart, so that a horizontal line means even use.
+        # Sort the shares of each line in descending order, so that equal use gives a horizontal line.
         shares = [np.sort(count)[::-1] / max(count.sum(), 1) for count in counts]
         rows += [_code_row(f"{title}, {name}", share) for (name, _), share in zip(legend, shares, strict=True)]
         if len(counts[0]) > 1:
@@ -141,7 +142,7 @@ def _code_row(name: str, share: np.ndarray) -> Row:
 def _codes(catalog: ItemCatalog, level: int) -> np.ndarray:
     """Returns each item's code at a level, as an index into the distinct tokens of that level, `(num_items,)`.
 
-    The code is -1 if the semantic ID of the item is shorter.
+    The code is -1 if the semantic ID of the item has no token at this level.
     """
     assert catalog.semantic_ids is not None
     ids = catalog.semantic_ids
@@ -171,15 +172,15 @@ def lists_section(material: Material) -> Section | None:
     what = (
         f"How {arm.name} orders the rated items of the first {len(lists)} users: high ratings belong at the top."
         if material.is_rated
-        else f"What {arm.name} recommends to the first {len(lists)} users, as a check against common sense: do the "
-        "titles fit what came before?"
+        else f"What {arm.name} recommends to the first {len(lists)} users. Check whether the titles make sense after "
+        "the history."
     )
     return Section("lists", "Ten lists" if len(lists) == NUM_LISTS else "Lists", what, blocks)
 
 
 def _list(material: Material, catalog: ItemCatalog, number: int, row: int, items: list[int]) -> ItemList:
-    """Returns a list and, if the dataset is at hand, the history before the list and the items that the user chose
-    next."""
+    """Returns the list of one user. With a dataset, adds the user's history, and marks the items that the
+    user chose next."""
     titles = catalog.titles
     if material.dataset is None:
         return ItemList(f"row {row}", [Entry(titles[item]) for item in items])
@@ -193,7 +194,7 @@ def _list(material: Material, catalog: ItemCatalog, number: int, row: int, items
 
 
 def _rated_list(material: Material, catalog: ItemCatalog, number: int, row: int, items: list[int]) -> ItemList:
-    """Returns an order of rated items and, if the dataset is at hand, the history and the user's ratings."""
+    """Returns the order of one user's rated items. With a dataset, adds the user's history and ratings."""
     titles = catalog.titles
     if material.dataset is None:
         return ItemList(f"row {row}", [Entry(titles[item]) for item in items])
@@ -210,7 +211,7 @@ def _rated_list(material: Material, catalog: ItemCatalog, number: int, row: int,
 
 
 def _name(material: Material, number: int, row: int) -> str:
-    """Returns the heading of a list, which is the number of the row or, if requested, the id of the user."""
+    """Returns the heading of a list: the number of the row or, if `shows_users`, the id of the user."""
     if not material.shows_users or material.dataset is None:
         return f"row {row}"
     user = int(split_users(material.split)[number])

@@ -1,4 +1,4 @@
-"""The data that a page is made from: the measured folders, their recommenders, and the dataset if it is at hand."""
+"""Defines the data of a report: runs, recommenders, and optionally a study and the dataset."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Run:
         log (`list[dict]`): The lines of `eval.jsonl`.
         recipe (`str`): The text of the recipe.
         environment (`Sequence[tuple[str, str]]`): Names and values of `environment.json`.
-        beam_gaps (`Mapping[str, BeamGap]`): What beam search loses, for each recommender that this was measured for.
+        beam_gaps (`Mapping[str, BeamGap]`): The beam gaps that were measured, by recommender.
         catalog (`ItemCatalog`, *optional*): The catalogue of the run folder.
     """
 
@@ -57,8 +57,8 @@ class Arm:
 
     Args:
         name (`str`): The name of the recommender in the page.
-        runs (`Sequence[Run]`): The folder of each seed.
-        rows (`Sequence[str]`): The name of the recommender in the results of each folder.
+        runs (`Sequence[Run]`): The run of each seed.
+        rows (`Sequence[str]`): The name of the recommender in the results of each run.
         is_own (`bool`): Whether the page is about this recommender. False for baselines.
     """
 
@@ -107,7 +107,7 @@ class Arm:
 
 
 def _known(values: np.ndarray) -> np.ndarray:
-    """Returns the values `(S, N)` of those users who have a value with every seed, `(S, num_known)`."""
+    """Removes each user whose value is missing for at least one seed. `(S, N)` becomes `(S, num_known)`."""
     known: np.ndarray = values[:, np.isfinite(values).all(0)]
     return known
 
@@ -141,7 +141,8 @@ class Material:
         arms (`Sequence[Arm]`): The recommenders in the order of the tables.
         dataset (`RecDataset`, *optional*): The dataset that the recommenders were measured on.
         study (`Study`, *optional*): The study that the recommenders belong to.
-        shows_users (`bool`, *optional*, defaults to `False`): Whether lists are headed by user ids.
+        shows_users (`bool`, *optional*, defaults to `False`): Whether lists are headed by user ids rather than by row
+            numbers.
     """
 
     arms: Sequence[Arm]
@@ -161,7 +162,7 @@ class Material:
 
     @cached_property
     def primary(self) -> str:
-        """The metric to look at first."""
+        """The metric to look at first: that of the study or, without a study, NDCG at the largest k."""
         if self.study is not None:
             return self.study.primary
         known = self.arms[0].metrics
@@ -216,12 +217,12 @@ class Material:
 
     @property
     def best_own(self) -> Arm | None:
-        """The best recommender that the page is about."""
+        """The recommender with the best primary metric, not counting baselines."""
         return self._best(self.own)
 
     @property
     def strongest_baseline(self) -> Arm | None:
-        """The best baseline."""
+        """The baseline with the best primary metric."""
         return self._best([arm for arm in self.arms if not arm.is_own])
 
     def _best(self, arms: Sequence[Arm]) -> Arm | None:
@@ -230,5 +231,5 @@ class Material:
 
 
 def is_rated(kept: KeptEvaluation) -> bool:
-    """Returns whether an evaluation is about orders of rated items."""
+    """Returns whether the recommenders of an evaluation ordered rated items instead of ranking the catalogue."""
     return any(name.startswith("graded_ndcg") for one in kept.results.values() for name in one.metrics)

@@ -1,4 +1,4 @@
-"""The last section of a page: the recipe and the environment of each run, and the facts of a study."""
+"""Makes the last section of a report: the recipe and the environment of each run, and the facts of a study."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def origin_section(material: Material) -> Section | None:
     return Section(
         "origin",
         "Recipe and environment",
-        "The recipes that repeat the runs, and the environments in which the runs were made.",
+        "The recipes with which the runs can be repeated, and the environments in which they were made.",
         blocks,
     )
 

@@ -1,4 +1,4 @@
-"""Sections on the metrics: tables, reward against accuracy, slices of users, and what beam search loses."""
+"""Makes the report's sections on metrics: all metrics, reward and accuracy, slices of users, and beam search."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trl_rec.evaluation.tables import MEANINGS, best_value, default_columns, dir
 
 # Metrics in the table of diversity, popularity and fairness.
 OF_LISTS = ("coverage", "gini", "popularity", "ild", "div_ratio", "or_ratio", "mgu", "dgu", "invalid", "duplicates")
-DIRECTIONS = {1: "higher is better", -1: "lower is better", 0: "neither high nor low is better"}
+DIRECTIONS = {1: "higher is better", -1: "lower is better", 0: "neither high nor low values are better"}
 
 
 def results_section(material: Material) -> Section:
@@ -26,7 +26,8 @@ def results_section(material: Material) -> Section:
     if material.primary not in columns:
         columns = [material.primary, *columns]
     known = list(dict.fromkeys(name for evaluation in results.values() for name in evaluation.metrics))
-    if len(columns) == 1:  # the default columns do not occur in evaluations of rated lists
+    if len(columns) == 1:
+        # Evaluations of rated lists have none of the default columns. Show all their metrics.
         columns = [name for name in known if name != "num_users"]
     rest = [name for name in known if name not in columns and name != "num_users"]
 
@@ -52,8 +53,8 @@ def results_section(material: Material) -> Section:
     return Section(
         "results",
         "Results",
-        f"The measures of each recommender on the same users. Look at {material.primary} first, and at whether the "
-        "intervals overlap.",
+        f"The measures of each recommender on the same users. Look at {material.primary} first, and check whether "
+        "the intervals overlap.",
         blocks,
     )
 
@@ -125,14 +126,17 @@ def slices_section(material: Material) -> Section | None:
     return Section(
         "slices",
         "For whom it works",
-        f"{material.primary} for parts of the users. Look for parts for which another recommender is best.",
+        f"{material.primary} for parts of the users. The recommender that is best overall may not be best for every "
+        "part.",
         [Table(["", "users", *(arm.name for arm in arms)], rows, notes=["Parts with few users have wide intervals."])],
     )
 
 
 def _slice_cells(material: Material, arms: Sequence[Arm], mask: np.ndarray) -> list[Cell]:
-    """Returns the number of users in a slice, and the mean of the primary metric of each recommender over the users of
-    the slice who have a value."""
+    """Returns the table row of a slice: the number of its users, and the primary metric of each recommender.
+
+    The metric is averaged over the users who have a value.
+    """
     cells = [Cell(f"{mask.sum():,}")]
     values = [arm.evaluation.per_user[material.primary][mask] for arm in arms]
     measured = [value[np.isfinite(value)] for value in values]
@@ -149,7 +153,8 @@ def _slice_cells(material: Material, arms: Sequence[Arm], mask: np.ndarray) -> l
 
 
 def beam_section(material: Material) -> Section | None:
-    """Returns the section that compares beam search with scoring every item, or None if this was not measured."""
+    """Returns the section that compares beam search with scoring every item, or None if the beam gap was not
+    measured."""
     rows = []
     for arm in material.own:
         gap = arm.runs[0].beam_gaps.get(arm.rows[0])
@@ -169,13 +174,14 @@ def beam_section(material: Material) -> Section | None:
         return None
     headings = ["", "beams", "beam search", "every item scored", "difference", "targets pruned", "users"]
     note = (
-        "Difference: every item scored minus beam search. Targets pruned: the share of the targets among the B best "
-        "items by exact score that a search with B beams does not find."
+        "Difference: the metric with every item scored minus the metric of beam search. Targets pruned: the share of "
+        "reachable targets that beam search loses. With B beams, a target is reachable if its exact score is among "
+        "the B highest."
     )
     return Section(
         "beam",
         "What beam search loses",
-        "The same model with beam search and with every item scored. If the difference is far above 0, use more "
-        "beams.",
+        "Each row compares two rankings by the same model: one by beam search, and one by the scores of every item. "
+        "If the difference is far above 0, use more beams.",
         [Table(headings, rows, notes=[note])],
     )

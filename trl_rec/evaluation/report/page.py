@@ -1,8 +1,8 @@
-"""Writes a page on one or several runs, or on a study: one HTML file that needs no other file and no network.
+"""Writes a report on one or several runs, or on a study: one HTML file that needs no other file and no network.
 
-The page has no scripts. In case a title ever gets past the escaping, a Content-Security-Policy in the page's head
-forbids scripts, frames, images and all connections. Nothing in the page depends on the time of writing, so equal
-folders give equal bytes.
+The page has no scripts. A Content-Security-Policy in its head forbids scripts, frames, images and all connections, in
+case a title is not escaped correctly. Nothing in the page depends on the time of writing, so equal folders give equal
+bytes.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ def write_report(
     dataset: str | Path | None = None,
     show_users: bool = False,
 ) -> None:
-    """Writes a page on measured folders.
+    """Writes a report on runs, evaluations or a study.
 
     Args:
-        sources (`Sequence[str | Path]`): Run folders and folders of `trl-rec evaluate` over the same users, or one
-            study folder.
+        sources (`Sequence[str | Path]`): Run folders and output folders of `trl-rec evaluate`, all evaluated on the
+            same users; or one study folder.
         output (`str` or `Path`): The HTML file. An existing file is replaced.
         names (`Sequence[str]`, *optional*): A name per folder. Folders with the same name are seeds of one
             recommender. By default, runs whose recipes differ only in the seed belong together.
         dataset (`str` or `Path`, *optional*): The dataset folder, which contains the histories and the items that
             users chose next. Defaults to the folder that the runs were measured on, if that folder still exists.
-        show_users (`bool`, *optional*, defaults to `False`): Whether lists are headed by user ids rather than by the
-            numbers of their rows.
+        show_users (`bool`, *optional*, defaults to `False`): Whether the heading of each list shows the user id. By
+            default, it shows the row number.
     """
     write_text(output, render(read_material(sources, names=names, dataset=dataset, show_users=show_users)))
 
@@ -120,5 +120,5 @@ def _environment() -> Environment:
 
 
 def _clean(value: object) -> object:
-    """Removes control characters from a text. Charts and the style sheet are inserted as they are."""
+    """Removes control characters from a text. Charts and the style sheet are returned unchanged."""
     return value if isinstance(value, Markup) else printable(str(value))

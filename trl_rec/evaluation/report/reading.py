@@ -1,4 +1,4 @@
-"""Reads run folders, evaluation folders or a study folder for a page."""
+"""Reads the run folders, evaluation folders or study folder that a report is about."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def read_material(
         raise ValueError("there is nothing to report on; give run folders or a study folder")
     studies = [folder for folder in folders if (folder / STUDY).is_file()]
     if studies and names is not None:
-        raise ValueError(f"{studies[0]} is a study folder, and the arms of a study have names; leave out the names")
+        raise ValueError(
+            f"{studies[0]} is a study folder, and the arms of a study already have names; leave out the names"
+        )
     if studies and len(folders) > 1:
         raise ValueError(f"{studies[0]} is a study folder; give only one study folder, or only run folders")
 
@@ -78,8 +80,9 @@ def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm
             if name != run.kept.recommender:
                 arms.setdefault(name, Arm(name, [run], [name], is_own=False))
 
-    # If `names` is not given, a recommender keeps the name that it has in the results. If another recommender also has
-    # this name, a remark in parentheses is added: the folder of a single run, or the group name of several runs.
+    # Without `names`, a recommender keeps the name that it has in the results. If several recommenders have the same
+    # name there, a remark in parentheses is added to each: the name of its folder or, if it has several runs, the name
+    # of their group.
     own = [folder for folder, run in runs.items() if run.kept.recommender is not None]
     named = None if names is None else [name for name, folder in zip(names, runs, strict=True) if folder in own]
     if len(own) == 1 and named is None:
@@ -113,8 +116,13 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read_run(evaluated: Path, trained: Path, name: str) -> Run:
-    """Reads the evaluation in the folder `evaluated`, and the other files that a page shows, from this folder and from
-    the run folder `trained`. Only the evaluation is required."""
+    """Reads a run. Only its evaluation is required.
+
+    Args:
+        evaluated: The folder of the evaluation, which may also contain beam gaps.
+        trained: The run folder, which may contain the log, the recipe, the environment and the catalogue.
+        name: Name of the run.
+    """
     kept = read_evaluation(evaluated)
     log = trained / "eval.jsonl"
     recipe = trained / "recipe.yaml"
@@ -138,7 +146,7 @@ def _read_run(evaluated: Path, trained: Path, name: str) -> Run:
 
 
 def _read_gaps(path: Path) -> dict[str, BeamGap]:
-    """Reads what [`write_beam_gaps`] wrote."""
+    """Reads the beam gaps in a file written by [`write_beam_gaps`]."""
     content = _read_mapping(path)
     try:
         return {name: BeamGap.from_dict(entry) for name, entry in content.items()}
@@ -216,7 +224,7 @@ def _read_study(folder: Path) -> tuple[list[Arm], Study]:
 
 
 def _read_arm(folder: Path, name: str, arm: Mapping[str, Any]) -> Arm:
-    """Reads the folders of an arm's seeds."""
+    """Reads the runs of an arm, one per seed."""
     runs = []
     for seed, entry in arm["runs"].items():
         evaluated = folder / entry["test"]
@@ -275,7 +283,7 @@ def _dataset(kept: KeptEvaluation, path: str | Path | None) -> RecDataset | None
 def _check_same_rows(kept: KeptEvaluation, dataset: RecDataset) -> None:
     """Raises `ValueError` if the evaluation was not made on this dataset."""
     is_same = dataset.catalog.fingerprint == kept.identity["catalog"]
-    if is_same and not is_rated(kept):  # the rows of rated lists depend on the recipe
+    if is_same and not is_rated(kept):  # the recipe decides which rows have rated lists
         is_same = describe_rows(dataset, kept.split, rows=kept.users["row"])[1] == kept.identity["rows"]
     if not is_same:
         raise ValueError(

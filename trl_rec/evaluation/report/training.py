@@ -1,4 +1,4 @@
-"""Sections on training: learning curves, and the signals that each method logs."""
+"""Makes the report's sections on training: learning curves, and the signals that each method logs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Signal(NamedTuple):
     note: str
 
 
-# Logged by all methods. It is not shown for BLADE, whose policy-gradient loss is 0 on average and shows no progress.
+# All methods log the loss. For BLADE it is not shown, because a policy-gradient loss is 0 on average and shows no
+# progress.
 LOSS = Signal("loss", "training loss", "falls while the model learns")
 VALIDATION = [
     Signal("eval_loss", "loss on validation users", "once it rises, the model overfits"),
@@ -38,9 +39,9 @@ BLADE = [
     Signal(
         "blade/saturated",
         "share of lists at least as good as all references",
-        "near 1, a static target gives no more signal",
+        "near 1, comparing lists with the references gives no more signal",
     ),
-    Signal("blade/tied_pairs", "tied pairs of lists", "share of pairs of lists with equal targets"),
+    Signal("blade/tied_pairs", "tied pairs of lists", "share of pairs of lists with equal learning targets"),
     Signal("blade/zero_advantages", "zero-advantage share", "share of lists that affect training only by the KL term"),
     Signal("kl", "distance from the reference (KL)", "a fast rise means that the policy drifts from the reference"),
 ]
@@ -49,7 +50,7 @@ DISTANCE = Signal(
 )
 OTHERS = [
     Signal("bear/ce", "cross-entropy of the target", "should fall"),
-    Signal("bear/pruned", "share of target tokens outside the beam", "beam search would lose them; should fall"),
+    Signal("bear/pruned", "share of target tokens outside the beam", "beam search loses these targets; should fall"),
     Signal("bear/margin", "margin over the last beam", "positive if the beam keeps the target; should rise"),
     Signal("alro/sft", "supervised loss", "should fall"),
     Signal("alro/soft_lambda", "loss of the order (soft lambda)", "should fall"),
@@ -119,7 +120,7 @@ def _panels(material: Material, signals: Sequence[Signal]) -> list[Panel]:
 
 
 def _chart(material: Material, signal: Signal, *, over: str = "step") -> Panel | None:
-    """Draws a quantity over the step, or as points over another quantity.
+    """Draws a logged quantity over the steps, or as points over the quantity `over`.
 
     Each run has one curve, in the colour of its recommender. Returns None if no run has at least two points.
     """
@@ -144,7 +145,7 @@ def _points(run: Run, name: str, over: str) -> Points:
 
 
 def _is_number(entry: Mapping[str, Any], *names: str) -> bool:
-    """Returns whether an entry of a log has a number that a chart can show under each of the names."""
+    """Returns whether the values of the names in a log entry are numbers that a chart can show."""
     return all(isinstance(value := entry.get(name), int | float) and abs(value) < LARGEST for name in names)
 
 

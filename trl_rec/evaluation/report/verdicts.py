@@ -1,4 +1,4 @@
-"""The first section of a page: sentences that state which recommenders are better than others."""
+"""Makes the first section of a report: sentences that compare recommenders with a reference."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ REMARK = (
 def verdicts_section(material: Material) -> Section | None:
     """Returns the section with the verdicts, or None if there is nothing to compare.
 
-    A study defines the comparisons itself. Without a study, each recommender that the page is about is compared with
-    the strongest baseline, and with the first recommender that the page is about. On a page with baselines only, each
-    baseline is compared with the strongest one.
+    A study defines the comparisons itself. Without a study, there are two references: the strongest baseline, and the
+    first recommender that is not a baseline. All other recommenders except baselines are compared with both. On a page
+    with baselines only, each baseline is compared with the strongest one.
     """
     if material.study is not None:
         blocks = _study_blocks(material.study)
@@ -35,7 +35,7 @@ def verdicts_section(material: Material) -> Section | None:
         "verdicts",
         "Verdicts",
         "These verdicts say which differences are more than chance. A difference counts only if chance alone would "
-        "produce such a difference in fewer than one of 20 comparisons.",
+        "produce a difference of this size in fewer than 1 of 20 comparisons.",
         blocks,
     )
 
@@ -69,7 +69,7 @@ def _comparisons(material: Material) -> list[Comparison]:
 
 
 def _compared(others: Sequence[Arm], reference: Arm, metric: str) -> list[Comparison]:
-    """Compares recommenders with a reference. Recommenders without values of the metric per user are left out."""
+    """Compares recommenders with a reference. Those without per-user values of the metric are left out."""
     arms = [arm for arm in (*others, reference) if metric in arm.evaluation.per_user]
     if reference not in arms or len(arms) < 2:
         return []
@@ -78,7 +78,7 @@ def _compared(others: Sequence[Arm], reference: Arm, metric: str) -> list[Compar
 
 
 def _verdict(comparison: Comparison) -> Verdict:
-    """Puts a comparison into words and figures."""
+    """Returns a sentence on a comparison, with its figures."""
     p_value = "below .001" if comparison.adjusted_p < 0.001 else f"{comparison.adjusted_p:.3f}"
     text = (
         f"{comparison.name} against {comparison.against}: {comparison.verdict}. {comparison.metric} "

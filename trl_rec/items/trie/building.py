@@ -1,7 +1,8 @@
 """Builds the arrays of a `TokenTrie` from token sequences, without a loop over items.
 
 The paths are sorted and then processed column by column. The prefix of a path consists of its tokens up to the current
-column. In sorted order, a new node begins wherever the prefix of a path differs from the prefix of the previous path.
+column, inclusive. In sorted order, a new node begins wherever the prefix of a path differs from that of the previous
+path.
 
 Legend: N paths, L tokens in the longest path, R new nodes at a level.
 """
@@ -112,7 +113,8 @@ def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
     """
     num_rows, depth = paths.shape
 
-    # For each path, in sorted order: whether its prefix differs from that of the previous path, and the prefix's node.
+    # For each path, in sorted order: whether its prefix differs from that of the previous path, and the node that its
+    # prefix leads to (-1 after the end of the path).
     differs = torch.zeros(num_rows, dtype=torch.bool)
     differs[0] = True
     node_of_row = torch.zeros(num_rows, dtype=torch.int32)
@@ -137,10 +139,11 @@ def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
         start = start[is_new]  # (R,)
         end = end[is_new]
 
-        # 2. Count the children of each node of the previous level.
-        level = depth_offsets[-2]
-        widths.append(torch.bincount(node_of_row[start] - level, minlength=num_nodes - level).to(torch.int32))
-        _check_prefixes(alive, node_of_row, widths[-1], level, order)
+        # 2. Count the children of each node of the previous level. `node_of_row` still contains the nodes of that
+        # level.
+        first = depth_offsets[-2]
+        widths.append(torch.bincount(node_of_row[start] - first, minlength=num_nodes - first).to(torch.int32))
+        _check_prefixes(alive, node_of_row, widths[-1], first, order)
 
         # 3. Number the new nodes.
         node_of_row = torch.where(alive, num_nodes - 1 + (differs & alive).cumsum(0), -1).to(torch.int32)
@@ -160,12 +163,20 @@ def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _check_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, level: int, order: Tensor) -> None:
-    """Raises ValueError if a path ends at a node with children, because decoding stops only at leaves."""
+def _check_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, first: int, order: Tensor) -> None:
+    """Raises ValueError if a path ends at a node with children, because decoding stops only at leaves.
+
+    Args:
+        alive: Whether each path continues after the level, `(N,)`, in sorted order.
+        node_of_row: The node of each path at the level, `(N,)`; -1 if the path ended at an earlier level.
+        widths: The number of children of each node of the level.
+        first: The first node of the level.
+        order: Row indices that sort the paths, `(N,)`.
+    """
     ended = (~alive & (node_of_row >= 0)).nonzero().squeeze(1)
     if not len(ended):
         return
-    clash = widths[node_of_row[ended] - level] > 0
+    clash = widths[node_of_row[ended] - first] > 0
     if bool(clash.any()):
         row = int(order[ended[clash][0]])
         raise ValueError(
@@ -194,7 +205,8 @@ def find_problem(arrays: dict[str, Tensor]) -> str | None:
     if num_nodes < 2 or not num_items or len(arrays["depth_offsets"]) < 3 or wrong:
         return "the lengths of its arrays are inconsistent"
 
-    # 3. Check that offsets ascend, that the children of a node come after the node, and that a node's items exist.
+    # 3. Check that offsets ascend, that the children of a node come after it, that a node's items exist, and that no
+    # token or item is negative.
     rows = arrays["row_offsets"]
     depths = arrays["depth_offsets"]
     starts = arrays["item_starts"]

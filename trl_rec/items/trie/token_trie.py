@@ -42,12 +42,18 @@ if TYPE_CHECKING:
 
 
 class _HasPaths(Protocol):
-    """The part of `ItemCatalog` that `from_catalog` uses. `ItemCatalog` belongs to a higher layer, so this module
-    must not import it."""
+    """The part of `ItemCatalog` that `from_catalog` uses.
+
+    `ItemCatalog` belongs to a higher layer, so this module must not import it.
+    """
 
     @property
     def surface(self) -> str:
         """The kind of surface."""
+
+    @property
+    def num_recommendable(self) -> int:
+        """Number of items that can be recommended."""
 
     def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
         """Returns the path of each item."""
@@ -121,7 +127,7 @@ class TokenTrie:
         duplicates: str = "share",
         lists: bool = False,
     ) -> TokenTrie:
-        """Builds the trie of a catalogue's paths.
+        """Builds the trie of a catalogue's paths. Retired items are left out.
 
         Args:
             catalog (`ItemCatalog`): The items.
@@ -138,6 +144,7 @@ class TokenTrie:
 
         # 1. Build the trie.
         paths = catalog.list_paths(tokenizer) if lists else catalog.paths(tokenizer)
+        paths = paths.first(catalog.num_recommendable)
         try:
             trie = cls.from_sequences(torch.from_numpy(paths.padded()))
         except ValueError as error:
@@ -156,7 +163,8 @@ class TokenTrie:
             )
         if shared:
             warnings.warn(
-                f"{shared} of {trie.num_items} items have the same text as an earlier item and share its rank",
+                f"{shared} of {trie.num_items} items have the same text as an earlier item, so a model gives them the "
+                "same score",
                 stacklevel=2,
             )
         return trie
@@ -188,7 +196,7 @@ class TokenTrie:
 
     @cached_property
     def tokens(self) -> Tensor:
-        """`(U,)`: the distinct tokens of all paths, ascending."""
+        """The distinct tokens of all paths, ascending, `(U,)`."""
         tokens: Tensor = self.child_tokens.unique()
         return tokens.long()
 
@@ -198,6 +206,59 @@ class TokenTrie:
         bounds = self.depth_offsets.tolist()
         widths = self.row_offsets.diff()
         return [int(widths[start:stop].max()) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+
+    @cached_property
+    def max_width(self) -> int:
+        """The maximum number of children of a node."""
+        return max(self.depth_widths)
+
+    @cached_property
+    def only_choice(self) -> int | None:
+        """The only node with several children, such as the root if every item is a single token. None if no node, or
+        more than one, has several children."""
+        choices = (self.row_offsets.diff() > 1).nonzero().squeeze(1)
+        return int(choices) if len(choices) == 1 else None
+
+    @cached_property
+    def first_choice(self) -> int:
+        """The first node on the way down that has several children; the leaf if there is only one path."""
+        return int(self.forced_ends[0])
+
+    @cached_property
+    def first_width(self) -> int:
+        """The number of children of `first_choice`."""
+        return int(self.row_offsets[self.first_choice + 1] - self.row_offsets[self.first_choice])
+
+    @cached_property
+    def opening(self) -> Tensor:
+        """The tokens down to `first_choice`, with which all paths begin, `(1, number of these tokens)`."""
+        node = torch.full((1,), self.first_choice, dtype=torch.int64, device=self.items.device)
+        return self.last_tokens(node, int(self.depths(node)))
+
+    @cached_property
+    def has_equal_depths(self) -> bool:
+        """Whether all paths have the same number of tokens."""
+        return self.num_leaves == int(self.depth_offsets.diff()[-1])
+
+    @cached_property
+    def items_per_depth(self) -> list[int]:
+        """The number of items whose path has 0, 1, ..., `max_depth` tokens."""
+        counts: list[int] = torch.bincount(self.depths(self.leaves), minlength=self.max_depth + 1).tolist()
+        return counts
+
+    def longest_list(self, length: int) -> int:
+        """Returns the total number of tokens in the `length` longest paths of items."""
+        total = 0
+        for depth in range(self.max_depth, 0, -1):
+            count = min(length, self.items_per_depth[depth])
+            total += count * depth
+            length -= count
+        return total
+
+    @cached_property
+    def edge_columns(self) -> Tensor:
+        """The index of each edge's token in `tokens`, `(num_nodes - 1,)`."""
+        return torch.searchsorted(self.tokens, self.child_tokens.long())
 
     @cached_property
     def max_shared(self) -> int:
@@ -228,8 +289,10 @@ class TokenTrie:
 
     @cached_property
     def lowest_items(self) -> Tensor:
-        """For each node, the lowest index of an item whose path contains the node, `(num_nodes,)`. Used to break
-        ties."""
+        """For each node, the lowest index of an item whose path contains the node, `(num_nodes,)`.
+
+        Decoding uses it to order continuations with equal scores.
+        """
         lowest = torch.full((self.num_nodes,), LARGEST, dtype=torch.int32, device=self.items.device)
         leaves = self._leaf_nodes()
         lowest[leaves] = self.items[self.item_starts[leaves]]  # the items of a leaf are in ascending order
@@ -256,8 +319,10 @@ class TokenTrie:
 
     @cached_property
     def level_keys(self) -> Tensor:
-        """For each node, a sort key that combines its depth with the place of the first item below it,
-        `(num_nodes,)`. The keys are ascending."""
+        """For each node, a key that combines its depth with the place of the first item below it, `(num_nodes,)`.
+
+        The keys are ascending, so that [`above`] can find nodes by binary search.
+        """
         nodes = torch.arange(self.num_nodes, device=self.items.device)
         return self.depths(nodes) * (self.num_items + 1) + self.item_starts
 
@@ -286,15 +351,18 @@ class TokenTrie:
             `tokens, next_nodes, legal`, each of shape `(*nodes.shape, C)`. `legal` is False for padding, where tokens
             and nodes are 0.
         """
-        # Node -1 is looked up as node 0, and the count of its children is set to 0.
+        # Count the children. Node -1 is looked up as node 0, and its count is set to 0.
         starts = _pick(self.row_offsets, nodes.clamp(min=0))
         counts = torch.where(nodes < 0, 0, _pick(self.row_offsets, nodes + 1) - starts)
         width = int(counts.max()) if width is None else width
 
+        # Look up the edges to the children. Padding becomes edge 0.
         column = torch.arange(width, device=nodes.device)
         legal = column < counts.unsqueeze(-1)
         edges = torch.where(legal, starts.unsqueeze(-1) + column, 0)
-        return torch.where(legal, _pick(self.child_tokens, edges), 0).long(), torch.where(legal, edges + 1, 0), legal
+        tokens = torch.where(legal, _pick(self.child_tokens, edges), 0).long()
+        next_nodes = torch.where(legal, edges + 1, 0)
+        return tokens, next_nodes, legal
 
     def columns(self, tokens: Tensor) -> Tensor:
         """Returns the index of each token in `self.tokens`; an arbitrary index for a token that no path contains."""
@@ -348,7 +416,8 @@ class TokenTrie:
         """
         tokens = []
         for _ in range(count):
-            tokens.append(self.child_tokens[(nodes - 1).clamp(min=0)].long())  # edge `n - 1` leads to node `n`
+            # Edge `n - 1` leads to node `n`. No edge leads to the root, so its token is arbitrary.
+            tokens.append(self.child_tokens[(nodes - 1).clamp(min=0)].long())
             nodes = self.parents[nodes].long()
         return torch.stack(tokens[::-1], -1) if tokens else nodes.new_empty(*nodes.shape, 0)
 
@@ -387,6 +456,7 @@ class TokenTrie:
         return (self.row_offsets.diff() == 0).nonzero().squeeze(1)
 
     def _tensors(self) -> dict[str, Tensor]:
+        """Returns the fields by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 

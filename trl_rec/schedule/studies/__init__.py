@@ -1,4 +1,4 @@
-"""A study fixes its arms, seeds and comparisons, runs its trainings, and measures every arm once on the test split."""
+"""Studies: the arms, seeds and comparisons are fixed first, and every arm is measured once on the test split."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,5 @@
-"""Reads the arms of a study, which are baselines, lists made elsewhere and trainings. Refuses inconsistent arms."""
+"""Reads the arms of a study, which are baselines, lists made elsewhere, trainings, and policies of trainings that are
+measured in another way. Refuses inconsistent arms."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trl_rec.evaluation.graded.baselines import RATED_BASELINES
@@ -15,8 +16,18 @@ from trl_rec.schedule.studies.config import StudyConfig
 
 
 TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")
-KINDS = {"baseline": {"baseline"}, "lists": {"lists", "needs"}}
+# Maps each kind of arm to the keys that such an arm may have. The kind is named by the arm's key of the same name. An
+# arm without such a key is a training, with the keys `OF_A_TRAINING`.
+KINDS = {
+    "baseline": {"baseline"},
+    "lists": {"lists", "needs"},
+    "policy": {"policy", "evaluation", "row"},
+}
 OF_A_TRAINING = {"verb", "config", "set", "tokenize", "grid", "start", "seeds", "headroom", "needs"}
+# Rows that an arm of the kind "policy" may select: the model alone, the prior alone, and the product of both.
+ROWS = ("model", "prior", "product")
+# Keys of `trl-rec evaluate` that the study sets itself.
+SET_OF_EVALUATION = ("dataset", "model", "output_dir", "split", "lists", "name", "baselines")
 # Keys of a recipe that the study sets itself.
 SET_BY_STUDY = ("dataset", "output_dir", "seed", "final_split", "resume_from_checkpoint", "overwrite")
 NEEDS = {"users": int, "ratings": bool, "titles": bool}
@@ -30,6 +41,10 @@ class Arm:
         name: Name of the arm in the table.
         baseline (*optional*): Name of a baseline, if the arm is a baseline.
         lists (*optional*): File with the lists, if the arm consists of lists made elsewhere.
+        policy (*optional*): Name of the arm whose policies are measured again, if this arm is not trained itself.
+        evaluation: If `policy` is set, the keys of `trl-rec evaluate` whose values differ from those used to measure
+            the other arms.
+        row: If `policy` is set, the row of the evaluation to use: one of `ROWS`.
         verb (*optional*): The training verb, if the arm is a training. The fields below, except `needs`, are used only
             for trainings.
         recipe: The keys of the verb, without those that the study sets.
@@ -39,14 +54,17 @@ class Arm:
             Without a grid, there is one point, an empty mapping.
         start (*optional*): Name of the arm whose policy this training starts from.
         seeds: The seeds of the training.
-        headroom (*optional*): An upper bound on the arm's gain over the study's `against` arm in the primary measure,
-            if such a bound was measured beforehand.
+        headroom (*optional*): Upper bound, measured beforehand, on how far this arm can exceed the arm named by
+            `against` in the primary measure.
         needs: What the data must have: `users` (a minimum number of test users), `ratings`, `titles`.
     """
 
     name: str
     baseline: str | None = None
     lists: str | None = None
+    policy: str | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    row: str = "model"
     verb: str | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     tokenize: dict[str, Any] = field(default_factory=dict)
@@ -84,6 +102,7 @@ def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]])
     # 2. Check that each baseline exists. If an arm starts from another one, check that the other arm is a training and
     #    has all seeds of this arm.
     _check_baselines(arms)
+    _check_policies(arms, config)
     for name, arm in arms.items():
         if arm.start is None:
             continue
@@ -154,13 +173,15 @@ def _read_arm(name: str, entry: Any, config: StudyConfig, read_recipe: Callable[
     unknown = sorted(set(entry) - known, key=str)
     if unknown:
         raise ValueError(
-            f"{where}: there is no key {unknown[0]!r}; an arm with {kind} may have {', '.join(sorted(known))}"
+            f"{where}: there is no key {unknown[0]!r}; an arm with {kind} may have the keys {', '.join(sorted(known))}"
         )
     needs = _read_needs(where, entry.get("needs", {}))
     if kind == "baseline":
         return Arm(name, baseline=_text(where, kind, entry[kind]), needs=needs)
     if kind == "lists":
         return Arm(name, lists=_text(where, kind, entry[kind]), needs=needs)
+    if kind == "policy":
+        return _read_policy(where, name, entry)
 
     # Read a training: its recipe (in which `set` overrides keys), the points of its grid, and its seeds.
     verb = _text(where, "verb", entry.get("verb"))
@@ -188,16 +209,50 @@ def _read_arm(name: str, entry: Any, config: StudyConfig, read_recipe: Callable[
     )
 
 
+def _read_policy(where: str, name: str, entry: Mapping[str, Any]) -> Arm:
+    """Reads an arm that measures the policies of another arm. Whether the other arm exists is checked later."""
+    evaluation = entry.get("evaluation", {})
+    if not isinstance(evaluation, Mapping) or not all(isinstance(key, str) for key in evaluation):
+        raise ValueError(f"{where}: evaluation must map keys of trl-rec evaluate to values, not {evaluation!r}")
+    taken = [key for key in evaluation if key in SET_OF_EVALUATION]
+    if taken:
+        raise ValueError(f"{where}: evaluation: the study sets {taken[0]} itself; leave it out")
+    row = entry.get("row", "model")
+    if row not in ROWS:
+        raise ValueError(f"{where}: row: {row!r} is not a row of an evaluation; choose one of {', '.join(ROWS)}")
+    if not evaluation and row == "model":
+        raise ValueError(f"{where}: this arm would repeat the measurement of its policy; set evaluation or row")
+    return Arm(name, policy=_text(where, "policy", entry["policy"]), evaluation=dict(evaluation), row=row)
+
+
+def _check_policies(arms: dict[str, Arm], config: StudyConfig) -> None:
+    """Raises `ValueError` if an arm of the kind "policy" does not name a training. Gives it the training's seeds."""
+    for name, arm in arms.items():
+        if arm.policy is None:
+            continue
+        if config.only_validation:
+            raise ValueError(
+                f"arms: {name}: with only_validation, policies are measured only by their trainings; leave it out"
+            )
+        trainings = [one for one in arms if arms[one].verb is not None]
+        if arm.policy not in trainings:
+            raise ValueError(
+                f"arms: {name}: policy: {arm.policy!r} is not a training of this study; name one of "
+                f"{_listed(trainings) or 'its trainings'}"
+            )
+        arms[name] = replace(arm, seeds=arms[arm.policy].seeds)
+
+
 def _check_baselines(arms: Mapping[str, Arm]) -> None:
     """Raises `ValueError` if a baseline does not exist. Rated candidates have baselines of their own."""
     is_rated = any(arm.verb == "alro" for arm in arms.values())
     known = tuple(RATED_BASELINES) if is_rated else (*BASELINES, SEQUENCE)
     for name, arm in arms.items():
         if arm.baseline is not None and arm.baseline not in known:
-            what = "of rated candidates, which this study orders" if is_rated else "of the whole catalogue"
+            what = "orders rated candidates" if is_rated else "ranks the whole catalogue"
             raise ValueError(
-                f"arms: {name}: baseline: {arm.baseline!r} does not belong to the baselines {what}; choose one of "
-                f"{', '.join(known)}"
+                f"arms: {name}: baseline: this study {what}, for which there is no baseline {arm.baseline!r}; choose "
+                f"one of {', '.join(known)}"
             )
 
 

@@ -1,10 +1,11 @@
-"""Chooses a point of each arm's grid by the primary measure on validation, before the test split is measured.
+"""Chooses a point of each arm's grid by a measure on validation, before the test split is measured.
+
+The measure is `choose_by` of the study or, by default, its primary measure.
 
 The best value of a measure is the highest one or, for measures such as `disliked@10`, the lowest one.
 
-`choice.json` contains the chosen points and the validation measures. This file is never replaced. If a
-later call would write other contents, an error is raised, because the test split may have been measured with the first
-choice.
+`choice.json` contains the chosen points and the validation measures. This file is never replaced. If a later call
+would write other contents, an error is raised, because the test split may have been measured with the first choice.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 from trl_rec.evaluation.tables import direction_of
 from trl_rec.files import write_json
 from trl_rec.schedule.studies.arms import Arm, point_name
-from trl_rec.trainer.base.fingerprint import as_json
+from trl_rec.trainer.base.saving.fingerprint import as_json
 
 
 CHOICE = "choice.json"
@@ -25,10 +26,10 @@ Key = TypeVar("Key")
 
 
 def check_primary(primary: str, arms: Mapping[str, Arm], *, recommend: bool) -> None:
-    """Raises `ValueError` if the study has to choose by the primary measure, but no value of it is better than others.
+    """Raises `ValueError` if the study has to choose by a measure of which neither high nor low values are better.
 
     Args:
-        primary: Name of the primary measure.
+        primary: Name of the measure.
         arms: The arms by name.
         recommend: Whether the study ends with a recommendation.
     """
@@ -38,24 +39,24 @@ def check_primary(primary: str, arms: Mapping[str, Arm], *, recommend: bool) -> 
     purpose = f"no point of the grid of {with_grid[0]} can be chosen" if with_grid else "no arm can be recommended"
     raise ValueError(
         f"primary: it is not known whether high or low values of {primary!r} are better, so {purpose} by it; set "
-        f"primary to a measure such as ndcg@10, or leave {'grid' if with_grid else 'recommend'} out"
+        f"primary or choose_by to a measure such as ndcg@10, or leave {'grid' if with_grid else 'recommend'} out"
     )
 
 
 def best(values: Mapping[Key, float], primary: str) -> Key:
-    """Returns the key with the best value of the primary measure, or the first such key if there are ties."""
+    """Returns the key with the best value of the measure, or the first of several such keys."""
     direction = direction_of(primary)
     return max(values, key=lambda key: direction * values[key])
 
 
 def choose(arm: Arm, values: Mapping[int, float | None], primary: str) -> int:
-    """Returns the index in `arm.grid` of the point with the best value, or the first such index if there are ties.
+    """Returns the index in `arm.grid` of the point with the best value, or the first of several such indices.
 
     Args:
         arm: The arm.
-        values: Maps the index of each point to its primary measure on validation. If the grid has a single point, the
-            measure may be None.
-        primary: Name of the primary measure.
+        values: Maps the index of each point to its measure on validation, which may be None if the grid has a single
+            point.
+        primary: Name of the measure.
     """
     if len(values) == 1:
         return next(iter(values))
@@ -63,7 +64,7 @@ def choose(arm: Arm, values: Mapping[int, float | None], primary: str) -> int:
     if len(known) < len(values):
         raise ValueError(
             f"arms: {arm.name}: the runs of this arm do not measure {primary} on validation, so no point of the grid "
-            "can be chosen; set primary to a measure in the metrics.json of these runs"
+            "can be chosen; set choose_by to a measure in the metrics.json of these runs"
         )
     return best(known, primary)
 
@@ -115,10 +116,10 @@ def write_choice(
             was = "nothing" if old is None else point_name(old["chosen"]) or "the recipe without grid values"
             now = point_name(entry["chosen"]) or "the recipe without grid values"
             raise ValueError(
-                f"{path} contains the choice of {was} for {name}, but the runs now lead to {now}; the test split may "
-                "have been measured with the first choice, so use another output_dir for a new study"
+                f"according to {path}, {was} was chosen for {name}, but the runs now lead to {now}; the test split "
+                "may have been measured with the first choice, so use another output_dir for a new study"
             )
     raise ValueError(
-        f"the study would now write other values to {path}, such as other validation measures; use another output_dir "
-        "for a new study"
+        f"the values that the study would now write, such as the validation measures, differ from those in {path}; "
+        "use another output_dir for a new study"
     )

@@ -18,22 +18,26 @@ class StudyConfig:
 
             - `{baseline: NAME}`, a baseline of `trl-rec evaluate`, or of `trl-rec alro` for rated candidates;
             - `{lists: FILE}`, lists made elsewhere, in the format of `trl-rec evaluate --lists`;
+            - `{policy: ARM, evaluation: {...}}`, the policies of another arm, measured again with other keys of
+              `trl-rec evaluate`, such as `num_beams`. For policies with a prior, `row: prior` selects the results of
+              the prior alone, and `row: product` those of the model multiplied by the prior. Without `evaluation`, the
+              results are taken from the measurements of the other arm;
             - a training, given by its `verb`, its recipe (`config`), and keys that override the recipe (`set`).
 
             A training may also have:
 
-            - `grid`: the points to try, as a list of values per key (all combinations) or as a list of mappings. Each
-              point is trained with the first seed, and the one with the best primary measure on validation is
+            - `grid`: the points to try, as a list of values per key (all combinations) or as a list of mappings. Every
+              point is trained with the first seed, and the point with the best value of `choose_by` on validation is
               chosen;
             - `start`: name of another arm. The training starts from that arm's policy for the same seed;
             - `tokenize`: keys of `trl-rec tokenize`. The arm then uses a copy of the dataset whose semantic IDs are
               made with these keys;
             - `seeds`: the seeds of this training, if it uses only some of the study's seeds. The first one must be the
               study's first seed;
-            - `needs`: what the data must have, such as `{users: 200, ratings: true, titles: true}`. If the data does
-              not have all of it, the arm is left out. An arm with `lists` may have this key too;
-            - `headroom`: an upper bound on the arm's gain over `against` in the primary measure, if such a bound was
-              measured beforehand.
+            - `needs`: what the data must have, such as `{users: 200, ratings: true, titles: true}`. If the data lacks
+              anything that is named here, the arm is left out. An arm with `lists` may also have this key;
+            - `headroom`: an upper bound, measured beforehand, on how far this arm can exceed the arm named by
+              `against` in the primary measure.
         against (`str`): Name of the arm that the other arms are compared with. Another arm is recommended only if it
             is better than the arm named here.
         dataset (`str`, *optional*): The dataset folder. Takes precedence over `prepare`.
@@ -42,8 +46,12 @@ class StudyConfig:
         tokenize (`dict`, *optional*): Keys of `trl-rec tokenize`, which makes the semantic IDs of the dataset. The key
             `config` names a recipe.
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`): Seeds of the trainings.
-        primary (`str`, *optional*, defaults to `"ndcg@10"`): Measure used to choose from grids and to test
-            comparisons.
+        primary (`str`, *optional*, defaults to `"ndcg@10"`): Measure used to test comparisons.
+        choose_by (`str`, *optional*): Measure on validation by which the study chooses points of grids, and which of
+            several better arms it recommends. Defaults to `primary`. Set it if the trainings do not measure `primary`
+            on validation. For example, they do not measure `pruned@10`.
+        only_validation (`bool`, *optional*, defaults to `False`): Whether the study ends after the trainings, and
+            compares them on validation. The test split is then not read.
         metrics (`list[str]`, *optional*, defaults to `["recall@10"]`): Other measures to show in the table.
         comparisons (`list[str]`, *optional*): The comparisons to test, such as `"bear against sft"`. By default, every
             other arm is compared with the arm named by `against`.
@@ -71,7 +79,14 @@ class StudyConfig:
         default_factory=lambda: [0, 1, 2], metadata={"help": "seeds of the trainings"}
     )
     primary: str = field(
-        default="ndcg@10", metadata={"help": "measure used to choose from grids and to test comparisons"}
+        default="ndcg@10",
+        metadata={"help": "measure used to test comparisons and, unless choose_by is set, to choose from grids"},
+    )
+    choose_by: str | None = field(
+        default=None, metadata={"help": "measure used to choose from grids on validation; primary if unset"}
+    )
+    only_validation: bool = field(
+        default=False, metadata={"help": "end after the trainings, and compare them on validation"}
     )
     metrics: list[str] = field(default_factory=lambda: ["recall@10"], metadata={"help": "other measures to show"})
     comparisons: list[str] | None = field(
@@ -90,6 +105,11 @@ class StudyConfig:
     )
     threads: Annotated[int, COUNT] = field(default=1, metadata={"help": "threads per process"})
     jobs: Annotated[int, COUNT] = field(default=1, metadata={"help": "number of runs at the same time"})
+
+    @property
+    def choice_measure(self) -> str:
+        """The measure used to choose from grids."""
+        return self.choose_by or self.primary
 
     def __post_init__(self) -> None:
         check_ranges(self)

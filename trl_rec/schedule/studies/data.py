@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def make_dataset(study: Study) -> RecDataset:
     """Makes and loads the dataset of a study.
 
-    Runs `prepare` unless a dataset folder is given, and runs `tokenize` if the study has keys for it.
+    Runs `prepare` unless a dataset folder is given, and runs `tokenize` if the study has settings for it.
     """
     runs = []
     if study.config.dataset is None:
@@ -35,7 +35,7 @@ def make_dataset(study: Study) -> RecDataset:
 def make_ids(study: Study) -> None:
     """Copies the dataset for each arm with semantic IDs of its own, and makes these IDs.
 
-    Arms with the same keys of `tokenize` share a copy.
+    Arms with the same settings of `tokenize` share a copy.
     """
     for arm in study.trainings.values():
         folder = Path(study.dataset_of(arm))
@@ -51,7 +51,7 @@ def make_ids(study: Study) -> None:
 
 
 def _prepare(study: Study, run: Run) -> None:
-    """Runs a verb that makes data. These verbs recognise finished work themselves."""
+    """Runs `prepare` or `tokenize`, unless it is finished and the dataset still exists."""
     run = replace(run, path=study.folder / "data" / run.verb)
     keys = {"output_dir": study.dataset_folder} if run.verb == "prepare" else {}
     run = replace(run, keys={**run.keys, **keys}, has_folder=False)

@@ -1,7 +1,7 @@
 """Decides which arms a study leaves out, before the first training.
 
-An arm is left out in three cases: the data does not meet its needs, its largest possible gain is too small for the
-study to detect, or it starts from an arm that is left out.
+An arm is left out in three cases: the data does not meet its needs; its largest possible gain is too small for the
+study to detect; or it starts from an arm that is left out, or measures the policies of such an arm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
-    """Leaves out the arms whose needs the data does not meet, and arms that start from them. Reports each reason."""
+    """Leaves out the arms whose needs the data does not meet, and the arms that depend on them. Reports each reason.
+
+    An arm depends on another arm if it starts from the other arm's policies or measures them again.
+    """
     has = {
         "users": len(dataset.test),
         "ratings": "rating" in dataset.interactions.column_names,
@@ -37,6 +40,8 @@ def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
         ]
         if arm.start in study.left_out:
             lacking.append(f"it starts from {arm.start}, which is left out")
+        if arm.policy in study.left_out:
+            lacking.append(f"it measures the policies of {arm.policy}, which is left out")
         if lacking:
             study.left_out[name] = "; ".join(lacking)
             study.say(f"{name} is left out: {study.left_out[name]}")
@@ -52,7 +57,7 @@ def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
 def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
     """Reports the smallest difference that the study can detect, and leaves out the arms whose headroom is below it.
 
-    If an arm is left out, so are the arms that start from it.
+    If an arm is left out, so are the arms that start from its policies or measure them again.
     """
     config = study.config
     found = resolution(
@@ -65,13 +70,13 @@ def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
     )
     if found.smallest is None:
         study.say(
-            f"the baselines do not have {config.primary}, so the smallest difference that this study can detect "
-            "is not known beforehand"
+            f"{config.primary} is not measured for the baselines, so the smallest difference that this study can "
+            "detect is not known beforehand"
         )
     else:
         study.say(
             f"with {len(dataset.test):,} test users, the study can detect differences in {config.primary} of "
-            f"about {found.smallest:.4f} or more (one comparison detects a true difference of "
+            f"about {found.smallest:.4f} or more (a single comparison detects a true difference of "
             f"{found.smallest:.4f} with 80 % probability, if the seeds differ little)"
         )
     _say_headroom(study, found)
@@ -80,17 +85,21 @@ def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
         if headroom is None:
             continue
         if not found.is_decidable(arm):
-            study.left_out[name] = f"undecidable: it can gain at most {headroom:.4f}, which is too little to detect"
-            study.say(f"{name} is {study.left_out[name]}; it is not run")
+            study.left_out[name] = f"it can gain at most {headroom:.4f}, which is too little for this study to detect"
+            study.say(f"{name} is left out: {study.left_out[name]}")
     for name, arm in study.trainings.items():
         if arm.start in study.left_out:
             study.left_out[name] = f"it starts from {arm.start}, which is left out"
+            study.say(f"{name} is left out: {study.left_out[name]}")
+    for name, arm in study.arms.items():
+        if arm.policy in study.left_out and name not in study.left_out:
+            study.left_out[name] = f"it measures the policies of {arm.policy}, which is left out"
             study.say(f"{name} is left out: {study.left_out[name]}")
     return found
 
 
 def _say_headroom(study: Study, found: Resolution) -> None:
-    """Reports how much the arms can gain, in one line for all arms with the same bound."""
+    """Reports how much the arms can gain. Arms with the same bound share a line."""
     arms: dict[float, list[str]] = {}
     for name, arm in study.trainings.items():
         headroom = found.headroom(arm)
@@ -108,8 +117,8 @@ def _num_candidates(study: Study) -> int:
     counts = {arm.recipe.get("num_candidates", 10) for arm in study.arms.values() if arm.verb == "alro"}
     if len(counts) > 1:
         raise ValueError(
-            f"arms have num_candidates {', '.join(map(str, sorted(counts)))}; all arms of a study must use the "
-            "same num_candidates"
+            f"num_candidates differs between the arms ({', '.join(map(str, sorted(counts)))}); give all arms of the "
+            "study the same value"
         )
     return int(next(iter(counts), 10))
 

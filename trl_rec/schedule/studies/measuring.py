@@ -1,4 +1,4 @@
-"""Measures every arm of a study once on the test split."""
+"""Measures every arm of a study once on the test split, or reads its measurement on validation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl_rec.evaluation.kept.reading import KeptEvaluation, read_evaluation
+from trl_rec.evaluation.prior_rows import PRIOR_ROW, product_row
 from trl_rec.evaluation.results import BASELINES
+from trl_rec.schedule.studies.arms import Arm
 from trl_rec.schedule.studies.progress import TEST
 from trl_rec.schedule.studies.runs import Run
 
@@ -17,14 +19,19 @@ if TYPE_CHECKING:
     from trl_rec.schedule.studies.study import Study
 
 
+# Keys of `trl-rec evaluate` that only apply to models. Baselines and lists are measured without them.
+OF_MODELS = ("exhaustive", "best_of")
+
+
 def measure(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str, Measured]:
-    """Measures every arm once on the test split. Returns where the measurements of each arm are.
+    """Measures every arm once on the test split. Returns the folders of the measurements by arm.
 
     Args:
         study: The study.
         trained: The run that trained each arm with each seed, by arm and seed.
     """
     common = {**study.evaluation, "dataset": study.dataset_folder, "split": "test"}
+    without_model = {name: value for name, value in common.items() if name not in OF_MODELS}
     runs: dict[tuple[str, int | None], Run] = {}
     for name, by_seed in trained.items():
         for seed, run in by_seed.items():
@@ -34,20 +41,44 @@ def measure(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str,
             study.measured_trainings[test.path] = run
     for name, arm in study.arms.items():
         if arm.lists is not None and name not in study.left_out:
-            runs[name, None] = _test(study, name, {**common, "lists": arm.lists, "name": name}, f"{arm.slug}/lists")
+            runs[name, None] = _test(
+                study, name, {**without_model, "lists": arm.lists, "name": name}, f"{arm.slug}/lists"
+            )
+        if arm.policy is not None and name not in study.left_out:
+            runs |= {(name, seed): run for seed, run in _measure_again(study, arm, runs).items()}
     # Every measurement of a model that orders rated candidates also contains the measurements of the baselines. In a
     # study without such models, the baselines are measured in a separate run.
     rated = next((runs[name, arm.seeds[0]] for name, arm in study.trainings.items() if arm.verb == "alro"), None)
-    baselines = rated or _test(study, "baselines", {**common, **_further_baselines(study)}, "baselines/all")
+    baselines = rated or _test(study, "baselines", {**without_model, **_further_baselines(study)}, "baselines/all")
     study.finish(list({run.path: run for run in (baselines, *runs.values())}.values()), None, TEST)
 
     measured: dict[str, Measured] = {}
     for name, arm in study.arms.items():
         if arm.baseline is not None:
             measured[name] = Measured({None: baselines.path}, arm.baseline)
+        elif arm.policy is not None and name not in study.left_out:
+            measured[name] = Measured({seed: runs[name, seed].path for seed in arm.seeds}, None, arm.row)
         elif name not in study.left_out:
             measured[name] = Measured({seed: run.path for (of, seed), run in runs.items() if of == name}, None)
     return measured
+
+
+def measure_on_validation(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str, Measured]:
+    """Returns the measurements on validation that the trainings made at their end. The test split is not read.
+
+    The arguments are those of [`measure`]. Baselines are rows of the first training's measurement.
+    """
+    if not trained:
+        raise ValueError("only_validation: the study has no training to measure; leave only_validation out")
+    measured = {
+        name: Measured({seed: run.path for seed, run in by_seed.items()}, None) for name, by_seed in trained.items()
+    }
+    study.measured_trainings |= {run.path: run for by_seed in trained.values() for run in by_seed.values()}
+    first = next(iter(next(iter(trained.values())).values()))
+    for name, arm in study.arms.items():
+        if arm.baseline is not None:
+            measured[name] = Measured({None: first.path}, arm.baseline)
+    return {name: measured[name] for name in study.arms if name in measured}
 
 
 @dataclass(frozen=True)
@@ -58,21 +89,40 @@ class Measured:
         folders: The evaluation folder of each seed; the seed is None for an arm without seeds.
         row: The name of the baseline in these evaluations, if the arm is a baseline. None selects the recommender that
             each evaluation was made for.
+        part (*optional*): If the arm measures the policies of another arm, the row to use in place of the model's own:
+            `"model"`, `"prior"` or `"product"`.
     """
 
     folders: Mapping[int | None, Path]
     row: str | None
+    part: str | None = None
 
     def read(self) -> dict[int | None, tuple[KeptEvaluation, str]]:
         """Returns, for each seed, an evaluation and the name of the arm in this evaluation."""
         found = {}
         for seed, folder in self.folders.items():
             kept = read_evaluation(folder)
-            row = self.row or kept.recommender or ""
+            model = kept.recommender or ""
+            row = self.row or {"prior": PRIOR_ROW, "product": product_row(model)}.get(self.part or "", model)
             if row not in kept.results:
                 raise ValueError(f"{folder} has no results of {row!r}, only of {', '.join(kept.results)}")
             found[seed] = (kept, row)
         return found
+
+
+def _measure_again(study: Study, arm: Arm, runs: Mapping[tuple[str, int | None], Run]) -> dict[int, Run]:
+    """Returns the measurement of each seed of an arm of the kind "policy".
+
+    If the arm does not set `evaluation`, these are the measurements of the other arm, which are not repeated.
+    """
+    assert arm.policy is not None
+    of_policy = {seed: runs[arm.policy, seed] for seed in arm.seeds}
+    if not arm.evaluation:
+        return of_policy
+    return {
+        seed: _test(study, f"{arm.name}, seed {seed}", {**run.keys, **arm.evaluation}, f"{arm.slug}/seed-{seed}")
+        for seed, run in of_policy.items()
+    }
 
 
 def _further_baselines(study: Study) -> dict[str, list[str]]:

@@ -58,7 +58,7 @@ def thread_variables(threads: int) -> Mapping[str, str]:
 
 
 class Busy(Exception):
-    """Raised if a process that an interrupted call of the study started is still working on a run."""
+    """Raised if a process from an interrupted call of the study is still working on a run."""
 
 
 class Lock:
@@ -94,6 +94,6 @@ class Lock:
 
 
 def last_lines(log: Path, count: int = 3) -> str:
-    """Returns the last non-empty lines of a log, joined by ` | `."""
+    """Returns the last non-empty lines of a log, joined by ` | `, or a remark if there are none."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return " | ".join([line.strip() for line in lines if line.strip()][-count:]) or "it printed nothing"

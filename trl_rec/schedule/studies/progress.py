@@ -16,7 +16,7 @@ from trl_rec.printing import in_words
 if TYPE_CHECKING:
     from trl_rec.schedule.studies.study import Study
 
-TEST = "test split"  # the kind of runs that measure the test split
+TEST = "test split"  # the kind of the runs that measure the test split
 
 
 class Progress:
@@ -77,9 +77,13 @@ def progress_of(study: Study) -> Progress:
     Call this function after deciding which arms to leave out, because the runs of those arms are not counted.
     """
     kinds = [name for name, arm in study.trainings.items() for _ in range(len(arm.grid) + len(arm.seeds) - 1)]
+    if study.config.only_validation:
+        return Progress(kinds, study.config.jobs, _finished(study))
     others = [name for name, arm in study.arms.items() if arm.lists is not None and name not in study.left_out]
+    again = [arm for name, arm in study.arms.items() if arm.evaluation and name not in study.left_out]
     of_baselines = not any(arm.verb == "alro" for arm in study.trainings.values())
-    kinds += [TEST] * (of_baselines + len(others) + sum(len(arm.seeds) for arm in study.trainings.values()))
+    measured = [*study.trainings.values(), *again]
+    kinds += [TEST] * (of_baselines + len(others) + sum(len(arm.seeds) for arm in measured))
     return Progress(kinds, study.config.jobs, _finished(study))
 
 

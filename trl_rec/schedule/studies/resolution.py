@@ -1,7 +1,8 @@
 """Estimates the smallest difference that a study can detect, and how much each arm can gain (its headroom).
 
 Both are computed before the first training, from the baselines on the validation split. A headroom that the study's
-recipe contains takes precedence. Otherwise, only arms that know items by nothing but their ids have a headroom.
+recipe contains takes precedence. Otherwise, a headroom can be computed only for arms whose models see item ids and no
+item texts: these models cannot recommend an item that is not in the training split.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ from trl_rec.schedule.studies.arms import Arm
 from trl_rec.trainer.alro.rows import held_out_rows
 
 
-BOUNDED = ("ndcg", "recall", "hit", "mrr")  # measures that are at most the share of rows with a reachable target
+# Measures whose value cannot exceed the share of rows with a reachable target (see `_reachable`).
+BOUNDED = ("ndcg", "recall", "hit", "mrr")
 KS = (1, 5, 10)
-OF_BASELINES = ("ks", "exclude_history", "rewards", "seed")  # "split" is missing, because it is always validation here
-# Maps each verb whose models may know items only by their ids to the verb's default surface. A model of `alro` orders
-# candidates that it is given, and one of `softmax_dpo` learns from preferences that may contain any item.
+# Options of `trl-rec evaluate` that also apply to the baselines. `split` is not among them, because the baselines are
+# always measured on the validation split here.
+OF_BASELINES = ("ks", "exclude_history", "rewards", "seed")
+# Default surface of each verb that can train a model on item ids alone. `alro` is missing because its models order
+# given candidates, which may be items outside the training split. `softmax_dpo` is missing because its preferences may
+# contain such items.
 SURFACES = {"bear": "item_token", "blade": "item_token", "align3gr": "semantic_id"}
 
 
@@ -35,9 +40,10 @@ class Resolution:
     Args:
         smallest: The smallest difference in the primary measure that the study can detect; None if the baselines do
             not have this measure.
-        ceiling: The largest value that a recommender can reach if it knows only the items of the training split; None
-            if the measure has no such bound.
-        reference: The validation value of the baseline that `against` names; None if `against` is not a baseline.
+        ceiling: The largest value of the primary measure that a recommender can reach if it knows only the items of
+            the training split; None if the measure is not in `BOUNDED`.
+        reference: The primary measure, on the validation split, of the arm that the others are compared with (the
+            study's `against`); None if that arm is not one of the baselines measured here.
         only_ids: Names of the arms that know items only by their ids (see [`knows_only_ids`]).
     """
 
@@ -76,8 +82,8 @@ def resolution(
         arms: The arms by name.
         against: Name of the arm that the others are compared with.
         primary: The primary measure.
-        num_candidates: Number of rated candidates per list, for measures of `trl-rec alro`.
-        evaluation: The study's keys of `trl-rec evaluate`. Only the keys in `OF_BASELINES` are used.
+        num_candidates: Number of rated candidates per list. Used only if `primary` is a measure of rated lists.
+        evaluation: The options of `trl-rec evaluate` that the study sets. Only those in `OF_BASELINES` are used.
     """
     is_rated = primary == "tau" or primary.startswith("graded_")
     options = {name: value for name, value in evaluation.items() if name in OF_BASELINES}
@@ -111,14 +117,15 @@ def resolution(
 
 
 def knows_only_ids(arm: Arm, arms: Mapping[str, Arm]) -> bool:
-    """Returns whether the models of an arm know items only by their ids, whatever point of its grid is chosen.
+    """Returns whether the models of an arm know items only by their ids, at every point of its grid.
 
-    Such a model cannot know an item that does not occur in the training split. The result is False if a model may have
+    A model that knows only ids cannot know an item outside the training split. The result is False if a model may have
     read texts of the items, or may have been trained on other data.
 
     Args:
         arm: The arm.
-        arms: All arms by name. A model knows what the model that it starts from knows.
+        arms: All arms by name. Needed because a training may start from another arm's model, and then also knows what
+            that model knows.
     """
     if arm.verb not in SURFACES:
         return False
@@ -130,8 +137,8 @@ def knows_only_ids(arm: Arm, arms: Mapping[str, Arm]) -> bool:
 def _reads_only_ids(verb: str, keys: Mapping[str, Any]) -> bool:
     """Returns whether a training with these keys uses one token per item and reads no texts of the items.
 
-    Texts may come from `tasks`, which the section `supervised` may contain too, from `item_vectors`, and from whatever
-    the model in `model_name_or_path` was trained on.
+    A model may read texts in three ways: through `tasks` (set directly or in the section `supervised`), through
+    `item_vectors`, or because the model in `model_name_or_path` was trained on texts.
     """
     return (
         keys.get("surface", SURFACES[verb]) == "item_token"

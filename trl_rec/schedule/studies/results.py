@@ -74,6 +74,7 @@ def conclude(
         "finished": datetime.now(UTC).strftime("%Y-%m-%d"),
         "dataset": study.dataset_folder,
         "identity": everything[0].identity,
+        "split": everything[0].split,
         "num_users": everything[0].num_users,
         "exclude_history": everything[0].exclude_history,
         "seeds": study.config.seeds,
@@ -85,12 +86,14 @@ def conclude(
         "arms": arms,
     }
     if study.config.recommend:
-        content["recommendation"] = recommendation(study.config.against, comparisons, arms)
+        content["recommendation"] = recommendation(
+            study.config.against, comparisons, arms, choose_by=study.config.choice_measure
+        )
     write_json(study.folder / RESULTS, content, ensure_ascii=False)
 
     # 3. Print the table and write the page.
     metrics = [*study.config.metrics, study.config.primary]
-    table = study_table(arms, comparisons, metrics=metrics, against=study.config.against)
+    table = study_table(arms, comparisons, metrics=metrics, against=study.config.against, split=content["split"])
     write_text(study.folder / TABLE, table + "\n")
     study.say(f"\n{table}\n")
     _write_page(study)
@@ -110,12 +113,19 @@ def compare_pairs(
     return adjust(found)
 
 
-def recommendation(against: str, comparisons: Sequence[Comparison], arms: Mapping[str, Mapping[str, Any]]) -> str:
+def recommendation(
+    against: str,
+    comparisons: Sequence[Comparison],
+    arms: Mapping[str, Mapping[str, Any]],
+    *,
+    choose_by: str | None = None,
+) -> str:
     """Returns "use ARM", or "no difference from X" if no arm is better than X, the arm named by `against`.
 
-    If several arms are better, ARM is the one with the best primary measure on validation. Choosing by the test
-    split instead would overestimate the measure of the chosen arm. So if some of these arms, such as lists made
-    elsewhere, have no validation measure, all better arms are named.
+    If several arms are better, ARM is the one with the best value of `choose_by` (by default the primary measure) on
+    validation. The test split is not used to choose, because the measure of the chosen arm would then be
+    overestimated. If one of the better arms has no value on validation, as lists made elsewhere never have, the
+    result names all better arms instead.
     """
     better = [one for one in comparisons if one.against == against and one.verdict.startswith("better")]
     if not better:
@@ -124,13 +134,13 @@ def recommendation(against: str, comparisons: Sequence[Comparison], arms: Mappin
     known = {name: value for name, value in validation.items() if value is not None}
     if len(better) > 1 and len(known) < len(better):
         return f"use one of {', '.join(validation)}: not all of them have a validation measure to choose by"
-    name = best(known, better[0].metric) if known else better[0].name
+    name = best(known, choose_by or better[0].metric) if known else better[0].name
     one = next(one for one in better if one.name == name)
     return f"use {name} ({one.verdict} than {against}: {one.metric} {one.mean:.4f} against {one.reference:.4f})"
 
 
 def _commit(git: Mapping[str, Any] | None) -> str | None:
-    """Returns the commit of the current directory, with `+` if files have changed since."""
+    """Returns the commit of the current directory, followed by `+` if files differ from the commit."""
     return None if git is None else f"{git['commit'][:12]}{'+' if git['dirty'] else ''}"
 
 
@@ -142,6 +152,8 @@ def _arm_entry(study: Study, name: str, chosen: Mapping[str, int], resolved: Res
         entry |= {"kind": "baseline", "baseline": arm.baseline}
     elif arm.lists is not None:
         entry |= {"kind": "lists", "lists": arm.lists}
+    elif arm.policy is not None:
+        entry |= {"kind": "policy", "policy": arm.policy, "evaluation": arm.evaluation, "row": arm.row}
     else:
         entry |= {"kind": "training", "verb": arm.verb, "recipe": arm.recipe, "start": arm.start}
         entry["headroom"] = resolved.headroom(arm)
@@ -160,27 +172,33 @@ def _figures(
 ) -> dict[str, Any]:
     """Returns the figures of an arm in `study.json`.
 
-    - `figures`: for each measure, the mean over users and seeds, the interval of this mean, and the mean of each seed;
+    - `figures`: for each measure, the mean over users and seeds, the interval of this mean, the mean of each seed, and
+      the number of users. Only users who have a value with every seed are counted;
     - `runs`: for each seed, the folder of the measurement, the name of the arm in it and, for a training, the result
       of [`_training_entry`];
-    - `validation`: the primary measure on validation, averaged over the seeds, or None if no run has this measure.
+    - `validation`: the measure that grids are chosen by, on validation, averaged over the seeds, or None if no run has
+      this measure.
     """
     shown = [*study.config.metrics, study.config.primary]
     known = [metric for metric in shown if all(metric in per_user for per_user in runs.values())]
     figures: dict[str, Any] = {}
     for metric in known:
         values = np.stack([per_user[metric] for per_user in runs.values()])  # (S, N)
+        values = values[:, np.isfinite(values).all(0)]
+        if not values.size:
+            continue
         figures[metric] = {
             "mean": float(values.mean()),
             "interval": list(bootstrap_interval(values)),
             "by_seed": [float(value) for value in values.mean(1)],
+            "num_users": values.shape[1],
         }
     folders = {
         "none" if seed is None else str(seed): {
             "test": str(folder.relative_to(study.folder)),
             "row": evaluations[seed][1],
-            # A baseline may be measured in the folder of a model. That model's training is not added to the baseline.
-            **({} if measured.row else _training_entry(study, folder)),
+            # The measurement of a baseline may be in the folder of a model. Do not record the model's training for it.
+            **({} if measured.row or measured.part else _training_entry(study, folder)),
         }
         for seed, folder in measured.folders.items()
     }
@@ -193,12 +211,12 @@ def _figures(
 
 
 def _training_entry(study: Study, folder: Path) -> dict[str, Any]:
-    """Returns the folder of a training, its seconds and its primary measure on validation, for `study.json`.
+    """Returns the folder of a training, its seconds and its validation measure, for `study.json`.
 
     Args:
         study: The study.
-        folder: The folder with the measurement of the trained model on the test split. If the folder contains any
-            other measurement, the result is empty.
+        folder: The folder with the measurement of the trained model. If the folder contains any other measurement,
+            the result is empty.
     """
     run = study.measured_trainings.get(folder)
     if run is None:
@@ -206,14 +224,19 @@ def _training_entry(study: Study, folder: Path) -> dict[str, Any]:
     return {
         "run": str(run.path.relative_to(study.folder)),
         "seconds": seconds_if_finished(run),
-        "validation": validation_value(run, study.config.primary),
+        "validation": validation_value(run, study.config.choice_measure),
     }
 
 
 def study_table(
-    arms: Mapping[str, Mapping[str, Any]], comparisons: Sequence[Comparison], *, metrics: Sequence[str], against: str
+    arms: Mapping[str, Mapping[str, Any]],
+    comparisons: Sequence[Comparison],
+    *,
+    metrics: Sequence[str],
+    against: str,
+    split: str = "test",
 ) -> str:
-    """Makes the table of a study, with one row per measured arm. The row shows how the arm compares with `against`.
+    """Makes the table of a study, with one row per measured arm. A row also compares the arm with the arm `against`.
 
     Below the rows are one line per comparison with an arm other than `against`, one line per arm that is left out, and
     a legend.
@@ -223,6 +246,7 @@ def study_table(
         comparisons: The comparisons.
         metrics: The measures to show. The last one is the primary measure, which is used for the comparisons.
         against: The arm that the columns "difference", "adjusted p" and "verdict" compare with.
+        split: The split that was measured.
     """
     # 1. One row per arm.
     with_reference = {one.name: one for one in comparisons if one.against == against}
@@ -235,7 +259,7 @@ def study_table(
             "-" if one is None else f"{one['mean']:.4f} \N{PLUS-MINUS SIGN}{_half(one['interval']):.4f}"
             for one in figures
         ]
-        by_seed = figures[-1]["by_seed"] if figures[-1] is not None and arm["kind"] == "training" else []
+        by_seed = figures[-1]["by_seed"] if figures[-1] is not None and arm["kind"] in ("training", "policy") else []
         compared = with_reference.get(name)
         verdict = ["-", "-", "reference" if name == against else "-"]
         if compared is not None:
@@ -261,21 +285,21 @@ def study_table(
                 f"{one.name} against {one.against}: {one.difference:+.4f} ({one.low:+.4f} to {one.high:+.4f}), "
                 f"adjusted p {one.adjusted_p:.4f}: {one.verdict}"
             )
-    lines += [f"{name}: left out, {arm['reason']}" for name, arm in arms.items() if arm["status"] == "left out"]
-    return "\n".join([*lines, *_legend(comparisons, against)])
+    lines += [f"{name} is left out: {arm['reason']}" for name, arm in arms.items() if arm["status"] == "left out"]
+    return "\n".join([*lines, *_legend(comparisons, against, split)])
 
 
 def _half(interval: Sequence[float]) -> float:
     return (interval[1] - interval[0]) / 2
 
 
-def _legend(comparisons: Sequence[Comparison], against: str) -> list[str]:
+def _legend(comparisons: Sequence[Comparison], against: str, split: str) -> list[str]:
     if not comparisons:
         return []
     return [
-        f"{comparisons[0].num_users:,} test users; difference: from {against}, paired by user and by seed",
+        f"{comparisons[0].num_users:,} {split} users; difference: the arm minus {against}, paired by user and by seed",
         "\N{PLUS-MINUS SIGN}: half the width of the 95 % interval (bootstrap over users; with several seeds, a random "
-        "error for the variation between seeds is added); adjusted p: p-value, adjusted by Holm's method over "
+        "error for the variation between seeds is added); adjusted p: p-value adjusted by Holm's method for "
         f"{len(comparisons)} comparisons",
     ]
 
@@ -283,4 +307,4 @@ def _legend(comparisons: Sequence[Comparison], against: str) -> list[str]:
 def _write_page(study: Study) -> None:
     """Writes the page of the study."""
     write_report([study.folder], study.folder / REPORT)
-    study.say(f"the page is {study.folder / REPORT}, the figures are in {study.folder / RESULTS}")
+    study.say(f"the page is {study.folder / REPORT}; the figures are in {study.folder / RESULTS}")

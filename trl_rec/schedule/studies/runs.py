@@ -1,7 +1,8 @@
-"""Executes the runs of a study, such as trainings and measurements. Each run is one verb with a folder of its own.
+"""Executes the runs of a study, such as trainings and measurements.
 
-Beside the folder `NAME` of a run are three files: `NAME.yaml` (the recipe given to the verb), `NAME.log` (what the
-verb printed) and `NAME.json` (the record, written once the run is finished).
+Each run executes one verb (a subcommand such as `trl-rec bear`) and has a folder of its own. Beside the folder `NAME`
+of a run are three files: `NAME.yaml` (the recipe given to the verb), `NAME.log` (what the verb printed) and
+`NAME.json` (the record, written once the run is finished).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from trl_rec.evaluation.kept.files import METRICS
 from trl_rec.files import write_json, write_text
 from trl_rec.schedule.plan import weights_digest
 from trl_rec.schedule.studies.processes import Busy, Launch, Lock, Process, last_lines
-from trl_rec.trainer.base.fingerprint import as_json
+from trl_rec.trainer.base.saving.fingerprint import as_json
 
 
 POLL = 0.1  # seconds between two checks of whether processes have ended
@@ -57,12 +58,13 @@ class Run:
 
     @property
     def record(self) -> Path:
-        """The file that records a finished run. It does not exist before."""
+        """The record, which is written when the run is finished."""
         return self.path.with_name(f"{self.path.name}.json")
 
     @property
     def has_results(self) -> bool:
-        """Whether the run folder contains the results of the verb. Always True if the verb does not write to it."""
+        """Whether the run folder contains the results of the verb. Always True if the verb writes to a
+        dataset folder instead."""
         return not self.has_folder or (self.path / METRICS).is_file()
 
     @property
@@ -83,9 +85,9 @@ def write_recipe(run: Run) -> None:
 def seconds_if_finished(run: Run) -> float | None:
     """Returns the seconds that a run took, or None if the run must be started.
 
-    That is so if the run is not finished, was finished with other inputs, or has lost its results because its folder
-    was removed. The inputs are the command, the keys, and the weights of the model folder that the run loads, if any.
-    Raises `ValueError` if a run that must not be repeated (see `Run.once`) was finished with other inputs.
+    A run must be started if it is not finished, was finished with other inputs, or has lost its results because its
+    folder was removed. The inputs are the command, the keys, and the weights of the model folder that the run loads,
+    if any. Raises `ValueError` if a run that must not be repeated (see `Run.once`) was finished with other inputs.
     """
     if not run.record.is_file():
         return None
@@ -96,8 +98,8 @@ def seconds_if_finished(run: Run) -> float | None:
     if run.once:
         differing = next(name for name in now if record.get(name) != now[name])
         raise ValueError(
-            f"{run.path} contains a measurement of the test split, made with other {differing}; a study measures the "
-            "test split only once, so choose another output_dir for a new study"
+            f"{run.path} contains a measurement of the test split that was made with different inputs ({differing}); "
+            "a study measures the test split only once, so choose another output_dir for a new study"
         )
     return None
 
@@ -179,7 +181,8 @@ def _start(run: Run, launch: Launch, threads: int) -> _Active | None:
         if seconds_if_finished(run) is not None:
             lock.release()
             return None
-        if not run.once:  # the record of a measurement stays, so that other inputs are refused even after a kill
+        # Keep the record of a test measurement. With it, a later call refuses other inputs even if this run is killed.
+        if not run.once:
             run.record.unlink(missing_ok=True)
         write_recipe(run)
         return _Active(run, lock, launch(run.command, run.log, lock.descriptor, threads), time.monotonic())
@@ -227,5 +230,5 @@ def _asked(run: Run) -> dict[str, Any]:
     """
     model = run.keys.get("model_name_or_path") or run.keys.get("model")
     weights = weights_digest(model) if isinstance(model, str) and Path(model).is_dir() else None
-    asked: dict[str, Any] = as_json({"command": run.command, "keys": run.keys, "weights of the start": weights})
+    asked: dict[str, Any] = as_json({"command": run.command, "keys": run.keys, "model weights": weights})
     return asked

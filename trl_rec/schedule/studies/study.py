@@ -1,9 +1,16 @@
 """Runs a study: trains the arms, chooses a point of each grid on validation, and measures the test split once.
 
-A study makes the dataset; estimates the smallest difference that it can detect; leaves out arms; trains every point of
-every grid with the first seed; writes down the choice; trains the chosen points with the other seeds; measures the
-test split; and makes the table. Every run is a process with its own folder, and a finished run is not repeated. So the
-same call continues a study that was killed, and ends with the same table.
+A study has these steps:
+
+1. Make the dataset.
+2. Leave out the arms whose needs the data does not meet. Estimate the smallest difference that the study can detect,
+   and leave out the arms that cannot gain as much.
+3. Train every point of every grid with the first seed, choose a point of each grid, and write down the choice.
+4. Train the chosen points with the other seeds.
+5. Measure the test split, and make the table.
+
+Every run is a process with its own folder, and a finished run is not repeated. So the same call continues a study that
+was killed, and ends with the same table.
 """
 
 from __future__ import annotations
@@ -17,18 +24,26 @@ from typing import Any
 
 from trl_rec.data import RecDataset
 from trl_rec.files import clean_up, exclusive, write_json
-from trl_rec.schedule.studies.arms import Arm, point_name, read_arms, read_comparisons, slug, with_recipe
+from trl_rec.schedule.studies.arms import (
+    SET_OF_EVALUATION,
+    Arm,
+    point_name,
+    read_arms,
+    read_comparisons,
+    slug,
+    with_recipe,
+)
 from trl_rec.schedule.studies.choice import check_primary
 from trl_rec.schedule.studies.config import StudyConfig
 from trl_rec.schedule.studies.data import make_dataset, make_ids
 from trl_rec.schedule.studies.left_out import leave_out_undecidable, leave_out_unmet
-from trl_rec.schedule.studies.measuring import measure
+from trl_rec.schedule.studies.measuring import measure, measure_on_validation
 from trl_rec.schedule.studies.processes import Launch, launch
 from trl_rec.schedule.studies.progress import TEST, progress_of
 from trl_rec.schedule.studies.results import conclude
 from trl_rec.schedule.studies.runs import Run, finish_all
 from trl_rec.schedule.studies.training import choose_points, train_chosen, validation_value
-from trl_rec.trainer.base.fingerprint import as_json
+from trl_rec.trainer.base.saving.fingerprint import as_json
 
 
 PLAN = "plan.json"
@@ -75,13 +90,13 @@ class Study:
         # The arms, the comparisons, and the keys of the measurements.
         self.arms = read_arms(config, read_recipe)
         self.comparisons = read_comparisons(config, self.arms)
-        check_primary(config.primary, self.arms, recommend=config.recommend)
+        check_primary(config.choice_measure, self.arms, recommend=config.recommend)
         self.evaluation = dict(config.evaluation or {})
-        for key in ("dataset", "model", "output_dir", "split", "lists", "name", "baselines"):
+        for key in SET_OF_EVALUATION:
             if key in self.evaluation:
                 raise ValueError(f"evaluation: the study sets {key} itself; leave it out")
         self.left_out: dict[str, str] = {}  # maps each arm that is left out to the reason
-        self.measured_trainings: dict[Path, Run] = {}  # maps the folder of each test measurement to the training
+        self.measured_trainings: dict[Path, Run] = {}  # maps the folder of a model's evaluation to its training
 
     @property
     def trainings(self) -> dict[str, Arm]:
@@ -89,7 +104,10 @@ class Study:
         return {name: arm for name, arm in self.arms.items() if arm.verb is not None and name not in self.left_out}
 
     def recipes(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Yields the titles, verbs and keys of runs that cover all keys, to be checked before the first run."""
+        """Yields the title, the verb and the keys of some runs, so that the keys can be checked before the first run.
+
+        These runs are chosen so that every key in the study's configuration occurs in at least one of them.
+        """
         if self.config.dataset is None:
             yield "prepare", "prepare", self.made["prepare"]
         for title, keys in [
@@ -101,12 +119,14 @@ class Study:
         folders = {"dataset": self.dataset_folder, "output_dir": str(self.folder)}
         yield "evaluation", "evaluate", {**self.evaluation, **folders, "split": "test"}
         for arm in self.arms.values():
+            if arm.policy is not None:
+                yield arm.name, "evaluate", {**self.evaluation, **arm.evaluation, **folders, "model": "POLICY"}
             for point in arm.grid if arm.verb is not None else ():
                 run = self._training(arm, point, arm.seeds[0], start=None)
                 yield run.title, run.verb, {**run.keys, "output_dir": str(run.path)}
 
     def run(self) -> dict[str, Any]:
-        """Runs what is not finished, and returns the content of `study.json`."""
+        """Runs the study, without repeating finished runs, and returns the content of `study.json`."""
         with exclusive(self.folder):
             clean_up(self.folder)
             dataset = make_dataset(self)
@@ -122,7 +142,7 @@ class Study:
             # Choose on validation, then measure the test split once.
             chosen = choose_points(self, resolved)
             trained = train_chosen(self, chosen)
-            measured = measure(self, trained)
+            measured = measure_on_validation(self, trained) if self.config.only_validation else measure(self, trained)
             return conclude(self, resolved, chosen, measured)
 
     def _check_plan(self, dataset: RecDataset) -> None:
@@ -202,8 +222,9 @@ class Study:
                 self.say(f"{run.verb}: {seconds:.0f} s")
                 return
             self.progress.done(name, seconds)
-            value = None if name == TEST else validation_value(run, self.config.primary)
-            shown = "" if value is None else f"{self.config.primary} {value:.4f} on validation, "
+            measure_name = self.config.choice_measure
+            value = None if name == TEST else validation_value(run, measure_name)
+            shown = "" if value is None else f"{measure_name} {value:.4f} on validation, "
             self.say(f"[{self.progress.place}] {run.title}: {shown}{seconds:.0f} s; {self.progress.remaining()}")
 
         config = self.config

@@ -22,7 +22,7 @@ def choose_points(study: Study, resolved: Resolution) -> dict[str, int]:
 
     Returns a mapping from each training to the index of its chosen point in `Arm.grid`.
     """
-    primary = study.config.primary
+    measure = study.config.choice_measure
     chosen: dict[str, int] = {}
     values: dict[str, dict[int, float | None]] = {}
     while len(chosen) < len(study.trainings):
@@ -41,16 +41,17 @@ def choose_points(study: Study, resolved: Resolution) -> dict[str, int]:
         study.finish(list(runs.values()), {run.path: name for (name, _), run in runs.items()})
         for arm in ready:
             values[arm.name] = {
-                number: validation_value(runs[arm.name, number], primary) for number in range(len(arm.grid))
+                number: validation_value(runs[arm.name, number], measure) for number in range(len(arm.grid))
             }
-            chosen[arm.name] = choose(arm, values[arm.name], primary)
+            chosen[arm.name] = choose(arm, values[arm.name], measure)
             if len(arm.grid) > 1:
                 study.say(
                     f"{arm.name}: {point_name(arm.grid[chosen[arm.name]])} is chosen, because it has the best "
-                    f"{primary} on validation"
+                    f"{measure} on validation"
                 )
     decided = {
-        "primary": primary,
+        "primary": study.config.primary,
+        "chosen by": measure,
         "seed": study.config.seeds[0],
         "smallest difference": resolved.smallest,
         "left out": list(study.left_out),

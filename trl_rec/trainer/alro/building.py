@@ -14,6 +14,7 @@ from trl import get_peft_config
 from trl_rec.data.dataset import RecDataset
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat, rated_tokens
 from trl_rec.items import ItemCatalog
+from trl_rec.items.changes import CatalogChange
 from trl_rec.models import RecModelConfig, build_model, make_model, make_tokenizer, start_from_vectors
 from trl_rec.models.building import scratch_options
 from trl_rec.models.tokens import new_token_modules
@@ -21,8 +22,9 @@ from trl_rec.trainer.alro.config import AlroConfig
 from trl_rec.trainer.alro.rating import RatingStageConfig, learn_ratings
 from trl_rec.trainer.alro.rows import check_rankable, rating_values
 from trl_rec.trainer.alro.trainer import AlroTrainer
+from trl_rec.trainer.base.continuing import catalog_change
 from trl_rec.trainer.base.item_vectors import item_vectors
-from trl_rec.trainer.base.output import check_output
+from trl_rec.trainer.base.saving.output import check_output
 
 
 if TYPE_CHECKING:
@@ -54,8 +56,10 @@ def build_alro_trainer(
 
     # 1. Build the model. Check that each split has lists to rank, and that these lists fit in `max_length`.
     ratings = rating_values(dataset.train)
+    change = catalog_change(model_config.model_name_or_path, dataset.catalog, dataset.path)
+    catalog = dataset.catalog if change is None else change.catalog
     model, tokenizer, adapter = build_ranker(
-        dataset.catalog,
+        catalog,
         ratings,
         model_config,
         letters=config.letters,
@@ -63,8 +67,9 @@ def build_alro_trainer(
         seed=config.seed,
         trust_remote_code=config.trust_remote_code,
         vectors=item_vectors(dataset, model_config, config.seed),
+        change=change,
     )
-    prompt_format = RatedPromptFormat.for_catalog(dataset.catalog, tokenizer, ratings, **config.prompt_options)
+    prompt_format = RatedPromptFormat.for_catalog(catalog, tokenizer, ratings, **config.prompt_options)
     check_rankable(dataset, prompt_format, config)
 
     # 2. Run the rating stage.
@@ -78,7 +83,7 @@ def build_alro_trainer(
         train_dataset=dataset.train,
         eval_dataset=dataset.validation,
         processing_class=tokenizer,
-        catalog=dataset.catalog,
+        catalog=catalog,
         peft_config=adapter,
     )
 
@@ -93,6 +98,7 @@ def build_ranker(
     seed: int = 0,
     trust_remote_code: bool = False,
     vectors: Callable[[], Tensor] | None = None,
+    change: CatalogChange | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PeftConfig | None]:
     """Builds a model, its tokenizer and its adapter configuration for [`AlroTrainer`].
 
@@ -104,6 +110,7 @@ def build_ranker(
         max_length, trust_remote_code: Same as in [`build_model`].
         seed: Seed for the weights of a model from scratch and for the embeddings of added tokens.
         vectors: Same as `item_vectors` in [`build_model`].
+        change: Same as in [`build_model`].
 
     Returns:
         The model, the tokenizer, and the adapter configuration, which is None without an adapter.
@@ -120,7 +127,7 @@ def build_ranker(
 
     # Pretrained: add embeddings for the new tokens. They are trained even if an adapter freezes all other embeddings.
     model, tokenizer, adapter = build_model(
-        catalog, config, seed=seed, trust_remote_code=trust_remote_code, item_vectors=vectors
+        catalog, config, seed=seed, trust_remote_code=trust_remote_code, item_vectors=vectors, change=change
     )
     tokenizer.add_tokens(tokens)
     if len(tokenizer) > model.config.get_text_config().vocab_size:

@@ -1,7 +1,7 @@
-"""Collates rated lists into batches. Each list is presented with its candidates in one or more random orders.
+"""Collates rated lists into batches. Each list is presented with its candidates in one or more orders.
 
-The orders depend only on (seed, epoch, row). Therefore every epoch has new orders, and a resumed run has the same
-orders as an uninterrupted run.
+The orders are random by default. They depend only on (seed, epoch, row). Therefore every epoch has new orders, and a
+resumed run has the same orders as an uninterrupted run.
 
 Legend: B lists, S orders of the same candidates, m candidates of the longest list, P tokens of the longest history, C
 tokens of the longest list with its answer.
@@ -20,6 +20,7 @@ from torch import Tensor
 from trl_rec.decoding.candidates.orders import draw_gold_rank, draw_slots
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.ragged import Ragged, join
+from trl_rec.trainer.alro.given_order import GivenOrder
 from trl_rec.trainer.base.sampling import EpochCounter
 
 
@@ -35,6 +36,8 @@ class RatedListCollator(EpochCounter):
         max_length (`int`, *optional*): Maximum number of tokens of history, list and answer together. If they do not
             fit, the oldest items of the history are dropped.
         seed (`int`, *optional*, defaults to `0`): Seed of the orders.
+        given_order ([`GivenOrder`], *optional*): Determines the first order of each list. By default, the first order
+            is random, like the others.
     """
 
     prompt_format: RatedPromptFormat
@@ -43,6 +46,7 @@ class RatedListCollator(EpochCounter):
     ends: bool = False
     max_length: int | None = None
     seed: int = 0
+    given_order: GivenOrder | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Returns the tensors of a batch.
@@ -64,8 +68,8 @@ class RatedListCollator(EpochCounter):
         keys = [(self.seed, int(self.epoch), row["row"]) for row in rows]
         gold_rank: list[Any] = [draw_gold_rank(ratings[number], key) for number, key in enumerate(keys)]
         slots: list[Any] = []
-        for count, key in zip(candidates.lengths, keys, strict=True):
-            slots.extend(draw_slots(count, self.num_orders, key))
+        for number, key in enumerate(keys):
+            slots.extend(self._orders(candidates[number], ratings[number], key))
 
         # 2. Tokenize each list in each order, followed by its answer. All orders of a list share one history.
         repeated = np.repeat(np.arange(len(rows)), self.num_orders)
@@ -88,6 +92,16 @@ class RatedListCollator(EpochCounter):
             "gold_rank": _tensor(Ragged.from_lists(gold_rank), 0),
             "candidate_mask": _tensor(_filled(candidates, 1), 0).bool(),
         }
+
+    def _orders(self, candidates: np.ndarray, ratings: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
+        """Returns the index of the candidate in each slot, `(S, m)`."""
+        if self.given_order is None:
+            return draw_slots(len(candidates), self.num_orders, key)
+
+        # Two random orders that follow each other differ, so at least one of them differs from the given one.
+        given = self.given_order.slots(candidates, ratings)
+        others = [order for order in draw_slots(len(candidates), self.num_orders + 1, key) if (order != given).any()]
+        return np.stack([given, *others[: self.num_orders - 1]])
 
     def _answers(self, names: Ragged, gold_rank: list[Any]) -> Ragged:
         """Returns the answer for each order of each list: the names of its candidates from best to worst."""

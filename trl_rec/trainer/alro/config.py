@@ -14,6 +14,7 @@ from trl_rec.trainer.base.config import RecConfig, check_inert, check_padding, c
 
 # The allowed values of string options.
 CHOICES = {"score": Score, "delta": Delta, "distance": Distance, "softmax": Literal["legal", "vocabulary"]}
+CHOICES["candidate_order"] = Literal["shuffled", "given"]
 NUM_CANDIDATES = Range(2, 26, whole=True)  # candidates may be named by the letters A to Z
 INERT_LISTS = ("list_length", "eval_recall_at", "eval_num_beams", "eval_exclude_history", "eval_length_penalty")
 
@@ -23,9 +24,9 @@ class AlroConfig(RecConfig, SFTConfig):
     """Arguments of [`AlroTrainer`], besides those of [`RecConfig`] and [`~trl.SFTConfig`].
 
     With `lambda_weight=0` and `permutation_weight=0`, training is supervised fine-tuning on the order of the
-    candidates. Each list is presented in one random order if `permutation_weight` is 0, and in two otherwise.
+    candidates. Each list is presented in one order if `permutation_weight` is 0, and in two orders otherwise.
 
-    Greek letters are those of secondary summaries of the paper, because the full text of the paper was not available.
+    The Greek letters come from summaries that others wrote of the paper, because its full text was not available.
 
     Args:
         lambda_weight (`float`, *optional*, defaults to `1.0`): Weight of the soft lambda loss (alpha). This loss
@@ -39,17 +40,23 @@ class AlroConfig(RecConfig, SFTConfig):
             loss (gamma). Use 8 to 10 with `score="prob"`.
         pair_sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the pairwise comparison of expected
             positions in the soft lambda loss (sigma).
-        delta (`str`, *optional*, defaults to `"target"`): Whether the soft lambda loss weights a pair by its distance
-            in the `"target"` order or in the order predicted by the `"model"`.
+        delta (`str`, *optional*, defaults to `"target"`): Order in which the distance between two candidates is
+            measured. The soft lambda loss weights each pair of candidates by this distance. `"target"`: the order of
+            the target answer. `"model"`: the order that the model predicts.
         distance (`str`, *optional*, defaults to `"jsd"`): Distance in the permutation-sensitive loss: `"jsd"`
             (Jensen-Shannon divergence), `"symkl"` (symmetric KL divergence) or `"ce"` (cross-entropy).
-        softmax (`str`, *optional*, defaults to `"legal"`): Softmax of the supervised loss. `"legal"` is over the names
-            of the candidates that are not yet in the answer, as in decoding. `"vocabulary"` is over the whole
-            vocabulary, which also teaches the model to end the answer with EOS.
+        softmax (`str`, *optional*, defaults to `"legal"`): Tokens over which the supervised loss computes the softmax.
+            `"legal"`: the names of the candidates that are not yet in the answer, as in decoding. `"vocabulary"`: the
+            whole vocabulary. The model then also learns to end the answer with EOS.
         num_candidates (`int`, *optional*, defaults to `10`): Maximum number of candidates per list, from 2 to 26.
         stride (`int`, *optional*): Number of candidates between the starts of consecutive training lists of a user.
             By default `num_candidates`, so that the lists do not overlap.
         max_history (`int`, *optional*, defaults to `20`): Maximum number of rated items in a history.
+        candidate_order (`str`, *optional*, defaults to `"shuffled"`): Order in which training prompts show the
+            candidates. `"shuffled"`: a random order. `"given"`: the order in which a retriever would show them, which
+            is by mean rating in training, best first. The user's own ratings are left out of the means. If
+            `permutation_weight` is not 0, the second order is random in both cases. Evaluations always show random
+            orders.
         letters (`bool`, *optional*): Whether candidates are named by letters. By default, candidates are named by
             their own tokens if every item is a single token, and by letters otherwise.
         prompt_candidates (`str`, *optional*): Text between the history and the candidates. (For this trainer, the
@@ -77,7 +84,10 @@ class AlroConfig(RecConfig, SFTConfig):
     )
     score: Literal["logprob", "prob"] = field(
         default="logprob",
-        metadata={"help": "compute expected positions from log-probabilities (logprob) or probabilities (prob)"},
+        metadata={
+            "help": "what the soft lambda loss computes expected positions from: log-probabilities (logprob) or "
+            "probabilities (prob)"
+        },
     )
     sharpness: Annotated[float, POSITIVE] = field(
         default=1.0, metadata={"help": "sharpness of the softmax over positions in the soft lambda loss"}
@@ -88,13 +98,17 @@ class AlroConfig(RecConfig, SFTConfig):
     )
     delta: Literal["target", "model"] = field(
         default="target",
-        metadata={"help": "order in which the distance of a pair is measured: target or model"},
+        metadata={"help": "order in which the soft lambda loss measures the distance of candidates: target or model"},
     )
     distance: Literal["jsd", "symkl", "ce"] = field(
-        default="jsd", metadata={"help": "distance between the answers to two orders: jsd, symkl or ce"}
+        default="jsd",
+        metadata={"help": "distance between the answers to two orders of the candidates: jsd, symkl or ce"},
     )
     softmax: Literal["legal", "vocabulary"] = field(
-        default="legal", metadata={"help": "tokens that the softmax is computed over: legal names or the vocabulary"}
+        default="legal",
+        metadata={
+            "help": "tokens that the softmax is computed over: legal (names of the remaining candidates) or vocabulary"
+        },
     )
     num_candidates: Annotated[int, NUM_CANDIDATES] = field(
         default=10, metadata={"help": "maximum number of candidates per list"}
@@ -108,7 +122,13 @@ class AlroConfig(RecConfig, SFTConfig):
     max_history: Annotated[int | None, COUNT] = field(
         default=20, metadata={"help": "maximum number of rated items in a history"}
     )
-    letters: bool | None = field(default=None, metadata={"help": "name candidates by letters"})
+    candidate_order: Literal["shuffled", "given"] = field(
+        default="shuffled",
+        metadata={"help": "order of the candidates in training prompts: shuffled, or given (by mean rating)"},
+    )
+    letters: bool | None = field(
+        default=None, metadata={"help": "name candidates by letters; by default, unless every item is a single token"}
+    )
     prompt_candidates: str | None = field(
         default=None, metadata={"help": "text between the history and the candidates"}
     )
@@ -141,6 +161,7 @@ class AlroConfig(RecConfig, SFTConfig):
     def __post_init__(self) -> None:
         # Refuse options of catalogue ranking and of SFTTrainer that would silently have no effect.
         check_inert(self, INERT_LISTS, "AlroTrainer ranks candidates, not the catalogue")
+        check_inert(self, ("prompt_separator",), "rated histories have no separator (write the text into prompt_item)")
         padding = self.pad_to_multiple_of
         super().__post_init__()
         check_padding(self, padding)

@@ -138,6 +138,9 @@ class CandidateOrderingMixin(RecTrainerMixin):
         return (
             "from trl_rec import CandidateRanker",
             "",
-            'ranker = CandidateRanker.from_pretrained("path/to/this/folder")',
-            "ranker.rank(history=[...], ratings=[...], candidates=[...])",
+            self.card_place,
+            "ranker = CandidateRanker.from_pretrained(folder)",
+            "ids = ranker.catalog.ids  # replace the ids and ratings by those of a user, oldest first",
+            "for item in ranker.rank(history=ids[:2], ratings=[5.0, 1.0], candidates=ids[2:5]):",
+            "    print(item.item_id, item.title, item.score)",
         )

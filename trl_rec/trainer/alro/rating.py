@@ -1,7 +1,7 @@
 """The rating stage: a model from scratch first learns to predict the rating that follows an item (see `rating_rows`).
 
 The stage is a separate run with its own folder, and can be resumed after an interruption. It saves a checkpoint after
-each epoch. When it is finished, it writes a mark (see `trainer/base/checkpoints.py`).
+each epoch. When it is finished, it writes a mark (see `trainer/base/saving/checkpoints.py`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import pyarrow as pa
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.data.dataset import RecDataset
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.models.loading import load_model
-from trl_rec.ranges import COUNT, NOT_NEGATIVE, check_ranges
+from trl_rec.ranges import COUNT, COUNT_FROM_0, NOT_NEGATIVE, check_ranges
+from trl_rec.trainer.alro.letter_rows import build_letter_rows
 from trl_rec.trainer.alro.rating_rows import build_rating_rows
-from trl_rec.trainer.base.checkpoints import check_same_run, find_changed, read_mark, write_mark
 from trl_rec.trainer.base.processes import on_main_process
 from trl_rec.trainer.base.reporting import save_run
+from trl_rec.trainer.base.saving.checkpoints import check_same_run, find_changed, read_mark, write_mark
 from trl_rec.trainer.bear.config import BearConfig
 from trl_rec.trainer.bear.trainer import BearTrainer
 
@@ -63,6 +66,8 @@ class RatingStageConfig:
             stage. A pretrained model requires 0.
         rating_learning_rate (`float`, *optional*, defaults to `3e-3`): Learning rate of the rating stage.
         rating_max_length (`int`, *optional*, defaults to `128`): Maximum number of tokens per row.
+        letter_lists (`int`, *optional*, defaults to `0`): Number of lists that the stage contains besides the ratings.
+            They teach which item a letter names (see [`build_letter_rows`]), and need `letters`.
     """
 
     rating_epochs: Annotated[float, NOT_NEGATIVE] = field(
@@ -75,9 +80,15 @@ class RatingStageConfig:
     rating_max_length: Annotated[int, COUNT] = field(
         default=128, metadata={"help": "maximum number of tokens per row in the rating stage"}
     )
+    letter_lists: Annotated[int, COUNT_FROM_0] = field(
+        default=0,
+        metadata={"help": "number of lists in the rating stage that teach which item a letter names; needs letters"},
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.letter_lists and not self.rating_epochs:
+            raise ValueError("letter_lists are part of the rating stage; set rating_epochs as well")
 
     def options(self, args: AlroConfig) -> dict[str, Any]:
         """Returns keyword arguments for [`learn_ratings`]. Shared fields are copied from `args`."""
@@ -86,6 +97,8 @@ class RatingStageConfig:
             "num_train_epochs": self.rating_epochs,
             "learning_rate": self.rating_learning_rate,
             "max_length": self.rating_max_length,
+            "letter_lists": self.letter_lists,
+            "num_candidates": args.num_candidates,
             "resume": bool(args.resume_from_checkpoint),
         }
 
@@ -98,6 +111,8 @@ def learn_ratings(
     output_dir: str | Path,
     *,
     max_length: int = 128,
+    letter_lists: int = 0,
+    num_candidates: int = 10,
     resume: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
@@ -110,6 +125,8 @@ def learn_ratings(
         dataset: The dataset. Only its training split is used.
         output_dir: A folder that only this stage writes to.
         max_length (*optional*, defaults to `128`): Maximum number of tokens per row.
+        letter_lists (*optional*, defaults to `0`): Number of lists that teach which item a letter names.
+        num_candidates (*optional*, defaults to `10`): Number of items in each of these lists.
         resume (*optional*, defaults to `False`): Whether to resume from the newest checkpoint in `output_dir` or, if
             the stage is already finished, to load and return its model. By default, the stage starts at the beginning.
         options: Fields of [`BearConfig`]. By default, the stage trains for 8 epochs with a learning rate of 3e-3 and
@@ -124,10 +141,17 @@ def learn_ratings(
         "save_total_limit": 1,
         **options,
     }
+    config = BearConfig(str(folder), bear_weight=0, softmax="vocabulary", **settings)
+    rows = build_rating_rows(dataset.train, prompt_format, max_length=max_length)
+    if letter_lists:
+        sizes = {"num_lists": letter_lists, "num_candidates": num_candidates, "max_length": max_length}
+        of_letters = build_letter_rows(dataset.train, prompt_format, **sizes, seed=config.seed)
+        table = pa.concat_tables([rows.data.table, of_letters.data.table.cast(rows.data.table.schema)])
+        rows = Dataset(table, split=rows.split)
     trainer = BearTrainer(
         model,
-        BearConfig(str(folder), bear_weight=0, softmax="vocabulary", **settings),
-        train_dataset=build_rating_rows(dataset.train, prompt_format, max_length=max_length),
+        config,
+        train_dataset=rows,
         processing_class=processing_class,
         catalog=dataset.catalog,
     )

@@ -39,9 +39,9 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     width = (max_length - len(prompt_format.prompt_head)) // longest
     if width < 2 or len(items.values) != len(ratings.values):
         raise ValueError(
-            f"max_length {max_length} leaves room for {width} rated items per row, and {len(ratings.values)} of "
-            f"{len(items.values)} items have ratings; a row needs at least two items, and all items need ratings. "
-            "Increase max_length, or use data with ratings"
+            f"a row needs room for at least 2 rated items, and max_length={max_length} leaves room for {width}; every "
+            f"item needs a rating, and {len(ratings.values)} of {len(items.values)} have one; increase max_length, or "
+            "use data with ratings"
         )
 
     # 2. Divide each sequence into windows of at most `width` items. Consecutive windows overlap by half.

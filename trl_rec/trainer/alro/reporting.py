@@ -1,4 +1,7 @@
-"""Concludes a run on rated lists: saves the model, and evaluates it and the baselines on the split `final_split`."""
+"""Concludes a run on rated lists: saves the model, and evaluates it and the baselines.
+
+The config field `final_split` selects the split.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ def conclude_ranking(
     *,
     recipe: Mapping[str, Any] | None = None,
 ) -> dict[str, Evaluation]:
-    """Saves a trained model, ranks the candidates of the split `final_split`, and writes and prints the results.
+    """Saves a trained model, and evaluates how it and the baselines order the candidates of a held-out split.
+
+    `final_split` selects the split. The results are written to the run folder and printed.
 
     Args:
         trainer: A trainer after training.
@@ -43,7 +48,7 @@ def conclude_ranking(
         results = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=ks)
         lists = trainer.rank(split, keep_in=trainer.args.output_dir)
         results[trainer.display_name] = evaluate_orders(lists, rows, ks=ks)
-        table = orders_table(results, caption=f"{dataset.path}: {len(rows)} users' last rated items")
+        table = orders_table(results, caption=f"{dataset.path}: lists of {len(rows)} users, one per user")
         all_numbers = spread(trainer.args.max_test_users, len(held_out(dataset, trainer.args.final_split)))
         numbers = all_numbers[rows.with_format("numpy")[:]["row"]]
         return Measured(results, table, numbers, split_rows(rows, "candidates"))
@@ -54,7 +59,7 @@ def conclude_ranking(
         settings,
         measure,
         recipe=recipe,
-        exclude_history=True,  # no candidate is in its user's history
+        exclude_history=True,  # the lists contain no items of the user's history, see `held_out_rows`
         instead="use CandidateRanker in one process",
     )
 

@@ -57,8 +57,11 @@ def _scores(read: CompletionLogits, names: Tensor, answer: Tensor) -> Tensor:
     """Returns the logit of each candidate's name at each answer position, `(B, S, m, m)`. Logits beyond the end of an
     answer are 0."""
     # 1. Find the list, order and position of each of the M answer tokens.
-    list_, order, _ = answer.nonzero().unbind(1)
-    position = (answer.cumsum(-1) - 1)[answer]
+    places = read.places_in(answer)
+    row = places // answer.shape[2]  # among all B * S orders
+    list_ = row // answer.shape[1]
+    order = row % answer.shape[1]
+    position = (answer.cumsum(-1) - 1).flatten()[places]
 
     # 2. Gather the logits of the m names at each token.
     scores = read.at(names[list_, order])  # (M, m)
@@ -71,7 +74,7 @@ def _scores(read: CompletionLogits, names: Tensor, answer: Tensor) -> Tensor:
 
 def _remaining_loss(scores: Tensor, gold_rank: Tensor, mask: Tensor) -> Tensor:
     """Returns the cross-entropy of each answer, `(B, S)`. At each position, the softmax covers the names that are not
-    yet in the answer. The positions at which at least two such names remain are averaged."""
+    yet in the answer. The loss is averaged over the positions at which at least two names remain."""
     # At position k, the names with a gold rank of at least k remain. The name with rank k is the target.
     position = torch.arange(mask.shape[1], device=mask.device)
     count = mask.sum(-1, keepdim=True)

@@ -25,11 +25,14 @@ from trl_rec.models.experts import balance_on_request
 from trl_rec.models.loading import find_tokenizer
 from trl_rec.trainer.alro.collator import RatedListCollator
 from trl_rec.trainer.alro.config import AlroConfig
+from trl_rec.trainer.alro.given_order import GivenOrder
 from trl_rec.trainer.alro.ordering import CandidateOrderingMixin
 from trl_rec.trainer.alro.tables import AnswerTable, answer_table
 from trl_rec.trainer.base.checks import NOT_TAKEN_BY_SFT, check_arguments, check_trainable
 from trl_rec.trainer.base.metrics import BatchLoss, Mean
-from trl_rec.trainer.base.model_card import Paper
+from trl_rec.trainer.base.saving.model_card import Paper
+from trl_rec.trainer.base.saving.output import default_output
+from trl_rec.trainer.base.trainer import is_split
 
 
 class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
@@ -85,7 +88,7 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
         catalog: ItemCatalog,
         **kwargs: Any,
     ) -> None:
-        args = args or AlroConfig("alro")
+        args = args or AlroConfig(default_output(model, "ALRO"))
         kwargs = check_arguments(kwargs, NOT_TAKEN_BY_SFT, "AlroTrainer")
         if train_dataset is None:
             raise ValueError(
@@ -114,6 +117,7 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
             ends=args.softmax == "vocabulary",
             max_length=args.max_length,
             seed=self._data_seed,
+            given_order=_given_order(args, train_dataset, len(catalog)),
         )
         self.add_callback(self.data_collator)
 
@@ -203,6 +207,18 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
         return model.training and (self.state.global_step + 1) % self.state.logging_steps == 0
 
 
+def _given_order(args: AlroConfig, train_dataset: Dataset, num_items: int) -> GivenOrder | None:
+    """Returns the order of the candidates in training prompts, or None if they are shuffled."""
+    if args.candidate_order == "shuffled":
+        return None
+    if not is_split(train_dataset):
+        raise ValueError(
+            "candidate_order=given orders candidates by their mean rating in the training split; pass "
+            "RecDataset.train as train_dataset, or leave candidate_order out"
+        )
+    return GivenOrder.from_split(train_dataset, num_items)
+
+
 def _display_name(args: AlroConfig) -> str:
     """Returns "ALRO" if both list-wise losses have nonzero weights. Otherwise returns the names of the parts that are
     used, as in "SFT + SLL"."""
@@ -212,13 +228,13 @@ def _display_name(args: AlroConfig) -> str:
     return " + ".join(["SFT", *(name for name, weight in weights.items() if weight)])
 
 
-def _gradient_norms(parts: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
-    """Averages each part of the loss over lists, without its weight, and computes the norm of the gradient of this
-    average. The norms help to choose weights. The graph is kept for the backward pass."""
+def _gradient_norms(parts: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Returns the norm of the gradient of each part of the loss, averaged over lists and not weighted. Keeps the graph
+    for the backward pass."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     norms = {}
     for name, part in parts.items():
         gradients = torch.autograd.grad(part.mean(), trained, retain_graph=True, allow_unused=True)
         squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
-        norms[name] = float(torch.stack(squares).sum().sqrt())
+        norms[name] = torch.stack(squares).sum().sqrt()
     return norms

@@ -14,6 +14,7 @@ __all__ = [
     "RecTrainerMixin",
     "SecondsPerUser",
     "announce_cost",
+    "announce_tokens",
     "conclude",
     "save_run",
     "write_run",
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from trl_rec.trainer.base.config import RecConfig
     from trl_rec.trainer.base.cost import announce_cost
     from trl_rec.trainer.base.metrics import BatchLoss, Mean
-    from trl_rec.trainer.base.model_card import Paper
+    from trl_rec.trainer.base.prompt_tokens import announce_tokens
     from trl_rec.trainer.base.reporting import conclude, save_run, write_run
+    from trl_rec.trainer.base.saving.model_card import Paper
     from trl_rec.trainer.base.trainer import RecTrainerMixin, SecondsPerUser
 else:
     __getattr__, __dir__ = lazy_names(
@@ -35,8 +37,9 @@ else:
             "config": ["RecConfig"],
             "cost": ["announce_cost"],
             "metrics": ["BatchLoss", "Mean"],
+            "prompt_tokens": ["announce_tokens"],
             "reporting": ["conclude", "save_run", "write_run"],
-            "model_card": ["Paper"],
+            "saving.model_card": ["Paper"],
             "trainer": ["RecTrainerMixin", "SecondsPerUser"],
         },
     )

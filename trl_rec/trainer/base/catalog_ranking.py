@@ -123,9 +123,9 @@ class CatalogRankingMixin(RecTrainerMixin):
         return self.measure(self.rank(split), split)
 
     def save_settings(self, folder: Path) -> None:
-        """Writes what [`Recommender`] reads besides the model.
+        """Writes the files that [`Recommender`] reads besides the model.
 
-        This is the catalogue, `recommender.json`, and the prior if there is one.
+        They are the catalogue, `recommender.json`, and the prior if there is one.
         """
         if self.catalog is None:
             return
@@ -136,14 +136,19 @@ class CatalogRankingMixin(RecTrainerMixin):
         save_recommender(folder, self.catalog, settings)
 
     def card_example(self) -> Sequence[str]:
-        """Returns lines of Python that load the run folder and recommend items."""
+        """Returns lines of Python that load the run folder and recommend items. Empty without a catalogue."""
+        if self.catalog is None:
+            return ()
         names_users = "{user}" in (self.args.prompt_head or "")
-        user = ", user=0)  # a row of RecDataset.users" if names_users else ")"
+        user = ", user=0" if names_users else ""  # a row of RecDataset.users
         return (
             "from trl_rec import Recommender",
             "",
-            'recommender = Recommender.from_pretrained("path/to/this/folder")',
-            f"recommender.recommend(history=[], k=10{user}",
+            self.card_place,
+            "recommender = Recommender.from_pretrained(folder)",
+            "history = recommender.catalog.ids[:3]  # the item ids of a user, oldest first",
+            f"for item in recommender.recommend(history, k={min(10, self.args.list_length or 10)}{user}):",
+            "    print(item.item_id, item.title, item.score)",
         )
 
 

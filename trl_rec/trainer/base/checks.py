@@ -9,12 +9,12 @@ from torch import nn
 from transformers import TrainingArguments
 
 
-# Arguments of TRL's trainers that our trainers do not take, and why.
+# Arguments of TRL's trainers that none of our trainers takes, and why.
 NOT_TAKEN = {
     "data_collator": "the trainer's own collator makes the batches that the loss needs",
     "compute_metrics": "the trainer keeps no logits (configure evaluation with the eval_* options, or call rank)",
 }
-# Arguments that our trainers on top of SFTTrainer do not take, and why.
+# Arguments that our subclasses of SFTTrainer do not take, and why.
 NOT_TAKEN_BY_SFT = {
     **NOT_TAKEN,
     "preprocess_logits_for_metrics": NOT_TAKEN["compute_metrics"],
@@ -38,8 +38,10 @@ def check_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) 
 
 
 def check_processes(args: TrainingArguments) -> None:
-    """Raises `ValueError` if one process uses several GPUs, because DataParallel would split the batch among the
-    GPUs, but our losses need the whole batch."""
+    """Raises `ValueError` if one process uses several GPUs.
+
+    DataParallel would then split each batch among the GPUs, but our losses need the whole batch.
+    """
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to one process; start the run with accelerate launch, which starts one "
@@ -48,7 +50,7 @@ def check_processes(args: TrainingArguments) -> None:
 
 
 def check_parallelism(accelerator: Accelerator) -> None:
-    """Raises `ValueError` under tensor parallelism, because the losses assume different rows on each process."""
+    """Raises `ValueError` under tensor parallelism, because the losses need different rows on every process."""
     config = accelerator.parallelism_config
     if config is not None and config.tp_size > 1:
         raise ValueError("tensor parallelism is not supported; use DDP, ZeRO or FSDP (see recipes/accelerate)")

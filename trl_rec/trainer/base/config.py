@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from trl_rec.compat import settle_checkpointing
 from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, NOT_NEGATIVE, check_ranges
-from trl_rec.trainer.base.recipe import given_values
+from trl_rec.trainer.base.saving.recipe import given_values
 
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ else:
 
 
 # Options of TRL's trainers that have no effect in our trainers. INERT_SFT lists options for the rows and losses of
-# SFTTrainer. INERT_DPO lists options for the losses of DPOTrainer, and INERT_DPO_ROWS options for its rows.
+# SFTTrainer, INERT_DPO options for the losses of DPOTrainer, and INERT_DPO_ROWS options for the rows of DPOTrainer.
 INERT_SFT = (
     "loss_type",
     "packing",
@@ -60,36 +60,45 @@ class RecConfig(Base):
         prompt_item (`str`, *optional*): Text of each item in the history. It contains `{surface}`, which is replaced
             by the item's surface.
         prompt_tail (`str`, *optional*): Text between the history and the completion.
+        prompt_separator (`str`, *optional*): Text before every item of the history except the first. By default, there
+            is none.
         chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is a turn in the tokenizer's chat
             template.
         list_length (`int`, *optional*): Number of items in each list that the model writes. By default, the model
             writes single items.
         eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the ranking metrics. If
             `list_length` is set, no cutoff may exceed it.
-        eval_recall_at (`int`, *optional*, defaults to `50`): An additional cutoff, at which only recall is computed,
-            for the table at the end of a run. This takes a second pass over the users with as many beams as the
-            cutoff, unless every item is a single token or `eval_num_beams` is at least the cutoff. The second pass
-            does not affect the other metrics. This recall is only computed if the cutoff is above the largest of
-            `eval_ks` and below the number of items, and `list_length` is not set. 0 skips this recall.
+        eval_recall_at (`int`, *optional*, defaults to `50`): An additional cutoff for the table at the end of a run.
+            Only recall is computed at this cutoff. Computing it takes a second pass over the users with as many beams
+            as the cutoff, unless every item is a single token or `eval_num_beams` is at least the cutoff. The second
+            pass does not affect the other metrics. This recall is skipped if the cutoff is 0, not above the largest of
+            `eval_ks`, or not below the number of items. It is also skipped if `list_length` is set.
         eval_num_beams (`int`, *optional*): Beam width when ranking. If `list_length` is set, defaults to 1 (greedy
             decoding). Otherwise, defaults to the largest of `eval_ks`.
         eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether the items of a user's own history are
             excluded from the recommendations.
         eval_length_penalty (`float`, *optional*, defaults to `0.0`): Exponent p of the length penalty. Each score is
             divided by (number of tokens of the item) ** p.
-        max_users (`int`, *optional*): Maximum number of users of an evaluation during training, spread evenly over the
-            split. Defaults to all users.
+        max_users (`int`, *optional*): Maximum number of users per evaluation during training. The users are spread
+            evenly over the split. Defaults to all users.
         final_split (`str`, *optional*, defaults to `"test"`): Split that the trained model is measured on at the end
             of a run: `"test"`, `"validation"` or `"none"`. With `"validation"`, settings can be compared without
             looking at the test split. With `"none"`, there is no final evaluation.
-        max_test_users (`int`, *optional*): Maximum number of users of the final evaluation, spread evenly over
-            `final_split`. They are the same users for every method and seed. Defaults to all users.
+        max_test_users (`int`, *optional*): Maximum number of users in the final evaluation. The users are spread
+            evenly over `final_split`, and are the same for every method and seed. Defaults to all users.
         early_stopping_patience (`int`, *optional*): If set, training stops after this number of successive
             evaluations that do not improve `metric_for_best_model`. A resumed run continues to count.
-        early_stopping_threshold (`float`, *optional*, defaults to `0.0`): A smaller improvement counts as none.
+        early_stopping_threshold (`float`, *optional*, defaults to `0.0`): Early stopping ignores improvements that
+            are smaller than this.
         overwrite (`bool`, *optional*, defaults to `False`): Whether training from scratch may replace the work of an
             earlier run in `output_dir`. The checkpoints, the weights and some other files of that run are removed just
             before the first step.
+        include_catalog (`bool`, *optional*, defaults to `False`): Whether `push_to_hub` pushes the catalogue even if
+            the recorded licence of the data does not allow redistribution, or if no licence is recorded. By default,
+            the catalogue is pushed only if the recorded licence allows redistribution.
+        logging_nan_inf_filter (`bool`, *optional*, defaults to `False`): Whether losses that are not finite are left
+            out of the logged loss. Such losses stop the run anyway, and the filter makes the host wait for the device
+            after every batch.
         activation_checkpointing (`bool`, *optional*, defaults to `True`): Whether the backward pass recomputes
             activations instead of keeping them. (`TrainingArguments` has this field from transformers 5.23 on.)
         activation_checkpointing_kwargs (`dict`, *optional*): Options of the recomputation, such as `every_n_layers`.
@@ -107,6 +116,7 @@ class RecConfig(Base):
         "early_stopping_patience",
         "early_stopping_threshold",
         "overwrite",
+        "include_catalog",
         "activation_checkpointing",
         "activation_checkpointing_kwargs",
     )
@@ -116,6 +126,9 @@ class RecConfig(Base):
         default=None, metadata={"help": "text of each item in the history; must contain {surface}"}
     )
     prompt_tail: str | None = field(default=None, metadata={"help": "text between the history and the completion"})
+    prompt_separator: str | None = field(
+        default=None, metadata={"help": "text before every item of the history except the first"}
+    )
     chat_template: bool = field(
         default=False, metadata={"help": "whether to apply the tokenizer's chat template to the prompt"}
     )
@@ -163,10 +176,18 @@ class RecConfig(Base):
         metadata={"help": "stop after this many successive evaluations that do not improve metric_for_best_model"},
     )
     early_stopping_threshold: Annotated[float, NOT_NEGATIVE] = field(
-        default=0.0, metadata={"help": "smallest improvement that early_stopping_patience counts as one"}
+        default=0.0, metadata={"help": "early_stopping_patience ignores improvements that are smaller than this"}
     )
     overwrite: bool = field(
         default=False, metadata={"help": "replace the checkpoints and weights of an earlier run in output_dir"}
+    )
+    include_catalog: bool = field(
+        default=False,
+        metadata={"help": "push the catalogue to the hub even if the recorded licence of the data does not allow it"},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "leave losses that are not finite out of the logged loss; such losses stop the run anyway"},
     )
     activation_checkpointing: bool | None = field(
         default=None, metadata={"help": "recompute activations in the backward pass instead of storing them"}
@@ -176,11 +197,14 @@ class RecConfig(Base):
     )
 
     def __post_init__(self) -> None:
+        # 1. Let TRL's config complete the fields.
         self._given = given_values(self)  # collected before TRL's config replaces values
         settle_checkpointing(self)
         check_ranges(self)
-        super().__post_init__()  # type: ignore[no-untyped-call]  # of TRL's config, which is next in the MRO
+        super().__post_init__()  # type: ignore[no-untyped-call]  # TRL's config, which is next in the MRO
         check_ranges(self)  # again, because mappings that were given as JSON have been parsed by now
+
+        # 2. Check the fields of this package.
         if self.final_split not in get_args(FinalSplit):
             raise ValueError(f"final_split must be test, validation or none, not {self.final_split!r}")
         if not self.eval_ks:
@@ -189,6 +213,7 @@ class RecConfig(Base):
         if self.list_length is None:
             return
 
+        # 3. Check the fields that lists restrict.
         check_inert(self, ("eval_length_penalty",), "the scores of lists have no length penalty")
         if max(self.eval_ks) > self.list_length:
             raise ValueError(f"eval_ks={self.eval_ks} contains a k above list_length={self.list_length}; lower that k")
@@ -202,7 +227,9 @@ class RecConfig(Base):
     def prompt_options(self) -> dict[str, Any]:
         """The options to pass to [`PromptFormat.for_catalog`]."""
         names = ("prompt_head", "prompt_item", "prompt_tail", "chat_template", "list_length")
-        return {name: getattr(self, name) for name in names}
+        options = {name: getattr(self, name) for name in names}
+        # Leave out a separator that is not set, so that files with these options stay the same as in older versions.
+        return options if self.prompt_separator is None else {**options, "prompt_separator": self.prompt_separator}
 
 
 def check_early_stopping(config: Any) -> None:
@@ -222,7 +249,7 @@ def check_inert(config: RecConfig, names: tuple[str, ...], why: str) -> None:
     Args:
         config: The configuration.
         names: Names of the options that have no effect.
-        why: The reason, for the message.
+        why: Why these options have no effect, for the message.
     """
     options = {option.name: option for option in fields(config)}
     for name in names:
@@ -234,8 +261,14 @@ def check_inert(config: RecConfig, names: tuple[str, ...], why: str) -> None:
 
 
 def check_sft_options(config: RecConfig, why: str) -> None:
-    """Raises `ValueError` if the config sets an SFTTrainer option that has no effect in our trainers, or one that
-    would change the tokenizer too late."""
+    """Raises `ValueError` if the config sets an option of SFTTrainer that our trainers do not support.
+
+    Some of these options have no effect in our trainers, and others would change the tokenizer too late.
+
+    Args:
+        config: The configuration.
+        why: Why options have no effect, for the message.
+    """
     check_inert(config, INERT_SFT, why)
     for name in TOKENIZER_OPTIONS:
         if getattr(config, name) is not None:

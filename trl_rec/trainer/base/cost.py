@@ -1,8 +1,8 @@
 """Says at the start of a run how long training and the final evaluation will take.
 
 The time per user is measured by ranking a few users before the first step, and the time per batch in the first steps.
-Neither changes the trained weights. A long final evaluation is announced before the first step, because a single step
-may take a minute.
+Neither measurement changes the trained weights. A long final evaluation is announced before the first step, because
+the first steps may take minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from trl_rec.data.dataset import RecDataset, at_most
 from trl_rec.evaluation.cost import SHORT, say
 from trl_rec.evaluation.results import held_out
 from trl_rec.printing import in_words
+from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
+from trl_rec.trainer.base.prior import seconds_to_choose
 from trl_rec.trainer.base.prior_config import wants_prior
 from trl_rec.trainer.base.reporting import REMEDY, final_rows
 from trl_rec.trainer.base.trainer import RecTrainerMixin, SecondsPerUser
@@ -57,16 +59,20 @@ class CostEstimate(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Ranks a few users, and says how long the final evaluation takes if it is long."""
+        """Ranks a few users, and announces the final evaluation if it will take long."""
         self._said = False
         self._batches: list[float] = []  # seconds of each batch
         self._per_user: SecondsPerUser | None = None
+        self._choice_seconds = 0.0
         config: RecConfig = self._trainer.args
         if self._trainer.is_fsdp_enabled or not self._trainer.ranks_splits:
             return
+        if isinstance(self._trainer, CatalogRankingMixin):
+            with self._trainer.policy() as policy:
+                self._choice_seconds = seconds_to_choose(policy, self._dataset, config)
         if config.final_split != "none":
             self._per_user = self._trainer.seconds_per_user(self._final_rows())
-            if self._final_seconds() >= SHORT:
+            if self._is_long():
                 say(f"{self._final_in_words()}; {REMEDY}")
         elif self._trainer.ranked_splits:
             self._per_user = self._trainer.seconds_per_user(self._trainer.ranked_splits[0])
@@ -80,34 +86,38 @@ class CostEstimate(TrainerCallback):
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Counts a batch, if gradients are accumulated over several."""
+        """Counts a batch that does not end a step, because gradients are accumulated over several batches."""
         self._count(args, state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Counts a batch."""
+        """Counts the batch that ends a step."""
         self._count(args, state)
 
     def _count(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Records the time of a batch. Speaks once there are enough."""
+        """Records the time of a batch. Once enough time has been recorded, says how long everything will take."""
+        # 1. Record the time.
         if self._said:
             return
         now = time.perf_counter()
         self._batches.append(now - self._start)
         self._start = now
+
+        # 2. Estimate, without the first batch if possible. That batch takes longer than others, because memory is
+        # allocated and kernels are loaded.
         later = self._batches[1:]
         if sum(later) < FEW and sum(self._batches) < LONG:
             return
-
-        # The first batch takes longer than others, because memory is allocated and kernels are loaded.
         self._said = True
         seconds = sum(later) / len(later) if later else self._batches[0]
         training = self._training_seconds(args, state, seconds)
-        final = self._final_seconds()
+        final = self._final_seconds() + self._choice_seconds
+
+        # 3. Announce the estimate. A long final evaluation has already been announced.
         if training + final >= 2 * SHORT:
             limit = "about" if self._trainer.args.early_stopping_patience is None else "at most"
-            rest = "" if final >= SHORT else f"; {self._final_in_words()}"  # otherwise it has been said before
+            rest = "" if self._is_long() else f"; {self._final_in_words()}"
             say(f"training: {limit} {in_words(training)}{rest}")
 
     def _training_seconds(self, args: TrainingArguments, state: TrainerState, per_batch: float) -> float:
@@ -115,7 +125,7 @@ class CostEstimate(TrainerCallback):
         num_steps = state.max_steps - state.global_step
         steps = num_steps * args.gradient_accumulation_steps * per_batch
 
-        # Each evaluation ranks users, and computes the loss of the rows where it is defined.
+        # Each evaluation ranks users and, if the trainer computes a loss on splits, computes the loss of their rows.
         num_users = sum(len(at_most(self._trainer.args.max_users, split)) for split in self._trainer.ranked_splits)
         ranking = 0.0 if self._per_user is None else num_users * self._per_user.during_training
         num_rows = num_users if self._trainer.measures_loss_on_splits else 0
@@ -125,20 +135,29 @@ class CostEstimate(TrainerCallback):
         return seconds
 
     def _final_seconds(self) -> float:
+        """Estimates the time of the final evaluation; 0 if there is none."""
         if self._per_user is None or self._trainer.args.final_split == "none":
             return 0.0
-        num_rankings = 2 if wants_prior(self._trainer.args) else 1  # with a prior, the product is ranked too
+        # With a prior, items are ranked twice: by the model, and by the product of the model and the prior.
+        num_rankings = 2 if wants_prior(self._trainer.args) else 1
         return num_rankings * len(self._final_rows()) * self._per_user.final
 
+    def _is_long(self) -> bool:
+        """Returns whether the final evaluation is announced before the first step."""
+        config: RecConfig = self._trainer.args
+        return config.final_split != "none" and self._final_seconds() + self._choice_seconds >= SHORT
+
     def _final_in_words(self) -> str:
+        """Describes the final evaluation and its time."""
         config: RecConfig = self._trainer.args
         if self._trainer.is_fsdp_enabled or config.final_split == "none":
             return "no final evaluation"
-        prior = ", besides the choice of the prior" if wants_prior(config) else ""
+        prior = f", and {in_words(self._choice_seconds)} for choosing the prior" if self._choice_seconds >= 1 else ""
         users = f"{len(self._final_rows()):,} users of the {config.final_split} split"
         return f"final evaluation: {users}, about {in_words(self._final_seconds())}{prior}"
 
     def _final_rows(self) -> Dataset:
+        """Returns the rows of `final_split` that the final evaluation ranks."""
         config: RecConfig = self._trainer.args
         return held_out(final_rows(self._dataset, config), config.final_split)
 

@@ -1,4 +1,4 @@
-"""Stops training early. Unlike that of transformers, the callback continues to count when a run is resumed."""
+"""Stops training when evaluations no longer improve. Unlike in transformers, a resumed run continues to count."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, Tr
 class EarlyStopping(EarlyStoppingCallback):
     """Stops training after a number of successive evaluations that do not improve `metric_for_best_model`.
 
-    A checkpoint contains the count. `Trainer` only restores it with `restore_callback_states_from_checkpoint`, which
-    would also replace the patience by that of the checkpoint.
+    Checkpoints contain the count of such evaluations. `Trainer` would restore the count only with
+    `restore_callback_states_from_checkpoint`, which would also replace the patience by that of the checkpoint.
+    Therefore this class restores the count itself.
 
     Args:
         early_stopping_patience (`int`): Number of evaluations.
-        early_stopping_threshold (`float`, *optional*, defaults to `0.0`): A smaller improvement counts as none.
+        early_stopping_threshold (`float`, *optional*, defaults to `0.0`): Improvements that are smaller than this are
+            ignored.
     """
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Restores the count of a resumed run. If this run had already been stopped, no further step is trained."""
+        """Restores the count of a resumed run. No further step is trained if the count reaches the patience."""
         super().on_train_begin(args, state, control, **others)  # type: ignore[no-untyped-call]
         self.early_stopping_patience_counter = 0
         states: Any = state.stateful_callbacks
@@ -33,7 +35,7 @@ class EarlyStopping(EarlyStoppingCallback):
 
 
 def check_metric(args: Any) -> None:
-    """Raises `ValueError` if early stopping has no metric to look at."""
+    """Raises `ValueError` if early stopping is set without a metric."""
     if args.early_stopping_patience is not None and args.metric_for_best_model is None:
         raise ValueError(
             "early_stopping_patience counts evaluations that do not improve metric_for_best_model, which is not set; "

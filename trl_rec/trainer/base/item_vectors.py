@@ -1,4 +1,4 @@
-"""Computes the vectors that the embeddings of the items start from, as a recipe asks for them."""
+"""Computes the vectors that the item embeddings start from, as selected by `RecModelConfig.item_vectors`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trl_rec.semantic_ids import signal_vectors
 
 
 def item_vectors(dataset: RecDataset, config: RecModelConfig, seed: int) -> Callable[[], Tensor] | None:
-    """Returns a function that computes the vectors, for [`build_model`]; None if the embeddings start at random."""
+    """Returns a function that computes the vectors, or None if the embeddings start at random."""
     if config.item_vectors == "random":
         return None
     if dataset.catalog.surface == "title":

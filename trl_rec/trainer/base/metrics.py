@@ -1,8 +1,12 @@
-"""The loss and the logged metrics of a batch, and their reduction over all processes."""
+"""The loss and the logged metrics of a batch, and their reduction over all processes.
+
+The host has to wait for the device whenever it reads a value. Therefore metrics are read only when they are logged,
+and the losses of rows are checked only once per optimizer step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -34,13 +38,14 @@ class BatchLoss(NamedTuple):
         loss (`torch.Tensor` of shape `()`): The loss to differentiate. The trainer's `loss_is_scaled_for_ga`
             specifies whether this loss is already normalised over the whole accumulated batch.
         row_losses (`torch.Tensor` of shape `(B,)`): The loss of each row, detached. If at least one process has a
-            loss that is not finite, training stops with an error. The error of each process names the rows of
-            that process whose loss is not finite.
+            loss that is not finite, training stops with an error before the optimizer's step. The error of each
+            process names the rows of that process whose loss is not finite.
         means (`Mapping[str, Mean]`): The means to log, by name. All processes must give the same names in the same
             order.
         num_tokens (`torch.Tensor` of shape `()`): Number of tokens that the model read.
         row_ids (`torch.Tensor` of shape `(B,)`, *optional*): Row numbers in the training data, for messages. If not
-            given, messages use row numbers within the batch.
+            given, messages identify a row by its position among the rows that the process has read in the step,
+            counted from 0.
         aux_loss (`torch.Tensor` of shape `()`, *optional*): The load-balancing loss of a mixture of experts in this
             batch. The trainer adds it to the loss with TRL's weight (`router_aux_loss_coef`), and logs it.
         outputs (`dict[str, torch.Tensor]`, *optional*): Outputs that `compute_loss(return_outputs=True)` returns in
@@ -57,48 +62,109 @@ class BatchLoss(NamedTuple):
 
 
 class Reduced(NamedTuple):
-    """The metrics of a batch over all processes, and the number of rows whose loss is not finite."""
+    """The metrics of a batch over all processes."""
 
     means: dict[str, float]
     num_tokens: int
-    num_broken: int
 
 
-def reduce_batch(batch: BatchLoss, accelerator: Accelerator) -> Reduced:
-    """Combines the metrics of all processes in a single gather.
+class KeptMetrics:
+    """Keeps the metrics of batches on the device until they are logged.
 
-    Sums and counts are each added over the processes. The total sum is then divided by the total count, so that every
-    value has the same weight even if the batches differ in size.
+    The host would wait for the device whenever it reads a value. So the metrics of several batches are read together,
+    and summed over processes in a single gather.
     """
-    # 1. Make one vector per process: sums, counts, number of tokens, and number of rows with a non-finite loss.
-    sums = [mean.total for mean in batch.means.values()]
-    counts = [mean.num_values for mean in batch.means.values()]
-    num_broken = (~batch.row_losses.isfinite()).sum()
-    values = [*sums, *counts, batch.num_tokens, num_broken]
-    local = _as_vector(values, batch.row_losses.device)
 
-    # 2. Sum over processes.
-    *numbers, num_tokens, broken = accelerator.gather(local.unsqueeze(0)).sum(0).tolist()
+    def __init__(self) -> None:
+        self._names: list[list[str]] = []  # the names of the means of each batch
+        self._numbers: list[float] = []  # all values of all batches, with 0.0 in place of each tensor
+        self._places: list[int] = []  # the indices in `_numbers` at which a tensor was replaced
+        self._tensors: list[Tensor] = []  # the tensors of each batch
 
-    # 3. Divide. A mean without values is left out, for example if a step had no rows of a task.
-    pairs = zip(batch.means, numbers[: len(sums)], numbers[len(sums) :], strict=True)
-    means = {name: total / count for name, total, count in pairs if count}
-    return Reduced(means, int(num_tokens), int(broken))
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def add(self, batch: BatchLoss) -> None:
+        """Keeps the sums, the counts and the number of tokens of a batch."""
+        sums = [mean.total for mean in batch.means.values()]
+        counts = [mean.num_values for mean in batch.means.values()]
+        values = [*sums, *counts, batch.num_tokens]
+        tensors = [value.to(batch.row_losses.device, torch.float32) for value in values if isinstance(value, Tensor)]
+
+        start = len(self._numbers)
+        self._places.extend(start + place for place, value in enumerate(values) if isinstance(value, Tensor))
+        self._numbers.extend(0.0 if isinstance(value, Tensor) else value for value in values)
+        self._tensors.append(torch.stack(tensors))
+        self._names.append([*batch.means])
+
+    def read(self, accelerator: Accelerator) -> list[Reduced]:
+        """Returns the metrics of each batch over all processes, and forgets them. All processes call this method.
+
+        Sums and counts are each added over the processes. The total sum is then divided by the total count, so that
+        every value has the same weight even if the processes have different numbers of values.
+        """
+        if not self._names:
+            return []
+
+        # 1. Sum over processes.
+        tensors = torch.cat(self._tensors)
+        local = torch.tensor(self._numbers, device=tensors.device)
+        local[torch.tensor(self._places, device=tensors.device)] = tensors
+        numbers: list[float] = accelerator.gather(local.unsqueeze(0)).sum(0).tolist()
+
+        # 2. Divide. A mean without values is left out, for example if a step had no rows of a task.
+        reduced = []
+        for names in self._names:
+            end = 2 * len(names) + 1
+            *values, num_tokens = numbers[:end]
+            numbers = numbers[end:]
+            pairs = zip(names, values[: len(names)], values[len(names) :], strict=True)
+            reduced.append(Reduced({name: total / count for name, total, count in pairs if count}, int(num_tokens)))
+        for kept in (self._names, self._numbers, self._places, self._tensors):
+            kept.clear()
+        return reduced
 
 
-def _as_vector(values: Sequence[Tensor | float], device: torch.device) -> Tensor:
-    """Returns the values as one float32 vector. All Python numbers are copied to the device together."""
-    vector = torch.tensor([0.0 if isinstance(value, Tensor) else value for value in values], device=device)
-    places = [place for place, value in enumerate(values) if isinstance(value, Tensor)]
-    vector[places] = torch.stack([value.to(vector) for value in values if isinstance(value, Tensor)])
-    return vector
+class RowLosses:
+    """Keeps the losses of rows on the device until it is checked whether they are finite."""
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+        self._row_ids: list[Tensor] = []
+
+    def add(self, batch: BatchLoss) -> None:
+        """Keeps the losses of a batch."""
+        self._losses.append(batch.row_losses)
+        if batch.row_ids is not None:
+            self._row_ids.append(batch.row_ids)
+
+    def check(self, accelerator: Accelerator, step: int) -> None:
+        """Raises `ValueError` if at least one row, on this or another process, has a loss that is not finite. Forgets
+        the losses. All processes call this method.
+
+        Args:
+            accelerator: The accelerator of the trainer.
+            step: The number of the step, for the message.
+        """
+        losses = torch.cat(self._losses)  # of all batches of the step
+        row_ids = torch.cat(self._row_ids) if self._row_ids else None
+        self._losses.clear()
+        self._row_ids.clear()
+
+        broken = ~losses.isfinite()
+        num_broken = int(accelerator.gather(broken.sum().unsqueeze(0)).sum())
+        if num_broken:
+            rows = "1 row" if num_broken == 1 else f"{num_broken} rows"
+            raise ValueError(
+                f"the loss of {rows} is not finite at step {step}, {_describe(broken, row_ids)}; lower learning_rate, "
+                "or check the data"
+            )
 
 
-def describe_broken(batch: BatchLoss) -> str:
+def _describe(broken: Tensor, row_ids: Tensor | None) -> str:
     """Describes, for an error message, which rows of this process have a loss that is not finite."""
-    broken = ~batch.row_losses.isfinite()
     if not broken.any():
         return "all in the batches of other processes"
-    if batch.row_ids is not None:
-        return f"including the training rows {batch.row_ids[broken].tolist()}"
+    if row_ids is not None:
+        return f"including the training rows {row_ids[broken].tolist()}"
     return f"including rows {broken.nonzero().flatten().tolist()} of this process's batch"

@@ -1,18 +1,23 @@
 """Makes the prior of a run: fits the prior, chooses its strength on the validation split, and saves it.
 
-The strength is chosen for the trained model, so the prior is made after training. Problems that are certain to cause
-an error at that point are found before training, by [`check_run_prior`].
+The strength is chosen for the trained model, so the prior is made after training. [`check_run_prior`] is called before
+training, and finds the problems that are certain to cause an error after training.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+import yaml
 
 from trl_rec.decoding.priors import FittedPrior, fit_prior
-from trl_rec.decoding.priors.fitted import given_strength
-from trl_rec.decoding.priors.mixture import MixturePrior, fitting_rows
-from trl_rec.decoding.priors.run_folder import save_run_prior
+from trl_rec.decoding.priors.fitted import AUTO, PriorKind, given_strength
+from trl_rec.decoding.priors.mixture import MixturePrior
+from trl_rec.decoding.priors.mixture_fit import fitting_rows
+from trl_rec.decoding.priors.run_folder import KEY, save_run_prior
+from trl_rec.decoding.run_folder import SETTINGS, settings_of_run
 from trl_rec.evaluation import Policy
 from trl_rec.evaluation.prior_choice import (
     check_choice,
@@ -21,14 +26,18 @@ from trl_rec.evaluation.prior_choice import (
     given_choice,
     keep_choice,
     read_choice,
+    seconds_to_measure,
 )
 from trl_rec.trainer.base.config import RecConfig
-from trl_rec.trainer.base.prior_config import wants_prior
+from trl_rec.trainer.base.prior_config import PriorConfig, wants_prior
 from trl_rec.trainer.base.processes import on_main_process
+from trl_rec.trainer.base.saving.recipe import RECIPE
 
 
 if TYPE_CHECKING:
     from trl_rec.data.dataset import RecDataset
+
+logger = logging.getLogger(__name__)
 
 
 def check_run_prior(dataset: RecDataset, args: RecConfig) -> None:
@@ -59,12 +68,85 @@ def check_run_prior(dataset: RecDataset, args: RecConfig) -> None:
         check_choice(config.output_dir, str(args.prior), strength)
 
 
+def continue_prior(args: RecConfig, folder: str | Path | None) -> None:
+    """If a run continues an earlier run that has a prior, sets the prior of the new run to the same kind.
+
+    The new run then fits this prior to its own data. The strength is chosen again on the validation split, unless the
+    recipe of the earlier run gives a number. Nothing is set if the user has chosen a prior or `"none"`.
+
+    Args:
+        args: The configuration of the new run, which is changed.
+        folder: The folder of the earlier run, or any other source of the model, which is ignored.
+    """
+    if not isinstance(args, PriorConfig) or not args.is_prior_open:
+        return
+    kind = _kind_of(folder)
+    if folder is None or kind is None:
+        return
+    if kind not in get_args(PriorKind):
+        logger.warning(
+            "%s has a prior of the kind %s, which cannot be fitted again; this run has no prior (set prior to choose "
+            "one)",
+            folder,
+            kind,
+        )
+        return
+
+    strength = _recipe_of(folder).get("prior_strength", AUTO)
+    args.take_prior(kind, str(strength))
+    logger.info(
+        "%s has a %s prior, so this run fits a prior of this kind to its own data (strength %s); to have no prior, "
+        "set prior to none",
+        folder,
+        kind,
+        strength,
+    )
+
+
+def leave_prior(folder: str | Path | None, why: str) -> None:
+    """If a run continues an earlier run that has a prior, logs that the new run has none.
+
+    Args:
+        folder: As in [`continue_prior`].
+        why: The reason and the remedy, as the end of the sentence.
+    """
+    kind = _kind_of(folder)
+    if kind is not None:
+        logger.warning("%s has a %s prior, but this run has none, because %s", folder, kind, why)
+
+
+def _kind_of(folder: str | Path | None) -> Any:
+    """Returns the kind of the prior in a run folder, or None if there is no prior or no run folder."""
+    if folder is None or not (Path(folder) / SETTINGS).is_file():
+        return None
+    return (settings_of_run(folder).get(KEY) or {}).get("kind")
+
+
+def _recipe_of(folder: str | Path) -> dict[str, Any]:
+    """Returns the recipe of a run folder, or an empty dict if the folder has no readable recipe."""
+    try:
+        recipe = yaml.safe_load((Path(folder) / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def seconds_to_choose(policy: Policy, dataset: RecDataset, args: RecConfig) -> float:
+    """Estimates how many seconds [`make_prior`] takes to choose the setting of the prior; 0 if nothing is chosen.
+
+    Every process must call this function. The arguments are those of [`make_prior`].
+    """
+    if not wants_prior(args) or given_strength(args.prior_strength) is not None:
+        return 0.0
+    return seconds_to_measure(policy, dataset, k=max(args.eval_ks), max_users=args.max_users)
+
+
 def make_prior(policy: Policy, dataset: RecDataset, args: RecConfig, folder: str | Path) -> FittedPrior | None:
     """Makes the prior that the configuration asks for.
 
-    Call this function before the split `final_split` is measured, so that the setting of the prior cannot depend on
-    the results. Every process must call this function. The main process writes `choice.json`, `prior.safetensors` and
-    the key `prior` of `recommender.json`, and prints the compared settings as a table.
+    Call this function before the split that `final_split` selects is measured, so that the setting of the prior cannot
+    depend on the results. Every process must call this function. The main process writes `choice.json`,
+    `prior.safetensors` and the key `prior` of `recommender.json`, and prints the compared settings as a table.
 
     Args:
         policy: The trained policy.
@@ -89,6 +171,7 @@ def make_prior(policy: Policy, dataset: RecDataset, args: RecConfig, folder: str
 
     # 2. Keep the choice and the prior. An error is raised if the test split was already measured with another choice.
     def _keep() -> None:
+        """Writes the choice and the prior, and prints the choice."""
         keep_choice(folder, choice, args.final_split)
         save_run_prior(folder, prior)
         print(f"{choice_table(choice)}\n")  # noqa: T201

@@ -17,21 +17,24 @@ class PriorConfig(RecConfig):
     multiply a model trained with BLADE by a prior, use `trl-rec evaluate --prior`.
 
     Args:
-        prior (`str`, *optional*, defaults to `"none"`): A prior to multiply the trained model by at the end of a run:
-            `"popularity"`, `"transition"` or `"mixture"`. The prior is kept in the run folder, where [`Recommender`]
-            finds it. The model, the prior alone, and their product are evaluated. Training does not use the prior.
-            `None` is the same as `"none"`.
+        prior (`str`, *optional*): A prior to multiply the trained model by at the end of a run: `"popularity"`,
+            `"transition"`, `"mixture"` or `"none"`. The prior is kept in the run folder, where [`Recommender`] finds
+            it. The model, the prior alone, and their product are evaluated. Training does not use the prior. By
+            default, there is no prior, with one exception: if a training verb of `trl-rec` continues an earlier run
+            that has a prior, a prior of the same kind is fitted to the new data (see [`continue_prior`]).
         prior_strength (`str`, *optional*, defaults to `"auto"`): Exponent of the prior, as a number. With `"auto"`,
             [`choose_prior`] chooses the exponent on the validation split.
+        include_prior (`bool`, *optional*, defaults to `False`): Whether `push_to_hub` pushes the prior, which consists
+            of counts of users' choices.
     """
 
-    may_change = (*RecConfig.may_change, "prior", "prior_strength")
+    may_change = (*RecConfig.may_change, "prior", "prior_strength", "include_prior")
 
     prior: PriorKind | None = field(
-        default="none",
+        default=None,
         metadata={
             "help": "prior to multiply the trained model by, kept in the run folder: popularity, transition, mixture "
-            "or none"
+            "or none; if unset, there is none, unless the model comes from a run folder with a prior"
         },
     )
     prior_strength: str = field(
@@ -39,10 +42,25 @@ class PriorConfig(RecConfig):
         metadata={"help": "exponent of the prior: a number, or auto, which chooses it on the validation split"},
     )
 
+    include_prior: bool = field(default=False, metadata={"help": "push the prior to the hub beside the model"})
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._is_prior_open = self.prior is None
         self.prior = self.prior or "none"
         check_prior(self.prior, self.prior_strength)
+
+    @property
+    def is_prior_open(self) -> bool:
+        """Whether the user has left `prior` unset."""
+        return self._is_prior_open
+
+    def take_prior(self, kind: PriorKind, strength: str) -> None:
+        """Chooses a prior in place of the user. `recipe.yaml` records it as if the user had chosen it."""
+        self.prior = kind
+        self.prior_strength = strength
+        self._is_prior_open = False
+        self.given.update({"prior": kind, **({} if strength == AUTO else {"prior_strength": strength})})
 
 
 def wants_prior(config: object) -> TypeGuard[PriorConfig]:

@@ -1,15 +1,26 @@
-"""Runs a function on the main process and shares its result, or its error, with all processes."""
+"""Connects the processes of a launch, and shares what the main process decides with all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 
 T = TypeVar("T")
+
+
+def join_processes() -> None:
+    """Joins the processes of `accelerate launch`. Call this before anything else asks for the `PartialState`.
+
+    On a CPU, `PartialState` only joins other processes if it is told to use the CPU. Otherwise, each process would
+    assume that it is the only one. Trainers do not need this function, because `TrainingArguments` joins the
+    processes.
+    """
+    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def on_main_process(decide: Callable[[], T]) -> T:

@@ -1,8 +1,8 @@
 """Manages the reference policy of preference training, and stores its log-probabilities on disk.
 
-By default, a model with an adapter is its own reference. To compute the outputs of the reference, an adapter that the
-trainer added (`peft_config`) is switched off. If the model already had an adapter, TRL keeps a frozen copy of it from
-before training, named "ref", and this copy is active instead.
+By default, a model with an adapter is its own reference. If the trainer added the adapter (`peft_config`), the
+reference is the model with its adapter switched off. If the model already had an adapter, the reference is the model
+with a frozen copy of this adapter, named "ref", which TRL makes before training.
 """
 
 from __future__ import annotations
@@ -133,8 +133,10 @@ def hash_rows(rows: Dataset, *settings: Any) -> str:
 
 
 def reference_file(folder: str | Path, rows: Dataset, *settings: Any) -> Path:
-    """Returns the path of the file for the rows' reference log-probabilities. The file name contains a hash of the
-    rows and settings."""
+    """Returns the path of the file for the rows' reference log-probabilities.
+
+    The file name contains a hash of the rows and the settings.
+    """
     return Path(folder) / f"reference-{hash_rows(rows, *settings)}.parquet"
 
 

@@ -37,7 +37,7 @@ from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.config import RecConfig
 from trl_rec.trainer.base.prior import make_prior
 from trl_rec.trainer.base.prior_config import wants_prior
-from trl_rec.trainer.base.recipe import write_recipe
+from trl_rec.trainer.base.saving.recipe import write_recipe
 from trl_rec.trainer.base.trainer import RecTrainerMixin
 
 
@@ -69,7 +69,7 @@ def conclude(
     rewards: Mapping[str, float] | None = None,
     reward_functions: Mapping[str, ListReward] | None = None,
 ) -> dict[str, Evaluation]:
-    """Saves a trained model, evaluates it on the split `final_split`, and writes and prints the results.
+    """Saves a trained model, evaluates it on the split that `final_split` selects, and writes and prints the results.
 
     Args:
         trainer: A trainer whose `train` has returned.
@@ -94,9 +94,10 @@ def conclude(
     }
 
     def complete() -> None:
-        """Makes the prior, and keeps it in the trainer and in the run folder."""
+        """Makes the prior, and stores it in the trainer and in the run folder."""
         trainer.prior = None  # a prior from an earlier call was chosen for other weights
         with trainer.policy() as policy:
+            policy = replace(policy, finished=FinishedRows.of_model(trainer.args.output_dir, policy.model))
             trainer.prior = make_prior(policy, dataset, trainer.args, trainer.args.output_dir)
 
     def measure() -> Measured:
@@ -104,6 +105,7 @@ def conclude(
         name = trainer.display_name
         some = final_rows(dataset, trainer.args)
         with trainer.policy() as policy:
+            # 1. Say how long it will take.
             policy = replace(policy, finished=FinishedRows.of_model(trainer.args.output_dir, policy.model))
             rows = held_out(some, trainer.args.final_split)
             passes = ranking_passes(policy, options["ks"], options["recall_at"], len(dataset.catalog))
@@ -111,10 +113,13 @@ def conclude(
             seconds = num_rankings * len(rows) * sum(policy.seconds_per_user(rows, passes))
             say_cost(len(rows), seconds, name="final evaluation", remedy=REMEDY)
 
+            # 2. Evaluate.
             of_model = {name: evaluate_policy(policy, some, **options)}
             if trainer.prior is not None:
                 of_model |= evaluate_product(policy, trainer.prior, some, name, **options)
         results = evaluate_baselines(some, exclude_history=exclude_history, **options) | of_model
+
+        # 3. Make the table.
         history = "excluded" if exclude_history else "not excluded"
         caption = f"{dataset.path}, {describe_split(dataset, trainer.args)}, history {history}"
         numbers = spread(trainer.args.max_test_users, len(held_out(dataset, trainer.args.final_split)))
@@ -151,15 +156,17 @@ def conclude_run(
         trainer: A trainer whose `train` has returned.
         dataset: The dataset that the model was trained on.
         settings: Settings of the run besides the trainer's configuration, for `metrics.json`.
-        measure: Measures the model on the split `final_split`. Every process calls it.
+        measure: Measures the model on the split that `final_split` selects. Every process calls it.
         recipe: Keys of `recipe.yaml` besides the trainer's configuration, as in [`conclude`].
         exclude_history: Whether `measure` excludes the items of a user's history from the recommendations.
         instead: What the user can do under FSDP, where nothing can be measured. The warning ends with this text.
-        complete (*optional*): Completes the saved run. It is called before the run is pushed to the hub and before
-            `measure`. Every process calls it. It is not called under FSDP.
+        complete (*optional*): Adds files to the saved run, such as those of the prior. Every process calls it, before
+            the run is pushed to the hub and before `measure`. It is not called under FSDP.
     """
-    # 1. Save first, so that the model is not lost if completing or measuring the run fails.
+    # 1. Save first, so that the model is not lost if a later step fails.
     folder = trainer.args.output_dir
+    trainer.card_data = dataset.card
+    trainer.card_results = None  # those of an earlier call were of other weights
     if recipe is None:
         recipe = {"dataset": str(dataset.path), "surface": dataset.catalog.surface, **settings}
     pushes_later = complete is not None and not trainer.is_fsdp_enabled
@@ -171,14 +178,17 @@ def conclude_run(
             instead,
         )
         return {}
+
+    # 2. Complete the run, and push it.
     if complete is not None:
         complete()
         if trainer.args.push_to_hub:
             trainer.push_to_hub(commit_message="Model save")
     if trainer.args.final_split == "none":
+        discard_finished(folder)
         return {}
 
-    # 2. Measure on all processes. The main process writes and prints. The other processes wait for it, because a
+    # 3. Measure on all processes. The main process writes and prints. The other processes wait for it, because a
     # process that crashes while it exits would make the launcher end the main process before everything is written.
     measured = measure()
     if trainer.is_world_process_zero():
@@ -195,11 +205,18 @@ def conclude_run(
             rows=measured.rows,
             targets=measured.targets,
         )
+        verdict = closing_verdict(measured.results, trainer.display_name)
+        trainer.card_results = f"{measured.table}\n\n{verdict}"
+        trainer.create_model_card()
         print(measured.table)  # noqa: T201
-        print(f"\n{closing_verdict(measured.results, trainer.display_name)}")  # noqa: T201
+        print(f"\n{verdict}")  # noqa: T201
         print(f"\nthe model, metrics.json and the training log are in {folder}")  # noqa: T201
     trainer.accelerator.wait_for_everyone()
     discard_finished(folder)
+
+    # 4. Push the results, which did not exist when the model was pushed.
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(commit_message="Add the final evaluation")
     return measured.results
 
 
@@ -211,7 +228,7 @@ def final_rows(dataset: RecDataset, args: RecConfig) -> RecDataset:
 
 
 def describe_split(dataset: RecDataset, args: RecConfig) -> str:
-    """Names `final_split`, and says how many of its rows are ranked unless all are."""
+    """Describes `final_split`, with the number of ranked users unless all are ranked."""
     num_rows = len(held_out(dataset, args.final_split))
     num_ranked = len(spread(args.max_test_users, num_rows))
     some = "" if num_ranked == num_rows else f" ({num_ranked:,} of {num_rows:,} users)"
@@ -234,6 +251,7 @@ def save_run(trainer: RecTrainerMixin, recipe: Mapping[str, Any] | None = None, 
     if trainer.is_world_process_zero():
         keys = None if recipe is None else {**recipe, **trainer.args.given}
         write_run(trainer.args.output_dir, trainer.method, keys, trainer.state.log_history)
+        trainer.create_model_card()  # contains the recipe
     trainer.accelerator.wait_for_everyone()
 
 

@@ -33,7 +33,8 @@ class RepeatedBatches(Sampler[int]):
     def __init__(self, num_rows: int, batch_size: int, num_repeats: int, seed: int) -> None:
         if num_rows < batch_size:
             raise ValueError(
-                f"{num_rows} rows are too few for one batch of {batch_size}; use smaller batches or more data"
+                f"one batch needs {batch_size} rows, but the number of rows is {num_rows}; use smaller batches or "
+                "more data"
             )
         self.num_rows = num_rows
         self.batch_size = batch_size
@@ -45,6 +46,7 @@ class RepeatedBatches(Sampler[int]):
         return self.num_rows // self.batch_size * self.batch_size * self.num_repeats
 
     def __iter__(self) -> Iterator[int]:
+        """Yields the row indices of the current epoch, in training order."""
         order = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
         for start in range(0, self.num_rows - self.batch_size + 1, self.batch_size):
             for _ in range(self.num_repeats):
@@ -58,7 +60,7 @@ class RepeatedBatches(Sampler[int]):
 class LengthGroups(LengthGroupedSampler):
     """Orders rows so that each batch has rows of similar length. The order depends only on the seed and the epoch.
 
-    By default, the parent class draws the order from the global random state.
+    In contrast, the sampler that `Trainer` makes draws the order from the global random state.
 
     Args:
         grouped (`LengthGroupedSampler`): The sampler to replace. Its batch size and lengths are used.
@@ -71,6 +73,7 @@ class LengthGroups(LengthGroupedSampler):
         self.epoch = 0
 
     def __iter__(self) -> Iterator[int]:
+        """Returns an iterator over the row indices of the current epoch, in training order."""
         self.generator.manual_seed(self.seed + self.epoch)
         order: Iterator[int] = super().__iter__()  # type: ignore[no-untyped-call]
         return order
@@ -96,7 +99,7 @@ class EpochOrder(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Called before the first batch of an epoch is made."""
+        """Sets the epoch of the sampler. Called before the first batch of an epoch is made."""
         set_epoch = getattr(self.sampler, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(int(state.epoch or 0))
@@ -104,13 +107,16 @@ class EpochOrder(TrainerCallback):
 
 @dataclass
 class EpochCounter(TrainerCallback):
-    """Base class of collators that draw new samples in each epoch. Add the collator to the trainer as a callback."""
+    """Base class of collators that draw new samples in each epoch.
 
-    # In shared memory, so that data loader workers that outlive an epoch see the new value.
+    Add the collator to the trainer as a callback, so that `epoch` is set at the start of each epoch.
+    """
+
+    # The tensor is in shared memory, so that data loader workers that outlive an epoch see the new value.
     epoch: Tensor = field(init=False, default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_())
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Called before the first batch of an epoch is made. In a resumed run, `state.epoch` may be a fraction."""
+        """Sets the epoch. Called before the first batch is made. In a resumed run, `state.epoch` may be a fraction."""
         self.epoch.fill_(int(state.epoch or 0))

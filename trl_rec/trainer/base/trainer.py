@@ -1,10 +1,15 @@
-"""The base of this package's trainers: a mixin that is listed before a TRL trainer among the bases of a class.
+"""The base of this package's trainers: a mixin for TRL's trainers.
 
-The trainer of a method defines four things: the loss of a batch (`batch_loss`), how items are ranked for the users of
-a split and how the rankings are measured (`rank_and_measure`), what a run folder contains besides the model
-(`save_settings`), and the method's names and paper (`method`, `display_name`, `paper`). The mixin does the rest: it
-reduces and logs the metrics, measures the rankings at each evaluation, writes model cards, and resumes only from
-complete checkpoints.
+The trainer of a method defines:
+
+- `batch_loss`: the loss of a batch,
+- `rank_and_measure`: how items are ranked for the users of a split, and how the rankings are measured,
+- `seconds_per_user`: an estimate of how long the ranking takes per user,
+- `save_settings`: writes the files that a run folder contains besides those of the model,
+- `method`, `display_name`, `paper`: the short name of the method, its name in tables, and its paper.
+
+The mixin does the rest: it averages metrics over all processes and logs them, calls `rank_and_measure` at each
+evaluation, writes model cards, and resumes only from complete checkpoints.
 
 Two mixins build on this one: `CatalogRankingMixin` ranks the whole catalogue, and `CandidateOrderingMixin` (ALRO)
 orders a few rated candidates.
@@ -14,8 +19,9 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
@@ -34,20 +40,24 @@ from trl_rec.compat import (
     load_active_adapter,
     name_or_path,
     rotate_checkpoints,
-    uploading_without,
+    uploading_copies,
 )
-from trl_rec.evaluation.kept.files import FINISHED, KEPT_FILES
-from trl_rec.files import clean_up, exclusive
+from trl_rec.files import clean_up, exclusive, resolved, temporary_folder
 from trl_rec.items import ItemCatalog
-from trl_rec.trainer.base.checkpoints import write_mark
+from trl_rec.models.threads import choose_threads
 from trl_rec.trainer.base.checks import check_parallelism
 from trl_rec.trainer.base.early_stopping import EarlyStopping, check_metric
-from trl_rec.trainer.base.fingerprint import catalog_entries, model_entries, row_entries, run_entries
-from trl_rec.trainer.base.metrics import BatchLoss, Mean, describe_broken, reduce_batch
-from trl_rec.trainer.base.model_card import ModelCard, Paper, shown_settings, write_model_card
-from trl_rec.trainer.base.output import RunStart, check_not_source, describe_interrupt, find_start, writing
+from trl_rec.trainer.base.metrics import BatchLoss, KeptMetrics, Mean, RowLosses
+from trl_rec.trainer.base.prior_config import wants_prior
 from trl_rec.trainer.base.processes import on_main_process
+from trl_rec.trainer.base.progress import shorten_evaluations
 from trl_rec.trainer.base.sampling import EpochOrder, LengthGroups
+from trl_rec.trainer.base.saving.checkpoints import write_mark
+from trl_rec.trainer.base.saving.fingerprint import catalog_entries, model_entries, row_entries, run_entries
+from trl_rec.trainer.base.saving.model_card import ModelCard, Paper, shown_settings, write_model_card
+from trl_rec.trainer.base.saving.output import RunStart, check_not_source, describe_interrupt, find_start, writing
+from trl_rec.trainer.base.saving.published import REPLACED, announce_deleted, copy_published
+from trl_rec.trainer.base.saving.recipe import RECIPE
 from trl_rec.trainer.base.shutdown import end_processes
 
 
@@ -57,7 +67,7 @@ else:
     Base = object
 
 EvalSets: TypeAlias = "Dataset | dict[str, Dataset]"
-NOT_PUSHED = [pattern for name in (*KEPT_FILES, f"{FINISHED}/*") for pattern in (name, f"*/{name}")]
+MOST_KEPT = 1000  # maximum number of batches whose metrics are kept on the device, to limit memory
 NO_RANKING_UNDER_FSDP = (
     "evaluation during training does not work under FSDP; set eval_strategy to no, and evaluate the saved model "
     "with trl-rec evaluate"
@@ -65,7 +75,7 @@ NO_RANKING_UNDER_FSDP = (
 
 
 class SecondsPerUser(NamedTuple):
-    """How long it takes to rank items for a user of a split, with all processes together.
+    """The time that all processes together take to rank items for one user of a split.
 
     Args:
         final (`float`): Seconds per user in the final evaluation.
@@ -86,6 +96,8 @@ class RecTrainerMixin(ABC, Base):
         catalog (`ItemCatalog` or `None`): The items.
         measures_loss_on_splits (`bool`): Whether the loss is defined on a split of a `RecDataset`. If not, an
             evaluation on a split computes only ranking metrics.
+        card_data (`Mapping`, *optional*): The card of the dataset, for the model card.
+        card_results (`str`, *optional*): The table of the final evaluation, for the model card.
         derived_columns (`frozenset[str]`): Columns of the training rows that are left out of the fingerprint, because
             other entries of the fingerprint determine their values.
     """
@@ -95,6 +107,8 @@ class RecTrainerMixin(ABC, Base):
     display_name: str = ""
     measures_loss_on_splits: ClassVar[bool] = True
     derived_columns: ClassVar[frozenset[str]] = frozenset()
+    card_data: Mapping[str, Any] | None = None
+    card_results: str | None = None
 
     args: Any  # a RecConfig that is a config of TRL too
     model: Any
@@ -111,12 +125,17 @@ class RecTrainerMixin(ABC, Base):
     _run_models: dict[str, Any] | None = None  # fingerprint entries of the models before the first step
     _run_rows: dict[str, Any] | None = None  # fingerprint entries of the training rows
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        choose_threads(self.model)
+        shorten_evaluations(self)
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "method"):
             cls._tag_names = ["trl", "trl-rec", cls.method]
 
-    # What a method defines
+    # Members that each method defines
 
     @abstractmethod
     def batch_loss(
@@ -150,6 +169,13 @@ class RecTrainerMixin(ABC, Base):
         return ()
 
     @property
+    def card_place(self) -> str:
+        """The line of Python that names the saved run: its repository if it is pushed, else its folder."""
+        if self.args.push_to_hub:
+            return f"folder = {getattr(self, 'hub_model_id', None) or Path(self.args.output_dir).name!r}"
+        return f"folder = {str(self.args.output_dir)!r}  # or the id of its repository"
+
+    @property
     def ranks_splits(self) -> bool:
         """Whether items can be ranked for the users of a split of a `RecDataset`."""
         return self.catalog is not None
@@ -173,7 +199,8 @@ class RecTrainerMixin(ABC, Base):
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss from `batch_loss`, and records the metrics of the batch.
 
-        Raises `ValueError` if at least one row, on this or another process, has a loss that is not finite.
+        Raises `ValueError` if at least one row of the optimizer step, on this or another process, has a loss that is
+        not finite.
         """
         batch = self.batch_loss(model, inputs, num_items_in_batch)
         if batch.aux_loss is not None:
@@ -192,19 +219,45 @@ class RecTrainerMixin(ABC, Base):
         return batch._replace(loss=loss, means={**batch.means, "aux_loss": Mean(aux_loss.detach(), 1)})
 
     def _record(self, batch: BatchLoss) -> None:
-        """Appends the means of a batch to TRL's metrics. The next call of `log` averages them."""
+        """Keeps the metrics of a batch until they are logged, and checks the losses of rows once per optimizer step.
+
+        The check is made in the forward pass of the last accumulated batch, because DeepSpeed makes the optimizer's
+        step within the backward pass.
+        """
         mode = "train" if self.model.training else "eval"
-        reduced = reduce_batch(batch, self.accelerator)
-        if reduced.num_broken:
-            raise ValueError(
-                f"the loss of {reduced.num_broken} rows is not finite at step {self.state.global_step}, "
-                f"{describe_broken(batch)}; lower learning_rate, or check the data"
-            )
-        for name, value in reduced.means.items():
-            self._metrics[mode][name].append(value)
-        if mode == "train":
-            self._total_train_tokens += reduced.num_tokens
-        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        kept = self._kept_metrics[mode]
+        kept.add(batch)
+        self._row_losses.add(batch)
+        if mode == "eval" or self.accelerator.sync_gradients:
+            self._row_losses.check(self.accelerator, self.state.global_step)
+        if len(kept) >= MOST_KEPT:
+            self.read_metrics()
+
+    @cached_property
+    def _kept_metrics(self) -> dict[str, KeptMetrics]:
+        """The metrics that have not been read yet, by mode."""
+        return {"train": KeptMetrics(), "eval": KeptMetrics()}
+
+    @cached_property
+    def _row_losses(self) -> RowLosses:
+        """The losses of the rows of the current optimizer step."""
+        return RowLosses()
+
+    def read_metrics(self) -> None:
+        """Reads the metrics of all batches since the last call, and appends them to TRL's metrics. All processes call
+        this method."""
+        for mode, kept in self._kept_metrics.items():
+            for reduced in kept.read(self.accelerator):
+                for name, value in reduced.means.items():
+                    self._metrics[mode][name].append(value)
+                if mode == "train":
+                    self._total_train_tokens += reduced.num_tokens
+                self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Reads the metrics since the last call from the device. TRL's `log` then averages and logs them."""
+        self.read_metrics()
+        super().log(logs, start_time)
 
     def bare(self, model: nn.Module) -> Any:
         """Returns the model without the wrappers of a distributed engine or of `torch.compile`.
@@ -259,11 +312,12 @@ class RecTrainerMixin(ABC, Base):
             # 2. Train. The work of an earlier run is removed only just before the first step.
             replaced = output_dir if self.args.overwrite and start is None else None
             for callback in (RunStart, EarlyStopping):
-                self.remove_callback(callback)  # from an earlier call
+                self.remove_callback(callback)  # which an earlier call of `train` may have added
             self.add_callback(RunStart(replaced))
             if self.args.early_stopping_patience is not None:
                 patience = self.args.early_stopping_patience
                 self.add_callback(EarlyStopping(patience, self.args.early_stopping_threshold))
+            self._row_losses = RowLosses()  # discard the losses that an earlier call left
             try:
                 self._prepare_run()
                 return super().train(None if start is None else str(start), trial, ignore_keys_for_eval)
@@ -273,8 +327,8 @@ class RecTrainerMixin(ABC, Base):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Same as `Trainer._run_epoch`, except that a finished run that is resumed trains no further step.
 
-        `Trainer` only compares the number of steps after a step. If the run had ended in the middle of an epoch, the
-        resumed run would end with other weights.
+        `Trainer` compares the number of steps with the maximum only after a step. So if the run had ended in the
+        middle of an epoch, `Trainer` would train a further step, and the weights would change.
         """
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -331,10 +385,10 @@ class RecTrainerMixin(ABC, Base):
         return {"sharding": sharding, "number of processes": self.accelerator.num_processes}
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        """Returns the parent's sampler, or a seeded replacement.
+        """Returns the parent's sampler, or a replacement with a seed if the parent's sampler groups rows by length.
 
-        A sampler that groups rows by length needs a seed. Without the seed, a resumed run would not continue in the
-        same order.
+        Without a seed, a sampler that groups rows by length draws their order from the global random state, so a
+        resumed run would continue in another order.
         """
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, BatchRebalanceSampler):
@@ -344,13 +398,14 @@ class RecTrainerMixin(ABC, Base):
         return self._following_epochs(sampler)
 
     def _following_epochs(self, sampler: Sampler[int] | None) -> Sampler[int] | None:
-        """Returns the sampler after registering a callback that sets its epoch when an epoch begins."""
-        self.remove_callback(EpochOrder)  # from an earlier dataloader
+        """Adds a callback that sets the epoch of the sampler when an epoch begins. Returns the sampler."""
+        self.remove_callback(EpochOrder)  # which may have been added for an earlier dataloader
         self.add_callback(EpochOrder(sampler))
         return sampler
 
     @property
     def _data_seed(self) -> int:
+        """The seed of the order of the rows."""
         seed: int = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return seed
 
@@ -383,6 +438,7 @@ class RecTrainerMixin(ABC, Base):
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[arg-type]
 
     def _evaluate_each(self, datasets: dict[str, Any], prefix: str) -> dict[str, float]:
+        """Evaluates several datasets, and adds the name of each to the names of its metrics."""
         metrics: dict[str, float] = {}
         for name, dataset in datasets.items():
             metrics.update(self.evaluate(dataset, metric_key_prefix=f"{prefix}_{name}"))
@@ -431,27 +487,49 @@ class RecTrainerMixin(ABC, Base):
                 self.save_settings(folder)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Same as `Trainer.push_to_hub`, except that the per-user files of an evaluation are not uploaded.
+        """Same as `Trainer.push_to_hub`, except that only files which may be published are uploaded.
 
-        These files (`KEPT_FILES`) contain data about individual users, so they stay in the run folder.
+        These files are the model, its settings and its card. The catalogue is uploaded if the recorded licence of the
+        data allows redistribution, or if `include_catalog` is set. The prior is uploaded if `include_prior` is set.
+        Files with data about single users stay in the run folder. See [`copy_published`]. A catalogue or prior that an
+        earlier push has uploaded is deleted if it is not uploaded again.
         """
-        with uploading_without(NOT_PUSHED):
+        with uploading_copies(self._published, replaced=REPLACED, announce=announce_deleted):
             return super().push_to_hub(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        with uploading_without(NOT_PUSHED):
-            super()._push_from_checkpoint(checkpoint_folder)
+        """Does nothing. `Trainer` calls this method before the checkpoint is marked as complete, and a downloaded
+        checkpoint without a mark is not resumed from. `_save_checkpoint` pushes the marked checkpoint."""
+
+    def _push_marked_checkpoint(self, folder: Path) -> None:
+        """Does what `Trainer._push_from_checkpoint` does, but uploads only the files that `push_to_hub` uploads."""
+        with uploading_copies(self._published, replaced=REPLACED, announce=announce_deleted):
+            super()._push_from_checkpoint(str(folder))
+
+    @contextmanager
+    def _published(self, folder: Path) -> Iterator[Path]:
+        """Yields a copy of a run folder or checkpoint with the files that may be published."""
+        with temporary_folder(resolved(folder)) as copy:
+            copy_published(
+                folder,
+                copy,
+                include_catalog=self.args.include_catalog,
+                include_prior=wants_prior(self.args) and self.args.include_prior,
+                link=True,
+            )
+            yield copy
 
     def create_model_card(  # type: ignore[override]  # TRL's signature, not that of transformers
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Writes a card with method, paper, catalogue, settings and metrics.
+        """Writes a model card with the method, the data, the results, the recipe and the settings of the run.
 
-        It replaces TRL's own card, which shows how to chat with the model.
+        The card replaces TRL's own, which shows how to chat with the model.
         """
         if not self.is_world_process_zero():
             return
         folder = Path(str(self.args.output_dir))
+        recipe = folder / RECIPE
         card = ModelCard(
             name=model_name or folder.name,
             tags=self._tag_names,
@@ -462,13 +540,16 @@ class RecTrainerMixin(ABC, Base):
             log=self.state.log_history,
             catalog=self.catalog,
             example=self.card_example(),
+            data=self.card_data,
+            results=self.card_results,
+            recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
         )
         write_model_card(folder, card)
 
     def _save_checkpoint(self, model: nn.Module, trial: dict[str, Any] | None) -> None:
         """Saves a checkpoint into an empty folder. Older checkpoints are deleted only when this one is complete."""
-        # 1. Remove a checkpoint of the same name that an earlier run left, because its mark would make a half-written
-        # checkpoint count as complete.
+        # 1. Remove a checkpoint of the same name that an earlier run left. Otherwise, the old mark would make the new
+        # checkpoint count as complete while it is being written.
         folder = checkpoint_folder(self, trial)
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
@@ -492,12 +573,14 @@ class RecTrainerMixin(ABC, Base):
         finally:
             self.args.save_total_limit = limit
 
-        # 4. Delete older checkpoints.
+        # 4. Push the checkpoint, and delete older ones.
+        if self.args.push_to_hub:
+            self._push_marked_checkpoint(folder)
         if self.args.should_save:
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Loads the model like the parent, then the trained adapter (see [`load_active_adapter`])."""
+        """Loads the model as the parent does, and then loads the trained adapter (see [`load_active_adapter`])."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if isinstance(self.model, PeftModel):
             load_active_adapter(self.model, resume_from_checkpoint)

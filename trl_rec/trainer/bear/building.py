@@ -10,8 +10,9 @@ from trl_rec.data.prompts import PromptFormat
 from trl_rec.data.tasks.rows import build_task_rows, task_texts
 from trl_rec.items import TokenTrie
 from trl_rec.models import RecModelConfig, build_model
+from trl_rec.trainer.base.continuing import catalog_change
 from trl_rec.trainer.base.item_vectors import item_vectors
-from trl_rec.trainer.base.prior import check_run_prior
+from trl_rec.trainer.base.prior import check_run_prior, continue_prior
 from trl_rec.trainer.bear.config import BearConfig
 from trl_rec.trainer.bear.trainer import BearTrainer
 
@@ -23,33 +24,42 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
         dataset: The dataset. Its catalogue determines the surface to train on. The validation split is evaluated
             during training.
         config: The training configuration.
-        model_config: Which model to load or make. The vocabulary of a model from scratch also contains the words of
+        model_config: Which model to load or make. If the model comes from a run folder, the items of that run are
+            matched with those of the dataset by `item_id` (see [`catalog_change`]), and the prior of that run is
+            fitted again (see [`continue_prior`]). The vocabulary of a model from scratch also contains the words of
             the tasks, if `config.tasks` is set.
     """
+    # 1. Build the model.
+    continue_prior(config, model_config.model_name_or_path)
     check_run_prior(dataset, config)
     is_from_scratch = model_config.model_name_or_path is None
+    change = catalog_change(model_config.model_name_or_path, dataset.catalog, dataset.path)
+    catalog = dataset.catalog if change is None else change.catalog
     model, tokenizer, adapter = build_model(
-        dataset.catalog,
+        catalog,
         model_config,
         max_length=config.max_length,
         seed=config.seed,
         trust_remote_code=config.trust_remote_code,
         texts=task_texts(dataset) if config.tasks is not None and is_from_scratch else (),
         item_vectors=item_vectors(dataset, model_config, config.seed),
+        change=change,
     )
+
+    # 2. Build the rows and the trainer.
     return BearTrainer(
         model,
         config,
         train_dataset=build_training_rows(dataset, tokenizer, config),
         eval_dataset=dataset.validation,
         processing_class=tokenizer,
-        catalog=dataset.catalog,
+        catalog=catalog,
         peft_config=adapter,
     )
 
 
 def build_training_rows(dataset: RecDataset, tokenizer: PreTrainedTokenizerBase, config: BearConfig) -> Dataset:
-    """Returns the training data of a [`BearTrainer`]: rows of `config.tasks` or, if unset, `dataset.train`.
+    """Returns the training data of a [`BearTrainer`]: `dataset.train` or, if `config.tasks` is set, rows of the tasks.
 
     Rows of tasks are built from `dataset.train`, the columns of `dataset.users`, and the catalogue.
 

@@ -3,7 +3,7 @@
 Labels that are not part of an item, such as the tokens of a text, have the node `FREE`, at which the whole vocabulary
 is legal.
 
-Legend: B rows, T tokens of the longest row.
+Legend: B rows (or sequences, in `_nodes`), T columns, which are the tokens of the longest row or sequence.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trl_rec.ragged import Ragged
 from trl_rec.trainer.bear.list_labels import list_choices
 
 
-FREE = -2
+FREE = -2  # "node" of labels outside items; columns without a label have the "node" -1
 
 
 @dataclass
@@ -32,7 +32,7 @@ class NextItemCollator:
     """Pads rows and, given a trie, removes forced tokens from the labels.
 
     A target token is forced if it is the only legal token. Under the softmax over legal tokens, the loss of a forced
-    token is constant. So no logits should be computed for this token, and it should not count as a target token.
+    token is constant. So its logits are not computed, and it does not count as a target token.
 
     Args:
         pad_token_id (`int`): Token id used to pad `input_ids`.
@@ -41,9 +41,9 @@ class NextItemCollator:
         twins (`Twins`, *optional*): Items with the same title. If one is illegal, so are its twins.
         padding_side (`str`, *optional*, defaults to `"left"`): `"left"` or `"right"`.
         pad_to_multiple_of (`int`, *optional*): Pads the length to a multiple of this number.
-        age_decay (`float`, *optional*, defaults to `1.0`): Factor that multiplies the weight of a target once for each
-            newer target in its row. The weights are computed from the column `trie_nodes`, even if `trie` is None.
-            Rows without this column, such as list rows, get no weights.
+        age_decay (`float`, *optional*, defaults to `1.0`): The weight of a target is `age_decay ** a`, where `a` is
+            the number of newer targets in its row. Only rows with the field `trie_nodes` get weights, so list rows do
+            not.
     """
 
     pad_token_id: int
@@ -55,9 +55,10 @@ class NextItemCollator:
     age_decay: float = 1.0
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Returns a batch with `input_ids`, `attention_mask`, `position_ids`, `labels` and, given a trie,
-        `trie_nodes`, `(B, T)` each. Given a trie, batches of list rows also contain the other entries of
-        [`list_choices`].
+        """Makes a batch from rows.
+
+        The batch contains `input_ids`, `attention_mask`, `position_ids`, `labels` and, given a trie, `trie_nodes`,
+        `(B, T)` each. Given a trie, batches of list rows also contain the other entries of [`list_choices`].
 
         If `age_decay` is not 1 and the rows have `trie_nodes`, the batch also contains `target_weights`, `(B, T)`: the
         weight of each label, or 0 where there is no label.
@@ -65,26 +66,29 @@ class NextItemCollator:
         If the rows have branches, the batch also contains `seen` and `starts`, `(B, T)` each. A column attends to the
         columns before `seen`, and to the columns from `starts` to itself (see [`Branches`]).
         """
+        # 1. Pad the rows.
         tokens = Ragged.from_lists([row["input_ids"] for row in rows])
-        mask = self._pad(Ragged(tokens.values * 0 + 1, tokens.offsets), 0)
+        mask = self._pad(Ragged(np.ones_like(tokens.values), tokens.offsets), 0)
         batch = {
             "input_ids": self._pad(tokens, self.pad_token_id),
             "attention_mask": mask,
             "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
             "labels": self._pad(Ragged.from_lists([row["labels"] for row in rows]), IGNORED),
         }
+
+        # 2. Add the entries that depend on the rows and on the options.
         branches = branches_of(rows)
         if branches is not None:
             self._add_branches(batch, branches)
         if self.trie is not None:
             self._add_choices(batch, rows, self.trie)
-        if self.age_decay != 1 and "trie_nodes" in rows[0]:  # list rows lack this column
+        if self.age_decay != 1 and "trie_nodes" in rows[0]:  # list rows lack this field
             batch["target_weights"] = self._weights(rows).masked_fill(batch["labels"] == IGNORED, 0.0)
         return batch
 
     def _add_branches(self, batch: dict[str, Tensor], branches: Branches) -> None:
-        """Adds `seen` and `starts` to a batch. Each column gets the position that it has in a row without branches."""
-        # 1. Find the columns and positions in rows without padding.
+        """Adds `seen` and `starts` to a batch, and lets the positions of a branch continue those of its prefix."""
+        # 1. Pad `seen` and `starts`, and compute the positions from them.
         offsets = np.concatenate([[0], np.cumsum(branches.row_lengths)])
         seen, starts = (self._pad(Ragged(values, offsets), 0) for values in branches.columns())
         real = batch["attention_mask"].bool()
@@ -92,31 +96,33 @@ class NextItemCollator:
         first = real.long().argmax(1, keepdim=True)  # (B, 1): the number of columns of padding on the left
         batch["position_ids"] = torch.where(real, seen + column - first - starts, 0)
 
-        # 2. Shift the column numbers by the padding on the left. A column of padding attends only to itself.
+        # 2. Count the columns from the beginning of the batch instead of the row. Padding attends only to itself.
         batch["seen"] = torch.where(real, seen + first, 0)
         batch["starts"] = torch.where(real, starts + first, column)
 
     def _add_choices(self, batch: dict[str, Tensor], rows: list[dict[str, Any]], trie: TokenTrie) -> None:
-        """Adds the node before each label to a batch, and removes forced tokens from the labels."""
+        """Adds `trie_nodes` and, for list rows, the other entries of [`list_choices`]. Removes forced labels."""
         if "items" in rows[0]:
             batch.update(list_choices(rows, batch["labels"], trie, self.exclude_history, self.twins))
             batch["labels"] = batch["labels"].masked_fill(batch["trie_nodes"] < 0, IGNORED)
         else:
             nodes = self._pad(Ragged.from_lists([row["trie_nodes"] for row in rows]), -1)
-            widths = trie.row_offsets[nodes + 1] - trie.row_offsets[nodes]
+            widths = trie.row_offsets[nodes + 1] - trie.row_offsets[nodes]  # arbitrary at -1 and at FREE
             # At a node with one child, the token is forced. At -1, there is no label.
             forced = ((nodes < 0) | (widths == 1)) & (nodes != FREE)
             batch["labels"] = batch["labels"].masked_fill(forced, IGNORED)
             batch["trie_nodes"] = nodes.masked_fill(forced, -1)
 
     def _weights(self, rows: list[dict[str, Any]]) -> Tensor:
-        """Returns `age_decay ** a`, `(B, T)`, where `a` is the number of targets that begin after each position."""
+        """Returns `age_decay ** a`, `(B, T)`, where `a` is the number of targets that begin after each column."""
         nodes = Ragged.from_lists([row["trie_nodes"] for row in rows])
-        begins = (self._pad(nodes, -1) == 0).long()
+        begins = (self._pad(nodes, -1) == 0).long()  # 1 where a target begins, at the root of the trie
         ages = begins.flip(1).cumsum(1).flip(1) - begins
+
+        # Targets of other branches may begin between the labels of a branch. Give all labels of the branch the age of
+        # its first label.
         branches = branches_of(rows)
         if branches is not None:
-            # A branch has one age, that of its first label, although other targets may begin between its labels.
             owners = self._pad(Ragged(branches.of_labels(), nodes.offsets), -1)
             in_branch = owners >= 0
             first_ages = torch.zeros(len(branches.lengths.values), dtype=ages.dtype)
@@ -126,6 +132,7 @@ class NextItemCollator:
         return torch.pow(torch.tensor(self.age_decay), ages)
 
     def _pad(self, rows: Ragged, fill: int) -> Tensor:
+        """Returns the rows padded to the same length, `(B, T)`."""
         width = int(rows.lengths.max())
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -141,16 +148,17 @@ def branches_of(rows: list[dict[str, Any]]) -> Branches | None:
 
 
 def with_trie_nodes(rows: Dataset, trie: TokenTrie, free: np.ndarray | None = None) -> Dataset:
-    """Adds a column `trie_nodes`: the trie node before each label, or -1 where there is no label.
+    """Adds the field `trie_nodes` to rows: the trie node before each label, or -1 where there is no label.
 
-    The labels of a row must be the concatenated paths of items, and the labels of a branch must be the beginning of a
-    path. Otherwise, raises a `ValueError` that names the row.
+    The labels of a branch must be the beginning of a path, and the other labels of a row must be concatenated paths.
+    Otherwise, raises a `ValueError` that names the row.
 
     Args:
         rows: Rows with `labels`.
         trie: Trie of the catalogue.
         free: `(num_rows,)`, True for rows whose labels are not items. The labels of these rows get the node `FREE`.
     """
+    # 1. Mark the labels that are not items.
     labels = split_rows(rows, "labels")
     trie = trie.to("cpu")
     nodes = np.full(len(labels.values), -1, np.int32)
@@ -160,27 +168,30 @@ def with_trie_nodes(rows: Dataset, trie: TokenTrie, free: np.ndarray | None = No
         nodes[learned & is_free] = FREE
         learned &= ~is_free
 
-    # Collect the labels of each text. A text is a branch, or a row without branches. In a row, labels of different
-    # branches may alternate.
-    texts = labels.row_ids[learned]
-    row_of_text = np.arange(len(labels))
+    # 2. Find the sequence of each remaining label: a branch, or the part of a row outside its branches.
+    sequences = labels.row_ids[learned]
+    row_of_sequence = np.arange(len(labels))
     if set(COLUMNS) <= set(rows.column_names):
         branches = Branches(labels.lengths, *(split_rows(rows, name) for name in COLUMNS))
         owners = branches.of_labels()[learned]
-        texts = np.where(owners < 0, texts, len(labels) + owners)
-        row_of_text = np.concatenate([row_of_text, branches.lengths.row_ids])
-    order = np.argsort(texts, kind="stable")
-    counts = np.bincount(texts, minlength=len(row_of_text))
+        sequences = np.where(owners < 0, sequences, len(labels) + owners)
+        row_of_sequence = np.concatenate([row_of_sequence, branches.lengths.row_ids])
+
+    # 3. Collect the labels of each sequence, and find their nodes. In a row, labels of several branches may alternate.
+    order = np.argsort(sequences, kind="stable")
+    counts = np.bincount(sequences, minlength=len(row_of_sequence))
     targets = Ragged.from_lengths(labels.values[learned][order], counts)
     found = np.empty(len(order), nodes.dtype)
-    found[order] = _nodes(targets, trie, row_of_text)
+    found[order] = _nodes(targets, trie, row_of_sequence)
     nodes[learned] = found
     return rows.add_column("trie_nodes", Ragged(nodes, labels.offsets).to_arrow())
 
 
-def _nodes(targets: Ragged, trie: TokenTrie, row_of_text: np.ndarray) -> np.ndarray:
-    """Returns the node before each target token of each text. All texts are walked in parallel. After a leaf, the walk
-    returns to the root."""
+def _nodes(targets: Ragged, trie: TokenTrie, row_of_sequence: np.ndarray) -> np.ndarray:
+    """Returns the node before each target token of each sequence, `(number of target tokens,)`.
+
+    All sequences are walked in parallel. After a leaf, the walk returns to the root.
+    """
     tokens = torch.from_numpy(targets.padded(width=max(1, int(targets.lengths.max(initial=0)))))  # (B, T)
     node = torch.zeros(len(tokens), dtype=torch.int64)  # (B,)
     passed: list[Tensor] = []
@@ -191,10 +202,10 @@ def _nodes(targets: Ragged, trie: TokenTrie, row_of_text: np.ndarray) -> np.ndar
         # Padding (-1) leads to no node. Any other token that leads to no node is an error.
         strayed = (reached < 0) & (column >= 0)
         if bool(strayed.any()):
-            text = int(strayed.nonzero()[0])
+            sequence = int(strayed.nonzero()[0])
             raise ValueError(
-                f"row {row_of_text[text]}: label {int(column[text])} does not continue any item; build the rows with "
-                "this catalogue"
+                f"row {row_of_sequence[sequence]}: label {int(column[sequence])} does not continue the path of any "
+                "item; build the rows with this catalogue"
             )
 
         leaf = trie.row_offsets[reached] == trie.row_offsets[reached + 1]

@@ -30,11 +30,12 @@ class BearConfig(PriorConfig, SFTConfig):
     Args:
         bear_weight (`float`, *optional*, defaults to `0.6875`): Weight of the beam term, the paper's lambda. A
             weight of 0.25 in the authors' code corresponds to 0.25 x `sharpness` here.
-        sharpness (`float`, *optional*, defaults to `2.75`): Divisor of the margin, the paper's xi.
+        sharpness (`float`, *optional*, defaults to `2.75`): Divisor of the margin in the beam term, the paper's xi.
+            The margin is how far the target's log-probability is above that of the last token inside the beam.
         variant (`str`, *optional*, defaults to `"paper"`): `"paper"` gives the larger gradient to targets that are
             inside the beam, `"survival"` to targets that are outside the beam.
-        num_beams (`int`, *optional*, defaults to `10`): Number of beams in the beam term, the paper's B. Use the
-            number of beams used for decoding.
+        num_beams (`int`, *optional*, defaults to `10`): Number of beams in the beam term, the paper's B. Set it to
+            the number of beams that decoding uses.
         temperature (`float`, *optional*, defaults to `1.0`): Divisor of the logits in the loss.
         target_smoothing (`float`, *optional*, defaults to `0.0`): Label smoothing: the share of the target token's
             probability that is spread evenly over all tokens of the softmax. Forced tokens and tokens of texts are not
@@ -48,18 +49,18 @@ class BearConfig(PriorConfig, SFTConfig):
             `"uniform"`, all items are equally likely. With `"popularity"`, the probability of an item is proportional
             to 1 plus the number of times that the item is a training target. The loss is corrected for either choice.
             Requires `sampled_items`.
-        softmax (`str`, *optional*, defaults to `"legal"`): Whether the softmax is over the `"legal"` tokens or over
-            the `"vocabulary"`. Decoding uses the same softmax.
+        softmax (`str`, *optional*, defaults to `"legal"`): Tokens that the softmax is computed over. `"legal"`: the
+            legal tokens, which continue the path of an item. `"vocabulary"`: all tokens. Decoding uses the same
+            softmax.
         targets (`str`, *optional*, defaults to `"last"`): With `"last"`, there is one row per target, or one row per
             list if `list_length` is set. With `"all"`, there is one row per sequence, which trains all targets of the
-            sequence, so the history is read only once. A batch then contains sequences instead of targets. The loss of
-            a target is the same as in a row of its own, unless the history of the target exceeds `max_length` or
-            `max_history`. With `list_length`, `"all"` requires item tokens or semantic IDs, and earlier items of a row
-            stay legal.
-        target_age_decay (`float`, *optional*, defaults to `1.0`): Factor that multiplies the weight of a target once
-            for each newer target in its row. So a target followed by `a` newer targets has the weight
-            `target_age_decay ** a`. The loss is the weighted mean over the target tokens of all accumulated batches
-            and all processes. The metrics `bear/...` are not weighted. Requires `targets="all"`.
+            sequence, so the history is read only once. The batch size then counts sequences instead of targets. The
+            loss of a target is the same as in a row of its own, unless the history of the target exceeds `max_length`
+            or `max_history`. With `list_length`, `"all"` requires item tokens or semantic IDs, and earlier items of a
+            row stay legal.
+        target_age_decay (`float`, *optional*, defaults to `1.0`): A target followed by `a` newer targets in its row
+            has the weight `target_age_decay ** a`. The loss is the weighted mean over the target tokens of all
+            accumulated batches and all processes. The metrics `bear/...` are not weighted. Requires `targets="all"`.
         every_position (`bool`, *optional*, defaults to `False`): Whether a list starts at every new target of a
             sequence, so that lists overlap. By default, a list starts where the previous list ends. Requires
             `list_length`.
@@ -78,10 +79,10 @@ class BearConfig(PriorConfig, SFTConfig):
             one sequence. Meant for sources whose rows are windows (one target and the items before it), such as
             BIGRec's. Requires `targets="all"`.
         tasks (`dict[str, float]`, *optional*): Tasks whose rows [`build_training_rows`] builds. Maps each task to its
-            number of rows, divided by the number of next-item rows: `next_item: 1.0` uses each next-item row once. The
-            tasks are `next_item`, `item_to_id`, `id_to_item`, `history_to_title`, `titles_to_id`, `profile_to_user`,
-            `user_to_profile`, `query_to_item` and `history_to_preference`. By default, only the next-item task is
-            learned.
+            number of rows, as a multiple of the number of next-item rows. For example, `next_item: 1.0` uses each
+            next-item row once. The tasks are `next_item`, `item_to_id`, `id_to_item`, `history_to_title`,
+            `titles_to_id`, `profile_to_user`, `user_to_profile`, `query_to_item` and `history_to_preference`. By
+            default, only the next-item task is learned.
         task_cap (`int`, *optional*): Maximum number of rows of each task except `next_item`.
         task_history (`int`, *optional*, defaults to `20`): Maximum number of items in a prompt of each task except
             `next_item`.
@@ -97,7 +98,8 @@ class BearConfig(PriorConfig, SFTConfig):
         default=2.75, metadata={"help": "divisor of the margin in the beam term"}
     )
     variant: Literal["paper", "survival"] = field(
-        default="paper", metadata={"help": "form of the beam term: paper or survival"}
+        default="paper",
+        metadata={"help": "targets that get the larger gradient: those inside the beam (paper) or outside (survival)"},
     )
     num_beams: Annotated[int, COUNT] = field(default=10, metadata={"help": "number of beams in the beam term"})
     temperature: Annotated[float, POSITIVE] = field(
@@ -122,7 +124,7 @@ class BearConfig(PriorConfig, SFTConfig):
     )
     target_age_decay: Annotated[float, SHARE] = field(
         default=1.0,
-        metadata={"help": "factor on the weight of a target for each newer target in its row; requires targets=all"},
+        metadata={"help": "multiplies the weight of a target once per newer target in its row; requires targets=all"},
     )
     every_position: bool = field(
         default=False, metadata={"help": "start a list at every new target; requires list_length"}
@@ -159,7 +161,7 @@ class BearConfig(PriorConfig, SFTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
 
-        # Refuse options that would silently have no effect: those of SFTTrainer, and those for other kinds of rows.
+        # 1. Refuse options that would silently have no effect: those of SFTTrainer, and those for other kinds of rows.
         check_sft_options(self, "rows are built from whole items and the loss is BEAR's")
         if self.softmax not in ("legal", "vocabulary"):
             raise ValueError(f"softmax must be 'legal' or 'vocabulary', not {self.softmax!r}")
@@ -174,11 +176,14 @@ class BearConfig(PriorConfig, SFTConfig):
         if self.targets != "all":
             names = ("target_age_decay", "long_histories", "max_row_tokens", "join_windows")
             check_inert(self, names, "it applies only to rows with several targets (targets='all')")
+
+        # 2. Check the other options.
         self._check_rows()
         self._check_tasks()
         self._check_sampling()
 
     def _check_rows(self) -> None:
+        """Raises `ValueError` if the options of rows are invalid."""
         if self.long_histories not in get_args(LongHistories):
             raise ValueError(f"long_histories must be 'windows' or 'rows', not {self.long_histories!r}")
         if self.max_row_tokens is not None and self.max_row_tokens < (self.max_length or self.max_row_tokens):
@@ -188,11 +193,13 @@ class BearConfig(PriorConfig, SFTConfig):
             )
 
     def _check_sampling(self) -> None:
+        """Raises `ValueError` if the options of sampled items are invalid, or cannot be combined with others."""
         if self.sampled_from not in ("uniform", "popularity"):
             raise ValueError(f"sampled_from must be 'uniform' or 'popularity', not {self.sampled_from!r}")
         if self.sampled_items is None:
             return check_inert(self, ("sampled_from",), "it applies only to sampled_items, which is unset")
 
+        # Compare the options that sampling depends on with the values that sampling needs.
         needed = {"bear_weight": 0, "softmax": "legal", "target_smoothing": 0, "list_length": None, "tasks": None}
         reasons = {
             "bear_weight": "the beam term needs the logits of all items; set bear_weight: 0",
@@ -208,9 +215,11 @@ class BearConfig(PriorConfig, SFTConfig):
                 )
 
     def _check_tasks(self) -> None:
+        """Raises `ValueError` if the options of tasks are invalid, or cannot be combined with others."""
         if self.tasks is None:
             return check_inert(self, ("task_cap", "task_history"), "it applies only to tasks, which is unset")
 
+        # Check the combination with lists, and then the mapping.
         if self.list_length is not None:
             raise ValueError(
                 "tasks and list_length cannot be combined, because no task has a list as its answer; leave one of the "

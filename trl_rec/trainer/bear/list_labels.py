@@ -1,7 +1,7 @@
 """Finds the trie node before each label of a list row, and the items that are illegal at this label.
 
-Legend: B rows, T tokens of the longest row, K items of the longest list, E items of the longest history, M tokens
-before which the trie branches.
+Legend: B rows, T tokens of the longest row, K items of the longest list, E items of the longest history, M list tokens
+whose node in the trie has several children.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from trl_rec.data.branches.structure import IGNORED
 from trl_rec.data.dataset import split_rows
 from trl_rec.decoding.excluded import Excluded
-from trl_rec.decoding.list_constraint import list_tokens, num_legal, taken_places
+from trl_rec.decoding.lists.constraint import list_tokens, num_legal, taken_places
 from trl_rec.items.trie import TokenTrie
 from trl_rec.items.twins import Twins
 from trl_rec.ragged import Ragged
@@ -35,7 +35,7 @@ def list_choices(
     """Returns the trie nodes, and the data that determines illegal items, for the labels of a batch of list rows.
 
     Args:
-        rows: Rows with the columns `items` and `history`. Each row has one list.
+        rows: Rows with the fields `items` and `history`. Each row has one list.
         labels: `(B, T)`, padded.
         trie: Trie of the catalogue.
         exclude_history: Whether items of the history are illegal.
@@ -48,18 +48,20 @@ def list_choices(
         - `items`, `(B, K)`: The lists, padded with -1.
         - `excluded`, `(B, E)`: The excluded items in the format of `Excluded.places`.
     """
-    # 1. Tokenize each list, and find the tokens that have a legal alternative, given the previous items of the list.
+    # 1. Tokenize each list, and look up the items that are illegal at all of its tokens.
     items = torch.from_numpy(Ragged.from_lists([row["items"] for row in rows]).padded())  # (B, K)
     histories = Ragged.from_lists([row["history"] if exclude_history else [] for row in rows])
     histories = histories if twins is None else twins.complete(histories)
     excluded = Excluded(trie, torch.from_numpy(histories.padded()), len(rows)).places.long()  # (B, E)
     lists = list_tokens(trie, items)
+
+    # 2. Find the tokens that have a legal alternative, given the previous items of the list.
     owner = lists.branches.nonzero()[:, 0]  # (M,)
     taken = taken_places(trie, items[owner], lists.ranks[lists.branches], excluded[owner])
     has_choice = num_legal(trie, lists.nodes[lists.branches], taken) > 1  # (M,)
     free = lists.branches.masked_scatter(lists.branches, has_choice)
 
-    # 2. Align labels and list tokens. The labels of a row are the tokens of its list, sometimes followed by EOS.
+    # 3. Align labels and list tokens. The labels of a row are the tokens of its list, sometimes followed by EOS.
     is_label = labels != IGNORED  # (B, T)
     order = is_label.cumsum(1) - 1
     place = order.clamp(min=0, max=free.shape[1] - 1)
@@ -74,8 +76,12 @@ def list_choices(
 
 
 def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool, twins: Twins | None = None) -> None:
-    """Raises `ValueError` if the labels of a row are not the paths of its `items`, or if decoding could never generate
-    the row's list."""
+    """Raises `ValueError` if a row is inconsistent, or if decoding could never generate its list.
+
+    The labels of a row must be the paths of its `items`. The items must be distinct and, with `exclude_history`, must
+    not be in the history.
+    """
+    # 1. Check the items.
     items = split_rows(rows, "items")
     _check_none(_rows_with_repeats(items), "its list contains an item twice")
     if exclude_history:
@@ -83,7 +89,7 @@ def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool, twins: Tw
         known = _rows_with_known_items(items, histories if twins is None else twins.complete(histories))
         _check_none(known, "its list contains an item of the history; set eval_exclude_history to false to allow this")
 
-    # The labels of a row, without ignored ones, must be the tokens of its list and at most one more token (EOS).
+    # 2. Check the labels. Those that are not ignored must be the tokens of the list and then at most one token (EOS).
     labels = split_rows(rows, "labels")
     is_label = labels.values != IGNORED
     counts = np.bincount(labels.row_ids[is_label], minlength=len(labels))
@@ -94,7 +100,7 @@ def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool, twins: Tw
         lists = list_tokens(trie, torch.from_numpy(items.take(part).padded()))
         width = lists.mask.shape[1]
         lengths = tokens.lengths[part]
-        given = tokens.take(part).slice(0 * lengths, np.minimum(lengths, width)).padded(width=width)
+        given = tokens.take(part).slice(np.zeros_like(lengths), np.minimum(lengths, width)).padded(width=width)
 
         surplus = torch.from_numpy(lengths) - lists.mask.sum(1)
         same = (torch.from_numpy(given) == lists.token_ids) | ~lists.mask
@@ -105,6 +111,7 @@ def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool, twins: Tw
 
 
 def _check_none(rows: np.ndarray, problem: str) -> None:
+    """Raises `ValueError` if there are rows with the problem, and names the first of them."""
     if len(rows):
         raise ValueError(f"row {rows[0]}: {problem}")
 

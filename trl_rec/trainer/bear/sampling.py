@@ -1,4 +1,4 @@
-"""Draws the negatives for `sampled_items`. The draws depend only on the seed, the epoch and the row.
+"""Draws the negatives of `BearConfig.sampled_items`. The draws depend only on the seed, the epoch and the row.
 
 Every target has exactly K negatives. They are drawn with replacement from all items but the target, in proportion to a
 distribution q over all items. The targets of a row share one stream of draws from q: the negatives of a target are the
@@ -67,6 +67,7 @@ class ItemSampler:
         return draws
 
     def _draw(self, generator: np.random.Generator, size: int) -> np.ndarray:
+        """Returns tokens of items, `(size,)`, drawn from q with replacement."""
         drawn: np.ndarray = self.pool[generator.integers(len(self.pool), size=size)]
         return drawn
 
@@ -84,7 +85,7 @@ class ItemSampler:
 class SamplingCollator(EpochCounter, NextItemCollator):
     """A [`NextItemCollator`] that adds the stream of draws of each training row.
 
-    Rows without the column `row`, such as evaluation rows, get no draws.
+    Rows without the field `row`, such as evaluation rows, get no draws.
 
     Args:
         sampler (`ItemSampler`): Draws the negatives.
@@ -95,8 +96,10 @@ class SamplingCollator(EpochCounter, NextItemCollator):
     seed: int = 0
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Returns the batch of [`NextItemCollator`], with the draws of each row in `negatives`, `(B, L)`. Shorter
-        streams are padded with -1."""
+        """Returns the batch of [`NextItemCollator`], with the draws of each row in `negatives`, `(B, L)`.
+
+        Shorter streams are padded with -1.
+        """
         batch = super().__call__(rows)
         if "row" not in rows[0] or self.sampler is None:
             return batch
@@ -106,12 +109,13 @@ class SamplingCollator(EpochCounter, NextItemCollator):
         return {**batch, "negatives": torch.from_numpy(padded)}
 
     def _stream(self, row: dict[str, Any], sampler: ItemSampler) -> np.ndarray:
+        """Returns the draws of a row in this epoch."""
         labels = np.asarray(row["labels"])
         return sampler.stream(labels[labels != IGNORED], [self.seed, int(self.epoch), row["row"]])
 
 
 def numbered(rows: Dataset) -> Dataset:
-    """Adds a column `row` with the index of each row. The seed of the row's draws contains this index."""
+    """Adds a column `row` with the index of each row. The index is part of the seed of the row's draws."""
     rows = rows.remove_columns([name for name in ("row",) if name in rows.column_names])
     return rows.add_column("row", np.arange(len(rows)))
 

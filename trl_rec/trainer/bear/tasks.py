@@ -3,13 +3,14 @@
 The collator randomly draws a prompt template for each row, depending only on (seed, epoch, row). Therefore the
 templates change between epochs, and a resumed run uses the same templates as an uninterrupted run.
 
-Legend: B rows, T tokens, N target tokens, K tasks.
+Legend: B rows, T tokens of the longest row, N target tokens, V vocabulary, K tasks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,6 @@ from trl_rec.losses.output import LossOutput
 from trl_rec.trainer.base.metrics import Mean
 from trl_rec.trainer.base.sampling import EpochCounter
 from trl_rec.trainer.bear.collator import NextItemCollator
-
-
-ANSWERS_ITEM = torch.tensor([task.answer == "item" for task in TASKS.values()])  # (K,)
 
 
 @dataclass
@@ -71,34 +69,44 @@ def free_rows(rows: Dataset) -> np.ndarray | None:
     return np.array([TASKS[name].answer != "item" for name in rows["task"]], bool)
 
 
-def item_places(learned: Tensor, tasks: Tensor | None) -> Tensor:
-    """Returns a mask `(B, T)` of the positions in `learned` whose target is a token of an item.
+def answers_item(tasks: Tensor) -> Tensor:
+    """Returns whether the answer to each row's task is an item, `(B,)`. `tasks`, `(B,)`, are task indices."""
+    return _answers_item(tasks.device)[tasks]
 
-    If `tasks` is None, all targets are tokens of items.
-    """
-    return learned if tasks is None else learned & ANSWERS_ITEM.to(tasks.device)[tasks].unsqueeze(1)
+
+@cache
+def _answers_item(device: torch.device) -> Tensor:
+    return torch.tensor([task.answer == "item" for task in TASKS.values()], device=device)  # (K,)
 
 
 def with_texts(
-    logits: Tensor, targets: Tensor, is_item: Tensor, item_loss: Callable[[Tensor, Tensor], LossOutput]
+    logits: Tensor, targets: Tensor, is_item: Tensor, item_loss: Callable[[Tensor, Tensor, Tensor], LossOutput]
 ) -> LossOutput:
-    """Computes the loss, `(N,)`, of target tokens that belong to items or to texts. For tokens of texts, the loss is
-    cross-entropy over the vocabulary, and the metrics `margin` and `pruned` are 0.
+    """Computes the loss, `(N,)`, of target tokens that belong to items or to texts.
+
+    For tokens of texts, the loss is cross-entropy over the vocabulary, and the metrics `margin` and `pruned` are 0.
 
     Args:
-        logits: `(N, V)`.
-        targets: `(N,)`.
-        is_item: `(N,)`, boolean.
-        item_loss: Computes the loss of item tokens from their logits and targets.
+        logits: The logits over the vocabulary, `(N, V)`.
+        targets: The target tokens, `(N,)`.
+        is_item: Whether each target token belongs to an item, `(N,)`.
+        item_loss: Computes the loss of item tokens from their logits, their targets and their indices among the N
+            tokens.
     """
-    items = item_loss(logits[is_item], targets[is_item])
-    texts = bear_loss(logits[~is_item], targets[~is_item], None, num_beams=1, weight=0.0, sharpness=1.0)
+    # 1. Compute the two kinds of losses. Item tokens are put first, so that only their number is copied to the host.
+    order = torch.argsort(~is_item, stable=True)
+    num_items = int(is_item.sum())
+    of_items = order[:num_items]
+    of_texts = order[num_items:]
+    items = item_loss(logits[of_items], targets[of_items], of_items)
+    texts = bear_loss(logits[of_texts], targets[of_texts], None, num_beams=1, weight=0.0, sharpness=1.0)
 
     def merged(of_items: Tensor, of_texts: Tensor) -> Tensor:
         """Merges the values of item tokens and of text tokens into one value per target, `(N,)`."""
-        whole = of_items.new_zeros(is_item.shape).masked_scatter(is_item, of_items)
-        return whole.masked_scatter(~is_item, of_texts.to(of_items.dtype))
+        values = torch.cat([of_items, of_texts.to(of_items.dtype)])
+        return torch.zeros_like(values).index_copy(0, order, values)
 
+    # 2. Merge the losses and the metrics.
     no_value = torch.zeros_like(texts.loss)
     metrics = {
         "ce": merged(items.metrics["ce"], texts.metrics["ce"]),
@@ -109,7 +117,10 @@ def with_texts(
 
 
 def task_means(ce: Tensor, tasks: Tensor) -> dict[str, Mean]:
-    """Averages the cross-entropy `ce`, `(N,)`, over the target tokens of each task, as metrics `task/<name>/ce`."""
+    """Averages the cross-entropy `ce`, `(N,)`, over the target tokens of each task, as metrics `task/<name>/ce`.
+
+    `tasks`, `(N,)`, contains the task index of each target token.
+    """
     totals = torch.zeros(len(TASK_NAMES), device=ce.device).index_add(0, tasks, ce.float())
     counts = torch.zeros(len(TASK_NAMES), device=ce.device).index_add(
         0, tasks, torch.ones_like(ce, dtype=torch.float32)

@@ -1,4 +1,8 @@
-"""Fine-tunes a model so that beam search keeps each target token."""
+"""Fine-tunes a model so that beam search keeps each target token.
+
+Legend: B rows, T tokens of the longest row, N target tokens, C tokens that a target is chosen from, U distinct tokens
+of the trie, V vocabulary, L draws per row with `sampled_items`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from trl_rec.data.dataset import at_most, split_rows
 from trl_rec.data.list_rows import build_list_rows, evaluation_list_rows
 from trl_rec.data.rows import build_rows, evaluation_rows
 from trl_rec.data.tasks.templates import template_ids
-from trl_rec.decoding.list_constraint import legal_children, taken_places
+from trl_rec.decoding.lists.constraint import legal_children, taken_places
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.bear import bear_loss
 from trl_rec.losses.output import LossOutput
@@ -28,11 +32,12 @@ from trl_rec.models.embedding_dropout import add_embedding_dropout
 from trl_rec.models.experts import attending_by, balance_on_request, balancing_loss, routing
 from trl_rec.models.loading import find_tokenizer
 from trl_rec.models.sampled_columns import SampledColumns, collect_rows, collecting_rows
-from trl_rec.models.selection import logits_at
+from trl_rec.models.selection import logits_at, places_of
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.checks import NOT_TAKEN_BY_SFT, check_arguments, check_trainable
 from trl_rec.trainer.base.metrics import BatchLoss, Mean
-from trl_rec.trainer.base.model_card import Paper
+from trl_rec.trainer.base.saving.model_card import Paper
+from trl_rec.trainer.base.saving.output import default_output
 from trl_rec.trainer.base.trainer import EvalSets, is_split
 from trl_rec.trainer.bear.collator import NextItemCollator, with_trie_nodes
 from trl_rec.trainer.bear.config import BearConfig
@@ -45,7 +50,7 @@ from trl_rec.trainer.bear.sampling import (
     log_probabilities,
     numbered,
 )
-from trl_rec.trainer.bear.tasks import TaskCollator, free_rows, item_places, task_means, with_texts
+from trl_rec.trainer.bear.tasks import TaskCollator, answers_item, free_rows, task_means, with_texts
 
 
 # Entries of a batch that determine which tokens are legal at each label.
@@ -60,9 +65,9 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): Same as in `SFTTrainer`.
         args (`BearConfig`, *optional*): Configuration.
-        train_dataset (`Dataset`): One of the following: `RecDataset.train`; rows with `input_ids` and `labels` (with
-            `softmax="legal"` or a `target_age_decay` below 1, the labels must be items of the catalogue); list rows
-            from [`build_list_rows`]; rows of several tasks from [`build_training_rows`].
+        train_dataset (`Dataset`): `RecDataset.train`, list rows from [`build_list_rows`], rows of several tasks from
+            [`build_training_rows`], or other rows with `input_ids` and `labels`. The labels of other rows must be
+            items of the catalogue if `softmax` is `"legal"` or `target_age_decay` is below 1.
         eval_dataset (`Dataset`, *optional*): Rows as in `train_dataset`, or `RecDataset.validation`. For a split,
             evaluation also ranks the catalogue for the users of the split.
         processing_class (`PreTrainedTokenizerBase`, *optional*): Tokenizer that contains the tokens of the catalogue.
@@ -110,13 +115,16 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         catalog: ItemCatalog,
         **kwargs: Any,
     ) -> None:
-        args = args or BearConfig("bear")
+        # 1. Check the arguments.
+        args = args or BearConfig(default_output(model, "BEAR"))
         kwargs = check_arguments(kwargs, NOT_TAKEN_BY_SFT, "BearTrainer")
         if args.sampled_items is not None and catalog.surface != "item_token":
             raise ValueError(
                 f"sampled_items requires the surface item_token, not {catalog.surface}, because an item must be a "
                 "single token; leave sampled_items out, or change the surface"
             )
+
+        # 2. Prepare the catalogue, which the parent's __init__ needs to build the rows.
         tokenizer = find_tokenizer(model, processing_class, args.trust_remote_code)
         self._set_catalog(catalog, tokenizer, args, eval_dataset)
         self.renormalizes = args.softmax == "legal"
@@ -126,6 +134,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
             model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=tokenizer, **kwargs
         )
 
+        # 3. Complete the model and the collator.
         check_trainable(self.model)
         add_embedding_dropout(self.model)
         balance_on_request(self.model)
@@ -133,8 +142,11 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         self.trie = self.trie.to(self.args.device)  # not the model's device: DeepSpeed and FSDP move the model later
 
     def _collator(self, tokenizer: PreTrainedTokenizerBase, args: BearConfig) -> NextItemCollator:
-        """Builds the collator. With several tasks or sampled items, it is also added as a callback that tracks the
-        epoch."""
+        """Builds the collator.
+
+        With several tasks or sampled items, the collator draws at random in each epoch. It is then also added as a
+        callback, which tracks the epoch.
+        """
         common: dict[str, Any] = {
             "pad_token_id": tokenizer.pad_token_id,
             "trie": self.trie if self.renormalizes else None,
@@ -160,10 +172,12 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     def _make_sampler(
         self, tokenizer: PreTrainedTokenizerBase, num_negatives: int, sampled_from: SampledFrom
     ) -> ItemSampler:
-        """Returns the sampler of negatives, and sets `_log_q`. Where sparse gradients are supported, also prepares the
-        embeddings for them (see [`collect_rows`])."""
+        """Returns the sampler of negatives, and sets `_log_q`.
+
+        Where sparse gradients are supported, also prepares the embeddings for them (see [`collect_rows`]).
+        """
         labels = split_rows(self.train_dataset, "labels").values
-        tokens = self.catalog.paths(tokenizer).values
+        tokens = self.catalog.paths(tokenizer).first(self.catalog.num_recommendable).values
         sampler = ItemSampler(tokens, labels[labels != IGNORED], num_negatives, sampled_from)
         self._log_q = sampler.log_q(int(tokens.max()) + 1).to(self.args.device)
         # DeepSpeed, FSDP, torch.compile, and devices other than CPU and CUDA need a dense gradient from the start.
@@ -188,6 +202,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         With the legal softmax, adds the trie node of each label. Also adds the nodes if `target_age_decay` is not 1,
         because they show where each item begins. List rows get no nodes here, because the collator computes them.
         """
+        # 1. Build rows from a split.
         if is_split(dataset):
             dataset = self._rows(dataset, args) if dataset_name == "train" else self._evaluation_rows(dataset, args)
         columns = set(dataset.column_names)
@@ -197,6 +212,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
                 "RecDataset, or rows with input_ids and labels"
             )
 
+        # 2. Add the columns that the options require.
         if args.sampled_items is not None and dataset_name == "train":
             dataset = numbered(dataset)
         needs_nodes = self.renormalizes or args.target_age_decay != 1
@@ -208,6 +224,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         return with_trie_nodes(dataset, self.trie, free_rows(dataset))
 
     def _rows(self, split: Dataset, args: BearConfig) -> Dataset:
+        """Builds the training rows of a split."""
         if args.tasks is not None:
             raise ValueError(
                 "tasks cannot be built from a split alone; pass train_dataset=build_training_rows(dataset, tokenizer, "
@@ -230,12 +247,14 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         )
 
     def _evaluation_rows(self, split: Dataset, args: BearConfig) -> Dataset:
+        """Builds the rows of a split on which the loss is evaluated, for at most `max_users` users."""
         split = at_most(args.max_users, split)
         if args.list_length is not None:
             return evaluation_list_rows(split, self.prompt_format, max_length=args.max_length)
         return evaluation_rows(split, self.prompt_format, max_length=args.max_length, max_history=args.max_history)
 
     def _set_signature_columns_if_needed(self) -> None:
+        """Sets the names of the columns that are used. `Trainer` removes all other columns from the rows."""
         rows = ["input_ids", "labels", "trie_nodes", "history", "items", *BRANCH_COLUMNS]
         self._signature_columns: Any = [*rows, "task", "slots", "row", "length"]
 
@@ -244,8 +263,10 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
-        """Same as `Trainer.get_batch_samples`, except that the count is the sum of the weights of the target tokens
-        if `target_age_decay` is not 1."""
+        """Same as `Trainer.get_batch_samples`, except that the weights of target tokens are summed instead of counted.
+
+        Target tokens have weights if `target_age_decay` is not 1. Otherwise they are counted, as in `Trainer`.
+        """
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if count is None or "target_weights" not in batches[0]:
             return batches, count
@@ -278,47 +299,49 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         columns = None  # set only in training with sampled items
         learned = torch.zeros_like(labels, dtype=torch.bool)
         learned[:, :-1] = labels[:, 1:] != IGNORED
-        targets = labels[:, 1:][learned[:, :-1]]  # (N,)
+        places = places_of(learned)  # (N,): among all B * T positions
+        rows = places // labels.shape[1]  # (N,)
+        targets = labels.flatten().index_select(0, places + 1)  # (N,)
         if streams is not None and model.training:
-            columns = SampledColumns(learned.nonzero()[:, 0], targets, streams.clamp(min=0))
+            columns = SampledColumns(rows, targets, streams.clamp(min=0))
         num_tokens = inputs["attention_mask"].sum()
         with ExitStack() as reading:
             if mask is not None and self.aux_loss_enabled:
                 reading.enter_context(attending_by(bare, mask))
             elif mask is not None:
                 inputs["attention_mask"] = mask
-            reading.enter_context(logits_at(bare, learned, tokens=columns or tokens))
+            reading.enter_context(logits_at(bare, places, tokens=columns or tokens))
             reading.enter_context(collecting_rows(bare))
             outputs = model(**inputs, **routing(bare, self.aux_loss_enabled), use_cache=False)
         logits = outputs.logits[0]  # (N, V), (N, U) or (N, 1 + L)
 
         # 2. Compute the loss of each target token.
-        items = item_places(learned, tasks)  # (B, T)
+        is_item = None if tasks is None else answers_item(tasks)[rows]  # (N,)
         if columns is not None and streams is not None:
             output = self._sampled_loss(logits, streams, columns)
-        elif tasks is None:
-            output = self._item_loss(logits, targets, choices, items, among=tokens)
+        elif is_item is None:
+            output = self._item_loss(logits, targets, choices, places, among=tokens)
         else:
             output = with_texts(
-                logits, targets, items[learned], lambda of, to: self._item_loss(of, to, choices, items)
+                logits, targets, is_item, lambda of, to, part: self._item_loss(of, to, choices, places[part])
             )
 
         # 3. Average over target tokens. The count covers all processes, but DDP averages gradients, so the loss is
         # scaled by the number of processes.
         if target_weights is None:
-            count = learned.sum() if num_items_in_batch is None else num_items_in_batch
-            loss = output.loss.sum() / torch.as_tensor(count, device=labels.device).clamp(min=1)
+            count = len(places) if num_items_in_batch is None else num_items_in_batch
+            count = count.to(labels.device).clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+            loss = output.loss.sum() / count
         else:
-            weights = target_weights[:, 1:][learned[:, :-1]]  # (N,)
+            weights = target_weights.flatten().index_select(0, places + 1)  # (N,)
             total = torch.as_tensor(weights.sum() if num_items_in_batch is None else num_items_in_batch)
             loss = (weights * output.loss).sum() / total.to(weights).clamp(min=torch.finfo(weights.dtype).tiny)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
 
-        rows = learned.nonzero()[:, 0]  # (N,)
-        rows = rows if owners is None else owners[rows]
-        row_losses = torch.zeros(num_rows, device=labels.device).index_add(0, rows, output.loss.detach().float())
-        means = self._means(output, items, learned, tasks)
+        originals = rows if owners is None else owners[rows]
+        row_losses = torch.zeros(num_rows, device=labels.device).index_add(0, originals, output.loss.detach().float())
+        means = self._means(output, rows, learned, tasks)
         aux_loss = balancing_loss(bare, outputs) if self.aux_loss_enabled else None
         return BatchLoss(loss, row_losses, means, num_tokens, aux_loss=aux_loss, outputs=outputs)
 
@@ -333,26 +356,30 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         logits: Tensor,
         targets: Tensor,
         choices: dict[str, Tensor],
-        items: Tensor,
+        places: Tensor,
         *,
         among: Tensor | None = None,
     ) -> LossOutput:
-        """Computes the loss, `(N,)`, of N item tokens from their logits, `(N, V)`, or `(N, U)` if `among` contains
-        the trie's U tokens. The softmax is over the legal tokens, or over the vocabulary if `choices` is empty."""
+        """Computes the loss, `(N,)`, of N item tokens from their logits, `(N, V)`.
+
+        If `among` is given, it contains the trie's U tokens, and `logits` contains only the logits of these tokens,
+        `(N, U)`. The softmax is over the legal tokens, or over the vocabulary if `choices` is empty. `places`, `(N,)`,
+        are the positions of the tokens among all B * T positions.
+        """
         if not choices:
             return self.token_loss(logits, targets, None)
-        tokens, legal = self._legal(choices, items)
-        columns = tokens if among is None else self.trie.columns(tokens)
-        if len(tokens) == 1:  # all targets have the same legal children, as with the item_token surface
+        tokens, nodes, legal = self._legal(choices, places)
+        columns = tokens if among is None else self.trie.edge_columns[(nodes - 1).clamp(min=0)]
+        if self.trie.only_choice is not None:  # all targets have the same children, as with the item_token surface
             place = torch.searchsorted(tokens[0], targets)
-            # The legal columns are distinct and ascending. If there are as many legal columns as columns of the
-            # logits, they are the same, and nothing is copied. Copying all columns would cost as much as the softmax.
+            # The columns are distinct and ascending. So if their number is that of the logits' columns, they select
+            # all columns in order. The logits are then not copied, because a copy would cost as much as the softmax.
             if len(columns[0]) < logits.shape[1]:
                 logits = logits.index_select(1, columns[0])
             return self.token_loss(logits, place, legal)
-        hit = tokens == targets.unsqueeze(1)  # (N, C)
-        place = (hit if legal is None else hit & legal).long().argmax(1)
-        return self.token_loss(logits.gather(1, columns), place, legal)
+        assert legal is not None  # only None if all targets have the same children
+        hit = (tokens == targets.unsqueeze(1)) & legal  # (N, C)
+        return self.token_loss(logits.gather(1, columns), hit.long().argmax(1), legal)
 
     def token_loss(self, logits: Tensor, targets: Tensor, legal: Tensor | None) -> LossOutput:
         """Computes the loss, `(N,)`, of target tokens, and the metrics `ce`, `margin` and `pruned`.
@@ -374,34 +401,53 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
             smoothing=self.args.target_smoothing,
         )
 
-    def _legal(self, choices: dict[str, Tensor], learned: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns the tokens that each target is chosen from, `(N, C)`, and a mask of the legal ones, which is None if
-        all are legal. If all targets are chosen from the same tokens, these have the shape `(1, C)`."""
-        nodes = choices["trie_nodes"][:, 1:][learned[:, :-1]]  # (N,)
-        distinct, place = nodes.unique(return_inverse=True)
-        width = None if len(distinct) else 1
+    def _legal(self, choices: dict[str, Tensor], places: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns the tokens that each target is chosen from, the nodes that they lead to, and whether they are legal.
+
+        All have the shape `(N, C)`. If the trie has a single node with several children, tokens and nodes have the
+        shape `(1, C)`, and the mask of legal tokens is None if all are legal.
+        """
+        # Pad to the number of children of the trie's widest node. The largest number of children in this batch would
+        # have to be copied from the device. It is nearly always the same number, because every batch contains the
+        # root, which is nearly always the widest node.
+        trie = self.trie
+        width = trie.max_width
+        nodes = choices["trie_nodes"].flatten().index_select(0, places + 1)  # (N,)
+        if trie.only_choice is not None:
+            nodes = nodes.new_full((1,), trie.only_choice)
         if "items" not in choices:
-            tokens, _, legal = self.trie.children(distinct, width)
-            return (tokens, None) if len(distinct) == 1 else (tokens[place], legal[place])
+            tokens, children, legal = trie.children(nodes, width)
+            return tokens, children, None if trie.only_choice is not None else legal
 
         # Items that a list already contains are illegal, and so are the excluded items of the history.
-        owner = learned.nonzero()[:, 0]
-        ranks = choices["ranks"][:, 1:][learned[:, :-1]]
-        taken = taken_places(self.trie, choices["items"][owner], ranks, choices["excluded"][owner])
-        tokens, _, legal = legal_children(self.trie, distinct if len(distinct) == 1 else nodes, taken, width)
-        return tokens, legal
+        owner = places // choices["trie_nodes"].shape[1]
+        ranks = choices["ranks"].flatten().index_select(0, places + 1)
+        taken = taken_places(trie, choices["items"][owner], ranks, choices["excluded"][owner])
+        return legal_children(trie, nodes, taken, width)
 
-    def _means(self, output: LossOutput, items: Tensor, learned: Tensor, tasks: Tensor | None) -> dict[str, Mean]:
-        """Computes the metrics: means over item tokens, the share of rows with a pruned token, and means per task."""
-        rows = learned.nonzero()[:, 0]  # (N,)
-        is_item = items[learned]
-        means = {f"bear/{name}": Mean(values[is_item].sum(), items.sum()) for name, values in output.metrics.items()}
+    def _means(self, output: LossOutput, rows: Tensor, learned: Tensor, tasks: Tensor | None) -> dict[str, Mean]:
+        """Computes the metrics: means over item tokens, the share of rows with a pruned token, and means per task.
+
+        `rows`, `(N,)`, is the row of each target token.
+        """
+        # 1. Average over item tokens. With tasks, the values of other tokens are set to 0. Leaving them out would make
+        # the host wait for the number of item tokens.
+        of_items = output.metrics
+        num_values: Tensor | int = len(rows)
+        has_items = learned.any(1)  # (B,)
+        if tasks is not None:
+            answers = answers_item(tasks)  # (B,)
+            of_items = {name: torch.where(answers[rows], values, 0) for name, values in output.metrics.items()}
+            num_values = answers[rows].sum()
+            has_items = has_items & answers
+        means = {f"bear/{name}": Mean(values.sum(), num_values) for name, values in of_items.items()}
         if "pruned" not in output.metrics:  # with sampled items, it is unknown what a beam would prune
             return means
 
+        # 2. Count the rows with a pruned token.
         num_pruned = torch.zeros(len(learned), device=learned.device)
-        num_pruned.index_put_((rows,), output.metrics["pruned"].to(num_pruned), accumulate=True)
-        means["bear/rows_pruned"] = Mean((num_pruned > 0).sum(), items.any(1).sum())
+        num_pruned = num_pruned.index_add(0, rows, output.metrics["pruned"].to(num_pruned))
+        means["bear/rows_pruned"] = Mean((num_pruned > 0).sum(), has_items.sum())
         if tasks is not None:
             means.update(task_means(output.metrics["ce"], tasks[rows]))
         return means

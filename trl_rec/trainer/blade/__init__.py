@@ -1,4 +1,4 @@
-"""BLADE: trains a policy that writes lists, by default with Best-of-N rewards that change with the policy."""
+"""BLADE: trains a policy to write lists with higher rewards, by default with Best-of-N rewards."""
 
 from typing import TYPE_CHECKING
 

@@ -6,7 +6,10 @@ from trl import ModelConfig
 
 from trl_rec.data.dataset import RecDataset
 from trl_rec.models import build_policy
+from trl_rec.trainer.base.continuing import catalog_change
+from trl_rec.trainer.base.prior import leave_prior
 from trl_rec.trainer.blade.config import BladeConfig
+from trl_rec.trainer.blade.reward_functions import import_rewards
 from trl_rec.trainer.blade.trainer import BladeTrainer
 
 
@@ -19,7 +22,15 @@ def build_blade_trainer(dataset: RecDataset, config: BladeConfig, model_config: 
         config: The training configuration.
         model_config: The policy, which must have been trained to write lists, and optionally an adapter to train.
     """
-    policy, reference, tokenizer, adapter = build_policy(model_config, trust_remote_code=config.trust_remote_code)
+    import_rewards(config.reward_paths)  # a wrong path is refused before the models are loaded
+    leave_prior(
+        model_config.model_name_or_path,
+        "the method BLADE makes no prior; to multiply the trained model by one, use trl-rec evaluate --prior",
+    )
+    change = catalog_change(model_config.model_name_or_path, dataset.catalog, dataset.path)
+    policy, reference, tokenizer, adapter = build_policy(
+        model_config, trust_remote_code=config.trust_remote_code, change=change
+    )
     return BladeTrainer(
         policy,
         reference,
@@ -27,6 +38,6 @@ def build_blade_trainer(dataset: RecDataset, config: BladeConfig, model_config: 
         train_dataset=dataset.train,
         eval_dataset=dataset.validation,
         processing_class=tokenizer,
-        catalog=dataset.catalog,
+        catalog=dataset.catalog if change is None else change.catalog,
         peft_config=adapter,
     )

@@ -1,11 +1,12 @@
 """Collates prompts into batches, with the histories and targets that the rewards of sampled lists depend on.
 
 Legend: B prompts, P tokens of the longest prompt, H items of the longest history, T maximum number of targets per
-row, M reference lists, K items per list.
+row, E maximum number of excluded items per row, M reference lists, K items per list.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,12 @@ class ListPromptCollator:
 
     Args:
         pad_token_id (`int`): Token id used to pad prompts.
+        exclusions (`Callable`, *optional*): Maps histories to the items that lists must not contain, such as
+            `PromptFormat.exclusions`.
     """
 
     pad_token_id: int
+    exclusions: Callable[[Ragged], Ragged] | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Returns the tensors of a batch.
@@ -36,7 +40,9 @@ class ListPromptCollator:
             - `prompt_ids` and `prompt_mask`, `(B, P)`: The prompts.
             - `history`, `(B, H)`, and `targets`, `(B, T)`: The items of each user.
             - `row`, `(B,)`: The index of each row in the dataset.
-            - `references`, `(B, M, K)`: The reference lists, if the rows contain reference lists.
+            - `excluded`, `(B, E)`, if `exclusions` is given: The items that the lists of each prompt must not contain,
+              padded with -1.
+            - `references`, `(B, M, K)`, if the rows contain reference lists: The reference lists.
         """
         prompts = Ragged.from_lists([row["prompt_ids"] for row in rows])
         history = Ragged.from_lists([row["history"] for row in rows])
@@ -49,15 +55,17 @@ class ListPromptCollator:
             "targets": torch.from_numpy(targets.padded()),
             "row": torch.tensor([row["row"] for row in rows]),
         }
+        if self.exclusions is not None:
+            batch["excluded"] = torch.from_numpy(self.exclusions(history).padded())
         if "references" in rows[0]:
             batch["references"] = torch.from_numpy(np.array([row["references"] for row in rows], np.int64))
         return batch
 
 
-def as_rows(padded: Tensor) -> Ragged:
+def as_rows(padded: np.ndarray) -> Ragged:
     """Removes the padding (-1) from items, `(B, T)` or `(B, H)`."""
-    present = (padded >= 0).cpu().numpy()
-    return Ragged.from_lengths(padded.cpu().numpy()[present], present.sum(1))
+    present = padded >= 0
+    return Ragged.from_lengths(padded[present], present.sum(1))
 
 
 def check_enough_items(prompts: Dataset, prompt_format: PromptFormat, list_length: int) -> None:
@@ -69,6 +77,6 @@ def check_enough_items(prompts: Dataset, prompt_format: PromptFormat, list_lengt
         left = num_items - len(np.unique(histories[row]))
         if left < list_length:
             raise ValueError(
-                f"the history of training row {row} leaves {left} items, too few for a list of {list_length}; "
-                "reduce list_length, remove such users, or set eval_exclude_history to false"
+                f"the history of training row {row} leaves {left} of {num_items} items, too few for a list of "
+                f"{list_length}; reduce list_length, remove such users, or set eval_exclude_history to false"
             )

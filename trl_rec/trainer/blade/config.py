@@ -37,9 +37,13 @@ class BladeConfig(RecConfig, DPOConfig):
             weights. A name is a key of [`~trl_rec.evaluation.rewards.REWARDS`], such as `ndcg` or `mgu`, or the name
             of a reward function passed to the trainer. Every reward must be higher for better lists. The reward `mgu`
             is therefore the negative of the metric MGU.
+        reward_functions (`dict[str, str]`, *optional*): Maps names of further rewards to the import paths of their
+            functions, such as `{"novelty": "my_module.novelty"}`. Each function takes a
+            [`~trl_rec.evaluation.rewards.ListBatch`] and returns one finite number per list. The weight of each of
+            these rewards is in `rewards`. The trainer also takes functions themselves, as its argument of this name.
         target (`str`, *optional*, defaults to `"blade"`): Learning target, which the policy learns to maximise.
-            `"blade"`, `"best_of_n"` and `"rank"` are Best-of-N rewards, which depend on the rank of a list's reward
-            among the rewards of other lists of the prompt. `"blade"` estimates the rank from reference lists and
+            `"blade"`, `"best_of_n"` and `"rank"` are Best-of-N rewards, which depend on how a list's reward ranks
+            among the rewards of lists for the same prompt. `"blade"` estimates the rank from reference lists and
             rollouts, `"best_of_n"` from reference lists only, and `"rank"` from rollouts only. `"reward"` is the
             reward itself, as in GRPO.
         dynamic_coefficient (`float`, *optional*, defaults to `0.3`): Weight of the rollouts in the rank estimate with
@@ -47,24 +51,29 @@ class BladeConfig(RecConfig, DPOConfig):
         best_of (`float`, *optional*, defaults to `8`): The N of Best-of-N.
         num_references (`int`, *optional*, defaults to `16`): Number of reference lists per prompt. They are sampled
             from the reference policy once, before training.
+        reference_draws (`int`, *optional*, defaults to `1`): Number of times that reference lists are drawn, evenly
+            spaced over training. The first lists are drawn from the reference policy, and later ones from the policy
+            that is being trained. With 4, for example, new lists are drawn after a quarter, a half and three quarters
+            of the steps. The KL divergence is always that from the reference policy.
         prior (`float`, *optional*, defaults to `0.5`): Parameter a of the prior Beta(a, a) in the rank estimate.
         num_generations (`int`, *optional*, defaults to `8`): Number of rollouts per prompt and step, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`): Sampling temperature of rollouts and reference lists.
         beta (`float`, *optional*): Weight of the KL divergence from the reference policy. By default 0.001 with
-            `target="reward"`, and 1 otherwise. With weight 1, and if the ranks were exact rather than estimated, the
-            best policy would be equivalent to sampling `best_of` lists from the reference policy and keeping the best
-            one. If no rewards tie, its divergence from the reference policy depends only on `best_of`.
+            `target="reward"`, and 1 otherwise. With weight 1 and exact instead of estimated ranks, the best policy
+            would be equivalent to sampling `best_of` lists from the reference policy and keeping the best one. If no
+            two lists have the same reward, the divergence of the best policy from the reference policy depends only on
+            `best_of`.
         standardize (`bool`, *optional*): Whether to divide the advantages of a prompt's rollouts by the standard
             deviation of the rollouts' values. The value of a rollout is its learning target minus its KL penalty. By
             default true only with `target="reward"`.
         num_iterations (`int`, *optional*, defaults to `1`): Number of optimizer steps per batch of rollouts.
         clip (`float`, *optional*, defaults to `0.2`): Clip range of the policy gradient. Probability ratios
             are clipped to [1 - clip, 1 + clip].
-        every_position (`bool`, *optional*, defaults to `False`): Whether a list starts at every new item of a
-            sequence. By default, a list starts where the previous one ends.
+        every_position (`bool`, *optional*, defaults to `False`): Whether a training list starts at every new item of a
+            sequence. By default, a training list starts where the previous one ends.
         max_prompts (`int`, *optional*): Maximum number of training prompts. They are evenly spaced among all prompts.
-            By default, all prompts are used. `num_references` lists are sampled for each prompt before training, so
-            limit the prompts of a short run to the number that it visits.
+            By default, all prompts are used. `num_references` lists are sampled for each prompt before training, so a
+            short run saves time if `max_prompts` is the number of prompts that it trains on.
         reference_batch_size (`int`, *optional*, defaults to `64`): Number of prompts per batch when reference lists
             are sampled.
         learning_rate (`float`, *optional*, defaults to `1e-5`): Initial learning rate. The default of `DPOConfig` is
@@ -77,15 +86,28 @@ class BladeConfig(RecConfig, DPOConfig):
     rewards: Annotated[dict[str, Any] | str | None, FINITE] = field(
         default=None, metadata={"help": "mapping from names of rewards to their weights; by default, ndcg alone"}
     )
+    reward_functions: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "further rewards: mapping from names to import paths of functions, such as "
+            '\'{"novelty": "my_module.novelty"}\'; their weights are in rewards'
+        },
+    )
     target: Literal["blade", "best_of_n", "rank", "reward"] = field(
         default="blade", metadata={"help": "what the policy learns to maximise: blade, best_of_n, rank or reward"}
     )
     dynamic_coefficient: Annotated[float, SHARE] = field(
         default=0.3, metadata={"help": "with target=blade: weight of the rollouts in the rank estimate"}
     )
-    best_of: Annotated[float, Range(1)] = field(default=8, metadata={"help": "N of Best-of-N"})
+    best_of: Annotated[float, Range(1)] = field(
+        default=8, metadata={"help": "N of Best-of-N: the number of lists from which the best one is chosen"}
+    )
     num_references: Annotated[int, COUNT_FROM_0] = field(
         default=16, metadata={"help": "number of reference lists per prompt"}
+    )
+    reference_draws: Annotated[int, COUNT] = field(
+        default=1,
+        metadata={"help": "number of times that reference lists are drawn; all but the first from the current policy"},
     )
     prior: Annotated[float, POSITIVE] = field(
         default=0.5, metadata={"help": "parameter a of the prior Beta(a, a) in the rank estimate"}
@@ -108,8 +130,8 @@ class BladeConfig(RecConfig, DPOConfig):
     standardize: bool | None = field(
         default=None,
         metadata={
-            "help": "divide advantages by the standard deviation over a prompt's rollouts; by default only with "
-            "target=reward"
+            "help": "divide advantages by the standard deviation of the values of the prompt's rollouts; by default "
+            "only with target=reward"
         },
     )
     num_iterations: Annotated[int, COUNT] = field(
@@ -131,7 +153,7 @@ class BladeConfig(RecConfig, DPOConfig):
 
     learning_rate: Annotated[float, NOT_NEGATIVE] = field(default=1e-5, metadata={"help": "initial learning rate"})
 
-    _VALID_DICT_FIELDS = dict_fields(DPOConfig, "rewards")
+    _VALID_DICT_FIELDS = dict_fields(DPOConfig, "rewards", "reward_functions")
 
     def __post_init__(self) -> None:
         padding = self.pad_to_multiple_of
@@ -171,6 +193,11 @@ class BladeConfig(RecConfig, DPOConfig):
         return self.rewards if isinstance(self.rewards, dict) else {}
 
     @property
+    def reward_paths(self) -> dict[str, str]:
+        """Import paths of reward functions by name."""
+        return self.reward_functions if isinstance(self.reward_functions, dict) else {}
+
+    @property
     def num_list_items(self) -> int:
         """`list_length`, which is never None after `__post_init__`."""
         return self.list_length or 1
@@ -182,6 +209,7 @@ class BladeConfig(RecConfig, DPOConfig):
             raise ValueError(
                 f"rewards must map names to weights, as in {{'ndcg': 1.0, 'mgu': 4.0}}, not {self.rewards!r}"
             )
+        self._check_reward_functions(self.rewards)
         if self.list_length is None:
             raise ValueError(
                 "list_length is None, but BLADE trains on lists; set list_length to the number of items per list"
@@ -189,8 +217,28 @@ class BladeConfig(RecConfig, DPOConfig):
         least = 1 if self.target in ("blade", "best_of_n") else 0
         if self.num_references < least:
             raise ValueError(
-                f"num_references must be at least {least}, not {self.num_references}, with target {self.target}"
+                f"with target={self.target}, num_references must be at least {least}, not {self.num_references}"
             )
+        if self.reference_draws > 1 and not least:
+            raise ValueError(
+                f"reference_draws={self.reference_draws} has no effect with target={self.target}, which uses no "
+                "reference lists; leave it out"
+            )
+
+    def _check_reward_functions(self, weights: dict[str, Any]) -> None:
+        functions = self.reward_functions
+        if functions is None:
+            return
+        if not isinstance(functions, dict):
+            raise ValueError(
+                "reward_functions must map names to import paths, as in {'novelty': 'my_module.novelty'}, not "
+                f"{functions!r}"
+            )
+        for name in functions:
+            if name not in weights:
+                raise ValueError(
+                    f"reward_functions: {name} has no weight; add it to rewards, as in {{'ndcg': 1.0, {name!r}: 0.5}}"
+                )
 
     def _check_iterations(self) -> None:
         """Raises ValueError if a checkpoint would be saved between two steps on the same rollouts. Rollouts are not

@@ -1,4 +1,4 @@
-"""Samples lists from the reference policy, once for each training prompt, and stores them on disk.
+"""Samples lists from the reference policy for every training prompt, and stores them on disk.
 
 The rows are divided into parts, and each part is processed by one process (see `parts.py`). The random numbers of a
 row depend only on the seed and the row index, so the lists depend neither on how rows are divided into parts and

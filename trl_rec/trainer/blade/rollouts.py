@@ -1,4 +1,4 @@
-"""The rollouts of a training step, and their metrics.
+"""Stores the rollouts of a training step, and computes their metrics.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items per list.
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from trl_rec.evaluation.rewards import ListRewards
+from trl_rec.evaluation.torch_rewards import RewardTensors
 from trl_rec.losses.blade import leave_one_out
 
 
@@ -20,8 +19,8 @@ class Rollouts(NamedTuple):
 
     Args:
         items (`torch.Tensor` of shape `(B, G, K)`): The sampled lists.
-        rewards (`ListRewards`): The rewards of the lists. Each array has the shape `(B, G)`.
-        reference_rewards (`np.ndarray` of shape `(B, M)`): Rewards of the reference lists; M is 0 if there are none.
+        rewards (`RewardTensors`): The rewards of the lists. Each tensor has the shape `(B, G)`.
+        reference_rewards (`torch.Tensor` of shape `(B, M)`): Rewards of the reference lists; M is 0 if there are none.
         targets (`torch.Tensor` of shape `(B, G)`): Learning targets, without the KL penalty.
         ref_logps (`torch.Tensor` of shape `(B, G)`): Log-probabilities of the lists under the reference.
         old_logps (`torch.Tensor` of shape `(B, G)`): Log-probabilities of the lists under the policy that sampled the
@@ -30,8 +29,8 @@ class Rollouts(NamedTuple):
     """
 
     items: Tensor
-    rewards: ListRewards
-    reference_rewards: np.ndarray
+    rewards: RewardTensors
+    reference_rewards: Tensor
     targets: Tensor
     ref_logps: Tensor
     old_logps: Tensor
@@ -52,17 +51,16 @@ def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
     - `blade/dead_groups`: 1 if all rollouts of the prompt have the same target, otherwise 0. With equal targets, the
       advantages depend only on the KL penalty.
     - `blade/zero_advantages`: Fraction of rollouts whose target equals the mean target of the prompt's other rollouts.
-      Without the KL penalty, the advantages of these rollouts would be 0. The name of the metric is the same for
-      every value of the config field `target`, including `"reward"` (GRPO).
-    - `blade/quantile`: Fraction of reference lists with a lower reward than a rollout, averaged over rollouts. Ties
-      count half, so the expected value of the metric is 0.5 for the reference policy.
+      Without the KL penalty, the advantages of these rollouts would be 0.
+    - `blade/quantile`: Fraction of reference lists with a lower reward than a rollout, averaged over rollouts. Lists
+      with the same reward count half, so the expected value of the metric is 0.5 for the reference policy.
     - `blade/saturated`: Fraction of rollouts whose reward is at least as high as that of every reference list.
     - `blade/invalid` and `blade/duplicates`: Numbers of invalid and of repeated items in the rollouts, 0 unless
       decoding has a bug.
     """
     rewards = rollouts.rewards
-    metrics = {"reward": _mean(rewards.total)}
-    metrics.update({f"rewards/{name}": _mean(values) for name, values in rewards.parts.items()})
+    metrics = {"reward": rewards.total.mean(1)}
+    metrics.update({f"rewards/{name}": values.mean(1) for name, values in rewards.parts.items()})
 
     # Divergence from the reference.
     log_ratio = rollouts.old_logps - rollouts.ref_logps  # (B, G)
@@ -88,15 +86,10 @@ def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
     return metrics
 
 
-def _against_references(rewards: np.ndarray, references: np.ndarray) -> dict[str, Tensor]:
+def _against_references(rewards: Tensor, references: Tensor) -> dict[str, Tensor]:
     """Compares the rewards of rollouts, `(B, G)`, with those of reference lists, `(B, M)`."""
-    lower = references[:, None] < rewards[..., None]  # (B, G, M)
-    equal = references[:, None] == rewards[..., None]
-    quantile = (lower + equal / 2).mean(-1)  # (B, G)
-    saturated = rewards >= references.max(1, keepdims=True)
-    return {"blade/quantile": _mean(quantile), "blade/saturated": _mean(saturated)}
-
-
-def _mean(values: np.ndarray) -> Tensor:
-    """Averages over the rollouts of each prompt."""
-    return torch.from_numpy(values.mean(1))
+    lower = references.unsqueeze(1) < rewards.unsqueeze(2)  # (B, G, M)
+    equal = references.unsqueeze(1) == rewards.unsqueeze(2)
+    quantile = (lower.to(rewards.dtype) + equal.to(rewards.dtype) / 2).mean((1, 2))
+    saturated = rewards >= references.amax(1, keepdim=True)
+    return {"blade/quantile": quantile, "blade/saturated": saturated.to(rewards.dtype).mean(1)}

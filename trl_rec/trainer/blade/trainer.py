@@ -10,7 +10,7 @@ Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,27 +32,30 @@ from trl_rec.compat import (
     unwrapped_for_generation,
     without_step_hook,
 )
-from trl_rec.data.dataset import at_most
+from trl_rec.data.dataset import at_most, split_rows
 from trl_rec.data.list_rows import build_list_prompts, complete_list_prompts
-from trl_rec.decoding.list_constraint import list_logps, list_tokens
-from trl_rec.decoding.lists import sample_item_lists
+from trl_rec.decoding.lists.constraint import ListChoices, ListTokens, choice_logps, find_choices, list_tokens
+from trl_rec.decoding.lists.sampling import sample_item_lists
 from trl_rec.evaluation.rewards import ListReward
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.blade import leave_one_out, list_policy_loss, standardized
-from trl_rec.models.completions import CompletionLogits, read_completions
+from trl_rec.models.completions import CompletionLogits, Layout, read_completions
 from trl_rec.models.experts import balance_on_request
 from trl_rec.models.loading import find_tokenizer
 from trl_rec.ragged import Ragged
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.checks import NOT_TAKEN, check_arguments, check_trainable
 from trl_rec.trainer.base.metrics import BatchLoss, Mean
-from trl_rec.trainer.base.model_card import Paper
 from trl_rec.trainer.base.reference import ReferenceMixin, copy_of_policy, hash_weights, not_training
 from trl_rec.trainer.base.sampling import RepeatedBatches
+from trl_rec.trainer.base.saving.fingerprint import run_entries
+from trl_rec.trainer.base.saving.model_card import Paper
+from trl_rec.trainer.base.saving.output import default_output
 from trl_rec.trainer.base.trainer import EvalSets, is_split
-from trl_rec.trainer.blade.collator import ListPromptCollator, as_rows, check_enough_items
+from trl_rec.trainer.blade.collator import ListPromptCollator, check_enough_items
 from trl_rec.trainer.blade.config import TARGETS, BladeConfig
 from trl_rec.trainer.blade.reference_lists import draw_reference_lists, reference_store, with_reference_lists
+from trl_rec.trainer.blade.reward_functions import import_rewards
 from trl_rec.trainer.blade.rewards import BatchRewards, reward_target
 from trl_rec.trainer.blade.rollouts import Rollouts, rollout_metrics
 
@@ -81,7 +84,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             model.
         catalog (`ItemCatalog`): The catalogue. The rewards `ild` and `mgu` use its groups.
         reward_functions (`Mapping[str, ListReward]`, *optional*): Additional reward functions by name; see
-            [`score_lists`].
+            [`score_lists`]. Those that `args.reward_functions` names by their import paths are added.
         kwargs: Passed to `DPOTrainer`.
 
     Example:
@@ -121,23 +124,30 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         reward_functions: Mapping[str, ListReward] | None = None,
         **kwargs: Any,
     ) -> None:
-        args = args or BladeConfig("blade")
+        args = args or BladeConfig(default_output(model, "BLADE"))
         kwargs = check_arguments(kwargs, NOT_TAKEN, "BladeTrainer")
         tokenizer = find_tokenizer(model, processing_class, args.trust_remote_code)
         self._set_catalog(catalog, tokenizer, args, eval_dataset)
         self.trie = self.trie.to(args.device)
         self.display_name = TARGETS[args.target]
         self.reward_weights = args.reward_weights
-        self.rewards = BatchRewards(catalog, args.reward_weights, reward_functions or {})
+        functions = {**import_rewards(args.reward_paths), **(reward_functions or {})}
+        self.rewards = BatchRewards(catalog, args.reward_weights, functions)
         # `_rollouts` maps the row indices of a batch to its rollouts. `_drawn_at` is the value of
         # `global_step // num_iterations` at which these rollouts were sampled.
         self._rollouts: dict[tuple[int, ...], Rollouts] = {}
         self._drawn_at = -1
+        # With `reference_draws` above 1, `_redrawn` contains the lists of the newest draw, `(num_rows, M, K)`, and
+        # `_redraw_number` is the number of this draw. Draw 0 is stored in `train_dataset` instead. `_reference_key`
+        # contains everything that the lists of draw 0 depend on.
+        self._redrawn = np.empty((0, 0, 0), np.int64)
+        self._redraw_number = 0
+        self._reference_key: tuple[Any, ...] = ()
         super().__init__(
             model,
             copy_of_policy(model, kwargs.get("peft_config")) if ref_model is None else ref_model,
             args,
-            ListPromptCollator(tokenizer.pad_token_id),
+            ListPromptCollator(tokenizer.pad_token_id, self._exclusions(args)),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -172,6 +182,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             dataset, self.prompt_format, every_position=args.every_position, max_length=args.max_length
         )
         rows = at_most(args.max_prompts, prompts)
+        self.rewards.check_targets(split_rows(rows, "targets"))
         if args.eval_exclude_history:
             check_enough_items(rows, self.prompt_format, args.num_list_items)
         return rows.add_column("row", np.arange(len(rows))).flatten_indices()
@@ -198,7 +209,9 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         """Same as `DPOTrainer.train`, except that missing reference lists are sampled first."""
         if self.is_fsdp_enabled:
             raise ValueError(NO_DRAWING_UNDER_FSDP)
-        self._drawn_at = -1  # discard the rollouts of an earlier call, which came from another policy
+        # Discard the rollouts and the lists of an earlier call, which came from another policy.
+        self._drawn_at = -1
+        self._redraw_number = 0
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _prepare_run(self) -> None:
@@ -216,7 +229,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         # 1. Open the store. Its name contains a hash of everything that the lists depend on.
         settings = (args.num_references, args.list_length, args.temperature, args.eval_exclude_history, args.seed)
         weights = hash_weights(self.bare(self.reference_of(self.model)))
-        store = reference_store(str(args.output_dir), rows, weights, settings, self.catalog.fingerprint)
+        self._reference_key = (weights, settings, self.catalog.fingerprint)
+        store = reference_store(str(args.output_dir), rows, *self._reference_key)
 
         # 2. Get the reference: a separate model, or the policy, whose adapter is switched off or replaced below.
         model = self.reference_of(self.model)
@@ -230,7 +244,9 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
 
             def draw(batch: dict[str, Tensor]) -> Tensor:
                 """Samples the reference lists of a batch of prompts."""
-                return self._draw(drawing, batch, args.num_references, (args.seed, REFERENCE_SEED))
+                return self._draw(
+                    drawing, batch, args.num_references, (args.seed, REFERENCE_SEED), batch["row"].tolist()
+                )
 
             draw_reference_lists(
                 store, rows, draw, self.data_collator, self.accelerator, batch_size=args.reference_batch_size
@@ -238,6 +254,58 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         if engine is not None:
             engine.destroy()  # otherwise its hooks would interfere with the engine used for training
         self.train_dataset = with_reference_lists(rows, store)
+
+    def _with_current_references(
+        self, inputs: dict[str, Tensor], number: int, rows: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Returns the inputs of a step with the reference lists of the last draw.
+
+        Args:
+            inputs: The inputs, with the lists of the first draw.
+            number: Number of the batch in training, from 0. Each batch is used for `num_iterations` steps.
+            rows: The numbers in `inputs["row"]`, on the host.
+        """
+        args = self.args
+        step = number * args.num_iterations
+        draw_number = step * args.reference_draws // max(self.state.max_steps, 1)
+        if draw_number == 0:
+            return inputs
+        if draw_number != self._redraw_number:
+            self._redrawn = self._redraw(draw_number, step)
+            self._redraw_number = draw_number
+        references = torch.from_numpy(self._redrawn[rows]).to(inputs["references"].device)
+        return {**inputs, "references": references}
+
+    def _redraw(self, number: int, step: int) -> np.ndarray:
+        """Returns new reference lists, `(num_rows, M, K)`, which are sampled unless they are on disk."""
+        # 1. Open the store. The lists depend on the policy, which the settings of the run determine.
+        args = self.args
+        rows = self.train_dataset
+        of_run = run_entries(args, self.accelerator.num_processes)
+        store = reference_store(str(args.output_dir), rows, *self._reference_key, number, of_run)
+
+        # 2. Missing lists can be sampled only at the first step that uses them. A run that resumes at a later step no
+        # longer has the policy of that step.
+        first = -(-number * self.state.max_steps // args.reference_draws)
+        first = -(-first // args.num_iterations) * args.num_iterations
+        if step != first and store.missing():
+            raise ValueError(
+                f"the reference lists that were drawn at step {first} are missing in {store.folder}, and the policy "
+                f"of that step is gone; remove the checkpoints after step {first}, or start the run again"
+            )
+
+        # 3. Sample the missing lists.
+        with self._generating(self.model_wrapped) as drawing:
+
+            def draw(batch: dict[str, Tensor]) -> Tensor:
+                """Samples the lists of a batch of prompts from the current policy."""
+                seed = (args.seed, REFERENCE_SEED, number)
+                return self._draw(drawing, batch, args.num_references, seed, batch["row"].tolist())
+
+            draw_reference_lists(
+                store, rows, draw, self.data_collator, self.accelerator, batch_size=args.reference_batch_size
+            )
+        return store.read_all()
 
     def best_reference_rows(self) -> Dataset:
         """Returns training rows for [`BearTrainer`]. Each row is a prompt, completed with the reference list of this
@@ -248,7 +316,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             numbers = range(start, min(start + self.args.reference_batch_size, len(self.train_dataset)))
             batch = self.data_collator([self.train_dataset[row] for row in numbers])
             best = self.rewards.of_references(batch).argmax(1)  # (B,)
-            best_lists.append(batch["references"].numpy()[np.arange(len(best)), best])
+            best_lists.append(batch["references"][torch.arange(len(best)), best].numpy())
         lists = np.concatenate(best_lists)  # (num_rows, K)
         items = Ragged.from_lengths(lists.ravel(), np.full(len(lists), lists.shape[1]))
         return complete_list_prompts(self.train_dataset, items, self.prompt_format)
@@ -261,24 +329,30 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         """Computes the policy gradient loss, averaged over all rollouts."""
         # 1. Sample lists in the first of the `num_iterations` steps on a batch, and reuse them in the other steps.
         number = self.state.global_step // self.args.num_iterations
-        key = tuple(inputs["row"].tolist())
+        rows = inputs["row"].tolist()
         if number != self._drawn_at:
             self._rollouts = {}
             self._drawn_at = number
-        rollouts = self._rollouts.get(key)
+        if self.args.reference_draws > 1 and (*rows,) not in self._rollouts:
+            inputs = self._with_current_references(inputs, number, rows)
+        rollouts = self._rollouts.get((*rows,))
         if rollouts is None:
             seed = (self.args.seed, ROLLOUT_SEED, number)
             with self._generating(self.model_wrapped) as drawing:
-                items = self._draw(drawing, inputs, self.args.num_generations, seed)  # (B, G, K)
+                items = self._draw(drawing, inputs, self.args.num_generations, seed, rows)  # (B, G, K)
         else:
             items = rollouts.items
 
         # 2. Score the lists with the policy. New lists also get their rewards and advantages.
-        read = self._read(model, inputs, items, balanced=self.aux_loss_enabled)
-        logps = self._list_logps(read, inputs, items)  # (B, G)
+        lists = list_tokens(self.trie, items)
+        read = self._read(model, inputs, lists, balanced=self.aux_loss_enabled)
+        choices = self._choices(read, inputs, items, lists)
+        logps = self._list_logps(read, choices)  # (B, G)
         if rollouts is None:
-            rollouts = self._valued(model, inputs, items, logps.detach())
-            self._rollouts[key] = rollouts
+            # The reference reads the lists in the same arrangement, so that they are arranged only once.
+            ref_logps = self._ref_logps(model, inputs, lists, choices, read.layout)
+            rollouts = self._valued(inputs, items, logps.detach(), ref_logps)
+            self._rollouts[(*rows,)] = rollouts
 
         # 3. Compute the policy gradient loss.
         output = list_policy_loss(logps, rollouts.old_logps, rollouts.advantages, clip=self.args.clip)
@@ -286,12 +360,12 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         values = rollout_metrics(rollouts, len(self.catalog))
         values.update({f"blade/{name}": value.mean(1) for name, value in output.metrics.items()})
         means = {name: Mean.of(value) for name, value in values.items()}
-        num_tokens = inputs["prompt_mask"].sum() + list_tokens(self.trie, items).mask.sum()
+        num_tokens = inputs["prompt_mask"].sum() + lists.mask.sum()
         row_losses = output.loss.detach().sum(1)  # (B,)
         loss = output.loss.mean()
         return BatchLoss(loss, row_losses, means, num_tokens, row_ids=inputs["row"], aux_loss=read.aux_loss)
 
-    def _valued(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor, logps: Tensor) -> Rollouts:
+    def _valued(self, inputs: dict[str, Tensor], items: Tensor, logps: Tensor, ref_logps: Tensor) -> Rollouts:
         """Returns the rollouts with their rewards and advantages.
 
         The value of a list is the list's learning target minus its KL penalty. The advantage of the list compares this
@@ -299,18 +373,22 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         """
         rewards = self.rewards.score(items, inputs)
         references = self.rewards.of_references(inputs)
-        targets = reward_target(rewards.total, references, self.args).to(items.device, logps.dtype)  # (B, G)
-        ref_logps = self._ref_logps(model, inputs, items)
+        targets = reward_target(rewards.total, references, self.args).to(logps.dtype)  # (B, G)
         values = targets - self.beta * (logps - ref_logps)
         advantages = standardized(values) if self.args.standardize else leave_one_out(values)
         return Rollouts(items, rewards, references, targets, ref_logps, logps, advantages)
 
     def _read(
-        self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor, *, balanced: bool = False
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        lists: ListTokens,
+        layout: Layout | None = None,
+        *,
+        balanced: bool = False,
     ) -> CompletionLogits:
-        """Runs one forward pass over the lists `items`, `(B, G, K)`, and returns the logits of all tokens that are not
-        forced. A token is forced if it is the only continuation of the trie node before it."""
-        lists = list_tokens(self.trie, items)
+        """Runs one forward pass over lists, and returns the logits of all tokens that are not forced. A token is
+        forced if it is the only continuation of the trie node before it."""
         return read_completions(
             self.bare(model),
             inputs["prompt_ids"],
@@ -321,25 +399,37 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             tokens=self.trie.tokens,
             wrapped=model,
             balanced=balanced,
+            layout=layout,
         )
 
-    def _list_logps(self, read: CompletionLogits, inputs: dict[str, Tensor], items: Tensor) -> Tensor:
-        """Returns the log-probability of each list, `(B, G)`.
+    def _choices(
+        self, read: CompletionLogits, inputs: dict[str, Tensor], items: Tensor, lists: ListTokens
+    ) -> ListChoices:
+        """Returns the tokens that each list token is chosen from. They are the same as in sampling."""
+        return find_choices(self.trie, items, lists, read.places_in(lists.branches), self._excluded(inputs))
 
-        The legal tokens and the temperature are the same as in sampling.
-        """
-        exclude = self._excluded(inputs)
-        return list_logps(read, items, self.trie, exclude=exclude, temperature=self.args.temperature).sum(-1)
+    def _list_logps(self, read: CompletionLogits, choices: ListChoices) -> Tensor:
+        """Returns the log-probability of each list, `(B, G)`, at the temperature of sampling."""
+        return choice_logps(read, choices, temperature=self.args.temperature).sum(-1)
 
     def _logps(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor) -> Tensor:
-        """Runs a forward pass and returns the log-probability of each list, `(B, G)`."""
-        return self._list_logps(self._read(model, inputs, items), inputs, items)
+        """Runs a forward pass and returns the log-probability of each list of `items`, `(B, G)`."""
+        lists = list_tokens(self.trie, items)
+        read = self._read(model, inputs, lists)
+        return self._list_logps(read, self._choices(read, inputs, items, lists))
 
-    def _ref_logps(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor) -> Tensor:
+    def _ref_logps(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        lists: ListTokens,
+        choices: ListChoices,
+        layout: Layout | None = None,
+    ) -> Tensor:
         """Returns the log-probability of each list under the reference, `(B, G)`."""
         reference = self.reference_of(model)
         with self.computing_reference(reference):
-            return self._logps(reference, inputs, items)
+            return self._list_logps(self._read(reference, inputs, lists, layout), choices)
 
     # Drawing
 
@@ -354,9 +444,14 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             yield model
 
     def _draw(
-        self, model: PreTrainedModel, inputs: dict[str, Tensor], num_lists: int, seed: tuple[int, ...]
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, Tensor],
+        num_lists: int,
+        seed: tuple[int, ...],
+        rows: Sequence[int],
     ) -> Tensor:
-        """Samples lists, `(B, num_lists, K)`."""
+        """Samples lists, `(B, num_lists, K)`. `rows` are the numbers in `inputs["row"]`, on the host."""
         prompts = {"input_ids": inputs["prompt_ids"], "attention_mask": inputs["prompt_mask"].long()}
         return sample_item_lists(
             model,
@@ -367,25 +462,28 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             temperature=self.args.temperature,
             exclude=self._excluded(inputs),
             seed=seed,
-            rows=inputs["row"],
+            rows=rows,
         ).items
 
     def _excluded(self, inputs: dict[str, Tensor]) -> Tensor | None:
         """Returns the items that the lists of each prompt must not contain, `(B, E)`, padded with -1, or None if all
         items are allowed."""
-        if not self.args.eval_exclude_history:
-            return None
-        if self.prompt_format.twins is None:
-            return inputs["history"]
-        excluded = self.prompt_format.exclusions(as_rows(inputs["history"]))
-        return torch.from_numpy(excluded.padded()).to(inputs["history"].device)
+        return inputs.get("excluded", inputs["history"]) if self.args.eval_exclude_history else None
+
+    def _exclusions(self, args: BladeConfig) -> Callable[[Ragged], Ragged] | None:
+        """Returns a function that maps histories to excluded items.
+
+        Returns None if no items are excluded, or if they are exactly the items of the history.
+        """
+        needed = args.eval_exclude_history and self.prompt_format.twins is not None
+        return self.prompt_format.exclusions if needed else None
 
     # Evaluation
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """Generates lists for at most `max_users` users of a split, and returns their metrics.
+        """Generates lists for at most `max_users` users of a split, and returns metrics of the lists.
 
-        Besides the ranking metrics, these are the mean rewards. Each metric can be used to select a checkpoint.
+        They are the ranking metrics and the mean of each reward. Each metric can be used to select a checkpoint.
         """
         split = at_most(self.args.max_users, split)
         ranked = self.rank(split)

@@ -7,6 +7,7 @@ from trl import ModelConfig
 
 from trl_rec.items import ItemCatalog
 from trl_rec.models import build_policy
+from trl_rec.trainer.base.continuing import catalog_change
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 from trl_rec.trainer.softmax_dpo.trainer import SoftmaxDPOTrainer
 
@@ -25,14 +26,16 @@ def build_softmax_dpo_trainer(
         preferences: The training data, from [`read_preferences`].
         config: The training configuration.
         model_config: The policy, and optionally an adapter to train.
-        eval_dataset (*optional*): Preferences, on which the loss is evaluated during training, or a split of a
-            dataset. With a split, items are ranked for its users instead.
+        eval_dataset (*optional*): Preferences to evaluate the loss on during training, or a split of a dataset whose
+            users items are ranked for instead.
         catalog (*optional*): The catalogue, if the completions are items.
     """
+    change = None if catalog is None else catalog_change(model_config.model_name_or_path, catalog)
     policy, reference, tokenizer, adapter = build_policy(
         model_config,
         trust_remote_code=config.trust_remote_code,
         with_reference=not config.precompute_ref_log_probs,
+        change=change,
     )
     return SoftmaxDPOTrainer(
         policy,
@@ -41,6 +44,6 @@ def build_softmax_dpo_trainer(
         train_dataset=preferences,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
-        catalog=catalog,
+        catalog=catalog if change is None else change.catalog,
         peft_config=adapter,
     )

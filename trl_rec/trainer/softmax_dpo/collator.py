@@ -18,13 +18,14 @@ from trl_rec.items.trie import TokenTrie
 from trl_rec.ragged import Ragged
 
 
-CHECKED_TOGETHER = 10_000  # rows, to bound memory
+CHECKED_TOGETHER = 10_000  # number of rows that are checked at once, to limit memory
 
 
 @dataclass
 class PreferenceCollator:
-    """Pads prompts on the left and completions on the right. Rows with fewer than K completions are
-    filled with empty completions.
+    """Pads prompts on the left and completions on the right.
+
+    Rows with fewer than K completions are filled with empty completions.
 
     Args:
         pad_token_id (`int`): Token id used for padding.

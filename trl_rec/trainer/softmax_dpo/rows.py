@@ -33,7 +33,7 @@ def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset
 
     The rows are treated as training rows. A file does not show whether it contains items of the validation or test
     split, so the caller has to check this. `trl_rec.schedule.check_preference_leaks` compares a preference table with
-    the training split. The function needs the column `user`, which gives the user of each row as a row number of
+    the training split. That function needs the column `user`, which gives the user of each row as a row number of
     `RecDataset.users`.
 
     Args:
@@ -69,10 +69,7 @@ def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset
 def _load_from_hub(source: str) -> Dataset:
     """Loads the training split of a dataset on the hub, or of a folder of data files."""
     if not source or Path(source).is_file():
-        raise ValueError(
-            f"{source!r} does not have the name of a JSONL, JSON, Parquet or CSV file; give a file that ends in "
-            f"{', '.join(FILES)}, or a dataset on the hub"
-        )
+        raise ValueError(f"{source!r} does not end in {', '.join(FILES)}; give such a file, or a dataset on the hub")
     try:
         return load_dataset(source, split="train")
     except (DatasetsError, OSError, ValueError) as error:  # no such name, no connection, no such split
@@ -128,7 +125,7 @@ def _users(users: pa.ChunkedArray) -> pa.ChunkedArray:
 def _rows_of(column: pa.ChunkedArray, name: str, values: str) -> Ragged:
     """Returns the lists of a column. For `chosen`, each list contains the single value of a row.
 
-    `values` is what error messages call the values, such as "item ids".
+    `values` describes the values in error messages, for example "item ids".
     """
     is_list = any(is_one(column.type) for is_one in LISTS)
     if name == "chosen":
@@ -159,7 +156,7 @@ def preference_rows(
             the column `user` gives the user of each row as a row number of `RecDataset.users`.
         prompt_format: How histories and items are written.
         max_length (*optional*): Maximum number of tokens of a prompt and the longest item of the catalogue together.
-            The oldest items of the history are dropped first.
+            If there are more tokens, the oldest items of the history are dropped.
         training (*optional*, defaults to `True`): Whether the rows are for training. If so, a table from a validation
             or test split raises a ValueError.
 
@@ -209,7 +206,7 @@ def _items(table: Dataset, name: str, num_items: int) -> Ragged:
         raise ValueError(
             f"the column {name} contains items that are not numbers; give the indices of items"
         ) from error
-    outside = np.flatnonzero(~((found >= 0) & (found < num_items) & (found == np.floor(found))))
+    outside = np.flatnonzero(~((found >= 0) & (found < num_items) & (found == np.trunc(found))))
     if len(outside):
         item = "null" if np.isnan(found[outside[0]]) else rows.values[outside[0]]
         raise ValueError(

@@ -70,8 +70,8 @@ def tokenize_preferences(
     repeated = sum(rows[REPEATED][:])
     if repeated:
         logger.warning(
-            "dropped %d rejected completions, which have the same tokens as the chosen completion or an earlier "
-            "rejected completion of their row",
+            "dropped rejected completions with the same tokens as the chosen completion or an earlier rejected "
+            "completion of their row (number: %d)",
             repeated,
         )
     return fit_preferences(leave_out_empty_prompts(rows.remove_columns(REPEATED)), max_length)
@@ -120,7 +120,8 @@ def _check_alike(values: list[tuple[str, Any]], number: int) -> None:
             )
         if kind != kinds[0][1]:
             raise ValueError(
-                f"row {number}: prompt is {kinds[0][1]}, but {name} is {kind}; give two texts or two lists of messages"
+                f"row {number}: prompt is {kinds[0][1]}, but {name} is {kind}; give texts only, or lists of messages "
+                "only"
             )
 
 
@@ -135,7 +136,7 @@ def _kind(value: object) -> str:
 
 
 def _template_options(row: dict[str, Any], number: int) -> dict[str, Any]:
-    """Returns what a row passes to the chat template besides its messages."""
+    """Returns the arguments of the chat template that a row contains, besides its messages."""
     tools = row.get("tools")
     if isinstance(tools, str):
         try:

@@ -80,9 +80,8 @@ def check_not_empty(rows: Dataset) -> None:
     """Raises ValueError if a prompt or a completion has no tokens."""
     for name, texts, numbers in _texts(rows):
         if (place := pc.index(pc.list_value_length(texts), 0).as_py()) >= 0:
-            raise ValueError(
-                f"row {numbers[place]}: {name} contains a text without tokens; leave the text or the row out"
-            )
+            remedy = "leave the completion or the row out" if name == "rejected_ids" else "leave the row out"
+            raise ValueError(f"row {numbers[place]}: {name} contains an empty list of tokens; {remedy}")
 
 
 def check_known_tokens(rows: Dataset, vocab_size: int) -> None:

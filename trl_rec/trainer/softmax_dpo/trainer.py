@@ -38,7 +38,6 @@ from trl_rec.models.loading import find_tokenizer
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.checks import NOT_TAKEN, check_arguments, check_trainable
 from trl_rec.trainer.base.metrics import BatchLoss, Mean
-from trl_rec.trainer.base.model_card import Paper
 from trl_rec.trainer.base.reference import (
     ReferenceMixin,
     copy_of_policy,
@@ -47,6 +46,8 @@ from trl_rec.trainer.base.reference import (
     with_reference,
     write_reference,
 )
+from trl_rec.trainer.base.saving.model_card import Paper
+from trl_rec.trainer.base.saving.output import default_output
 from trl_rec.trainer.base.trainer import EvalSets, is_split
 from trl_rec.trainer.softmax_dpo.collator import PreferenceCollator, check_on_catalogue
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
@@ -116,7 +117,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         catalog: ItemCatalog | None = None,
         **kwargs: Any,
     ) -> None:
-        args = args or SoftmaxDPOConfig("softmax_dpo")
+        args = args or SoftmaxDPOConfig(default_output(model, "Softmax-DPO"))
         kwargs = check_arguments(kwargs, NOT_TAKEN, "SoftmaxDPOTrainer")
         if isinstance(train_dataset, Dataset) and not len(train_dataset):
             raise ValueError("the train dataset has no rows; pass a dataset with preferences")
@@ -197,8 +198,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         kept = rows.filter(any, input_columns="rejected_ids", desc="dropping rows without rejected completions")
         if not len(kept):
             raise ValueError(
-                f"no row of the {dataset_name} dataset is left with a rejected completion; check the log for the "
-                "reasons why rows were dropped"
+                f"no row of the {dataset_name} dataset has a rejected completion left; the log says which completions "
+                "and rows were dropped, and why"
             )
         return kept
 
@@ -234,7 +235,9 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         logps = self._token_logps(read, inputs).sum(-1)  # (B, K)
         ref_logps = inputs.get("ref_logps")
         if ref_logps is None:
-            ref_logps = self.compute_ref_log_probs(self.reference_of(model), inputs)
+            # The reference reads the texts in the same arrangement, so that they are arranged only once.
+            texts: dict[str, Any] = {**inputs, "layout": read.layout}
+            ref_logps = self.compute_ref_log_probs(self.reference_of(model), texts)
         logratios = logps - ref_logps.to(logps.dtype)
 
         # 2. Compute the loss of each row.
@@ -260,7 +263,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         completions, `(B, K - 1)`. `mask`, `(B, K - 1)`, is False for padding."""
         return LOSSES[self.args.loss](chosen_logratios, rejected_logratios, mask, beta=self.beta)
 
-    def _read(self, model: nn.Module, inputs: dict[str, Tensor], *, balanced: bool = False) -> CompletionLogits:
+    def _read(self, model: nn.Module, inputs: dict[str, Any], *, balanced: bool = False) -> CompletionLogits:
         """Runs one forward pass and returns the logits of all completions."""
         return read_completions(
             self.bare(model),
@@ -271,6 +274,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             tokens=self.trie.tokens if self.renormalizes else None,
             wrapped=model,
             balanced=balanced,
+            layout=inputs.get("layout"),
         )
 
     def _token_logps(self, read: CompletionLogits, inputs: dict[str, Tensor]) -> Tensor:
@@ -305,7 +309,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         """
         if is_split(dataset):
             return dataset
-        if self.state.global_step == 0:  # later, the adapter must not be copied to the reference
+        if self.state.global_step == 0:  # a trained adapter must not be copied to the reference
             complete_ref_adapter(self.model)
 
         # Compute the log-probabilities, unless an earlier run with the same rows and weights has saved them.

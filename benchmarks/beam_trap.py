@@ -1,0 +1,229 @@
+"""Trains MSL and both variants of BEAR in a world in which a beam search walks into a trap of adjustable strength.
+
+    OMP_NUM_THREADS=1 python benchmarks/beam_trap.py runs/beam-trap --seeds 0 1 2
+
+The same command continues after an interruption. `beam_trap.json` in the output folder contains every trained model's
+figures and their means.
+
+Every item has three codes. 512 unlikely items share one popular first code. They have 16 different second codes, 32
+items each. Every other first code belongs to one item, which is likely for one of the eight tastes. A user's first
+item reveals the taste. All further items are drawn independently, so the probability of every next item is known.
+
+The strength of the trap is the probability of a popular second code, relative to that of a likely item. Above 1, an
+exact beam search of at most 16 beams loses all likely items at the second code, although each of them is much more
+likely than any item that the search finds. The table shows, for each strength:
+
+- **recall@B**: the probability that the next item is among the B items of the beam search;
+- **every item**: the same for the B items with the highest exact scores of the same model;
+- **best**: the same for the B items that are really the most likely;
+- **PruningRate@B**: the share of the probability of the B best items by exact scores that the beam search loses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PrinterCallback, ProgressCallback
+
+from trl_rec import RecDataset, prepare
+from trl_rec.data.dataset import at_most
+from trl_rec.evaluation.tables import aligned
+from trl_rec.files import write_json
+from trl_rec.models import RecModelConfig
+from trl_rec.trainer import BearConfig, build_bear_trainer
+
+
+NUM_TASTES = 8
+PER_TASTE = 10  # likely items per taste
+NUM_SECOND = 16  # second codes below the popular first code
+PER_SECOND = 32  # unlikely items per second code
+NUM_UNLIKELY = NUM_SECOND * PER_SECOND
+LENGTH = 12  # items per user, the first of which reveals the taste
+NUM_USERS_MEASURED = 200
+ARMS: dict[str, dict[str, Any]] = {
+    "msl": {"bear_weight": 0.0},
+    "bear, paper": {"variant": "paper"},
+    "bear, survival": {"variant": "survival"},
+}
+SUMMARY = "beam_trap.json"
+
+
+def main(words: list[str] | None = None) -> None:
+    """Trains every arm at every strength with every seed, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--num_beams", type=int, default=10, help="B, in training and in decoding")
+    parser.add_argument("--weight", type=float, default=2.75, help="bear_weight")
+    parser.add_argument("--users", type=int, default=2000, help="users in training")
+    parser.add_argument("--steps", type=int, default=400)
+    arguments = parser.parse_args(words)
+
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
+    path = arguments.output_dir / SUMMARY
+    settings = {name: getattr(arguments, name) for name in ("num_beams", "weight", "users", "steps")}
+    content = json.loads(path.read_text()) if path.is_file() else {"settings": settings, "runs": []}
+    if content["settings"] != settings:
+        raise SystemExit(f"{path} has other settings, {content['settings']}; choose another output folder")
+
+    # Train what is missing, and write the summary after each run.
+    done = {(run["strength"], run["seed"], run["arm"]) for run in content["runs"]}
+    for strength in arguments.strengths:
+        for seed in arguments.seeds:
+            for arm in ARMS:
+                if (strength, seed, arm) in done:
+                    continue
+                run = {"strength": strength, "seed": seed, "arm": arm}
+                content["runs"].append({**run, **train(arguments, strength, seed, arm)})
+                content["means"] = means(content["runs"])
+                write_json(path, content)
+                print(content["runs"][-1], flush=True)
+    print("\n" + "\n".join(aligned(table(content["means"], arguments.num_beams))))
+
+
+def truth(strength: float) -> np.ndarray:
+    """Returns the probability of every item for every taste, `(NUM_TASTES, num_items)`.
+
+    The items are the `NUM_UNLIKELY` unlikely ones, the likely ones of each taste, and one item per taste that only
+    reveals the taste.
+    """
+    # A second code has `strength` times the mean probability of a likely item, and all probabilities add up to 1.
+    odds = strength * NUM_SECOND / PER_TASTE
+    share = odds / (1 + odds)
+    likely = np.linspace(0.55, 1.45, PER_TASTE)[::-1] * (1 - share) / PER_TASTE
+    probabilities = np.zeros((NUM_TASTES, NUM_UNLIKELY + NUM_TASTES * (PER_TASTE + 1)))
+    probabilities[:, :NUM_UNLIKELY] = share / NUM_UNLIKELY
+    for taste in range(NUM_TASTES):
+        start = NUM_UNLIKELY + taste * PER_TASTE
+        probabilities[taste, start : start + PER_TASTE] = likely
+    return probabilities
+
+
+def make_world(folder: Path, strength: float, num_users: int) -> RecDataset:
+    """Writes the log and the codes in LC-Rec's format, and prepares them."""
+    probabilities = truth(strength)
+    num_items = probabilities.shape[1]
+    draw = np.random.default_rng(0)
+    users = {}
+    for user in range(num_users):
+        taste = user % NUM_TASTES
+        first = num_items - NUM_TASTES + taste
+        users[f"u{user}"] = [first, *draw.choice(num_items, LENGTH - 1, p=probabilities[taste]).tolist()]
+
+    # Every item after the unlikely ones has a first code of its own.
+    codes = [
+        [0, item // PER_SECOND, item % PER_SECOND] if item < NUM_UNLIKELY else [1 + item - NUM_UNLIKELY, 0, 0]
+        for item in range(num_items)
+    ]
+    source = folder / "source"
+    source.mkdir(parents=True, exist_ok=True)
+    index = {str(item): [f"<a_{a}>", f"<b_{b}>", f"<c_{c}>"] for item, (a, b, c) in enumerate(codes)}
+    texts = {str(item): {"title": f"item {item}"} for item in range(num_items)}
+    for name, part in (("inter", users), ("index", index), ("item", texts)):
+        (source / f"trap.{name}.json").write_text(json.dumps(part))
+    return prepare(source, folder / "data", repeats="keep").with_surface("semantic_id")
+
+
+def train(arguments: argparse.Namespace, strength: float, seed: int, arm: str) -> dict[str, float]:
+    """Trains one model, and returns its figures."""
+    # 1. Train from scratch. Items may come again, so the history is not excluded.
+    folder = arguments.output_dir / f"strength-{strength:g}"
+    dataset = make_world(folder, strength, arguments.users)
+    config = BearConfig(
+        str(folder / "run"),
+        **{"bear_weight": arguments.weight, **ARMS[arm]},
+        num_beams=arguments.num_beams,
+        targets="all",
+        max_length=64,
+        max_steps=arguments.steps,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=50,
+        eval_exclude_history=False,
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=False,
+        activation_checkpointing=False,
+        overwrite=True,
+        seed=seed,
+    )
+    model = RecModelConfig(hidden_size=64, num_layers=2, num_heads=2, dropout=0.0)
+    trainer = build_bear_trainer(dataset, config, model)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    started = time.process_time()
+    trainer.train()
+    seconds = time.process_time() - started
+    trainer.end()
+
+    # 2. Rank some users' items by beam search, and by exact scores.
+    rows = at_most(NUM_USERS_MEASURED, dataset.test)
+    with trainer.policy() as policy:
+        beam = policy.rank(rows, arguments.num_beams, num_beams=arguments.num_beams).items
+        exact = policy.rank_exhaustively(rows, arguments.num_beams).items
+    ids = np.array([int(one) for one in dataset.catalog.ids])  # the catalogue may have another order
+    tastes = ids[[row[0] for row in rows["history"]]] - (len(ids) - NUM_TASTES)
+    found = figures(truth(strength)[tastes], ids[beam], ids[exact], arguments.num_beams)
+    return {**found, "seconds": round(seconds, 1)}
+
+
+def figures(probabilities: np.ndarray, beam: np.ndarray, exact: np.ndarray, num_beams: int) -> dict[str, float]:
+    """Returns the figures of the table.
+
+    Args:
+        probabilities: The probability of every item as the next one, `(N, num_items)`.
+        beam: The items of the beam search, `(N, B)`.
+        exact: The items with the highest exact scores, `(N, B)`.
+        num_beams: B.
+    """
+    found = np.take_along_axis(probabilities, beam, 1).sum(1)
+    of_exact = np.take_along_axis(probabilities, exact, 1)  # (N, B)
+    lost = ~(exact[:, :, None] == beam[:, None, :]).any(2)
+    best = np.sort(probabilities, 1)[:, -num_beams:].sum(1)
+    return {
+        "recall": float(found.mean()),
+        "every item": float(of_exact.sum(1).mean()),
+        "best": float(best.mean()),
+        "pruning_rate": float((of_exact * lost).sum() / of_exact.sum()),
+    }
+
+
+def means(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the means over the seeds, one entry per strength and arm, in the order of the strengths."""
+    entries = []
+    for strength in sorted({run["strength"] for run in runs}):
+        for arm in ARMS:
+            own = [run for run in runs if (run["strength"], run["arm"]) == (strength, arm)]
+            if own:
+                names = ("recall", "every item", "best", "pruning_rate", "seconds")
+                entry = {name: float(np.mean([run[name] for run in own])) for name in names}
+                by_seed = {name: [run[name] for run in own] for name in ("recall", "pruning_rate")}
+                entries.append({"strength": strength, "arm": arm, "seeds": len(own), **entry, "by seed": by_seed})
+    return entries
+
+
+def table(entries: list[dict[str, Any]], num_beams: int) -> list[list[str]]:
+    """Returns the rows of the table."""
+    head = ["strength", "arm", "seeds", f"recall@{num_beams}", "every item", "best", f"PruningRate@{num_beams}"]
+    rows = [[*head, "CPU s"]]
+    for one in entries:
+        values = [f"{one[name]:.4f}" for name in ("recall", "every item", "best", "pruning_rate")]
+        rows.append([f"{one['strength']:g}", one["arm"], str(one["seeds"]), *values, f"{one['seconds']:.0f}"])
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Reads the training logs of BLADE's runs: which settings leave pairs of lists tied, and the reward at equal KL.
+
+    python benchmarks/blade_signal.py runs/study-ml-100k-blade-setting --choose
+    python benchmarks/blade_signal.py runs/study-ml-100k-blade-frozen --kl 0.5 1 2 4
+
+The argument is the folder of a study. Nothing is trained or measured. The first table describes the last quarter of
+each run: tied pairs (share of pairs of lists with equal learning targets), dead groups, the standard deviation of the
+target, KL, and the reward of the lists drawn in training. The column "kept" is NDCG@10 on validation, relative to the
+supervised policy of the same seed (`--against`).
+
+`--choose` applies a rule that is fixed beforehand: of the settings that keep at least `--keep` of the supervised NDCG,
+the one with the largest share of tied pairs. It uses the means over the seeds, and is written to `setting.json`.
+
+`--kl` prints the reward of the lists drawn in training where the KL divergence first reaches each level. Both are
+averaged over a tenth of the log. "-" means that a run never gets as far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trl_rec.evaluation.kept.files import METRICS
+from trl_rec.evaluation.tables import aligned
+from trl_rec.files import write_json
+
+
+SIGNALS = {
+    "tied pairs": "blade/tied_pairs",
+    "dead groups": "blade/dead_groups",
+    "target std": "blade/target_std",
+    "KL": "kl",
+    "reward": "reward",
+}
+NDCG = "ndcg@10"
+
+
+def main(words: list[str] | None = None) -> None:
+    """Prints the tables, and applies the rule if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--against", default="sft", help="name of the arm with the supervised policy")
+    parser.add_argument("--choose", action="store_true", help="choose a setting, and write it to setting.json")
+    parser.add_argument("--keep", type=float, default=0.9, help="least share of the supervised NDCG")
+    parser.add_argument("--kl", type=float, nargs="*", default=[], help="levels of the KL divergence")
+    arguments = parser.parse_args(words)
+
+    # 1. Read the runs by setting (arm, and point of its grid). The last folder of a run is `seed-N`.
+    runs: dict[str, list[tuple[dict[str, float], list[dict[str, float]]]]] = {}
+    top = arguments.study / "runs"
+    for path in sorted(top.rglob("eval.jsonl")):
+        log = [json.loads(line) for line in path.read_text().splitlines()]
+        log = [entry for entry in log if SIGNALS["tied pairs"] in entry]
+        setting = path.parent.parent.relative_to(top).as_posix()
+        if log:
+            supervised = validation_ndcg(top / arguments.against / path.parent.name)
+            kept = validation_ndcg(path.parent) / supervised
+            runs.setdefault(setting, []).append(({**last_quarter(log), "kept": kept}, log))
+    if not runs:
+        raise SystemExit(f"{top} has no finished run of BLADE")
+
+    # 2. Print, and choose.
+    means = {
+        setting: {name: float(np.mean([one[name] for one, _ in of_setting])) for name in of_setting[0][0]}
+        for setting, of_setting in runs.items()
+    }
+    rows = [["setting", "seeds", *SIGNALS, "kept"]]
+    rows += [[name, str(len(runs[name])), *(f"{one[key]:.4f}" for key in rows[0][2:])] for name, one in means.items()]
+    print("\n".join(aligned(rows)))
+    if arguments.kl:
+        head = ["reward at KL", *(f"{level:g}" for level in arguments.kl)]
+        at_kl = {name: [_mean_at(of_setting, level) for level in arguments.kl] for name, of_setting in runs.items()}
+        print("\n" + "\n".join(aligned([head, *([name, *values] for name, values in at_kl.items())])))
+    if arguments.choose:
+        chosen = choose(means, arguments.keep)
+        content = {"rule": {"keep": arguments.keep, "of": NDCG}, "chosen": chosen, "settings": means}
+        write_json(arguments.study / "setting.json", content)
+        print(
+            f"\n{chosen or 'no setting'} keeps at least {arguments.keep:.0%} of {NDCG}"
+            + " and ties most" * bool(chosen)
+        )
+
+
+def last_quarter(log: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Returns the mean of each signal over the last quarter of the log."""
+    last = log[-max(1, len(log) // 4) :]
+    return {name: float(np.mean([entry[key] for entry in last])) for name, key in SIGNALS.items()}
+
+
+def choose(settings: Mapping[str, Mapping[str, float]], keep: float) -> str | None:
+    """Returns the setting with the largest share of tied pairs among those that keep enough NDCG, or None."""
+    enough = [name for name, one in settings.items() if round(one["kept"], 9) >= keep]
+    return max(enough, key=lambda name: settings[name]["tied pairs"], default=None)
+
+
+def reward_at(log: Sequence[Mapping[str, float]], level: float) -> float | None:
+    """Returns the reward where the KL divergence first reaches a level, or None if it never does."""
+    width = max(1, len(log) // 10)
+    kernel = np.ones(width) / width
+    kl, reward = (np.convolve([entry[name] for entry in log], kernel, "valid") for name in ("kl", "reward"))
+    reached = np.flatnonzero(kl >= level)
+    return float(reward[reached[0]]) if len(reached) else None
+
+
+def _mean_at(runs: Sequence[tuple[Any, Sequence[Mapping[str, float]]]], level: float) -> str:
+    values = [reward_at(log, level) for _, log in runs]
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.4f}" if len(known) == len(values) else "-"
+
+
+def validation_ndcg(run: Path) -> float:
+    """Returns NDCG@10 of a run on validation."""
+    content = json.loads((run / METRICS).read_text())
+    if content["split"] != "validation":
+        raise SystemExit(f"{run} was measured on the {content['split']} split, not on validation")
+    return float(content["results"][content["recommender"]]["metrics"][NDCG])
+
+
+if __name__ == "__main__":
+    main()

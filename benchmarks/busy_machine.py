@@ -1,0 +1,92 @@
+"""Times a small model beside busy processes: with torch's own threads, with passive waiting, and with one thread.
+
+    python benchmarks/busy_machine.py [--others 4] [--steps 3] [--items 1682] [--hidden 64]
+
+Each setting runs in a process of its own, beside `--others` processes that never wait. It samples 16 lists of ten
+items for each of 8 prompts, as BLADE does before training, and trains `--steps` steps on 16 rows of 128 tokens. The
+last setting is what `trl-rec` and the trainers choose. `--others 0` shows what the settings cost on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+
+
+SETTINGS = {
+    "torch's own threads": (False, False),
+    "passive waiting": (True, False),
+    "passive waiting, threads by size": (True, True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--others", type=int, default=4, help="number of busy processes")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--items", type=int, default=1682)
+    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--measure", choices=("default", "chosen"), help="measure in this process")
+    arguments = parser.parse_args()
+    if arguments.measure is not None:
+        measure(arguments)
+        return
+
+    # Remove choices of the user, which all settings would follow.
+    from trl_rec.threads import NUMBERS, PASSIVE
+
+    clean = {name: value for name, value in os.environ.items() if name not in (*NUMBERS, *PASSIVE)}
+    print(f"{os.cpu_count()} processors, {arguments.others} other processes")
+    for name, (is_passive, is_chosen) in SETTINGS.items():
+        environment = {**clean, **(PASSIVE if is_passive else {})}
+        words = [f"--{key}={getattr(arguments, key)}" for key in ("steps", "items", "hidden")]
+        command = [sys.executable, __file__, *words, "--measure", "chosen" if is_chosen else "default"]
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(arguments.others)]
+        try:
+            output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+        finally:
+            for other in others:
+                other.kill()
+        taken = json.loads(output.splitlines()[-1])
+        print(
+            f"{name}: {taken['threads']} threads, lists {taken['lists']:.1f} s, steps {taken['steps']:.1f} s, "
+            f"{taken['cpu']:.1f} s of processor time",
+            flush=True,
+        )
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Prints the seconds as JSON."""
+    import torch
+    from rollouts import make_paths, padded, small
+
+    from trl_rec.decoding import sample_item_lists
+    from trl_rec.items import TokenTrie
+    from trl_rec.models.threads import choose_threads
+
+    # 1. Make a model, and prompts of random histories.
+    paths, vocab_size = make_paths("item_token", arguments.items)
+    trie = TokenTrie.from_sequences(paths)
+    model = small(vocab_size, arguments.hidden, 2)
+    if arguments.measure == "chosen":
+        choose_threads(model)
+    prompts = padded([[2, *row] for row in torch.randint(3, vocab_size, (8, 50)).tolist()])
+    batch = torch.randint(3, vocab_size, (16, 128))
+
+    # 2. Sample lists, and train.
+    start, start_cpu = time.perf_counter(), time.process_time()
+    sample_item_lists(model, prompts, trie, num_lists=16, list_length=10)
+    lists = time.perf_counter() - start
+    for _ in range(arguments.steps):
+        model(input_ids=batch, labels=batch).loss.backward()
+    steps = time.perf_counter() - start - lists
+    cpu = time.process_time() - start_cpu
+    print(json.dumps({"threads": torch.get_num_threads(), "lists": lists, "steps": steps, "cpu": cpu}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Trains a language model on titles for a fixed processor time, with every item a target or with one row per target.
+
+    OMP_NUM_THREADS=1 python benchmarks/equal_time.py DATASET --model MODEL --arm every --output runs/equal-time
+    OMP_NUM_THREADS=1 python benchmarks/equal_time.py DATASET --model MODEL --arm rows --output runs/equal-time
+    trl-rec compare runs/equal-time-every runs/equal-time-rows
+
+The two arms have the model, the loss and the learning rate of the recipe `--config`:
+
+- `every`: a row is a sequence whose items are all targets, so its history is read once;
+- `rows`: one row per target, with `--rows` of them per step.
+
+Time is the processor time of the steps, without evaluations. It equals the elapsed time with one thread on an idle
+machine. The learning rate rises over the first 2 % of the time, and falls linearly to 0 at its end.
+
+At each tenth, both arms measure the loss per target on the same validation targets, and save a checkpoint. A run that
+was interrupted continues from it when it is started again. `loss.json` in the run folder keeps the measurements, and
+`metrics.json` the ranking of the split that `--set final_split=SPLIT` selects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trl_rec.data import RecDataset, load
+from trl_rec.files import write_json
+from trl_rec.models import RecModelConfig
+from trl_rec.scripts.parsing import DataArguments, given, parse, show_progress
+from trl_rec.trainer import BearConfig, BearTrainer, build_bear_trainer, conclude
+
+
+RISE = 0.02  # share of the time in which the learning rate rises
+MEASUREMENTS = 10
+
+
+def main() -> None:
+    """Trains one arm, and prints its measurements."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", help="folder made by trl-rec prepare")
+    parser.add_argument("--model", required=True, help="folder or hub id of a language model")
+    parser.add_argument("--arm", choices=("every", "rows"), required=True)
+    parser.add_argument("--output", required=True, help="run folder, to which the name of the arm is appended")
+    parser.add_argument("--config", default="bear/office-titles", help="a recipe of trl-rec bear with titles")
+    parser.add_argument("--hours", type=float, default=1.0)
+    parser.add_argument("--rows", type=int, default=32, help="rows per step of the arm `rows`")
+    parser.add_argument("--targets", type=int, default=2000, help="number of validation targets for the loss")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other keys of the recipe")
+    arguments = parser.parse_args()
+
+    # 1. Build the trainer. The clock ends the run, so the recipe's number of steps is set too high to be reached.
+    argv = [*words_of(arguments), *(word for pair in arguments.set for word in as_option(pair))]
+    data, model, config = parse((DataArguments, RecModelConfig, BearConfig), argv, "bear")
+    show_progress()
+    dataset = load(data.dataset).with_surface("title")
+    trainer = build_bear_trainer(dataset, config, model)
+    held_out = HeldOut(trainer, dataset, arguments.targets)
+    trainer.add_callback(Clock(3600 * arguments.hours, held_out))
+
+    # 2. Train, and evaluate as `trl-rec bear` does.
+    trainer.train(resume_from_checkpoint=True)
+    conclude(trainer, dataset, {**vars(data), **vars(model)}, recipe=given(argv, data, model))
+    trainer.end()
+
+
+def words_of(arguments: argparse.Namespace) -> list[str]:
+    """Returns the command line of the arm."""
+    options: dict[str, object] = {
+        "config": arguments.config,
+        "dataset": arguments.dataset,
+        "surface": "title",
+        "model_name_or_path": arguments.model,
+        "output_dir": f"{arguments.output}-{arguments.arm}",
+        "max_steps": 10**6,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": "false",
+        "logging_steps": 10,
+        "report_to": "none",
+        "resume_from_checkpoint": "true",
+    }
+    if arguments.arm == "rows":
+        options |= {"targets": "last", "join_windows": "false", "per_device_train_batch_size": arguments.rows}
+    elif not has_windows(load(arguments.dataset)):
+        options["join_windows"] = "false"
+    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
+
+
+def as_option(pair: str) -> tuple[str, str]:
+    """Returns KEY=VALUE as words of a command line."""
+    key, _, value = pair.partition("=")
+    return f"--{key}", value
+
+
+def has_windows(dataset: RecDataset) -> bool:
+    """Returns whether the source consists of windows, as BIGRec's does."""
+    return bool(dataset.card["split"] == "windows")
+
+
+class HeldOut:
+    """Measures the loss per target on validation rows with at most `num_targets` targets.
+
+    In both arms, the model reads all targets of a row at once. The loss equals that of one row per target.
+    """
+
+    def __init__(self, trainer: BearTrainer, dataset: RecDataset, num_targets: int) -> None:
+        # 1. Choose rows that are spread over the split.
+        split = dataset.validation
+        counts = np.array([len(targets) for targets in split["targets"]])
+        num_rows = min(len(split), int(num_targets / counts.mean()))
+        chosen = np.linspace(0, len(split) - 1, num_rows).round().astype(int)
+        self.num_targets = int(counts[chosen].sum())
+
+        # 2. Let a trainer that trains nothing make the batches. It takes only rows that are marked as training rows.
+        rows = Dataset.from_list(list(split.select(chosen.tolist())), features=split.features, split="train")
+        config = BearConfig(
+            str(Path(str(trainer.args.output_dir), "held-out")),
+            targets="all",
+            join_windows=has_windows(dataset),
+            bear_weight=0,
+            softmax=trainer.args.softmax,
+            max_length=trainer.args.max_length,
+            use_cpu=trainer.args.use_cpu,
+            bf16=False,
+            activation_checkpointing=False,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        self.trainer = BearTrainer(
+            trainer.model,
+            config,
+            train_dataset=rows,
+            processing_class=trainer.processing_class,
+            catalog=trainer.catalog,
+        )
+        encoded: Any = self.trainer.train_dataset
+        size = trainer.args.per_device_eval_batch_size
+        self.batches = [
+            self.trainer.data_collator([encoded[row] for row in range(start, min(start + size, len(encoded)))])
+            for start in range(0, len(encoded), size)
+        ]
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """Returns the sum of the loss over all tokens, divided by the number of targets."""
+        self.trainer.model.eval()
+        device = self.trainer.args.device
+        total = 0.0
+        for batch in self.batches:
+            batch = {
+                key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()
+            }
+            # With 1 as the number of items, the losses of tokens are added instead of averaged.
+            loss: Any = self.trainer.compute_loss(
+                self.trainer.model, batch, num_items_in_batch=torch.tensor(1, device=device)
+            )
+            total += loss.item()
+        self.trainer.model.train()
+        return total / self.num_targets
+
+
+class Clock(TrainerCallback):
+    """Adds up the processor seconds of the steps, sets the learning rate, measures, and ends the run.
+
+    Attributes:
+        limit: Processor seconds of a run.
+        held_out: Measures the validation loss.
+        seconds: Processor seconds of the steps so far.
+        points: Seconds, steps and validation loss at each measurement.
+    """
+
+    def __init__(self, limit: float, held_out: HeldOut) -> None:
+        self.limit = limit
+        self.held_out = held_out
+        self.seconds = 0.0
+        self.points: list[tuple[float, int, float]] = []
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Reads the measurements up to the checkpoint from which the run continues, if there is one."""
+        self.file = Path(str(args.output_dir), "loss.json")
+        if state.global_step:
+            points = json.loads(self.file.read_text())["seconds, steps, loss"]
+            self.points = [tuple(point) for point in points if point[1] <= state.global_step]
+            self.seconds = self.points[-1][0]
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **of: Any) -> None:
+        """Sets the learning rate by the time that has passed, and starts the clock."""
+        passed = self.seconds / self.limit
+        for group in of["optimizer"].param_groups:
+            group["lr"] = args.learning_rate * min(passed / RISE, 1 - passed)
+        self.since = time.process_time()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stops the clock, and measures if the next tenth of the time has passed."""
+        self.seconds += time.process_time() - self.since
+        if self.seconds >= self.limit * (len(self.points) + 1) / MEASUREMENTS:
+            self.points.append((self.seconds, state.global_step, self.held_out.loss()))
+            seconds, steps, loss = self.points[-1]
+            print(f"after {seconds:,.0f} s and {steps:,} steps: validation loss {loss:.4f} per target", flush=True)
+            write_json(self.file, {"targets": self.held_out.num_targets, "seconds, steps, loss": self.points})
+            control.should_save = True
+        control.should_training_stop = self.seconds >= self.limit
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Counts how often code would make the host wait for the device. This runs on a CPU, where every tensor counts as one
+of the device.
+
+A read is a scalar read (`item`, `bool`, `int`), a copy to the host (`tolist`, `numpy`, `cpu`), or an operation whose
+output has a size that depends on values: `nonzero`, indexing by a boolean mask, `masked_select`, `unique`, `bincount`,
+`equal`, or `repeat_interleave` without an output size. Reads of the model's own forward pass are left out, but not
+those of our hooks in it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import trl_rec
+
+
+ROOT = str(Path(trl_rec.__file__).parent)
+aten = torch.ops.aten
+READS = {
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten._unique2.default,
+    aten.unique_dim.default,
+    aten.unique_consecutive.default,
+    aten.bincount.default,
+    aten.equal.default,
+}
+INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+COPIES = ("tolist", "numpy", "cpu", "__array__")  # seen only as methods of a tensor, not as operations
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the reads inside the block.
+
+    Attributes:
+        places: The number of reads at each place of our code, such as `"file.py:line"`.
+        everywhere: Whether reads of any other code count too, as one place.
+    """
+
+    def __init__(self, *, everywhere: bool = False) -> None:
+        super().__init__()
+        self.everywhere = everywhere
+        self.places: Counter[str] = Counter()
+        self._patches = ExitStack()
+        self._inside_copy = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self._inside_copy and _reads(func, args, kwargs):
+            self._count()
+        return func(*args, **kwargs)
+
+    def __enter__(self) -> HostReads:
+        for name in COPIES:
+            self._patches.enter_context(mock.patch.object(Tensor, name, self._counted(getattr(Tensor, name))))
+        self._patches.enter_context(mock.patch.object(Tensor, "to", self._counted(Tensor.to, _to_cpu)))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patches.close()
+
+    def _counted(self, copy: Callable[..., Any], reads: Callable[..., bool] = lambda *args, **kwargs: True) -> Any:
+        """The method of a tensor, which counts as one read."""
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if self._inside_copy or not reads(*args, **kwargs):
+                return copy(*args, **kwargs)
+            self._count()
+            self._inside_copy = True
+            try:
+                return copy(*args, **kwargs)
+            finally:
+                self._inside_copy = False
+
+        return counted
+
+    def _count(self) -> None:
+        place = "elsewhere" if self.everywhere else _place()
+        if place is not None:
+            self.places[place] += 1
+
+
+def _reads(func: Any, args: Any, kwargs: Any) -> bool:
+    if func in INDEXING:
+        masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
+        fills = func is not aten.index.Tensor and args[2].numel() == 1  # torch turns this into `masked_fill`
+        return bool(masks) and not fills
+    if func is aten.repeat_interleave.Tensor:
+        return kwargs.get("output_size") is None
+    return func in READS
+
+
+def _to_cpu(tensor: Tensor, *args: Any, **kwargs: Any) -> bool:
+    """Whether the arguments of `to` name the CPU. A device object is the model's, here too a CPU."""
+    return any(isinstance(value, str) and value == "cpu" for value in (*args, *kwargs.values()))
+
+
+def _place() -> str | None:
+    """The innermost line of our code that leads to the read; None in a model's own forward pass."""
+    frame: Any = sys._getframe(3)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith(ROOT):
+            return f"{path[len(ROOT) + 1 :]}:{frame.f_lineno}"
+        if f"{Path('transformers', 'models')}" in path:
+            return None
+        frame = frame.f_back
+    return None
+
+
+@contextmanager
+def reads_of_steps(trainer: Any) -> Iterator[list[Counter[str]]]:
+    """Inside the block, counts the reads of each micro-batch, in `_prepare_inputs` and `compute_loss`."""
+    steps: list[Counter[str]] = []
+    compute_loss, prepare = trainer.compute_loss, trainer._prepare_inputs
+
+    def prepared(*args: Any, **kwargs: Any) -> Any:
+        with HostReads() as reads:
+            inputs = prepare(*args, **kwargs)
+        steps.append(reads.places)
+        return inputs
+
+    def computed(*args: Any, **kwargs: Any) -> Any:
+        with HostReads() as reads:
+            loss = compute_loss(*args, **kwargs)
+        steps[-1].update(reads.places)
+        return loss
+
+    with mock.patch.object(trainer, "_prepare_inputs", prepared), mock.patch.object(trainer, "compute_loss", computed):
+        yield steps

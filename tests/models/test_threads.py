@@ -1,0 +1,105 @@
+"""Small models compute with one CPU thread, unless the user has chosen a number; waiting threads do not spin."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from trl_rec.models import threads
+from trl_rec.models.threads import SMALL, choose_threads
+from trl_rec.threads import PASSIVE
+
+
+class Cores:
+    """Torch's number of threads, without an effect on the process of the tests."""
+
+    def __init__(self) -> None:
+        self.threads = 8
+
+    def get(self) -> int:
+        return self.threads
+
+    def set(self, number: int) -> None:
+        self.threads = number
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cores]:
+    """A machine with eight cores, on which nobody has chosen a number of threads."""
+    fake = Cores()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ACCELERATE_DYNAMO_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", fake.get)
+    monkeypatch.setattr(torch, "set_num_threads", fake.set)
+    monkeypatch.setattr(threads, "_physical_cores", lambda: 8)
+    threads._default_threads.cache_clear()
+    yield fake
+    threads._default_threads.cache_clear()
+
+
+def large() -> nn.Module:
+    model = nn.Linear(2, 2)
+    model.weight.ds_numel = SMALL  # as under ZeRO-3, where the parameter itself is empty
+    return model
+
+
+def test_the_number_follows_the_size_of_the_model(cores: Cores) -> None:
+    choose_threads(nn.Linear(2, 2))
+    assert cores.threads == 1
+    choose_threads(large())
+    assert cores.threads == 8, "a large model that follows has all threads again"
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
+def test_variables_of_the_user_are_respected(cores: Cores, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "8")
+    choose_threads(nn.Linear(2, 2))
+    assert cores.threads == 8
+
+
+def test_a_number_that_the_user_has_set_in_torch_is_respected(cores: Cores) -> None:
+    cores.set(3)
+    choose_threads(nn.Linear(2, 2))
+    assert cores.threads == 3
+    threads._default_threads.cache_clear()
+    cores.set(8)
+    choose_threads(nn.Linear(2, 2))
+    cores.set(5)
+    choose_threads(nn.Linear(2, 2))
+    assert cores.threads == 5, "also if it was set after an earlier choice"
+
+
+def test_a_model_on_a_device_changes_nothing(cores: Cores) -> None:
+    choose_threads(nn.Linear(2, 2, device="meta"))
+    assert cores.threads == 8
+
+
+LAUNCHED = """
+import json, os, subprocess, sys
+code = "import json; from trl_rec.compat import user_environment; print(json.dumps(dict(user_environment())))"
+variables = {**os.environ, "OMP_NUM_THREADS": "2", "ACCELERATE_DYNAMO_MODE": "default"}
+print(subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True).stdout)
+"""
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_NUM_THREADS": "6"}])
+def test_what_the_launcher_has_set_is_not_the_choice_of_the_user(given: dict[str, str]) -> None:
+    clean = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", LAUNCHED]
+    output = subprocess.run(command, env={**clean, **given}, capture_output=True, text=True, check=True).stdout
+    assert {"OMP_NUM_THREADS": json.loads(output).get("OMP_NUM_THREADS")} == {"OMP_NUM_THREADS": None, **given}
+
+
+@pytest.mark.parametrize("module", ["trl_rec.cli", "trl_rec.scripts.verbs"])
+def test_a_verb_waits_passively_before_torch_is_imported(module: str) -> None:
+    code = f"import os, sys, {module}; print('torch' in sys.modules, *[os.environ[name] for name in {[*PASSIVE]}])"
+    environment = {name: value for name, value in os.environ.items() if name not in PASSIVE}
+    for given in ({}, {"KMP_BLOCKTIME": "7"}):
+        command = [sys.executable, "-c", code]
+        output = subprocess.run(command, env={**environment, **given}, capture_output=True, text=True, check=True)
+        assert output.stdout.split() == ["False", "PASSIVE", given.get("KMP_BLOCKTIME", "0")]

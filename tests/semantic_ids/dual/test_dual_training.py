@@ -1,0 +1,90 @@
+from copy import deepcopy
+
+import pytest
+import torch
+
+from tests.semantic_ids.dual.test_dual_ids import inputs_of, towers_of
+from trl_rec import prepare
+from trl_rec.semantic_ids.dual.training import DualTraining
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return inputs_of(prepare("toy", tmp_path_factory.mktemp("toy") / "toy", toy_users=60, toy_items=50))
+
+
+def weights(module) -> dict[str, torch.Tensor]:
+    return deepcopy(module.state_dict())
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_the_alignment_loss_keeps_its_weight_while_codes_are_learned(inputs):
+    training, batch = towers_of(inputs), torch.arange(0, inputs.pairs.shape[1], 20)  # pairs of different users
+    training.alpha = 0.0
+    codes, aligned = training._quantisation(batch)["loss"], training._alignment(batch)["loss"]
+    assert aligned > 1
+    training.alpha = 0.3
+    assert training._quantisation(batch)["loss"].item() == pytest.approx((codes + 0.3 * aligned).item(), rel=1e-5)
+    training.align = False
+    assert training._quantisation(batch)["loss"].item() == pytest.approx(codes.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("align", [True, False])
+def test_aligned_vectors_stay_while_encoder_and_decoder_learn(inputs, align):
+    training = towers_of(inputs)
+    training.align = align
+    tower = training.item_tower
+    fuse, encode = weights(tower.fuse), weights(tower.encode)
+    training._train("rebuilding", training._autoencoding, lambda measured: -measured["loss"])
+    assert same(fuse, tower.fuse.state_dict()) == align and not same(encode, tower.encode.state_dict())
+
+
+def test_a_part_ends_with_the_weights_of_its_best_epoch(inputs):
+    training, weights_after = towers_of(inputs), {}
+    training.max_epochs, training.patience = 4, 4
+
+    def score(measured):
+        epoch = training.curve[-1]["epoch"]
+        weights_after[epoch] = weights(training._towers())
+        return (1.0, 3.0, 2.0, 0.0)[epoch - 1]
+
+    training._train("aligning", training._alignment, score)
+    assert same(weights_after[2], training._towers().state_dict()) and not same(weights_after[2], weights_after[4])
+
+
+def test_a_part_ends_when_it_has_stalled(inputs):
+    training = towers_of(inputs)
+    training.max_epochs, training.patience = 9, 2
+    training._train("aligning", training._alignment, lambda measured: 1.0)
+    assert [entry["epoch"] for entry in training.curve] == [1, 2, 3]
+
+
+def test_unused_codes_are_revived_only_while_codes_are_learned(inputs, monkeypatch):
+    revived = []
+    monkeypatch.setattr(DualTraining, "_revive", lambda self: revived.append(self.curve[-1]["stage"]))
+    training = towers_of(inputs)
+    training.max_epochs = 2
+    training.run()
+    assert revived and set(revived) == {"quantising"}
+
+
+def test_a_share_of_the_items_is_shown_without_behaviour(inputs):
+    training, known = towers_of(inputs), inputs.known.nonzero().squeeze(1).repeat(40)
+    assert torch.equal(training._item_inputs(known), inputs.items(known))
+    training.without_behaviour = 0.3
+    shown, text = training._item_inputs(known), inputs.item_text.shape[1]
+    assert (shown[:, text:] == 0).all(1).float().mean() == pytest.approx(0.3, abs=0.04)
+    assert torch.equal(shown[:, :text], inputs.item_text[known])
+
+
+def test_chance_counts_each_other_item_once(inputs):
+    training = towers_of(inputs)
+    users, items, chosen = training._evaluation_set
+    shares = []
+    for row, left_out in zip(items.tolist(), chosen.tolist(), strict=True):
+        rivals = {item for item, is_chosen in zip(row[1:], left_out[1:], strict=True) if not is_chosen}
+        shares.append(1 / (1 + len(rivals)))
+    assert training.held_out().chance == pytest.approx(sum(shares) / len(users), rel=1e-5)

@@ -1,0 +1,24 @@
+"""Work that tests of lists run in other processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from trl_rec import Recommender, load
+from trl_rec.decoding import ItemFilter
+from trl_rec.serving import UserHistories, write_lists
+
+
+def write_all(data: Path, run: Path, output: Path) -> None:
+    """Writes the lists of all users, in parts of 8, alone or together with other processes of a launch."""
+    PartialState(cpu=True)
+    torch.set_num_threads(1)
+    output.mkdir(exist_ok=True)
+    recommender = Recommender.from_pretrained(run, device="cpu")
+    given = UserHistories.of_dataset(load(data))
+    write_lists(
+        recommender, given, output / "lists.parquet", 5, one_filter=ItemFilter(max_per={"genres": 2}), part_size=8
+    )

@@ -1,0 +1,28 @@
+"""Title search, after items were removed from the catalogue."""
+
+from dataclasses import replace
+
+import pyarrow as pa
+
+from trl_rec import ItemCatalog
+from trl_rec.serving.titles import TitleIndex
+
+
+TITLES = ["Blue Lamp", "Red Lamp", "Old Lamp", "Blue Mug"]  # the last two were removed
+CATALOG = ItemCatalog(pa.table({"item_id": list("abcd"), "title": TITLES}), num_retired=2)
+
+
+def test_removed_items_are_not_found_and_stay_readable() -> None:
+    titles = TitleIndex(CATALOG)
+    everything = TitleIndex(replace(CATALOG, num_retired=0))
+    for query, all_of_them, found in (
+        ("", [0, 1, 2, 3], [0, 1]),
+        ("lamp", [2, 1, 0], [1, 0]),
+        ("mug", [3], []),
+        ("c", [2], []),  # the query is an exact id
+        ("b", [1, 3, 0], [1, 0]),
+    ):
+        assert sorted(everything.search(query, 9)) == sorted(all_of_them), query
+        assert sorted(titles.search(query, 9)) == sorted(found), query
+    # Titles of a history are found even if the items were removed.
+    assert titles.ids_of(["Blue Mug", "Red Lamp", "nothing"]) == (["d", "b"], 1)

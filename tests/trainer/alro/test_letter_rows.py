@@ -1,0 +1,83 @@
+"""Rows that teach which item a letter names."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.alro.alro_runs import make_folder
+from tests.trainer.runs import QUIET
+from trl_rec import load
+from trl_rec.decoding import RatedPromptFormat
+from trl_rec.models import RecModelConfig, load_tokenizer
+from trl_rec.trainer import build_ranker, learn_ratings, rating_values
+from trl_rec.trainer.alro import rating
+from trl_rec.trainer.alro.letter_rows import build_letter_rows
+from trl_rec.trainer.alro.rating import RatingStageConfig
+
+
+def test_each_item_is_repeated_with_its_letter(tmp_path: Path) -> None:
+    dataset = make_folder(tmp_path)
+    tokenizer = load_tokenizer(tmp_path / "model")
+    prompt_format = RatedPromptFormat.for_catalog(dataset.catalog, tokenizer, rating_values(dataset.train))
+    sizes = {"num_lists": 7, "num_candidates": 3, "max_length": 40}
+    rows = build_letter_rows(dataset.train, prompt_format, **sizes)
+    texts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in dataset.catalog.surfaces]
+    known = {item for row in dataset.train.to_list() for item in row["history"] + row["targets"]}
+    orders = set()
+    for row in rows.to_list():
+        ids, labels = row["input_ids"], row["labels"]
+        start = ids.index(tokenizer.convert_tokens_to_ids("<candidates>")) + 1
+        end = ids.index(tokenizer.convert_tokens_to_ids("<answer>"))
+        listed = {ids[place]: ids[place + 1 : place + 3] for place in range(start, end, 3)}  # letter and two codes
+        assert [*listed] == prompt_format.letters[:3].tolist() and all(
+            texts.index(one) in known for one in listed.values()
+        )
+        after, answer = ids[end + 1 :], labels[end + 1 :]
+        assert set(labels[: end + 1]) == {-100} and len(after) == 9
+        for place in range(0, 9, 3):
+            assert after[place : place + 2] == listed[after[place + 2]]
+            assert answer[place : place + 3] == [-100, -100, after[place + 2]]
+        orders.add(tuple(after[2::3]))
+    assert len(rows) == 7 and len(orders) > 2
+    assert rows.to_list() == build_letter_rows(dataset.train, prompt_format, **sizes).to_list()
+    assert rows.to_list() != build_letter_rows(dataset.train, prompt_format, **sizes, seed=1).to_list()
+    with pytest.raises(ValueError, match="takes up to 21 tokens, but rating_max_length is 20"):
+        build_letter_rows(dataset.train, prompt_format, **{**sizes, "max_length": 20})
+    with pytest.raises(ValueError, match="must use only the training split"):
+        build_letter_rows(dataset.validation, prompt_format, **sizes)
+
+
+def test_the_rating_stage_contains_the_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_folder(tmp_path, "item_token")
+    ratings = rating_values(dataset.train)
+    seen = {}
+
+    class Seen(Exception):
+        pass
+
+    def stop(*_: object, train_dataset, **others) -> None:
+        seen["rows"] = train_dataset
+        raise Seen
+
+    monkeypatch.setattr(rating, "BearTrainer", stop)
+    for letters, count in ((True, 5), (None, 0)):
+        model, tokenizer, _ = build_ranker(dataset.catalog, ratings, RecModelConfig(hidden_size=16), letters=letters)
+        prompt_format = RatedPromptFormat.for_catalog(dataset.catalog, tokenizer, ratings, letters=letters)
+        with pytest.raises(Seen):
+            learn_ratings(
+                model,
+                tokenizer,
+                prompt_format,
+                dataset,
+                tmp_path / "run",
+                letter_lists=count,
+                num_candidates=4,
+                **QUIET,
+            )
+        marks = [tokenizer.convert_tokens_to_ids("<candidates>") in row for row in seen["rows"]["input_ids"]]
+        assert sum(marks) == count and len(marks) > count and str(seen["rows"].split) == "train"
+    with pytest.raises(ValueError, match="letter_lists needs candidates that are named by letters"):
+        learn_ratings(model, tokenizer, prompt_format, dataset, tmp_path / "run", letter_lists=5, **QUIET)
+    with pytest.raises(ValueError, match="letter_lists are part of the rating stage; set rating_epochs"):
+        RatingStageConfig(letter_lists=5)
+    assert load(tmp_path / "data").train.split == dataset.train.split

@@ -1,0 +1,94 @@
+"""Applies a prior of one catalogue to the items of another catalogue.
+
+A prior refers to the items of the catalogue that it was fitted on. If items have been removed or added since then, or
+have other indices, the prior still applies to the items that both catalogues contain.
+
+Legend: B: prompts, I: items that can be recommended, O: items that the prior knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trl_rec.decoding.priors.base import Prior
+from trl_rec.decoding.weights import ItemWeights
+from trl_rec.items.catalog import ItemCatalog
+from trl_rec.ragged import Ragged
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedPrior:
+    """Weighs the items of a catalogue with a prior of other items.
+
+    Items that the prior does not know are ignored in histories. As recommendations, they get the smallest of the
+    weights that are the same for all prompts (`ItemWeights.shared`). If the prior counts how often items were chosen,
+    this is the weight of an item that was never chosen.
+
+    Args:
+        prior (`Prior`): The prior.
+        sources (`np.ndarray` of shape `(num_items,)`): The index of each item of the catalogue in the prior; -1 if the
+            prior does not know the item.
+        num_recommendable (`int`): I. These are the first items of the catalogue; all others occur only in histories.
+    """
+
+    prior: Prior
+    sources: np.ndarray
+    num_recommendable: int
+
+    def weights(self, histories: Ragged) -> ItemWeights:
+        """Returns the weights of the items that can be recommended, after each history."""
+        # 1. Compute the prior's weights after the known items of the histories.
+        known = self.sources[histories.values]
+        lengths = np.bincount(histories.row_ids[known >= 0], minlength=len(histories))
+        weights = self.prior.weights(Ragged.from_lengths(known[known >= 0], lengths))
+
+        # 2. Replace the prior's item indices in these weights by those of the catalogue.
+        changes: dict[str, Any] = {}
+        if weights.shared is not None:
+            smallest = weights.shared.min().expand(1)
+            changes["shared"] = torch.cat([weights.shared, smallest])[self._known_to(weights.shared)]
+        if weights.allowed is not None:
+            allowed = torch.cat([weights.allowed, torch.ones_like(weights.allowed[:, :1])], 1)  # (F, O + 1)
+            changes["allowed"] = allowed[:, self._known_to(weights.allowed)]
+        if weights.items is not None:
+            items = weights.items.long()
+            targets = self._targets.to(items.device)
+            inside = (items >= 0) & (items < len(targets))
+            changes["items"] = torch.where(inside, targets[torch.where(inside, items, 0)], -1)
+        return replace(weights, **changes)
+
+    def _known_to(self, table: Tensor) -> Tensor:
+        """Returns `_sources` with -1 for items that a table of weights `(..., O)` does not contain."""
+        sources = self._sources.to(table.device)
+        return torch.where(sources < table.shape[-1], sources, -1)
+
+    @cached_property
+    def _sources(self) -> Tensor:
+        """`(I,)`: the index of each item in the prior; -1 if the prior lacks the item.
+
+        An index of -1 selects the last entry of a table, which [`weights`] has appended for such items.
+        """
+        return torch.from_numpy(self.sources[: self.num_recommendable])
+
+    @cached_property
+    def _targets(self) -> Tensor:
+        """The index of each of the prior's items in the catalogue; -1 if it cannot be recommended."""
+        targets = torch.full((int(self.sources.max(initial=-1)) + 1,), -1)
+        known = torch.nonzero(self._sources >= 0).squeeze(1)
+        targets[self._sources[known]] = known
+        return targets
+
+
+def known_to(prior: Prior | None, catalog: ItemCatalog) -> Prior | None:
+    """Returns a prior that ignores retired items in histories, given a prior of the items that can be recommended."""
+    if prior is None or not catalog.num_retired:
+        return prior
+    count = catalog.num_recommendable
+    sources = np.concatenate([np.arange(count), np.full(catalog.num_retired, -1)])
+    return MatchedPrior(prior, sources, count)

@@ -1,0 +1,84 @@
+"""Defines the counts that a [`MixturePrior`] mixes, and computes the share that a count gives to each item.
+
+A pair consists of two items that the same user chose, in the training split. A count predicts one item of a pair, the
+target, from the other one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from trl_rec.data.train_interactions import TrainInteractions
+from trl_rec.data.transitions import PairRule, TransitionCounts, count_pairs
+from trl_rec.ragged import Ragged, is_in
+
+
+class Count(NamedTuple):
+    """Which pairs of training interactions are counted, and how the counts are applied to a history.
+
+    Args:
+        rule (`PairRule`): Which pairs are counted, and with which weight.
+        max_history (`int`): Maximum number of history items to use, the newest first.
+        decay (`float`): How fast older items of the history lose weight, as in [`TransitionCounts`].
+    """
+
+    rule: PairRule
+    max_history: int = 10
+    decay: float = 1.0
+
+
+NEAR = PairRule(1, 10, backward=True)
+TOGETHER = PairRule(1, 10, backward=True, far=0)
+COUNTS = {
+    "counter": Count(PairRule(1, 3)),  # as in TransitionPrior
+    "after the last": Count(PairRule(1, 3), max_history=1),
+    "next to the last": Count(PairRule(1, 1), max_history=1),
+    "next": Count(PairRule(1, 1)),
+    "second": Count(PairRule(2, 2)),
+    "third": Count(PairRule(3, 3)),
+    "before": Count(PairRule(1, 3, forward=False, backward=True)),
+    "near": Count(NEAR),
+    "near, long history": Count(NEAR, max_history=50),
+    "together": Count(TOGETHER, max_history=50, decay=0.5),
+    "similar": Count(TOGETHER._replace(rare=0.5), max_history=50, decay=0.5),
+}
+# Each count keeps at most `MOST_FOLLOWERS` targets per item, those with the largest shares, and at most `MOST_PAIRS`
+# in all. The first limits the time per history, the second the memory: above 250,000 items, fewer targets are kept.
+MOST_FOLLOWERS = 200
+MOST_PAIRS = 50_000_000
+
+
+def make_counts(interactions: TrainInteractions) -> dict[str, TransitionCounts]:
+    """Makes all counts of `COUNTS`. Counts with the same rule share their arrays."""
+    most = min(MOST_FOLLOWERS, max(MOST_PAIRS // max(interactions.num_items, 1), 1))
+    rules = list(dict.fromkeys(count.rule for count in COUNTS.values()))
+    counted = dict(zip(rules, count_pairs(interactions, rules, most=most), strict=True))
+    return {
+        name: TransitionCounts(*counted[count.rule], count.max_history, count.decay) for name, count in COUNTS.items()
+    }
+
+
+def partial_shares(
+    counts: TransitionCounts, histories: Ragged, num_items: int, exclude_history: bool, total: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the shares that a count gives to items after each history, in parts.
+
+    The share of an item is the sum of its parts, one for each item of the history from which the count predicts it.
+    The shares after a history add up to `total`, or to 0 if the count gives no item a share. With `exclude_history`,
+    items of the history have no share.
+
+    Returns:
+        The index of the history, the item and the share of each part, `(N,)` each.
+    """
+    followers, scores = counts.followers(histories)
+    rows = followers.row_ids
+    items = followers.values
+    if exclude_history:
+        is_new = ~is_in(rows * num_items + items, histories.row_ids * num_items + histories.values)
+        rows = rows[is_new]
+        items = items[is_new]
+        scores = scores[is_new]
+    sums = np.bincount(rows, scores, len(histories))
+    return rows, items, total * scores / sums[rows]

@@ -1,0 +1,220 @@
+"""The configuration of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from trl_rec.decoding.priors.fitted import AUTO, check_prior
+from trl_rec.decoding.run_folder import model_folder
+from trl_rec.evaluation.results import BASELINES, SEQUENCE, check_baselines
+from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, SEED, check_ranges
+
+
+SAVED_PRIOR = "saved"  # the prior in the run folder of the model
+
+
+@dataclass
+class EvaluationConfig:
+    """Configuration of an evaluation: which model and rows are evaluated, and how lists are generated.
+
+    If `surface`, `list_length`, `num_beams`, `length_penalty`, `renormalize`, `max_length` or `prior` is not set,
+    [`evaluation_settings`] reads it from the model's run folder, or from the hub repository that it was pushed to. Any
+    other model gets the values in `settings.DEFAULTS`, so set these fields to what the model was trained with.
+
+    Args:
+        model (`str`, *optional*): A hub id, a folder or a GGUF file. If neither `model` nor `lists` is set, only the
+            baselines are evaluated.
+        baselines (`list[str]`, *optional*, defaults to `["random", "popularity", "transition"]`): The baselines to
+            evaluate, in the order of the table. `"sequence"` adds a small sequence model, which is trained once and
+            then kept in the cache folder, see [`SequenceBaseline`].
+        lists (`str`, *optional*): A file of recommendations to evaluate instead of a model, see [`read_lists`].
+        name (`str`, *optional*): Name of `lists` in the results. Defaults to `"lists "`, followed by the name of the
+            file up to its first dot.
+        surface (`str`, *optional*): How the model writes items: `"title"`, `"item_token"` or `"semantic_id"`.
+        list_length (`int`, *optional*): Number of items in a list, for a model that writes lists.
+        rewards (`dict`, *optional*): Weights of the rewards that score whole lists, as in [`score_lists`].
+        best_of (`int`, *optional*): If set, also draws this number of lists per user and evaluates the list with the
+            highest reward. A policy that BLADE trains from this model with `target="best_of_n"`, the same `best_of`
+            and the default `beta` has at most the mean reward of these lists. Requires `rewards` and `list_length`.
+        split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
+        max_users (`int`, *optional*): Maximum number of rows of the split to evaluate, spread evenly over the split.
+            Defaults to all rows.
+        ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the metrics.
+        recall_at (`int`, *optional*, defaults to `50`): A further cutoff, for recall alone. This recall needs a second
+            pass over the users, with `recall_at` beams, unless every item is a single token or `num_beams` is at least
+            `recall_at`. 0 leaves this recall out.
+        exhaustive (`int`, *optional*): If set, also scores every item of the catalogue for this number of users, and
+            compares the result with the beam search, as in [`measure_beam_gap`].
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether to exclude the items of a user's history.
+        num_beams (`int`, *optional*): Number of beams. Defaults to the largest of `ks`, or to 1 for a model that
+            writes lists.
+        length_penalty (`float`, *optional*): Exponent p of the length penalty. Scores are divided by length ** p.
+        renormalize (`bool`, *optional*): Whether the softmax is over legal tokens rather than over the vocabulary.
+        batch_size (`int`, *optional*, defaults to `16`): Prompts per forward pass.
+        max_length (`int`, *optional*): Maximum number of tokens of the prompt and the completion together.
+        num_orders (`int`, *optional*): For a model of `trl-rec alro`, the number of orders in which each list of
+            candidates is shown; 2 by default.
+        combined_orders (`int`, *optional*): For a model of `trl-rec alro`, the number of random orders that each
+            ranking combines by Borda count. By default, each ranking comes from a single order. With 5, each of
+            the `num_orders` rankings takes five times as long.
+        dtype (`str`, *optional*, defaults to `"auto"`): Data type of the model's weights. `"auto"` is the type in
+            which they were saved.
+        prior (`str`, *optional*): A prior to multiply the model by: `"popularity"`, `"transition"`, `"mixture"`,
+            `"saved"` (the prior in the model's run folder) or `"none"`. By default, the prior in the run folder is
+            used, if there is one. With a prior, three recommenders are evaluated: the model alone, the prior alone,
+            and the product of both.
+        prior_strength (`str`, *optional*): Exponent of the prior, as a number. `"auto"` chooses the exponent on the
+            validation split, as in [`choose_prior`]. By default, a saved prior keeps its saved strength and
+            eps, and the exponent of any other prior is chosen as with `"auto"`.
+        seed (`int`, *optional*, defaults to `0`): Seed of the baselines `random` and `sequence`, of drawn lists and of
+            the bootstrap.
+    """
+
+    model: str | None = field(
+        default=None,
+        metadata={"help": "hub id, folder or GGUF file of the model; if unset, only the baselines are evaluated"},
+    )
+    baselines: list[str] = field(
+        default_factory=lambda: list(BASELINES),
+        metadata={
+            "help": "baselines to evaluate: random, popularity, transition, and sequence, which is trained first"
+        },
+    )
+    lists: str | None = field(
+        default=None,
+        metadata={"help": "CSV, TSV or Parquet file of recommendations made elsewhere (user_id, rank, item_id)"},
+    )
+    name: str | None = field(
+        default=None,
+        metadata={"help": "name of the lists in the results; if unset, 'lists' followed by the name of the file"},
+    )
+    surface: str | None = field(
+        default=None,
+        metadata={
+            "help": "how the model writes items: title, item_token or semantic_id; if unset, from the run folder"
+        },
+    )
+    list_length: Annotated[int | None, COUNT] = field(
+        default=None,
+        metadata={
+            "help": "number of items per list, for a model that writes lists; if unset, from the run folder",
+        },
+    )
+    rewards: Annotated[dict[str, float] | None, FINITE] = field(
+        default=None,
+        metadata={
+            "help": 'weights of rewards that score whole lists, as JSON: \'{"ndcg": 1, "mgu": 4}\'',
+        },
+    )
+    best_of: Annotated[int | None, COUNT] = field(
+        default=None,
+        metadata={
+            "help": "also sample this many lists per user, and evaluate the list with the highest reward",
+        },
+    )
+    split: str = field(default="test", metadata={"help": "split to evaluate: validation or test"})
+    max_users: Annotated[int | None, COUNT] = field(
+        default=None,
+        metadata={"help": "maximum number of users to evaluate, spread evenly over the split; all if unset"},
+    )
+    ks: Annotated[list[int], COUNT] = field(
+        default_factory=lambda: [1, 5, 10], metadata={"help": "cutoffs k of the metrics, as in ndcg@k"}
+    )
+    recall_at: Annotated[int, COUNT_FROM_0] = field(
+        default=50,
+        metadata={
+            "help": "further cutoff, for recall alone; needs a second pass with this many beams; 0 skips this recall",
+        },
+    )
+    exhaustive: Annotated[int | None, COUNT] = field(
+        default=None,
+        metadata={
+            "help": "number of users for whom every item is scored, to measure what the beam search loses",
+        },
+    )
+    exclude_history: bool = field(
+        default=True, metadata={"help": "never recommend items that are in the user's history"}
+    )
+    num_beams: Annotated[int | None, COUNT] = field(
+        default=None,
+        metadata={
+            "help": "width of the beam search; if unset, from the run folder, or else the largest k (1 for lists)",
+        },
+    )
+    length_penalty: Annotated[float | None, FINITE] = field(
+        default=None,
+        metadata={
+            "help": "exponent p of the length penalty, which divides scores by (number of generated tokens) ** p; if "
+            "unset, from the run folder, or else 0",
+        },
+    )
+    renormalize: bool | None = field(
+        default=None,
+        metadata={
+            "help": "softmax over legal tokens instead of the vocabulary; if unset, from the run folder, or else true"
+        },
+    )
+    batch_size: Annotated[int, COUNT] = field(default=16, metadata={"help": "prompts per forward pass"})
+    max_length: Annotated[int | None, COUNT] = field(
+        default=None,
+        metadata={
+            "help": "maximum number of tokens of prompt and completion together; if unset, from the run folder",
+        },
+    )
+    num_orders: Annotated[int | None, COUNT] = field(
+        default=None,
+        metadata={"help": "for a model of trl-rec alro: number of orders in which candidates are shown; 2 if unset"},
+    )
+    combined_orders: Annotated[int | None, COUNT] = field(
+        default=None,
+        metadata={
+            "help": "for a model of trl-rec alro: combine the rankings of this many orders into one; 1 if unset"
+        },
+    )
+    dtype: str = field(
+        default="auto", metadata={"help": "data type of the weights; auto is the type in which they were saved"}
+    )
+    prior: str | None = field(
+        default=None,
+        metadata={
+            "help": "prior to multiply the model by: popularity, transition, mixture, saved or none; if unset, from "
+            "the run folder"
+        },
+    )
+    prior_strength: str | None = field(
+        default=None,
+        metadata={
+            "help": "exponent of the prior: a number, or auto, which chooses the exponent on the validation split; if "
+            "unset, the saved exponent of a saved prior, or else auto"
+        },
+    )
+    seed: Annotated[int, SEED] = field(
+        default=0,
+        metadata={
+            "help": "seed of the random baseline, of the baseline sequence, of sampled lists and of the bootstrap"
+        },
+    )
+
+    @property
+    def folder(self) -> str | None:
+        """The run folder of the model, which may be the local copy of a hub repository, or else `model` itself."""
+        return None if self.model is None else model_folder(self.model)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not self.ks:
+            raise ValueError("ks is empty; give at least one k, such as 10")
+        check_baselines(self.baselines)
+        check_prior(self.prior, self.prior_strength or AUTO, others=(SAVED_PRIOR,))
+        if self.prior not in (None, "none") and self.model is None:
+            raise ValueError(
+                f"prior={self.prior} multiplies a model, but model is not set; set model, or leave prior out (the "
+                "baselines include popularity and transition)"
+            )
+        if self.lists is not None and self.model is not None:
+            raise ValueError("model and lists are both set; evaluate them one after the other, into two folders")
+        if self.name is not None and self.lists is None:
+            raise ValueError("name has no effect without lists; leave it out, or set lists as well")
+        if self.name in (*BASELINES, SEQUENCE):
+            raise ValueError(f"name must not be {self.name!r}, which is the name of a baseline; choose another name")

@@ -1,0 +1,82 @@
+"""Loads or fits the prior that a saved model is multiplied by, and sets the strength and eps of the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trl_rec.data.dataset import RecDataset
+from trl_rec.decoding.priors import ArrayPrior, SavedPrior, fit_prior
+from trl_rec.decoding.priors.fitted import AUTO, given_strength
+from trl_rec.decoding.priors.run_folder import KEY as PRIOR_KEY
+from trl_rec.decoding.priors.run_folder import load_run_prior
+from trl_rec.decoding.run_folder import settings_of_run
+from trl_rec.evaluation.policy import Policy
+from trl_rec.evaluation.prior_choice import PriorChoice, choose_prior, given_choice
+from trl_rec.evaluation.saved_model.config import SAVED_PRIOR, EvaluationConfig
+
+
+def kind_and_strength(config: EvaluationConfig) -> tuple[str, float | None] | None:
+    """Returns the kind of the prior and its given strength, which is None if the strength will be chosen.
+
+    Returns None instead if there is no prior, if a saved prior keeps its saved strength and eps, or if [`load_prior`]
+    will raise an error.
+
+    Args:
+        config: The settings, as returned by [`evaluation_settings`].
+    """
+    if config.prior in (None, "none") or keeps_saved_setting(config):
+        return None
+    strength = given_strength(config.prior_strength or AUTO)
+    if config.prior != SAVED_PRIOR:
+        return config.prior, strength
+
+    described = settings_of_run(config.folder).get(PRIOR_KEY)
+    kind = described.get("kind") if isinstance(described, dict) else None
+    if kind is None or (kind == ArrayPrior.kind and strength is None):
+        return None  # `load_prior` will raise an error
+    return str(kind), strength
+
+
+def keeps_saved_setting(config: EvaluationConfig) -> bool:
+    """Returns whether the prior is the saved one, with the strength and eps that were saved with it."""
+    return config.prior == SAVED_PRIOR and config.prior_strength is None
+
+
+def load_prior(model_name: str, dataset: RecDataset, config: EvaluationConfig) -> SavedPrior | None:
+    """Loads or fits the prior, or returns None if no prior is used.
+
+    Raises `ValueError` if `config.prior` is `"saved"` and the run folder contains no prior. Also raises it if the
+    saved prior is an array of weights and `config.prior_strength` is `"auto"`.
+    """
+    if config.prior in (None, "none"):
+        return None
+    if config.prior != SAVED_PRIOR:
+        return fit_prior(config.prior, dataset, exclude_history=config.exclude_history)
+
+    saved = load_run_prior(model_name, settings_of_run(model_name), len(dataset.catalog))
+    if saved is None:
+        raise ValueError(f"{model_name} does not contain a prior; choose another prior, or leave prior out")
+    if isinstance(saved, ArrayPrior) and config.prior_strength == AUTO:
+        raise ValueError(
+            f"prior_strength=auto cannot be used here, because the prior in {model_name} is an array of weights; give "
+            "prior_strength a number, or leave it out"
+        )
+    return saved
+
+
+def choose_setting(
+    policy: Policy,
+    prior: SavedPrior,
+    dataset: RecDataset,
+    config: EvaluationConfig,
+    recorded: Mapping[str, Any] | None,
+) -> tuple[SavedPrior, PriorChoice]:
+    """Returns the prior with the strength in `config` or, for `"auto"`, with the strength and eps that are best on the
+    validation split. Also returns the [`PriorChoice`]."""
+    strength = given_strength(config.prior_strength or AUTO)
+    k = max(config.ks)
+    if strength is not None:
+        return given_choice(prior, strength, k, recorded=recorded)
+    assert not isinstance(prior, ArrayPrior), "refused by `load_prior`"
+    return choose_prior(policy, dataset, prior, k=k, max_users=config.max_users)

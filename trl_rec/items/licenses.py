@@ -1,0 +1,51 @@
+"""Lists the licences of data under which the catalogue may be redistributed, and so be pushed beside a model.
+
+A licence is recorded as it was given to `trl-rec prepare --license`. Only the licences that are listed here count as
+allowing redistribution. With any other licence, or without one, the catalogue is not redistributed.
+"""
+
+from __future__ import annotations
+
+import re
+
+
+# Identifiers as on the Hugging Face hub. Licences without derivatives (-nd) are missing, because a prepared catalogue
+# is a derivative.
+REDISTRIBUTABLE = frozenset(
+    {
+        "afl-3.0",
+        "apache-2.0",
+        "bsd-2-clause",
+        "bsd-3-clause",
+        "cc0-1.0",
+        "cc-by-2.0",
+        "cc-by-2.5",
+        "cc-by-3.0",
+        "cc-by-4.0",
+        "cc-by-sa-3.0",
+        "cc-by-sa-4.0",
+        "cc-by-nc-2.0",
+        "cc-by-nc-3.0",
+        "cc-by-nc-4.0",
+        "cc-by-nc-sa-2.0",
+        "cc-by-nc-sa-3.0",
+        "cc-by-nc-sa-4.0",
+        "cdla-permissive-1.0",
+        "cdla-permissive-2.0",
+        "cdla-sharing-1.0",
+        "etalab-2.0",
+        "mit",
+        "odbl",
+        "odc-by",
+        "odc-by-1.0",
+        "pddl",
+        "unlicense",
+    }
+)
+
+
+def allows_redistribution(license: str | None) -> bool:
+    """Returns whether a recorded licence, such as `"cc-by-4.0"` or `"CC BY 4.0"`, allows redistribution."""
+    if license is None:
+        return False
+    return re.sub(r"[\s_-]+", "-", license.strip().lower()) in REDISTRIBUTABLE

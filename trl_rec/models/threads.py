@@ -1,0 +1,54 @@
+"""Chooses the number of CPU threads for a model.
+
+A small model computes with one thread. Its operations are so short that several threads spend most of their time in
+waiting for each other, and on a busy machine also for a processor.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import torch
+from torch import nn
+
+from trl_rec.compat import num_weights, user_environment
+from trl_rec.threads import NUMBERS
+
+
+# A model with fewer weights is small. The models from scratch in the recipes are small, and the smallest pretrained
+# model in the recipes has 135 million weights.
+SMALL = 20_000_000
+
+
+def choose_threads(model: nn.Module) -> None:
+    """Sets torch's number of threads to 1 if the model is small and on the CPU, and else to its default.
+
+    Nothing changes if the user has chosen a number of threads, by `OMP_NUM_THREADS`, `MKL_NUM_THREADS` or
+    `torch.set_num_threads`.
+
+    Args:
+        model (`nn.Module`): The model that is about to be trained or to rank items.
+    """
+    default = _default_threads()
+    variables = user_environment()
+    is_chosen = any(name in variables for name in NUMBERS) or torch.get_num_threads() not in (1, default)
+    if is_chosen or default is None or next(model.parameters()).device.type != "cpu":
+        return
+    torch.set_num_threads(1 if num_weights(model) < SMALL else default)
+
+
+@cache
+def _default_threads() -> int | None:
+    """Returns torch's number of threads at the first call, or None if this is no default but the user's choice."""
+    threads = torch.get_num_threads()
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return threads if threads in (available, _physical_cores()) else None
+
+
+def _physical_cores() -> int | None:
+    """Returns the number of cores, which torch prefers to the number of hardware threads."""
+    import psutil  # a dependency of accelerate
+
+    count: int | None = psutil.cpu_count(logical=False)
+    return count

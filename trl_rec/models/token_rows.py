@@ -1,0 +1,275 @@
+"""Gives the tokens of items their embeddings when the items of a catalogue change.
+
+The token `<item_17>` belongs to row 17 of a catalogue. If tomorrow's catalogue has another product in this row, the
+embeddings must move along with the products. Otherwise, a product would start with what the model has learned about
+another one. Semantic-ID tokens keep their meaning, so only tokens that did not occur before need embeddings.
+
+- The token of a known item (an item of the old catalogue) gets the embedding that the item had.
+- The token of a new item gets the mean of the vectors of its groups. The vector of a group is the mean embedding of
+  the known items in the group. An item without groups, or without known items in them, gets the mean of all known
+  items.
+- A new semantic-ID token gets the mean of the known tokens of its level. For `<b_7>`, these are all known `<b_...>`.
+
+The same is done for the input embeddings, for the output embeddings unless they are tied, and for their bias.
+
+Legend: T known tokens, N new tokens, G groups, V tokens in the vocabulary, W width of the embeddings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_rec.compat import held_weights, keep_differentiable
+from trl_rec.items.changes import CatalogChange
+from trl_rec.models.tokens import add_item_tokens, module_name, new_token_modules
+from trl_rec.ragged import Ragged, append
+
+
+ROWS_AT_ONCE = 65536  # number of embeddings that are converted to float32 together
+
+
+@dataclass(frozen=True, eq=False)
+class RowStarts:
+    """Where the embeddings of tokens come from.
+
+    Args:
+        targets (`np.ndarray` of shape `(T,)`): Tokens that get the embedding of another token, or keep their own.
+        sources (`np.ndarray` of shape `(T,)`): The token whose embedding each of the targets gets.
+        new (`np.ndarray` of shape `(N,)`): Tokens that get the mean of the vectors of their groups.
+        groups (`Ragged`): Row `n` contains the groups of `new[n]`, at least one.
+        members (`Ragged`): Row `g` contains the tokens whose embeddings are averaged for group `g`, at least one.
+    """
+
+    targets: np.ndarray
+    sources: np.ndarray
+    new: np.ndarray
+    groups: Ragged
+    members: Ragged
+
+
+def follow_items(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, change: CatalogChange
+) -> tuple[PreTrainedModel, list[int]]:
+    """Adds the tokens that the changed catalogue needs, and gives every token the embedding of its item.
+
+    If the model has an adapter, the adapter is rebuilt, so that it trains and saves the embeddings of all tokens of
+    the catalogue. The base model is not saved with an adapter, so changes to its own embeddings would be lost.
+
+    Args:
+        model (`PreTrainedModel`): The model that was trained with the catalogue `change.old`.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer. The tokens are added in place.
+        change (`CatalogChange`): The change.
+
+    Returns:
+        The model, and the ids of the catalogue's tokens.
+    """
+    known = tokenizer.get_vocab()
+    has_new_tokens = not set(change.catalog.new_tokens) <= set(known)
+    moves = change.catalog.surface == "item_token" and not change.keeps_indices
+    if not has_new_tokens and not moves:
+        return model, [known[token] for token in change.catalog.new_tokens]
+
+    _check_not_sharded(model)
+    adapter = None
+    if isinstance(model, PeftModel):
+        model, adapter = _take_off(model)
+    token_ids = add_item_tokens(model, tokenizer, change.catalog)
+    start_rows(model, row_starts(change, tokenizer.get_vocab(), known))
+    if adapter is not None:
+        model = adapter.put_on(model, token_ids)
+    return model, token_ids
+
+
+def row_starts(change: CatalogChange, vocabulary: dict[str, int], known: dict[str, int]) -> RowStarts:
+    """Returns where the embeddings of the catalogue's tokens come from.
+
+    Args:
+        change: The change of the catalogue.
+        vocabulary: The tokenizer's vocabulary, with all tokens of the changed catalogue.
+        known: The vocabulary that the model was trained with.
+    """
+    starts = _level_starts(change.catalog.new_tokens, vocabulary, known)
+    if change.catalog.surface != "item_token":
+        return starts
+    starts_of_users = _level_starts(change.catalog.new_tokens[len(change.catalog) :], vocabulary, known)
+    return _merged(_item_starts(change, vocabulary), starts_of_users)
+
+
+def _item_starts(change: CatalogChange, vocabulary: dict[str, int]) -> RowStarts:
+    """Returns where the embeddings of item tokens come from."""
+    # 1. Known items keep their embeddings.
+    tokens = np.array([vocabulary[token] for token in change.catalog.item_tokens], np.int64)
+    old_tokens = np.array([vocabulary[token] for token in change.old.item_tokens], np.int64)
+    kept = np.flatnonzero(change.sources >= 0)
+    new = np.flatnonzero(change.sources < 0)
+    if len(new) and not len(kept):
+        raise ValueError(
+            "the catalogue has no item that the model was trained on, so nothing can be kept; check that both "
+            "datasets use the same item ids, or train from scratch"
+        )
+
+    # 2. Collect the known items of each group. One more group contains all known items.
+    names, groups = change.catalog.groups()
+    of_kept = groups.take(kept)
+    members = Ragged.from_lengths(
+        change.sources[kept][of_kept.row_ids][np.argsort(of_kept.values, kind="stable")],
+        np.bincount(of_kept.values, minlength=len(names)),
+    )
+    members = append(members, Ragged.from_lengths(change.sources[kept], np.array([len(kept)])))
+    members = Ragged(old_tokens[members.values], members.offsets)
+
+    # 3. A new item starts from those of its groups that have known items, or else from the group of all known items.
+    of_new = groups.take(new)
+    useful = members.lengths[of_new.values] > 0
+    counts = np.bincount(of_new.row_ids[useful], minlength=len(new))
+    rows = np.concatenate([of_new.row_ids[useful], np.flatnonzero(counts == 0)])
+    values = np.concatenate([of_new.values[useful], np.full(int((counts == 0).sum()), len(names))])
+    order = np.argsort(rows, kind="stable")
+    of_new = Ragged.from_lengths(values[order], np.maximum(counts, 1))
+    return RowStarts(tokens[kept], old_tokens[change.sources[kept]], tokens[new], of_new, members)
+
+
+def _level_starts(tokens: list[str], vocabulary: dict[str, int], known: dict[str, int]) -> RowStarts:
+    """Returns where the embeddings of new semantic-ID tokens come from. If no token of a level is known, the tokens of
+    this level keep the random embeddings that they have."""
+    levels: dict[str, list[int]] = {}
+    for token in tokens:
+        if token in known:
+            levels.setdefault(_level(token), []).append(known[token])
+    numbers = {level: number for number, level in enumerate(levels)}
+    new = [token for token in tokens if token not in known and _level(token) in levels]
+    return RowStarts(
+        np.empty(0, np.int64),
+        np.empty(0, np.int64),
+        np.array([vocabulary[token] for token in new], np.int64),
+        Ragged.from_lengths(
+            np.array([numbers[_level(token)] for token in new], np.int64), np.ones(len(new), np.int64)
+        ),
+        Ragged.from_lists(list(levels.values())),
+    )
+
+
+def _level(token: str) -> str:
+    """Returns the part of a token that names its level, such as `<a` of `<a_12>`."""
+    return token.rpartition("_")[0]
+
+
+def _merged(first: RowStarts, second: RowStarts) -> RowStarts:
+    """Returns one [`RowStarts`] with the tokens of both."""
+    shifted = Ragged(second.groups.values + len(first.members), second.groups.offsets)
+    return RowStarts(
+        np.concatenate([first.targets, second.targets]),
+        np.concatenate([first.sources, second.sources]),
+        np.concatenate([first.new, second.new]),
+        append(first.groups, shifted),
+        append(first.members, second.members),
+    )
+
+
+@torch.no_grad()
+def start_rows(model: PreTrainedModel, starts: RowStarts) -> None:
+    """Overwrites the embeddings of the tokens in `starts`, in place. The model must have no adapter."""
+    modules: Any = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables = [module.weight for module in modules] + [getattr(module, "bias", None) for module in modules]
+    for table in {id(one): one for one in tables if one is not None}.values():  # tied modules share one weight
+        _write(table, starts)
+
+
+def _write(table: nn.Parameter, starts: RowStarts) -> None:
+    """Writes the rows of one table, `(V, W)` or `(V,)`. All rows are read before any is written."""
+    copied = table[_index(starts.sources, table)]
+    means = _mean_rows(table, starts.members)  # (G, W)
+    new = _mean_rows(means, starts.groups)  # (N, W)
+    table[_index(starts.targets, table)] = copied
+    table[_index(starts.new, table)] = new.to(table.dtype)
+
+
+def _mean_rows(table: Tensor, rows: Ragged) -> Tensor:
+    """Returns, for each row of `rows`, the mean of those rows of the table that it lists, in float32."""
+    sums = torch.zeros(len(rows), *table.shape[1:], device=table.device)
+    owners = _index(rows.row_ids, table)
+    places = _index(rows.values, table)
+    for start in range(0, len(places), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        sums.index_add_(0, owners[part], table[places[part]].float())
+    lengths = torch.from_numpy(rows.lengths).to(table.device).view(-1, *[1] * (table.ndim - 1))
+    return sums / lengths
+
+
+def _index(values: np.ndarray, table: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(table.device)
+
+
+def _check_not_sharded(model: PreTrainedModel) -> None:
+    """Raises ValueError under ZeRO-3, where no process has all embeddings."""
+    weight: Any = model.get_input_embeddings().weight
+    if isinstance(weight, nn.Parameter) and held_weights(weight) is not weight:
+        raise ValueError(
+            "the items have changed since the model was trained, and its embeddings cannot follow them under ZeRO-3, "
+            "which divides the embeddings among processes; train with ZeRO-2"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Adapter:
+    """An adapter that was taken off its base model.
+
+    Args:
+        name: Its name in the PEFT model.
+        config: Its configuration.
+        weights: Its weights, without those of embeddings.
+    """
+
+    name: str
+    config: Any
+    weights: dict[str, Tensor]
+
+    def put_on(self, model: PreTrainedModel, token_ids: list[int]) -> Any:
+        """Returns the model with the adapter, which now also trains the embeddings of the tokens in `token_ids`."""
+        self.config.inference_mode = False
+        if not _embedding_names(model).intersection(self.config.modules_to_save or ()):
+            trained = self.config.trainable_token_indices or []
+            trained = [one for ids in trained.values() for one in ids] if isinstance(trained, dict) else trained
+            self.config.trainable_token_indices = new_token_modules(model, sorted({*trained, *token_ids}))
+        wrapped: Any = get_peft_model(model, self.config, adapter_name=self.name)
+        own = get_peft_model_state_dict(wrapped, adapter_name=self.name, save_embedding_layers=False)
+        set_peft_model_state_dict(wrapped, {**own, **self.weights}, adapter_name=self.name)
+        return keep_differentiable(wrapped.eval())
+
+
+def _take_off(model: PeftModel) -> tuple[PreTrainedModel, _Adapter]:
+    """Removes the adapter. The base model keeps the embeddings that were trained with the adapter."""
+    name = str(model.active_adapter)
+    config: Any = model.peft_config[name]
+    weights = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    if any("lora_embedding_" in key for key in weights):
+        raise ValueError(
+            "the items have changed since the model was trained, but its embeddings have LoRA weights, which cannot "
+            "follow single items; merge the adapter into the model first (merge_and_unload), and start from the result"
+        )
+
+    # Write the embeddings, as the adapter has trained them, into the base model.
+    modules: Any = (model.get_input_embeddings(), model.get_output_embeddings())
+    trained = [module.weight.detach().clone() for module in modules]
+    base: Any = model.unload()
+    tables = [base.get_input_embeddings().weight, base.get_output_embeddings().weight]
+    with torch.no_grad():
+        tables[0].copy_(trained[0])
+        if tables[1] is not tables[0]:
+            tables[1].copy_(trained[1])
+
+    names = _embedding_names(base)
+    others = {key: weight for key, weight in weights.items() if names.isdisjoint(key.split("."))}
+    return base, _Adapter(name, config, others)
+
+
+def _embedding_names(model: PreTrainedModel) -> set[str]:
+    """Returns the names of the input and output embeddings, such as `embed_tokens` and `lm_head`."""
+    return {module_name(model, one) for one in (model.get_input_embeddings(), model.get_output_embeddings())}

@@ -1,0 +1,129 @@
+"""Prints `trl-rec VERB --help`: the keys of a verb by group, with their defaults, without the import of TRL.
+
+The keys come from `keys.json`, which `keys.py` writes. `--help_all` also describes the other keys of TRL and
+Transformers. This module imports only the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from pathlib import Path
+from typing import TypeAlias, TypedDict
+
+from trl_rec.scripts.verbs import LAUNCH_KEYS, TRAINING, VERBS
+
+
+class Key(TypedDict):
+    """What the help says of a key.
+
+    Args:
+        value (`str`): Placeholder for the value, such as `N`.
+        default (`str` or `None`): The default. "" if there is none, None if the key is required.
+        help (`str`): What the key does.
+    """
+
+    value: str
+    default: str | None
+    help: str
+
+
+Groups: TypeAlias = dict[str, dict[str, Key]]  # the keys of a verb, by group and name
+
+KEYS = Path(__file__).parent / "keys.json"
+HELP = ("-h", "--help")
+HELP_ALL = "--help_all"
+COLUMN = 30  # where the texts begin
+WIDEST = 120
+ENDS = {"compare": "RUN [RUN ...]"}  # words before the keys
+LAUNCHER: dict[str, Key] = dict(
+    zip(
+        LAUNCH_KEYS,
+        (
+            Key(value="N", default="", help="number of processes; one per device by default"),
+            Key(
+                value="NAME",
+                default="",
+                help="configuration of accelerate: a file, or one of cpu, ddp, zero2, zero3 and fsdp2",
+            ),
+        ),
+        strict=True,
+    )
+)
+
+
+def wants_help(words: list[str]) -> bool:
+    """Returns whether the words of a command line ask for help."""
+    return any(word in (*HELP, HELP_ALL) for word in words)
+
+
+def print_help(verb: str, words: list[str]) -> None:
+    """Prints the help of a verb.
+
+    Args:
+        verb: A verb with keys in `keys.json`.
+        words: The words after the verb. With `--help_all`, all keys are printed.
+    """
+    everything = HELP_ALL in words
+    if everything:
+        from trl_rec.scripts.keys import describe_verb
+
+        groups = describe_verb(verb, everything=True)
+    else:
+        groups = json.loads(KEYS.read_text(encoding="utf-8"))[verb]
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    print(help_text(verb, groups, width, everything=everything))
+
+
+def help_text(verb: str, groups: Groups, width: int, *, everything: bool = False) -> str:
+    """Returns the help of a verb.
+
+    Args:
+        verb: The verb.
+        groups: The keys to describe.
+        width: Number of columns.
+        everything: Whether `groups` contains the keys of TRL and Transformers that are usually left out.
+    """
+    # 1. Say how the verb is called. A recipe takes the keys as they are written here, without the dashes.
+    usage = " ".join(filter(None, ["usage: trl-rec", verb, ENDS.get(verb), "[--config RECIPE] [--KEY VALUE ...]"]))
+    text = (
+        "RECIPE is a YAML file, or the name of a shipped recipe (trl-rec recipe lists the names). It contains keys "
+        "without the dashes, and env, a mapping of environment variables to set. Keys on the command line override "
+        "the recipe. Mappings are written as JSON."
+    )
+    lines = [usage, "", *_wrapped(f"{VERBS[verb][0].upper()}{VERBS[verb][1:]}.", width), "", *_wrapped(text, width)]
+
+    # 2. Describe the keys.
+    for title, keys in groups.items():
+        lines += ["", f"{title}:"]
+        for name, key in keys.items():
+            lines += _key_lines(name, key, width)
+
+    # 3. Describe the launcher, and say where the other keys are.
+    if verb in TRAINING:
+        lines += ["", "launcher (the verb runs under accelerate launch):"]
+        for name, key in LAUNCHER.items():
+            lines += _key_lines(name, key, width)
+        if not everything:
+            more = f"All other keys of TRL and Transformers work too; trl-rec {verb} {HELP_ALL} describes them."
+            lines += ["", *_wrapped(more, width)]
+    return "\n".join(lines)
+
+
+def _key_lines(name: str, key: Key, width: int) -> list[str]:
+    """Returns the lines that describe a key: its name in the left column, and the text in the right column."""
+    value = key["value"] if len(key["value"]) <= COLUMN else "NAME"
+    head = f"  --{name} {value}"
+    default = key["default"]
+    end = "(required)" if default is None else f"(default: {default})" if default else ""
+    lines = textwrap.wrap(f"{key['help']} {end}".strip(), width - COLUMN, break_on_hyphens=False) or [""]
+    indented = [f"{'':{COLUMN}}{line}".rstrip() for line in lines]
+    if len(head) < COLUMN - 1:
+        return [f"{head:<{COLUMN}}{lines[0]}".rstrip(), *indented[1:]]
+    return [head, *indented]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Returns a paragraph as lines."""
+    return textwrap.wrap(text, width, break_on_hyphens=False)

@@ -1,0 +1,26 @@
+"""`trl-rec serve`: answers requests for recommendations over HTTP, and shows a page to try the model."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from trl_rec.scripts.parsing import parse, show_progress
+from trl_rec.serving import ServingConfig
+
+
+KINDS = (ServingConfig,)
+
+
+def main(argv: list[str]) -> None:
+    """Serves until it is interrupted."""
+    config = parse(ServingConfig, argv, "serve")
+    missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"serving needs {' and '.join(missing)}; run pip install 'trl-rec[serve]'")
+    show_progress()
+
+    from trl_rec.serving import serve
+
+    source = config.model if config.lists is None else config.lists
+    serve(config, lambda address: print(f"serving {source} at {address} (Ctrl-C stops)", flush=True))
+    print("stopped")

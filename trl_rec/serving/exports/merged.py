@@ -1,0 +1,47 @@
+"""Exports a run folder as a Hugging Face model without PEFT and without quantisation.
+
+The exported folder is a run folder too, with the same catalogue, prior and settings, so everything that reads a run
+folder reads it: [`Recommender`], `trl-rec recommend`, `serve` and `evaluate`. `AutoModelForCausalLM` and other engines
+load it as they load any model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trl_rec.decoding.run_folder import local_folder
+from trl_rec.files import atomic_folder
+from trl_rec.models.merging import load_merged
+from trl_rec.trainer.base.saving.published import (
+    DESCRIPTION,
+    OF_PRIOR,
+    TOKENIZER,
+    WHOLE_CATALOG,
+    copy_files,
+    files_of,
+)
+
+
+def export_merged(model: str | Path, output: str | Path, *, dtype: str = "auto") -> Path:
+    """Writes a run folder whose adapter is merged into its base model, and returns the new folder.
+
+    A run folder without an adapter is written as it is, without checkpoints and values per user. In float32, lists are
+    the same as before, except where two scores differ by less than 1e-5. In bfloat16, merging rounds the weights.
+
+    Args:
+        model (`str` or `Path`): A run folder, or the hub id of a pushed one.
+        output (`str` or `Path`): The new folder. If it exists already, it must be empty.
+        dtype (`str`, *optional*, defaults to `"auto"`): The type of the weights, such as `"bfloat16"`. Defaults to
+            that of the base model's saved weights.
+    """
+    # 1. Check the folders before the model is loaded.
+    folder = local_folder(model)
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} already exists; choose another output")
+
+    # 2. Write the model, and copy the other files.
+    with atomic_folder(output) as new:
+        load_merged(folder, dtype=dtype).save_pretrained(new)
+        copy_files(folder, new, files_of(folder, (*TOKENIZER, *DESCRIPTION, *WHOLE_CATALOG, *OF_PRIOR)))
+    return output

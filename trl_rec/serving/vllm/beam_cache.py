@@ -1,0 +1,167 @@
+"""Lets vLLM read the beams of a search, in place of a model in this process (`SharedPrompt` in `decoding`).
+
+Each active beam is a request of its own: the prompt, the beam's tokens, and one new token whose best log-probabilities
+are returned. vLLM caches common beginnings. Forced tokens are part of the prompt, so they cost no request.
+
+Legend: B: prompts, K: beams per prompt, A: active beams per prompt, U: distinct tokens of the trie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trl_rec.decoding.checks import check_no_nan
+from trl_rec.decoding.prompt_cache import Pending
+from trl_rec.items import TokenTrie
+
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+
+class Ask(NamedTuple):
+    """One request.
+
+    Args:
+        tokens (`list[int]`): The prompt, and the tokens of the item so far.
+        arguments (`dict`): The `extra_args`, see `arguments.py`.
+    """
+
+    tokens: list[int]
+    arguments: Mapping[str, Any]
+
+
+class Written(NamedTuple):
+    """What vLLM answers: the new tokens, and for each of them the returned tokens and their log-probabilities."""
+
+    tokens: list[int]
+    best: list[tuple[list[int], list[float]]]
+
+
+def ask(
+    llm: LLM,
+    asks: Sequence[Ask],
+    num_tokens: int,
+    wanted: Sequence[list[int]] | None = None,
+    *,
+    logprobs: int | None = None,
+) -> list[Written]:
+    """Lets vLLM decode greedily.
+
+    Args:
+        llm (`LLM`): vLLM, with a [`CatalogProcessor`].
+        asks (list of [`Ask`]): The requests.
+        num_tokens (`int`): Maximum number of new tokens per request.
+        wanted (lists of `int`, *optional*): The tokens whose log-probabilities are returned, one list per request.
+        logprobs (`int`, *optional*): Number of best tokens whose log-probabilities are returned, besides the new one.
+    """
+    from vllm import SamplingParams
+
+    tokens = [None] * len(asks) if wanted is None else wanted
+    parameters = [
+        SamplingParams(
+            temperature=0.0,
+            max_tokens=num_tokens,
+            detokenize=False,
+            extra_args=dict(one.arguments),
+            logprobs=logprobs,
+            logprob_token_ids=own,
+        )
+        for one, own in zip(asks, tokens, strict=True)
+    ]
+    outputs = llm.generate([{"prompt_token_ids": one.tokens} for one in asks], parameters, use_tqdm=False)
+    completions = [output.outputs[0] for output in outputs]
+    return [
+        Written(
+            list(one.token_ids),
+            [([*place], [found.logprob for found in place.values()]) for place in one.logprobs or ()],
+        )
+        for one in completions
+    ]
+
+
+class VllmPrompts:
+    """The beams of a batch of prompts.
+
+    Args:
+        llm (`LLM`): vLLM, with a [`CatalogProcessor`].
+        prompts (lists of `int`): The prompts.
+        arguments (list of `dict`): The `extra_args` of each prompt.
+        trie (`TokenTrie`): The catalogue, on the CPU.
+        num_beams (`int`): Number of tokens that are returned per beam.
+
+    Attributes:
+        logits (`torch.Tensor` of shape `(B, 1, U)`): The log-probabilities after the prompts, of the best `num_beams`
+            tokens; -inf for other tokens.
+    """
+
+    shared = True
+    has_logps = True
+
+    def __init__(
+        self,
+        llm: LLM,
+        prompts: Sequence[list[int]],
+        arguments: Sequence[Mapping[str, Any]],
+        trie: TokenTrie,
+        num_beams: int,
+    ) -> None:
+        self._llm = llm
+        self._prompts = prompts
+        self._arguments = arguments
+        self._trie = trie
+        self._num_returned = min(num_beams, trie.max_width)
+        self._read: list[list[list[int]]] = [
+            [[]] for _ in prompts
+        ]  # for each prompt and beam, the tokens that were read
+        self.logits = self._logps((row, []) for row in range(len(prompts))).unsqueeze(1)
+
+    def reorder(self, parents: Tensor) -> None:
+        """Makes beam `k` a continuation of beam `parents[:, k]`."""
+        self._read = [
+            [beams[parent] for parent in row] for beams, row in zip(self._read, parents.tolist(), strict=True)
+        ]
+
+    def extend(self, pending: Pending) -> tuple[Tensor, Tensor, Tensor]:
+        """Reads the pending tokens of the active beams. Returns the same tensors as `SharedPrompt.extend`, with
+        log-probabilities in place of logits."""
+        slots = torch.argsort(~pending.active, dim=1, stable=True)[:, : pending.num_active]
+        valid = pending.active.gather(1, slots)  # (B, A)
+
+        # 1. Append the pending tokens.
+        active = [(row, int(slots[row, column])) for row, column in valid.nonzero().tolist()]
+        lengths = pending.lengths.tolist()
+        tokens = pending.tokens.tolist()
+        for row, beam in active:
+            length = lengths[row][beam]
+            self._read[row][beam] = self._read[row][beam] + tokens[row][beam][len(tokens[row][beam]) - length :]
+
+        # 2. Ask for all of them together.
+        logps = torch.full((*valid.shape, len(self._trie.tokens)), -torch.inf)
+        logps[valid] = self._logps((row, self._read[row][beam]) for row, beam in active)
+        return logps, slots, valid
+
+    def _logps(self, beams: Iterable[tuple[int, list[int]]]) -> Tensor:
+        """Returns the log-probabilities after the given tokens of each prompt, one row per beam."""
+        asks = [
+            Ask(self._prompts[row] + tokens, {**self._arguments[row], "items": 1, "prefix": tokens})
+            for row, tokens in beams
+        ]
+        written = ask(self._llm, asks, 1, logprobs=self._num_returned)
+
+        # Drop tokens with log-probability -inf, which are arbitrary, and tokens that are not in the trie. The latter
+        # can only be EOS, which follows if no item is left.
+        logps = torch.full((len(asks), len(self._trie.tokens)), -torch.inf)
+        known = self._trie.tokens.numpy()
+        for row, one in enumerate(written):
+            tokens, values = map(np.array, one.best[0])
+            columns = np.searchsorted(known, tokens).clip(max=len(known) - 1)
+            kept = (known[columns] == tokens) & (values != -np.inf)
+            logps[row, columns[kept]] = torch.from_numpy(values[kept]).float()
+        check_no_nan(logps)
+        return logps

@@ -1,0 +1,51 @@
+"""Orders the candidates of training lists as a retriever would show them: by mean rating in training, best first.
+
+The rating of the row's own user is left out of the mean. Otherwise the order of items with few ratings would reveal
+the labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+from trl_rec.evaluation.graded.baselines import train_ratings
+
+
+DAMPING = 1.0  # number of artificial ratings, each equal to the mean of all ratings, that are added for every item
+
+
+@dataclass(frozen=True, eq=False)
+class GivenOrder:
+    """The ratings of the training split, summed by item. Make it with `from_split`.
+
+    Args:
+        totals (`np.ndarray` of shape `(num_items,)`): Sum of the ratings of each item.
+        counts (`np.ndarray` of shape `(num_items,)`): Number of ratings of each item.
+    """
+
+    totals: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def from_split(cls, train: Dataset, num_items: int) -> GivenOrder:
+        """Sums the ratings of a training split, each interaction once."""
+        ratings = train_ratings(train, num_items)
+        return cls(
+            np.bincount(ratings.item, ratings.rating, num_items), np.bincount(ratings.item, minlength=num_items)
+        )
+
+    def slots(self, candidates: np.ndarray, ratings: np.ndarray) -> np.ndarray:
+        """Returns the index of the candidate in each slot, `(m,)`. Candidates with equal means keep their order.
+
+        Args:
+            candidates: The items of a training list, `(m,)`.
+            ratings: The ratings that the user of the list gave, `(m,)`. They are left out of the means.
+        """
+        overall = self.totals.sum() / self.counts.sum()
+        totals = self.totals[candidates] - ratings + DAMPING * overall
+        means = totals / (np.maximum(self.counts[candidates] - 1, 0) + DAMPING)
+        order: np.ndarray = np.argsort(-means.round(9), kind="stable")
+        return order
