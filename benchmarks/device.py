@@ -39,7 +39,7 @@ from device_clock import Clock, clocks, start_afresh
 from device_trainers import PAIRS, Bench, measure_decoder, measure_trainer
 from device_world import World
 
-from trl_rec.scripts.recipe_files import find_recipe, recipe_names
+from trl_rec.scripts.options.recipe_files import find_recipe, recipe_names
 from trl_rec.scripts.verbs import SCRIPTS, TRAINING
 
 

@@ -33,7 +33,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl_rec.data import RecDataset, load
 from trl_rec.files import write_json
 from trl_rec.models import RecModelConfig
-from trl_rec.scripts.parsing import DataArguments, given, parse, show_progress
+from trl_rec.scripts.options.parsing import DataArguments, given, parse, show_progress
 from trl_rec.trainer import BearConfig, BearTrainer, build_bear_trainer, conclude
 
 

@@ -26,7 +26,7 @@ from transformers import (
 
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig
-from trl_rec.scripts.parsing import DataArguments, parse
+from trl_rec.scripts.options.parsing import DataArguments, parse
 from trl_rec.trainer import BearConfig, build_bear_trainer
 
 

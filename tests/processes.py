@@ -28,7 +28,7 @@ import torch
 import yaml
 from accelerate.commands.launch import launch_command, launch_command_parser
 
-from trl_rec.scripts.recipe_files import find_recipe
+from trl_rec.scripts.options.recipe_files import find_recipe
 
 
 PRELOADED = [

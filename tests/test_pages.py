@@ -14,7 +14,7 @@ import pytest
 
 from tests.pages import DOCS, ROOT, Block, blocks, commands, make_log, make_world, pages
 from trl_rec import cli
-from trl_rec.scripts import parsing
+from trl_rec.scripts.options import parsing
 from trl_rec.scripts.verbs import SCRIPTS, TRAINING, VERBS
 
 

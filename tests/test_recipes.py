@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from tests.stand_ins import save_stand_in
 from trl_rec import load, prepare
 from trl_rec.ragged import Ragged
-from trl_rec.scripts.recipe_files import find_recipe, recipe_names, recipes_folder
+from trl_rec.scripts.options.recipe_files import find_recipe, recipe_names, recipes_folder
 from trl_rec.scripts.verbs import SCRIPTS, TRAINING
 
 

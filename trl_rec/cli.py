@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from trl_rec.scripts.help_pages import print_help, wants_help
 from trl_rec.scripts.interrupts import REMEDIES, SAID, TRAINING_REMEDY, Interrupted, end, handling
+from trl_rec.scripts.options.help_pages import print_help, wants_help
 from trl_rec.scripts.running import run
 from trl_rec.scripts.verbs import LAUNCH, LAUNCH_KEYS, OWN_HELP, SCRIPTS, TRAINING, VERBS
 from trl_rec.version import __version__
@@ -156,7 +156,7 @@ def _split_words(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
 
     Options are read from the command line and the recipe. The command line takes precedence.
     """
-    from trl_rec.scripts.recipe_files import find_recipe, read_recipe
+    from trl_rec.scripts.options.recipe_files import find_recipe, read_recipe
 
     # 1. Read the recipe here, so that a wrong recipe name raises an error before the launch.
     for_script: list[str] = []
@@ -192,7 +192,7 @@ def _accelerate_words(options: dict[str, Any]) -> list[str]:
 
     `options["accelerate_config"]` is a file, or the name of a shipped configuration.
     """
-    from trl_rec.scripts.recipe_files import find_recipe
+    from trl_rec.scripts.options.recipe_files import find_recipe
 
     words = []
     if "accelerate_config" in options:

@@ -16,7 +16,7 @@ from trl_rec.data.prompt_texts import PromptTexts, compare_tokens
 from trl_rec.decoding.run_folder import SETTINGS, load_run, save_recommender
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
-from trl_rec.scripts.recipe_files import find_recipe
+from trl_rec.scripts.options.recipe_files import find_recipe
 
 
 KEYS = ("prompt_head", "prompt_item", "prompt_separator", "prompt_tail")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.robustness.attacks import Attack, assert_refused, each
 from trl_rec.evaluation import EvaluationConfig
 from trl_rec.scripts.evaluate import EvaluateArguments
-from trl_rec.scripts.parsing import parse, parse_section
-from trl_rec.scripts.recipe_files import checked_values, find_recipe, read_recipe
+from trl_rec.scripts.options.parsing import parse, parse_section
+from trl_rec.scripts.options.recipe_files import checked_values, find_recipe, read_recipe
 from trl_rec.semantic_ids import DualIdsConfig
 from trl_rec.trainer import BearConfig
 

@@ -28,7 +28,7 @@ from trl_rec.evaluation import read_evaluation
 from trl_rec.files import write_json
 from trl_rec.schedule import conclude_stages, loop, stage_table
 from trl_rec.schedule.stages import read_stages
-from trl_rec.scripts.recipe_files import read_recipe
+from trl_rec.scripts.options.recipe_files import read_recipe
 
 
 NAMES = ["1-self_play-easy", "2-feedback-hard", "3-random-any"]

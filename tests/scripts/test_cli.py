@@ -19,8 +19,8 @@ from trl_rec.models import make_model, make_tokenizer
 from trl_rec.scripts.align3gr import ScheduleArguments
 from trl_rec.scripts.bear import DataArguments
 from trl_rec.scripts.evaluate import EvaluateArguments
-from trl_rec.scripts.parsing import parse
-from trl_rec.scripts.recipe_files import find_recipe, recipe_names
+from trl_rec.scripts.options.parsing import parse
+from trl_rec.scripts.options.recipe_files import find_recipe, recipe_names
 from trl_rec.scripts.verbs import VERBS
 from trl_rec.trainer import BearConfig
 
@@ -356,7 +356,7 @@ def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
     assert packed == {*source, *recipes}
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r}); "
-        "from trl_rec.scripts.recipe_files import find_recipe; print(find_recipe('prepare/toy'))"
+        "from trl_rec.scripts.options.recipe_files import find_recipe; print(find_recipe('prepare/toy'))"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True

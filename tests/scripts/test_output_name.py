@@ -6,7 +6,7 @@ import pytest
 
 from tests.trainer.runs import make_folder
 from trl_rec.scripts import bear, blade, softmax_dpo
-from trl_rec.scripts.parsing import parse
+from trl_rec.scripts.options.parsing import parse
 from trl_rec.trainer.base.saving.output import default_output
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from trl_rec import BearConfig, load, prepare
 from trl_rec.cli import main as command
 from trl_rec.scripts import alro, bear, blade, softmax_dpo
-from trl_rec.scripts.parsing import given
-from trl_rec.scripts.recipe_files import find_recipe, read_recipe, recipe_names
+from trl_rec.scripts.options.parsing import given
+from trl_rec.scripts.options.recipe_files import find_recipe, read_recipe, recipe_names
 from trl_rec.scripts.verbs import LAUNCH, TRAINING
 from trl_rec.trainer.base.saving.recipe import given_values, write_recipe
 

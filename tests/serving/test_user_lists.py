@@ -25,7 +25,7 @@ from trl_rec.decoding.priors.run_folder import save_run_prior
 from trl_rec.decoding.run_folder import save_recommender
 from trl_rec.models import make_model, make_tokenizer
 from trl_rec.scripts import recommend
-from trl_rec.scripts.recipe_files import find_recipe
+from trl_rec.scripts.options.recipe_files import find_recipe
 from trl_rec.serving import UserHistories, write_lists
 from trl_rec.serving.user_lists import PART_SIZE
 

@@ -15,7 +15,7 @@ from trl import get_peft_config
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig, loading_options
 from trl_rec.schedule import Schedule, align, align3gr_stages, check_pipeline, give_ids, learn_supervised, read_stages
-from trl_rec.scripts.parsing import given, parse, parse_section, show_progress
+from trl_rec.scripts.options.parsing import given, parse, parse_section, show_progress
 from trl_rec.scripts.running import run
 from trl_rec.semantic_ids import DualIdsConfig
 from trl_rec.trainer import BearConfig, SoftmaxDPOConfig

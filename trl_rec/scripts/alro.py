@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig
-from trl_rec.scripts.parsing import given, parse, show_progress
+from trl_rec.scripts.options.parsing import given, parse, show_progress
 from trl_rec.scripts.running import run
 from trl_rec.trainer import AlroConfig, RatingStageConfig, announce_cost, build_alro_trainer, conclude_ranking
 

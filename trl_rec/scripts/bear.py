@@ -6,7 +6,7 @@ import sys
 
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig
-from trl_rec.scripts.parsing import DataArguments, given, parse, show_progress
+from trl_rec.scripts.options.parsing import DataArguments, given, parse, show_progress
 from trl_rec.scripts.running import run
 from trl_rec.trainer import BearConfig, announce_cost, announce_tokens, build_bear_trainer, conclude
 

@@ -7,7 +7,7 @@ import sys
 from trl import ModelConfig
 
 from trl_rec.data import load
-from trl_rec.scripts.parsing import DataArguments, given, parse
+from trl_rec.scripts.options.parsing import DataArguments, given, parse
 from trl_rec.scripts.running import run
 from trl_rec.trainer import BladeConfig, announce_cost, announce_tokens, build_blade_trainer, conclude
 

@@ -16,7 +16,7 @@ from trl_rec.evaluation.comparison.compare import adjust
 from trl_rec.evaluation.comparison.pairing import PerUser
 from trl_rec.files import write_json
 from trl_rec.printing import printable
-from trl_rec.scripts.parsing import parse
+from trl_rec.scripts.options.parsing import parse
 
 
 SMALLEST_SLICE = 2  # a slice is compared if at least this many of its users have a value of the metric in every run

@@ -29,7 +29,7 @@ from trl_rec.evaluation.results import SEQUENCE
 from trl_rec.evaluation.saved_model.prior import kind_and_strength
 from trl_rec.files import clean_up, exclusive
 from trl_rec.schedule import SequenceBaseline
-from trl_rec.scripts.parsing import parse, show_progress
+from trl_rec.scripts.options.parsing import parse, show_progress
 from trl_rec.scripts.running import run
 from trl_rec.trainer import orders_table
 from trl_rec.trainer.base.processes import join_processes, on_main_process

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trl_rec.scripts.parsing import parse, show_progress
+from trl_rec.scripts.options.parsing import parse, show_progress
 from trl_rec.serving.exports import export_merged, export_published, push_run
 
 

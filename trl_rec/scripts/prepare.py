@@ -12,7 +12,7 @@ from trl_rec.data import prepare
 from trl_rec.data.card import describe
 from trl_rec.printing import printable_lines
 from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, SEED
-from trl_rec.scripts.parsing import parse
+from trl_rec.scripts.options.parsing import parse
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from trl_rec.scripts.recipe_files import find_recipe, recipe_names
+from trl_rec.scripts.options.recipe_files import find_recipe, recipe_names
 from trl_rec.scripts.verbs import VERBS
 
 

@@ -18,7 +18,7 @@ from trl_rec.decoding import ItemFilter, Recommender
 from trl_rec.decoding.run_folder import check_same_items, local_folder, missing_catalog
 from trl_rec.printing import printable
 from trl_rec.ranges import COUNT
-from trl_rec.scripts.parsing import parse
+from trl_rec.scripts.options.parsing import parse
 from trl_rec.scripts.running import run
 from trl_rec.serving import UserHistories, write_lists
 from trl_rec.serving.user_histories import read_user_ids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from trl_rec.scripts.parsing import parse, show_progress
+from trl_rec.scripts.options.parsing import parse, show_progress
 from trl_rec.serving import ServingConfig
 
 

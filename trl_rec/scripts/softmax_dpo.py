@@ -12,7 +12,7 @@ from trl import ModelConfig
 
 from trl_rec.data import load
 from trl_rec.schedule import check_preference_leaks
-from trl_rec.scripts.parsing import given, parse
+from trl_rec.scripts.options.parsing import given, parse
 from trl_rec.scripts.running import run
 from trl_rec.trainer import (
     SoftmaxDPOConfig,

@@ -12,8 +12,8 @@ import yaml
 
 from trl_rec.printing import printable_lines
 from trl_rec.schedule.studies import Study, StudyConfig
-from trl_rec.scripts.parsing import parse
-from trl_rec.scripts.recipe_files import find_recipe, read_recipe
+from trl_rec.scripts.options.parsing import parse
+from trl_rec.scripts.options.recipe_files import find_recipe, read_recipe
 from trl_rec.scripts.verbs import SCRIPTS
 
 

@@ -15,7 +15,7 @@ from trl_rec.data import RecDataset, load
 from trl_rec.files import write_text
 from trl_rec.printing import printable_lines
 from trl_rec.ranges import COUNT
-from trl_rec.scripts.parsing import parse
+from trl_rec.scripts.options.parsing import parse
 from trl_rec.semantic_ids import (
     DualIdsConfig,
     code_use_picture,

@@ -12,8 +12,8 @@ from tests.schedule.studies.study_runs import Forked
 from tests.stand_ins import save_stand_in
 from trl_rec import load, prepare
 from trl_rec.schedule.studies import Study, StudyConfig
-from trl_rec.scripts.parsing import parse
-from trl_rec.scripts.recipe_files import recipe_names
+from trl_rec.scripts.options.parsing import parse
+from trl_rec.scripts.options.recipe_files import recipe_names
 from trl_rec.scripts.study import check_keys, read_named
 
 

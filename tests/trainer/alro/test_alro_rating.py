@@ -16,7 +16,7 @@ from trl_rec import AlroTrainer, BearTrainer, RecDataset, prepare
 from trl_rec.decoding import RatedPromptFormat
 from trl_rec.models import RecModelConfig
 from trl_rec.scripts.alro import main
-from trl_rec.scripts.recipe_files import find_recipe
+from trl_rec.scripts.options.recipe_files import find_recipe
 from trl_rec.trainer import build_ranker, learn_ratings, rating_values
 
 

@@ -14,7 +14,7 @@ from transformers import trainer as transformers_trainer
 from tests.trainer.runs import losses, make_folder, make_trainer
 from trl_rec import BearTrainer, Recommender, load
 from trl_rec.models import load_model
-from trl_rec.scripts.recipe_files import read_recipe
+from trl_rec.scripts.options.recipe_files import read_recipe
 from trl_rec.trainer import conclude
 from trl_rec.trainer.base.saving.checkpoints import newest_complete
 

@@ -11,7 +11,7 @@ from tests.trainer.blade.blade_runs import DEFAULTS, logged
 from tests.trainer.runs import make_folder
 from trl_rec import BladeConfig, BladeTrainer, load
 from trl_rec.scripts import blade
-from trl_rec.scripts.parsing import parse
+from trl_rec.scripts.options.parsing import parse
 from trl_rec.trainer.blade import building
 from trl_rec.trainer.blade.reward_functions import import_rewards
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.conftest import make_model as make_family
 from tests.trainer.softmax_dpo.preference_runs import TEXT_TOKENIZER, text_rows
 from trl_rec.models import building, load_model
-from trl_rec.scripts.recipe_files import read_recipe
+from trl_rec.scripts.options.recipe_files import read_recipe
 from trl_rec.scripts.softmax_dpo import main
 
 

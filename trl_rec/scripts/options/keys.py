@@ -3,7 +3,7 @@
 The import of these dataclasses takes seconds, so the descriptions are kept in `keys.json`, from which the help is
 printed. A test compares the file with the dataclasses. After a change of a key, write the file again:
 
-    python -m trl_rec.scripts.keys
+    python -m trl_rec.scripts.options.keys
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from trl_rec.files import write_text
-from trl_rec.scripts.help_pages import KEYS, Groups, Key
+from trl_rec.scripts.options.help_pages import KEYS, Groups, Key
 from trl_rec.scripts.verbs import OWN_HELP, SCRIPTS, VERBS
 
 

@@ -20,8 +20,8 @@ from trl import TrlParser
 
 from trl_rec.compat import read_mappings
 from trl_rec.ranges import check_ranges
-from trl_rec.scripts.help_pages import print_help, wants_help
-from trl_rec.scripts.recipe_files import checked_values, find_recipe, read_recipe
+from trl_rec.scripts.options.help_pages import print_help, wants_help
+from trl_rec.scripts.options.recipe_files import checked_values, find_recipe, read_recipe
 from trl_rec.scripts.verbs import LAUNCH, LAUNCH_KEYS, METHODS, TRAINING, VERBS
 from trl_rec.trainer.base.config import RecConfig
 from trl_rec.trainer.base.saving.output import default_output

@@ -67,7 +67,7 @@ def print_help(verb: str, words: list[str]) -> None:
     """
     everything = HELP_ALL in words
     if everything:
-        from trl_rec.scripts.keys import describe_verb
+        from trl_rec.scripts.options.keys import describe_verb
 
         groups = describe_verb(verb, everything=True)
     else:

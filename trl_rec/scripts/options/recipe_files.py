@@ -45,7 +45,7 @@ def recipe_names() -> list[str]:
 
 def recipes_folder() -> Path:
     """Returns the folder of the shipped recipes, which is in the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
