@@ -165,9 +165,9 @@ def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
 
 
 def _share_dictionary(chunks: list[pa.DictionaryArray]) -> bool:
-    """Returns whether all chunks have one dictionary in memory, as after `dictionary_encode`.
+    """Returns whether all chunks share one dictionary in memory, as after `dictionary_encode`.
 
-    Unifying them would then change nothing, but copy the dictionary for every chunk.
+    If they do, unifying their dictionaries would only copy the dictionary for every chunk.
     """
     addresses = {tuple(one and one.address for one in chunk.dictionary.buffers()) for chunk in chunks}
     return len(addresses) <= 1

@@ -133,7 +133,8 @@ def load(path: str | Path) -> RecDataset:
         raise ValueError(f"{path}: the catalogue is not the one that card.json describes; {REMEDY}")
     if catalog.user_ids is not None and len(catalog.user_ids) != users.num_rows:
         raise ValueError(
-            f"{path} has {users.num_rows} users, but semantic IDs for {len(catalog.user_ids)}; make the IDs again"
+            f"{path} has {users.num_rows} users, but semantic IDs for {len(catalog.user_ids)}; make the IDs "
+            "again with trl-rec tokenize"
         )
 
     # 3. Load the splits, and check their numbers of rows, their indices, and that they do not overlap.

@@ -34,7 +34,7 @@ class IndexedLog:
         timestamp (`np.ndarray`): Timestamp of each interaction, float64.
         rating (`np.ndarray`, *optional*): Rating of each interaction, float32. None if the source has no ratings.
         place (`np.ndarray`, *optional*): For each interaction, its index in the log before filtering. Only set if
-            interactions with unlisted items are to be inserted later.
+            interactions with items that `items` lacks are to be inserted later.
     """
 
     users: pa.Table
@@ -102,13 +102,13 @@ def code_log(log: Log, *, unknown_items: str = "refuse") -> tuple[CodedLog, int]
         log: The interactions, optionally with tables of users and items.
         unknown_items (*optional*, defaults to `"refuse"`): What to do with an interaction whose item is not in
             `log.items`. `"refuse"` raises a ValueError, and `"drop"` drops the interaction. `"keep"` keeps it (see
-            `CodedLog.unlisted_ids`) if its user is known, and drops it otherwise. The users in `log.users` are known.
-            Without this table, the users who have an interaction with a known item are.
+            `CodedLog.unlisted_ids`) if its user is known, and drops it otherwise. A user is known if `log.users`
+            contains the user or, without this table, if the user has an interaction with an item in `log.items`.
 
     Returns:
         The log, and the number of dropped interactions.
     """
-    # 1. Take out unknown items.
+    # 1. Take out the interactions with unknown items. With "refuse", they stay, and the look-up raises an error.
     assert log.interactions is not None
     table = log.interactions
     known = None
@@ -132,7 +132,7 @@ def code_log(log: Log, *, unknown_items: str = "refuse") -> tuple[CodedLog, int]
     }
     coded = CodedLog(users, items, user, item, arrays["timestamp"], arrays.get("rating"), arrays.get("exact_time"))
 
-    # 3. Put back unknown items, if they are kept.
+    # 3. Put back the interactions with unknown items, if they are kept.
     if known is not None and unknown_items == "keep":
         coded = _with_unlisted(coded, log.interactions, known)
     return coded, log.interactions.num_rows - len(coded.user)
@@ -148,13 +148,13 @@ def _with_unlisted(log: CodedLog, table: pa.Table, known: np.ndarray) -> CodedLo
         table: All interactions of the source.
         known: Whether the item of each interaction of the source is known.
     """
-    # 1. Look up the users and the ids of the unknown items.
+    # 1. Look up the users of the interactions with unknown items, and number these items.
     rows = np.flatnonzero(~known)
     user = rows_of_ids(table["user_id"].take(pa.array(rows)), log.users["user_id"])
     rows = rows[user >= 0]
     codes, unlisted_ids = encode(table["item_id"].take(pa.array(rows)))
 
-    # 2. Merge both parts, ordered by their rows in the source.
+    # 2. Merge them with the interactions with known items, ordered by their rows in the source.
     order = np.argsort(np.concatenate([np.flatnonzero(known), rows]), kind="stable")
     more = table.take(pa.array(rows))
     item = np.concatenate([log.item, (codes + log.items.num_rows).astype(log.item.dtype)])[order]
@@ -186,15 +186,16 @@ def sort_log(log: CodedLog) -> tuple[IndexedLog, int]:
 
 
 def separate_unlisted(log: IndexedLog, unlisted_ids: pa.Array) -> tuple[IndexedLog, pa.Table]:
-    """Separates a sorted log into the interactions with listed items and those with unlisted ones.
+    """Separates the interactions with listed items (items in `log.items`) from those with unlisted items.
 
     Args:
-        log: All interactions. The indices of unlisted items follow those of `log.items`.
+        log: All interactions, sorted. The indices of unlisted items follow those of `log.items`.
         unlisted_ids: The ids of the unlisted items.
 
     Returns:
-        The interactions with listed items, with their `place`, and a table of the others. Its columns are `user`,
-        `item_id`, `timestamp` and `place`: how many interactions with listed items precede the interaction.
+        The interactions with listed items, with their `place`, and a table of the interactions with unlisted items.
+        The columns of the table are `user`, `item_id`, `timestamp` and `place`: how many interactions with listed
+        items precede the interaction.
     """
     listed = log.item < log.items.num_rows
     rows = np.flatnonzero(~listed)

@@ -60,7 +60,7 @@ def read_interactions(table: Columns, where: str, options: Options) -> tuple[pa.
             f"{where}: no rows are left, because the options drop all of them; correct event_ratings or empty_ratings"
         )
 
-    # 2. Convert them.
+    # 2. Convert the columns of these rows.
     try:
         columns = _converted(chosen, where, options.timestamp_format)
     except RowError as error:  # `error.row` counts only the kept rows
@@ -70,7 +70,7 @@ def read_interactions(table: Columns, where: str, options: Options) -> tuple[pa.
 
 
 class _Chosen:
-    """The rows of a table that are kept, as columns that are read one at a time.
+    """The kept rows of a table. Each column is read only on request.
 
     Args:
         table (`Columns`): The table.

@@ -167,8 +167,8 @@ def _prompts(
     before, items, source = _cut_lists(split, length, 1 if every_position else length, prompt_format.twins)
     if int(items.lengths.max(initial=0)) < length:
         raise ValueError(
-            f"no row of the {split.split} split contains {length} new items; lower list_length, or prepare sequences "
-            "rather than windows"
+            f"no row of the {split.split} split contains {length} new items; lower list_length, or prepare the data "
+            "from whole sequences rather than windows"
         )
     users = split_users(split)[source]
     return prompt_format.encode(before, users, max_length=max_length), before, items, pa.array(users)

@@ -157,7 +157,7 @@ def compare_tokens(prompts: Ragged, texts: Sequence[str], tokenizer: PreTrainedT
 
 
 def _without_first(rows: Ragged, token: int | None) -> Ragged:
-    """Removes a token at the beginning of each row that begins with it."""
+    """Removes `token` from the beginning of each row that begins with it."""
     if token is None:
         return rows
     first = rows.head(1)

@@ -7,9 +7,9 @@ item are tokenised separately, and only once. Prompts are then concatenated from
 - The oldest items of a long history can be dropped without tokenising it again.
 
 By default, a prompt of item tokens or semantic IDs contains only the items, and a prompt of titles is an instruction
-with one title per line. `{user}` in the head is replaced by the user's semantic ID. A separator may stand between the
-items of a history. It is tokenised separately as well, so dropping the oldest items does not change the tokens of the
-others.
+with one title per line. `{user}` in the head is replaced by the user's semantic ID. A prompt may have a separator
+between the items of a history. The separator is tokenised separately as well, so dropping the oldest items does not
+change the tokens of the remaining items.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ class PromptFormat:
         if len(unknown):
             raise ValueError(
                 f"user {users[unknown[0]]} has no semantic ID; choose a user from 0 to {len(self.users) - 1}, or "
-                "make the IDs again"
+                "make the IDs again with trl-rec tokenize"
             )
         return join(heads, self.users.take(users))
 

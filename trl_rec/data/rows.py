@@ -94,7 +94,7 @@ def build_rows(
     if join_windows:
         count = len(users)
         history, target, users = join_rows(history, target, users)
-        logger.info("joined %d windows to %d sequences", count, len(users))
+        logger.info("joined %d windows into %d sequences", count, len(users))
 
     limits = {"max_length": max_length, "max_history": max_history}
     if targets == "last":
@@ -240,9 +240,9 @@ def _separate(
 
 def _log_long_histories(rest: HistoryWindows, long_histories: str) -> None:
     count = int((rest.last - rest.first + 1).sum())
-    consequence = "see only the newest items, in windows" if long_histories == "windows" else "get a row each"
+    consequence = "see only their newest items" if long_histories == "windows" else "get a row each"
     if count:
-        logger.info("%d targets whose history exceeds max_length or max_history %s", count, consequence)
+        logger.info("the history of %d targets exceeds max_length or max_history; they %s", count, consequence)
 
 
 def _compact_rows(

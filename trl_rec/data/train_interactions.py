@@ -24,7 +24,7 @@ PAIRS = 1 << 24  # about how many pairs are sorted together
 
 
 class Pairs(NamedTuple):
-    """The pairs of items whose first item is in a range of items, sorted by first item, second item and kind.
+    """Pairs of items of the same row, sorted by first item, second item and kind. The first items are from one range.
 
     Args:
         keys (`np.ndarray` of shape `(P,)`): `first * num_items + second` for each pair, where `first` is counted from
@@ -95,7 +95,7 @@ class TrainInteractions:
 
         Args:
             kinds (`np.ndarray` of shape `(num_kinds,)`): Positions of the second item of a pair relative to the first:
-                2 for the item after the next one, -1 for the one before.
+                1 is the item directly after the first, and -1 the item directly before it.
 
         Yields:
             A range of items, and the sorted pairs whose first item is in this range.

@@ -73,7 +73,7 @@ class TransitionCounts:
             num_items (`int`): Size of the catalogue.
             max_history, decay: As in the class.
         """
-        # This gives the sparse matrix S in row order, one entry per distinct pair.
+        # Number the distinct pairs. They are the entries of the sparse matrix S, in the order of its rows.
         keys, inverse = np.unique(first * num_items + second, return_inverse=True)
         source, target = np.divmod(keys, max(num_items, 1))
         targets, shares = _shares(source, target, np.bincount(inverse, weights, len(keys)), num_items, None)
@@ -166,8 +166,8 @@ def count_pairs(
         For each rule, the `targets` and the `shares` of [`TransitionCounts`]. If only the largest shares of a row are
         kept, they are not rescaled, so the sum of a row may be below 1.
     """
-    # 1. Find the weight of each kind of pair under each rule: first pairs with the predicted item at +1, +2, ..., then
-    # at -1, -2, ...
+    # 1. Find the weight of each kind of pair under each rule. A kind is the position of the predicted item relative to
+    # the other item: +1, +2, ..., -1, -2, ...
     window = max(rule.farthest for rule in rules)
     kinds = np.concatenate([np.arange(1, window + 1), -np.arange(1, window + 1)])
     weights = [rule.weights(kinds) for rule in rules]  # (num_kinds,) each

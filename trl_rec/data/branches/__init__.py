@@ -1,1 +1,1 @@
-"""Builds rows in which every item of a history is a target: a trunk, and one branch per target."""
+"""Builds rows in which every item of a history is a target. See `structure.py` for the layout of a row."""

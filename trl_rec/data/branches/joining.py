@@ -18,7 +18,8 @@ def join_windows(history: Ragged, target: Ragged, users: np.ndarray) -> tuple[Ra
 
     - Both rows belong to the same user.
     - Both rows have exactly one target.
-    - The history of the row is not empty, and the previous row (its history, then its target) ends with these items.
+    - The history of the row is not empty, and the previous row (its history, then its target) ends with the items of
+      this history.
 
     Returns:
         The history, the targets and the user of each sequence. The history of a sequence is that of its first row.

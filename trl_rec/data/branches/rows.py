@@ -71,7 +71,7 @@ class Limits:
         return lengths
 
     def latest(self, source: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """Returns the latest target whose history can begin at `start`, possibly after the end of the sequence."""
+        """Returns the latest target whose history can begin at `start`. It may be after the end of the sequence."""
         base = self.offsets[source]
         last = np.searchsorted(self.tokens, self.tokens[base + start] + self.room, side="right") - 1 - base
         latest: np.ndarray = np.minimum(last, start + self.max_history)
@@ -87,13 +87,13 @@ class Limits:
     def half(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Returns the latest item at which the history of a target can begin and still be long enough.
 
-        It is long enough with at least half of `room` tokens, or at least half of `max_history` items.
+        A history is long enough if it has at least half of `room` tokens, or at least half of `max_history` items.
         """
         base = self.offsets[source]
         by_tokens = np.searchsorted(self.tokens, self.tokens[base + target] - self.room / 2, side="right") - base
         by_items = target - (self.max_history + 1) // 2 + 1
-        # A history that begins at `by_tokens` or later has too few tokens, and one that begins at `by_items` or later
-        # has too few items. Both hold for the later of the two, so begin one item before it.
+        # A history has too few tokens if it begins at `by_tokens` or later, and too few items if it begins at
+        # `by_items` or later. At the later of the two positions, both are too few, so begin one item before it.
         start: np.ndarray = np.maximum(np.maximum(by_tokens, by_items) - 1, 0)
         return start
 
@@ -179,7 +179,7 @@ def write_branches(
         max_columns: Maximum number of columns of a row. If a window needs more, it becomes several rows, each with
             some of its targets and their histories.
     """
-    # 1. Find the branches: the N targets with something to learn.
+    # 1. Find the N targets with at least one learned token. Each gets a branch.
     window, position = windows.targets()
     target = items.values[items.offsets[windows.source[window]] + position]
     learned = learned_lengths[target]
@@ -191,7 +191,7 @@ def write_branches(
     separated = limits.length(source, windows.start[window], position)
     prefixes = heads.lengths[window] + np.maximum(separated - len(prompt_format.separator), 0)
     tail = prompt_format.prompt_tail
-    lengths = len(tail) + learned - 1  # the last token is only predicted
+    lengths = len(tail) + learned - 1  # the last learned token is only a label
 
     # 2. Divide the branches among rows. The last branch of a row also contains the last token of its path.
     begins = _begins(prefixes, lengths, window, max_columns)
@@ -209,8 +209,8 @@ def write_branches(
     tokens = join(heads.take(window[firsts]), prompt_format.encode_histories(trunk), branch_tokens)
     branches = Branches(tokens.lengths, Ragged.from_lengths(prefixes, counts), Ragged.from_lengths(lengths, counts))
 
-    # 4. A token is the label of the column after the one that predicts it. Without a tail, the last column of the
-    # prefix predicts the first token of the path.
+    # 4. Write the labels. A token is the label of the column after the column that predicts it. Without a tail, the
+    # last column of the prefix predicts the first token of the path.
     row_starts = np.repeat(branches.row_starts(), counts)
     places = np.repeat(row_starts + branches.firsts() + len(tail), learned) + within(learned)
     if not len(tail):

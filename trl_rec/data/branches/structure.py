@@ -1,4 +1,6 @@
-"""Describes rows in which every item of a history is a target, although histories and targets are written differently.
+"""Describes rows in which every item of a history is a target.
+
+These rows are needed if items have different tokens in histories and completions. Otherwise, a row of items is enough.
 
 Such a row begins with a trunk: the head of the prompt and the pieces of the history. One branch per target follows:
 the tail of the prompt and the target's path. A branch continues a prefix of the trunk, namely the head and the items

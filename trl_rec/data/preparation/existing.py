@@ -67,7 +67,7 @@ def check_own(folder: Path, name: Path) -> None:
 
     Args:
         folder: The current path of the folder. It is a temporary one if the folder is being replaced.
-        name: The path under which the user knows the folder, for the error message.
+        name: The path that the user has given for the folder, for the error message.
     """
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()

@@ -89,13 +89,13 @@ def prepare(
             `"refuse"` raises a ValueError.
         unknown_items (`str`, *optional*, defaults to `"refuse"`): `"drop"` drops interactions with items that are not
             in the item table; `"refuse"` raises a ValueError. `"keep"` keeps them in `RecDataset.unlisted`, but in no
-            split. They are used only as parts of histories when a model recommends. A model reads them there if it
-            knows the items from an earlier log that it was trained on.
+            split. They are used only as parts of histories when a model recommends. A model can read them there if
+            it was trained on an earlier log that contained the items.
         repeats (`str`, *optional*): Which interactions to keep if a user chose an item several times: `"first"`,
             `"last"`, or `"keep"` for all. By default all are kept, but validation and test targets are checked: a
-            target that is in the history of its row cannot be recommended if histories are excluded. There is a
-            warning if a split has such targets, and a ValueError if it has no others. For windows, there is only the
-            warning.
+            target that is in the history of its row cannot be recommended if histories are excluded. If validation or
+            test has such targets, `prepare` logs a warning. If all targets of a split are in the histories of their
+            rows, it raises a ValueError, except for windows.
         license (`str`, *optional*): The licence of the data, such as `"cc-by-4.0"`. It is recorded in the folder, even
             if the folder already exists. The catalogue is pushed to the hub beside a model only if its licence allows
             redistribution ([`allows_redistribution`]). The licences of `ml-100k` and `toy` are known.

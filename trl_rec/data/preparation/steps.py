@@ -70,7 +70,7 @@ def read_and_split(reader: Reader, files: dict[str, Path], options: Options, set
         num_unlisted = unlisted.num_rows
         unlisted = place_unlisted(unlisted, users, indexed)
         left_out["unknown_items"] += num_unlisted - unlisted.num_rows  # those of dropped users
-        logger.info("keeping %d interactions with unknown items for histories alone", unlisted.num_rows)
+        logger.info("keeping %d interactions with unknown items, for use in histories only", unlisted.num_rows)
     return Made(
         indexed,
         splits,
@@ -129,7 +129,8 @@ def _sizes(log: IndexedLog) -> dict[str, int]:
 def _from_windows(log: Log) -> Made:
     """Uses the windows and splits of the source unchanged."""
     indexed, windows = index_windows(log)
-    logger.info("using the source's %s windows", " + ".join(str(len(windows[split].user)) for split in SPLITS))
+    counts = ", ".join(f"{split} {len(windows[split].user)}" for split in SPLITS)
+    logger.info("using the windows of the source (%s)", counts)
     cold_users = {}
     for split in ("validation", "test"):
         cold_users[split] = len(np.setdiff1d(windows[split].user, windows["train"].user))

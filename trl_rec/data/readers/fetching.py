@@ -36,7 +36,7 @@ RATINGS_SHA256 = "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca4
 
 
 class FetchError(ValueError):
-    """Raised if MovieLens-100k cannot be downloaded, if a download fails verification, or if it cannot be cached."""
+    """Raised if a data set cannot be downloaded, if a download fails verification, or if it cannot be cached."""
 
 
 def ml_100k_folder() -> Path:
@@ -58,7 +58,7 @@ def ml_100k_folder() -> Path:
 
 
 def find_ml_100k(folder: Path) -> dict[str, Path]:
-    """Returns a dict from table names to the paths of the three files; an empty dict unless all three exist.
+    """Returns a dict from table names to the files of interactions, items and users; empty unless all three exist.
 
     The files must have the names that GroupLens or RecBole uses.
     """
@@ -116,7 +116,7 @@ def _ratings_sha256(content: bytes) -> str:
 
 
 def _keep(contents: dict[str, bytes], folder: Path) -> None:
-    """Writes the files to the folder atomically."""
+    """Writes the files to the folder atomically. Raises FetchError if the ratings are not those of MovieLens-100k."""
     ratings = contents.get(GROUPLENS["interactions"]) or contents[RECBOLE["interactions"]]
     if _ratings_sha256(ratings) != RATINGS_SHA256:
         raise FetchError("the ratings differ from those published")

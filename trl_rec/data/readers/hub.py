@@ -1,8 +1,8 @@
-"""Saves the tables of a data set of the Hugging Face Hub in the user's cache folder, where they are a local source.
+"""Downloads a data set of the Hugging Face Hub, and saves its tables in a cache folder that can be read as a source.
 
 The source is written `hf://datasets/owner/name` or `hf://datasets/owner/name@revision`. Its tables are configurations
-or splits with the names `interactions`, `items` and `users`. If none is called `interactions`, the data set must have
-a single split, which contains the interactions.
+or splits with the names `interactions`, `items` and `users`. If no configuration or split is called `interactions`,
+the data set must have a single split, which contains the interactions.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def hub_folder(source: str) -> Path:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FetchError(
             f"{source} cannot be downloaded ({reason}); check its name and the network, or save its tables with "
-            "save_to_disk and name their folder"
+            "save_to_disk and pass their folder as the source"
         ) from error
 
-    # 2. Save the tables in a folder that is named by a hash of the names of the downloaded files. These names contain
-    # the revision, so another revision gets another folder.
+    # 2. Save the tables in a folder that is named after a hash of the names of the downloaded files. These names
+    # contain the revision, so another revision gets another folder.
     tables = _tables(downloaded, name)
     files = sorted(file["filename"] for table in tables.values() for file in table.cache_files)
     key = hashlib.sha256("\n".join([*tables, *files]).encode()).hexdigest()[:16]
@@ -91,4 +91,4 @@ def _only_split(splits: DatasetDict, what: str) -> Dataset:
 
 
 def _anything(folder: Path) -> None:
-    """Allows the replacement of a folder of this cache, whatever it contains."""
+    """Raises no error, so an old folder may be replaced whatever it contains."""

@@ -53,11 +53,11 @@ class MovieLensReader(Reader):
     license = "non-commercial, no redistribution"  # the terms of GroupLens in a few words
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """Returns a dict from table names to the three files; empty unless all three exist."""
+        """Returns a dict from table names to the files of interactions, items and users; empty unless all exist."""
         return find_ml_100k(folder)
 
     def fetch(self) -> dict[str, Path]:
-        """Returns a dict from table names to the three files in the cache folder. Downloads them if necessary."""
+        """Returns a dict from table names to the files in the cache folder. Downloads them if necessary."""
         return find_ml_100k(ml_100k_folder())
 
     def read(self, files: dict[str, Path], options: Options) -> Log:

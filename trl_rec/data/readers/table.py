@@ -110,7 +110,7 @@ class FolderColumns:
 
 
 def is_saved(folder: Path) -> bool:
-    """Returns whether `Dataset.save_to_disk` has written a folder."""
+    """Returns whether `Dataset.save_to_disk` wrote the folder."""
     return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
 
 

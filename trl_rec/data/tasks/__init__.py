@@ -1,1 +1,1 @@
-"""Builds training rows of several tasks from prompt templates and the contents of their slots."""
+"""Builds training rows of several tasks by filling the slots (placeholders) of prompt templates."""
