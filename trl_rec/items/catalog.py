@@ -243,7 +243,8 @@ class ItemCatalog:
         """Returns the token ids of each user's semantic ID; row `u` belongs to user `u`."""
         if self.user_ids is None:
             raise ValueError(
-                "the catalogue has no semantic IDs for users; make them first, or remove {user} from the prompt"
+                "the catalogue has no semantic IDs for users; make them first with trl-rec tokenize --method dual, or "
+                "remove {user} from the prompt"
             )
         return _token_ids(self.user_ids, _checked_vocabulary(tokenizer, tokens_of(self.user_ids)))
 

@@ -23,11 +23,12 @@ from trl_rec.ragged import append
 
 @dataclass(frozen=True, eq=False)
 class CatalogChange:
-    """The change from an old catalogue, which a model knows, to a new one. Make it with [`match_items`].
+    """The change from the old catalogue of a trained model to a new catalogue. Make it with [`match_items`].
 
     Args:
         old (`ItemCatalog`): The old catalogue.
-        catalog (`ItemCatalog`): The joint catalogue: the items of the new catalogue, then the removed items, retired.
+        catalog (`ItemCatalog`): The joint catalogue: the items of the new catalogue, then the removed items, which
+            are retired.
         sources (`np.ndarray` of shape `(len(catalog),)`): The index of each item in the old catalogue; -1 if the item
             is new.
     """
@@ -82,7 +83,7 @@ def match_items(old: ItemCatalog, new: ItemCatalog) -> CatalogChange:
         semantic_ids = append(new.semantic_ids, old.semantic_ids.take(removed))
     elif new.surface == "semantic_id":
         raise ValueError("the old catalogue has no semantic IDs, so its items cannot be kept; choose another surface")
-    license = new.license if new.license == old.license or not len(removed) else None  # unknown for two licences
+    license = new.license if new.license == old.license or not len(removed) else None  # None if they differ
     catalog = replace(
         new, items=items, semantic_ids=semantic_ids, num_retired=new.num_retired + len(removed), license=license
     )
@@ -107,7 +108,10 @@ def _ids(catalog: ItemCatalog) -> pa.Array:
 
 
 def _joined(new: pa.Table, removed: pa.Table, name: str) -> pa.Array:
-    """Returns a column of the joint catalogue. A removed item has null where the old catalogue lacks the column."""
+    """Returns a column of the joint catalogue.
+
+    Removed items get null if the old catalogue lacks the column or has it with another type.
+    """
     column = new[name]
     is_text = name in ("item_id", "title")  # these may be `string` in one catalogue and `large_string` in the other
     if is_text or (name in removed.column_names and removed[name].type == column.type):

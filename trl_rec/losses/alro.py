@@ -1,4 +1,4 @@
-"""The two list-wise losses of ALRO, for a model that answers with the ranked candidates.
+"""The two list-wise losses of ALRO, for a model that reads candidates in its prompt and answers with their ranking.
 
 Both losses read tables of log-probabilities. Entry (k, i) of a table is the log-probability that answer position k
 names candidate i. `soft_lambda_loss` takes one table per list, and penalises candidates at wrong positions.

@@ -9,8 +9,8 @@ from torch import Tensor
 class LossOutput(NamedTuple):
     """An unreduced loss and its metrics.
 
-    Loss functions neither reduce nor log. Their callers do both, because only a caller knows what to divide the loss
-    by and how to name the metrics.
+    Loss functions neither reduce the loss nor log the metrics. Their callers do both, because trainers differ in what
+    they divide the loss by and in how they name the metrics.
 
     Args:
         loss (`torch.Tensor`): Unreduced loss, with one value per token, list or row, depending on the loss.

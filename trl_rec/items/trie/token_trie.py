@@ -221,7 +221,7 @@ class TokenTrie:
 
     @cached_property
     def first_choice(self) -> int:
-        """The first node on the way down that has several children; the leaf if there is only one path."""
+        """The first node on the way from the root that has several children; the leaf if there is only one path."""
         return int(self.forced_ends[0])
 
     @cached_property
@@ -399,7 +399,7 @@ class TokenTrie:
     def unforced_lengths(self, paths: Tensor) -> Tensor:
         """Returns the number of tokens of each path up to its last token that is not forced, `(...)`.
 
-        A token is forced if it is the only child of its node. The length of a path without other tokens is 0.
+        A token is forced if it is the only continuation of its node. A path of forced tokens alone gives 0.
 
         Args:
             paths (`torch.Tensor` of shape `(..., T)`): Paths of items, padded on the right with -1.
