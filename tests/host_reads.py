@@ -1,10 +1,10 @@
-"""Counts how often code would make the host wait for the device. This runs on a CPU, where every tensor counts as one
-of the device.
+"""Counts how often code would make the host wait for the device. It needs no device: it runs on a CPU, and counts
+every tensor as a tensor of the device.
 
-A read is a scalar read (`item`, `bool`, `int`), a copy to the host (`tolist`, `numpy`, `cpu`), or an operation whose
-output has a size that depends on values: `nonzero`, indexing by a boolean mask, `masked_select`, `unique`, `bincount`,
-`equal`, or `repeat_interleave` without an output size. Reads of the model's own forward pass are left out, but not
-those of our hooks in it.
+Three kinds of operations are counted as reads: a scalar read (`item`, `bool`, `int`), a copy to the host (`tolist`,
+`numpy`, `cpu`), and an operation whose output has a size that depends on values (`nonzero`, indexing by a boolean
+mask, `masked_select`, `unique`, `bincount`, `equal`, and `repeat_interleave` without an output size). Reads in the
+model's own forward pass are not counted. Reads in our hooks, which run during the forward pass, are counted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class HostReads(TorchDispatchMode):
 
     Attributes:
         places: The number of reads at each place of our code, such as `"file.py:line"`.
-        everywhere: Whether reads of any other code count too, as one place.
+        everywhere: Whether to count the reads of all code, at the single place `"elsewhere"`.
     """
 
     def __init__(self, *, everywhere: bool = False) -> None:
@@ -73,7 +73,7 @@ class HostReads(TorchDispatchMode):
         self._patches.close()
 
     def _counted(self, copy: Callable[..., Any], reads: Callable[..., bool] = lambda *args, **kwargs: True) -> Any:
-        """The method of a tensor, which counts as one read."""
+        """Returns the tensor method `copy`, changed so that each call counts as one read."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             if self._inside_copy or not reads(*args, **kwargs):
@@ -104,12 +104,13 @@ def _reads(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _to_cpu(tensor: Tensor, *args: Any, **kwargs: Any) -> bool:
-    """Whether the arguments of `to` name the CPU. A device object is the model's, here too a CPU."""
+    """Whether the arguments of `to` name the CPU as text. A device object does not count: it is the model's device,
+    which is a CPU in tests."""
     return any(isinstance(value, str) and value == "cpu" for value in (*args, *kwargs.values()))
 
 
 def _place() -> str | None:
-    """The innermost line of our code that leads to the read; None in a model's own forward pass."""
+    """Returns the innermost line of our code that leads to the read, or None in a model's own forward pass."""
     frame: Any = sys._getframe(3)
     while frame is not None:
         path = frame.f_code.co_filename

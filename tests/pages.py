@@ -1,4 +1,4 @@
-"""The code blocks of README and of the pages in `docs/`, and a folder with small data in which they run.
+"""Finds the code blocks of README and of the pages in `docs/`, and makes a folder with small data in which they run.
 
 A block runs, unless the line before it is `<!-- not run: REASON -->`.
 """
@@ -59,17 +59,18 @@ def blocks(page: Path, language: str) -> Iterator[Block]:
 
 
 def commands(block: Block) -> Iterator[list[str]]:
-    """Yields the words of each `trl-rec` command of a block, without the first."""
+    """Yields the words of each `trl-rec` command of a block, without the word `trl-rec`."""
     for line in block.text.replace("\\\n", " ").splitlines():
         if line.startswith("trl-rec "):
             yield shlex.split(line, comments=True)[1:]
 
 
 def make_log(folder: Path) -> None:
-    """Writes the files that the pages assume into a folder.
+    """Writes the files that the pages use into a folder.
 
-    These are `my-log`, with 24 users, `u0` to `u23`, and 40 items, `i0` to `i39`, that have columns to filter by;
-    `today.csv`, a log without a catalogue; and `sasrec.csv`, lists of another recommender.
+    - `my-log`: a log with 24 users, `u0` to `u23`, and 40 items, `i0` to `i39`. The items have columns for filters.
+    - `today.csv`: a log without a catalogue.
+    - `sasrec.csv`: the lists of another recommender.
     """
     chosen = [[f"i{(5 * user + step) % 40}" for step in range(10)] for user in range(24)]
     interactions = [
@@ -98,7 +99,7 @@ def write_csv(path: Path, heading: str, lines: list[str]) -> None:
 
 
 def make_world(folder: Path) -> None:
-    """Makes what the quick start leaves behind: `data/my-log` and, after two steps of training, `runs/bear-my-log`.
+    """Makes the folders that the quick start makes: `data/my-log` and, with two steps of training, `runs/bear-my-log`.
 
     Args:
         folder: The current directory.

@@ -1,9 +1,9 @@
 """A simulated device that finds code which mixes tensors of the CPU and of a device. It needs no hardware.
 
-Its tensors keep their values on the CPU, where only the operations of the device see them. As on a GPU, an operation
+Its tensors store their values on the CPU, but only operations of the device can read them. As on a GPU, an operation
 on tensors of both devices raises an error, and a tensor must be copied before the host can read it. A process that has
-called `make_pretend_device` keeps the device, and libraries then choose it by default. So call it in a process of its
-own.
+called `make_pretend_device` keeps the device, and libraries then choose the device by default. Therefore, call
+`make_pretend_device` in a separate process.
 
 The device is a torch backend written in Python. Torch calls this interface experimental.
 """
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 AVAILABLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 NAME = "pretend"
 aten = torch.ops.aten
-# On a GPU too, these operations accept tensors of the CPU: copies, and indexing by such a tensor.
+# A GPU also accepts tensors of the CPU in these operations: copies, and indexing by a tensor of the CPU.
 MAY_MIX = {aten._to_copy.default, aten.copy_.default, aten.index.Tensor}
 _registered: list[torch.library.Library] = []  # deleting a library removes what it registered
 
@@ -63,7 +63,7 @@ def make_pretend_device() -> torch.device:
     if not _registered:
         backend_registration._setup_privateuseone_for_python_backend(NAME)
         every, own = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
-        # For operations without a tensor of the device, such as those that make one.
+        # `_run` also handles operations that have no tensor of the device as an argument, such as `torch.ones`.
         every.fallback(_run, "PrivateUse1")
         for made in (aten.arange.default, aten.arange.start, aten.arange.start_step):
             own.impl(made, partial(_run, made), "PrivateUse1")  # torch's own kernel resizes an empty tensor
@@ -76,8 +76,7 @@ def make_pretend_device() -> torch.device:
 def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Runs the operation on the values of its tensors. The result is on the device, unless the operation copies to the
     CPU."""
-    # 1. Refuse to mix tensors of the CPU and of the device. Tensors without dimensions are allowed, because they may
-    # be numbers of the host.
+    # 1. Refuse to mix tensors of the CPU and of the device. CPU tensors without dimensions are allowed, as on a GPU.
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     ours = [tensor for tensor in tensors if isinstance(tensor, PretendTensor)]
     foreign = [tensor for tensor in tensors if not isinstance(tensor, PretendTensor) and tensor.dim()]

@@ -1,9 +1,9 @@
-"""Runs work in other processes: in one, in one that is killed, or in two that train together.
+"""Runs the work of a test in one other process, or in two that train together. A test may kill the process.
 
-The processes are forked from a server that has already imported the trainers. They end as a script does, when Python
-shuts down. Unlike launched processes, they share a hash seed.
+The processes are forked from a server that has already imported the trainers. They end as a script does: Python shuts
+down and calls the `atexit` functions. Unlike launched processes, they share a hash seed.
 
-The work is a function at the top level of a module, or a `partial` of one, and is called with its output folder. Its
+The work is a function at the top level of a module, or a `partial` of one, and is called with its output folder. The
 processes print to `OUTPUT.log`.
 """
 
@@ -92,8 +92,8 @@ def run_in_two(recipe: str, work: Work, output: Path) -> None:
 
 
 def _launch_environment(name: str) -> dict[str, str]:
-    """Returns the environment that `accelerate launch` gives to a process, in full precision. The work itself must
-    choose the CPU."""
+    """Returns the environment that `accelerate launch` gives to a process that trains in full precision. The work
+    itself must choose the CPU."""
     recipe = {
         **yaml.safe_load(find_recipe(f"accelerate/{name}").read_text()),
         "use_cpu": True,

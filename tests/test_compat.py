@@ -115,7 +115,7 @@ def test_private_members_that_are_overridden_are_declared(kind: type) -> None:
     assert overridden <= {name for _, name in DECLARED}
 
 
-# Only compat.py uses what is not public
+# Only compat.py uses private names
 
 ROOTS = {"accelerate", "bitsandbytes", "deepspeed", "peft", "transformers", "trl"}
 DOCUMENTED = {"accelerate", "accelerate.utils", "peft", "transformers", "trl"}
@@ -125,15 +125,15 @@ ATTRIBUTES = {"ds_tensor", "ds_id", "fwd_pre_hook", "parameter_offload", "suppor
 PYTHON = {"_replace", "_asdict", "_fields", "_make", "_exit"}  # documented, although their names look private
 
 
-def test_nothing_else_touches_private_parts() -> None:
+def test_only_compat_uses_private_names() -> None:
     paths = [path for path in ROOT.rglob("*.py") if path.name != "compat.py"]
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
     own = PYTHON | {name for _, name in DECLARED} | {name for tree in trees.values() for name in defined(tree)}
     found = [f"{path.relative_to(ROOT)}:{line}" for path, tree in trees.items() for line in touched(tree, own)]
-    assert len(paths) > 150 and not found, f"move to trl_rec/compat.py what these lines touch: {found}"
+    assert len(paths) > 150 and not found, f"these lines use private names; move them to trl_rec/compat.py: {found}"
 
 
-def test_a_touch_is_seen() -> None:
+def test_uses_of_private_names_are_found() -> None:
     lines = ["model._hidden", "getattr(model, '_hidden')", "vars(model)['ds_tensor']", "from trl.models import x"]
     lines += ["from transformers.trainer_utils import rotate_checkpoints", "import deepspeed", "parser._actions"]
     for line in [*lines, "from torch import _C"]:
@@ -176,7 +176,7 @@ def touched(tree: ast.AST, own: set[str]) -> list[int]:
 # transformers
 
 
-def test_a_model_knows_where_it_was_loaded_from(tmp_path: Path) -> None:
+def test_name_or_path_is_where_a_model_was_loaded_from(tmp_path: Path) -> None:
     made = make_model()
     made.save_pretrained(tmp_path)
     assert compat.name_or_path(made) == "" and compat.name_or_path(type(made).from_pretrained(tmp_path)) == str(
@@ -185,11 +185,11 @@ def test_a_model_knows_where_it_was_loaded_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_model_knows_its_attention(attention: str) -> None:
+def test_attention_kind_is_that_of_the_model(attention: str) -> None:
     assert compat.attention_kind(make_model(attention=attention)) == attention
 
 
-def test_a_recurrent_model_says_so() -> None:
+def test_a_recurrent_model_is_stateful() -> None:
     small = {"vocab_size": 8, "hidden_size": 8, "state_size": 2, "num_hidden_layers": 1}
     assert compat.is_stateful(MambaForCausalLM(MambaConfig(**small))) and not compat.is_stateful(make_model())
 
@@ -206,7 +206,7 @@ def test_the_cache_is_given_under_the_name_that_a_model_takes(make: Any) -> None
     torch.testing.assert_close(last[:, -1], model(input_ids=tokens).logits[:, -1])
 
 
-def test_a_model_with_code_of_its_own_takes_the_old_name() -> None:
+def test_a_custom_model_takes_its_cache_as_past_key_values() -> None:
     class Own(nn.Module):
         def forward(self, input_ids: Any, past_key_values: Any = None) -> None: ...
 
@@ -268,7 +268,7 @@ def checkpointed(model: nn.Module) -> list[bool]:
     return [bool(layer.gradient_checkpointing) for layer in layers]
 
 
-def test_layers_are_checkpointed_as_before_generation() -> None:
+def test_checkpointing_of_each_layer_is_restored_after_generation() -> None:
     model = make_model()
     enable_checkpointing(model)
     before = checkpointed(model)
@@ -279,7 +279,7 @@ def test_layers_are_checkpointed_as_before_generation() -> None:
     assert checkpointed(model) == before
 
 
-def test_a_trainer_says_where_its_checkpoint_goes(trainer: Trainer, tmp_path: Path) -> None:
+def test_checkpoint_folder_is_where_a_trainer_saves(trainer: Trainer, tmp_path: Path) -> None:
     trainer.state.global_step = 7
     trainer.create_optimizer_and_scheduler(1)
     trainer._save_checkpoint(trainer.model, None)
@@ -287,7 +287,7 @@ def test_a_trainer_says_where_its_checkpoint_goes(trainer: Trainer, tmp_path: Pa
     assert folder == tmp_path / "checkpoint-7" and (folder / "trainer_state.json").is_file()
 
 
-def test_a_trainer_knows_its_batch_size(trainer: Trainer) -> None:
+def test_train_batch_size_is_that_of_the_arguments(trainer: Trainer) -> None:
     assert compat.train_batch_size(trainer) == 3
 
 
@@ -333,7 +333,7 @@ def test_a_model_generates_without_checkpointing_and_trains_as_before() -> None:
     assert checkpointed(model) == before
 
 
-def test_uploads_are_of_a_copy_that_lasts_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_uploaded_copy_is_kept_until_its_upload_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import trainer
 
     asked: list[dict[str, Any]] = []
@@ -373,10 +373,10 @@ def test_uploads_are_of_a_copy_that_lasts_as_long(monkeypatch: pytest.MonkeyPatc
             events.clear()
     first = {"repo_id": "mine", "ignore_patterns": ["_*"]}
     assert asked[0] == {"folder_path": Path("run/copy"), "delete_patterns": ["old/*"], **first} and len(asked) == 4
-    assert announced == [(Path("run/copy"), ["file of mine"])] * 2  # before the uploads that are waited for
+    assert announced == [(Path("run/copy"), ["file of mine"])] * 2  # not for uploads in the background
 
 
-def test_the_reference_is_the_whole_adapter() -> None:
+def test_the_reference_copies_the_whole_adapter() -> None:
     model = adapted()
     model.add_adapter(compat.REF_ADAPTER, model.peft_config["default"])
     for name, parameter in model.named_parameters():
@@ -430,8 +430,9 @@ def test_accelerate_is_launched_in_this_process(monkeypatch: pytest.MonkeyPatch)
 # DeepSpeed
 
 
-def test_the_launcher_sets_the_variables_that_show_its_presence() -> None:
-    """`user_environment` recognises a launched process by one of them, and ignores the number of threads."""
+def test_the_launcher_sets_the_variables_that_identify_it() -> None:
+    """`user_environment` recognises a launched process by `ACCELERATE_DYNAMO_MODE`, and ignores the launcher's
+    `OMP_NUM_THREADS`."""
     from accelerate.utils import launch
 
     for prepare in (launch.prepare_simple_launcher_cmd_env, launch.prepare_multi_gpu_env):
@@ -453,7 +454,7 @@ def test_the_weights_that_a_process_holds_are_found() -> None:
     assert compat.held_weights(plain) is plain and compat.held_weights(sharded) is sharded.ds_tensor
 
 
-def test_the_step_hook_rests_and_comes_back() -> None:
+def test_the_step_hook_is_removed_and_restored() -> None:
     calls: list[int] = []
     module = nn.Linear(2, 2)
     offload = SimpleNamespace(module=module)
@@ -481,7 +482,7 @@ def test_the_step_hook_rests_and_comes_back() -> None:
         ("deepspeed.runtime.zero.stage3", r"self\.parameter_offload"),
     ],
 )
-def test_deepspeed_still_has(module: str, part: str) -> None:
+def test_deepspeed_still_contains(module: str, part: str) -> None:
     pytest.importorskip("deepspeed")
     assert re.search(part, inspect.getsource(import_module(module)))
 
@@ -489,7 +490,7 @@ def test_deepspeed_still_has(module: str, part: str) -> None:
 # bitsandbytes
 
 
-def test_layers_of_bitsandbytes_are_known() -> None:
+def test_layers_of_bitsandbytes_are_recognised() -> None:
     modules = pytest.importorskip("bitsandbytes").nn
     layer = modules.Linear4bit(64, 64, quant_type="nf4")
     assert compat.is_quantized_layer(layer) and not compat.is_quantized_layer(nn.Linear(2, 2))
@@ -503,7 +504,7 @@ def test_layers_of_bitsandbytes_are_known() -> None:
 # vLLM
 
 
-def test_the_model_runner_of_vllm_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_runner_of_vllm_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("vllm")
     for value, is_v2 in (("1", True), ("0", False)):
         monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", value)
@@ -514,14 +515,14 @@ def test_the_model_runner_of_vllm_is_known(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("kind", [FutureWarning, DeprecationWarning])
-def test_deprecations_are_errors_whoever_is_said_to_have_called(kind: type[Warning]) -> None:
+def test_deprecations_are_errors_in_every_calling_module(kind: type[Warning]) -> None:
     with pytest.raises(kind, match="`old` is deprecated"):
         warnings.warn_explicit("`old` is deprecated", kind, "file.py", 1, module="transformers.some.module")
     with pytest.raises(DeprecationWarning, match="`old` is deprecated"):
         logging.getLogger("trl.some.module").warning("`old` is deprecated")
 
 
-def test_every_requirement_has_a_lower_bound_and_a_major_version_that_ends_it() -> None:
+def test_every_requirement_has_a_lower_bound_and_excludes_a_later_major_version() -> None:
     text = (ROOT.parent / "setup.cfg").read_text(encoding="utf-8")
     parser = configparser.ConfigParser(interpolation=None)
     parser.read_string(text)
@@ -536,7 +537,7 @@ def test_every_requirement_has_a_lower_bound_and_a_major_version_that_ends_it() 
 
 
 def test_dropout_that_a_layer_keeps_as_a_number_is_off() -> None:
-    """OPT keeps all of its dropout as numbers, and TRL's `disable_dropout` finds none of them."""
+    """OPT stores its dropout rates as numbers instead of modules, so TRL's `disable_dropout` does not find them."""
     config = OPTConfig(
         vocab_size=20,
         hidden_size=16,

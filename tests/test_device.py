@@ -68,7 +68,7 @@ def test_everything_is_measured_in_tiny_shapes(device: ModuleType, tmp_path: Pat
     assert table["`bear/office-qwen2.5-1.5b-qlora`"][2:] == ["not measured"] * 4
 
 
-def test_what_time_and_memory_do_not_suffice_for_is_named(
+def test_what_lacks_time_or_memory_is_listed_as_not_measured(
     device: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = device.measure(tmp_path, tmp_path / "device.json", -1, None, is_tiny=True)
@@ -84,7 +84,7 @@ def test_what_time_and_memory_do_not_suffice_for_is_named(
     assert table[f"`{MEASURED[0]}`"][2:] == ["more than 24 GB", "no", "no", "not measured"]
 
 
-def test_memory_that_does_not_suffice_is_no_error(
+def test_running_out_of_memory_is_not_an_error(
     device: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def raise_it(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Whatever fails while a file or folder is written, it is either complete or unchanged."""
+"""A file or folder that is written is either complete or unchanged, even if writing fails."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_a_block_that_writes_nothing_is_an_error_and_leaves_the_old_file(tmp_pat
     assert contents(tmp_path) == {"file": "old"}
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+def test_two_writers_of_one_file_do_not_interfere(tmp_path: Path) -> None:
     with atomic_file(tmp_path / "file") as one, atomic_file(tmp_path / "file") as two:
         one.write_text("one")
         two.write_text("two")
@@ -141,7 +141,7 @@ def test_a_failure_while_exchanging_leaves_one_folder(
 
 
 @pytest.mark.parametrize("error", [None, KeyError])
-def test_a_temporary_folder_goes_with_what_is_still_in_it(tmp_path: Path, error: type | None) -> None:
+def test_a_temporary_folder_is_removed_with_its_contents(tmp_path: Path, error: type | None) -> None:
     try:
         with temporary_folder(tmp_path / "work") as folder:
             fill(folder, taken="1", left="1")

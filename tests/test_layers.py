@@ -1,4 +1,4 @@
-"""Imports between the layers run one way, and light modules load nothing heavy, each in a fresh interpreter."""
+"""A layer imports only from itself and from lower layers, and light modules load nothing heavy."""
 
 import ast
 import configparser
@@ -44,7 +44,7 @@ def layer(module: str) -> int | None:
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of this package that a file imports, anywhere in it."""
+    """Returns the modules of this package that a file imports, also inside of functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trl_rec."):
@@ -79,12 +79,12 @@ def test_no_module_imports_from_above() -> None:
         mine = layer(module)
         for name in imports(path):
             theirs = layer(name)
-            assert mine is None or theirs is None or theirs <= mine, f"{module} imports {name}, which stands above it"
+            assert mine is None or theirs is None or theirs <= mine, f"{module} imports {name} from a higher layer"
 
 
-def test_trainers_share_a_base_and_leave_each_other_alone() -> None:
-    """Methods import only `trainer.base`. The exception is ALRO's rating stage: it is plain fine-tuning, for which it
-    uses BEAR's trainer."""
+def test_a_trainer_does_not_import_those_of_other_methods() -> None:
+    """The trainer of a method imports nothing from the trainers of other methods. The exception is ALRO's rating
+    stage: it is plain fine-tuning, and uses BEAR's trainer."""
     methods = {"bear", "alro", "blade", "softmax_dpo"}
     found = set()
     for path in (PACKAGE / "trainer").rglob("*.py"):

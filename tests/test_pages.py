@@ -1,5 +1,5 @@
 """The documentation is true: its programs run, its commands run or name options that exist, and its links lead
-somewhere. The newcomer's questions are answered at most two links away from the start page.
+somewhere. The questions in `docs/tasks.md` are answered at most two links away from the start page.
 """
 
 import re
@@ -18,7 +18,7 @@ from trl_rec.scripts.options import parsing
 from trl_rec.scripts.verbs import SCRIPTS, TRAINING, VERBS
 
 
-NUMBERS = (".safetensors", ".pt", ".pth", ".bin", ".arrow")  # of weights, optimizers and rows of token ids
+NUMBERS = (".safetensors", ".pt", ".pth", ".bin", ".arrow")  # files of weights, optimizer states and token ids
 LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 INLINE = re.compile(r"`(trl-rec [^`]+)`")
 PROGRAMS = [block for page in [ROOT / "CONTRIBUTING.md", *pages()] for block in blocks(page, "python")]
@@ -39,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_programs_run(block: Block, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
     monkeypatch.setenv("XDG_CACHE_HOME", str(world / "cache"))
-    # A checkpoint contains the configuration, whose class must be found in the module that defines it.
+    # A checkpoint contains the pickled configuration. Pickle looks up a class of the program in `__main__`.
     module = ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", module)
     exec(compile(block.text, block.name, "exec"), vars(module))
@@ -49,14 +49,15 @@ def test_programs_run(block: Block, world: Path, monkeypatch: pytest.MonkeyPatch
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    # The server would wait for requests.
+    # `trl-rec serve` would wait for requests.
     monkeypatch.setattr("trl_rec.serving.server._Server.run", lambda self, sockets: None)
     monkeypatch.setattr(cli, "launch", train_here)
     make_log(tmp_path)
     done: list[list[str]] = []
     of_readme = [command for block in blocks(ROOT / "README.md", "bash") for command in commands(block)]
     for block in COMMANDS:
-        # Pages of methods train for minutes, and no other page needs their runs.
+        # On pages of methods, skip the training commands that README also has. test_readme.py runs them, and no other
+        # page needs their runs.
         known = [*done, *of_readme] if block.name.startswith("docs/methods/") else done
         for command in commands(block) if block.reason is None else ():
             if command not in known:
@@ -78,7 +79,7 @@ def train_here(verb: str, argv: list[str]) -> None:
 
 
 def run_command(block: Block, command: list[str]) -> None:
-    """Runs a command. If it fails, the error says where it stands."""
+    """Runs a command. If it fails, the error names the page of the command."""
     try:
         cli.main(command)
     except BaseException as error:
@@ -97,7 +98,7 @@ def names_users(path: Path) -> bool:
 
 
 class Found(Exception):
-    """Carries the parser of a verb."""
+    """Passes the parser of a verb to `options_of`."""
 
 
 def options_of(verb: str) -> set[str]:
