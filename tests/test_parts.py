@@ -1,4 +1,5 @@
-"""Parts of a computation: they are read as they were written, and count as missing if anything about them differs."""
+"""Parts of a computation are read as they were written. Damaged parts, and parts of other rows or settings, count as
+missing."""
 
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_parts_of_other_rows_or_settings_are_missing(store: PartStore, tmp_path:
     assert "part-00000.parquet was computed from other rows, settings or weights; it is computed again" in caplog.text
 
 
-def test_parts_that_two_numbers_of_rows_share_are_found(store: PartStore, tmp_path: Path) -> None:
+def test_equal_parts_are_found_with_another_number_of_rows(store: PartStore, tmp_path: Path) -> None:
     assert make_store(tmp_path, num_rows=10).missing() == []
     assert make_store(tmp_path, num_rows=20).missing() == [range(10, 15), range(15, 20)]
 

@@ -50,7 +50,7 @@ from trl_rec.ragged import Ragged
 
 pytestmark = [
     pytest.mark.slow,  # it starts processes
-    pytest.mark.skipif(not AVAILABLE, reason="this torch has no backends in Python"),
+    pytest.mark.skipif(not AVAILABLE, reason="this version of torch does not support backends in Python"),
 ]
 
 Move = Callable[[Any], Any]
@@ -152,7 +152,7 @@ def softmax_dpo(move: Move) -> list[Tensor]:
 
 def shared_rows(move: Move, *, family: str) -> list[Tensor]:
     """Computes values and gradients over three sets of tokens: the vocabulary, the legal tokens, and the legal tokens
-    that a list leaves."""
+    of the items that are not yet in the list."""
     model = _model(move, family)
     tree = move(TokenTrie.from_sequences(EQUALLY_LONG))
     items = move(torch.tensor([[[0, 3], [4, 1]], [[2, 0], [3, 4]]]))
@@ -169,7 +169,8 @@ def shared_rows(move: Move, *, family: str) -> list[Tensor]:
 
 
 def prior_choice(move: Move, *, surface: str, kind: str, list_length: int | None = None) -> list[Tensor]:
-    """Chooses a prior as `trl-rec evaluate` and the end of a run do. Only the model is on the device."""
+    """Chooses a prior as `trl-rec evaluate` does, and as a training verb does after training. Only the model is on the
+    device."""
     ids = [f"i{number}" for number in range(6)]
     codes = Ragged.from_lists([[f"<a_{number % 2}>", f"<b_{number // 2}>"] for number in range(6)], object)
     catalog = ItemCatalog(pa.table({"item_id": ids, "title": ids})).with_surface(surface, codes)

@@ -1,4 +1,4 @@
-"""What surrounds the code is true: workflows, citation, templates, and the table of supported versions."""
+"""The workflows, the citation, the issue template and the table of supported versions agree with the project."""
 
 import re
 from configparser import ConfigParser

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trl_rec"
 MAP = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
-# Every package with public names, as a dotted name.
+# Maps the dotted name of every package with public names to its `__init__.py`.
 PACKAGES = {
     ".".join(file.relative_to(ROOT).parts[:-1]): file
     for file in sorted(PACKAGE.rglob("__init__.py"))
@@ -43,8 +43,8 @@ def test_public_names_are_imported(package: str, name: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_lists_of_a_package_agree(package: str) -> None:
-    """The public names, the names that a type checker imports, and the names that are loaded on first use are the
-    same, with the same modules."""
+    """The public names are the names that a type checker imports, and the names that are loaded on first use. A type
+    checker imports each name from the module that it is loaded from."""
     names = public_names(package)
     assert len(set(names)) == len(names)
     assert set(names) <= {*dir(import_module(package)), "__version__"}

@@ -1,3 +1,5 @@
+"""`Ragged` and its functions against lists of lists and against NumPy."""
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given
@@ -14,7 +16,7 @@ def listed(ragged: Ragged) -> list[list[int]]:
 
 
 @given(rows_of_numbers)
-def test_lists_and_arrow_come_back(rows: list[list[int]]) -> None:
+def test_lists_and_arrow_arrays_are_read_back(rows: list[list[int]]) -> None:
     ragged = Ragged.from_lists(rows)
     assert listed(ragged) == rows
     assert listed(Ragged.from_arrow(ragged.to_arrow())) == rows
@@ -22,7 +24,7 @@ def test_lists_and_arrow_come_back(rows: list[list[int]]) -> None:
     assert within(ragged.lengths).tolist() == [place for values in rows for place in range(len(values))]
 
 
-def test_a_sliced_chunked_column_comes_back() -> None:
+def test_a_slice_of_a_chunked_column_is_read_back() -> None:
     column = pa.chunked_array(
         [pa.array([[1], [2, 3]], pa.list_(pa.int32())), pa.array([[], [4]], pa.list_(pa.int32()))]
     )
@@ -30,7 +32,7 @@ def test_a_sliced_chunked_column_comes_back() -> None:
     assert listed(Ragged.from_arrow(column.slice(0, 0))) == []
 
 
-def test_large_lists_come_back() -> None:
+def test_large_lists_are_read_back() -> None:
     rows = [[1], [2, 3], [], [4]]
     large = pa.array(rows, pa.large_list(pa.int32()))
     assert listed(Ragged.from_arrow(large)) == rows and listed(Ragged.from_arrow(large[1:])) == rows[1:]
@@ -38,7 +40,7 @@ def test_large_lists_come_back() -> None:
     assert listed(Ragged.from_arrow(column)) == rows and listed(Ragged.from_arrow(column[2:])) == rows[2:]
 
 
-def test_more_values_than_32_bits_count_become_large_lists(monkeypatch) -> None:
+def test_more_values_than_32_bit_offsets_allow_become_large_lists(monkeypatch) -> None:
     rows = [[1], [2, 3], [], [4]]
     ragged = Ragged.from_lists(rows)
     monkeypatch.setattr("trl_rec.ragged.LIST_ARRAY_LIMIT", 4)

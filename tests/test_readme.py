@@ -25,7 +25,7 @@ def test_python_blocks_run(block: Block, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    # The server would wait for requests.
+    # `trl-rec serve` would wait for requests.
     monkeypatch.setattr("trl_rec.serving.server._Server.run", lambda self, sockets: None)
     monkeypatch.setattr(cli, "launch", lambda verb, argv: run_alone(partial(train, verb, argv), tmp_path))
     make_log(tmp_path)

@@ -1,7 +1,7 @@
 """Every recipe parses, and every training recipe takes two real steps with small data and models in place of its own.
 
-All recipes in the folder are tested, so a new one is covered without an entry here. They run in a folder with the
-datasets that they name. If a recipe starts from another one's output, that one runs first.
+All recipes in the folder `recipes` are tested, so a new recipe needs no entry here. The recipes run in a folder with
+the datasets that they name. If a recipe starts from the output of another recipe, the other recipe runs first.
 """
 
 import csv
@@ -70,8 +70,8 @@ def test_a_recipe_parses_and_an_unknown_key_does_not(
 
 @pytest.mark.parametrize("path", sorted((recipes_folder() / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_reads_its_configurations(path: Path) -> None:
-    """Accelerate refuses unknown keys, except in the sections of plugins, whose keys must be options of `accelerate
-    launch`."""
+    """Accelerate refuses unknown keys, but not in the sections for DeepSpeed and FSDP. The keys of these sections must
+    be options of `accelerate launch`."""
     config = load_config_from_file(str(path))
     assert config.num_processes == (1 if path.stem == "cpu" else 2)
     known = {option.dest for option in launch_command_parser()._actions}
@@ -164,7 +164,8 @@ def take_two_steps(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         )
         model = provide(settings, world, run)
         watches.clear()
-        # Overwrite the folder, because another recipe may have trained into it. align3gr resumes without an option.
+        # Overwrite the output folder, because another recipe may have trained into it. The verb `align3gr` refuses
+        # `--overwrite`, because it resumes automatically.
         again = [] if name.startswith("align3gr/") else ["--overwrite", "true"]
         fewer = ["--gradient_accumulation_steps", "2"] if settings.get("gradient_accumulation_steps", 1) > 8 else []
         script_of(name).main(["--config", name, *ON_CPU, *TWO_STEPS, *fewer, *again, *options, *model])

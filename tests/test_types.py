@@ -21,7 +21,7 @@ ignore_missing_imports = true
 follow_imports = silent
 """
 
-# `assert_type` fails for `Any`, which every other use would accept.
+# `assert_type` fails if a value has the type `Any`. All other code accepts a value of the type `Any`.
 GOOD = """
 from pathlib import Path
 from typing import assert_type
@@ -122,8 +122,8 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The errors that mypy finds in each program, by its name. One run checks all programs, because reading torch and
-    transformers takes long."""
+    """The errors that mypy finds in each program, by the name of the program. One run checks all programs, because
+    mypy needs long to read torch and transformers."""
     folder = tmp_path_factory.mktemp("programs")
     programs = {"good": GOOD, **{f"readme_{number}": block for number, block in enumerate(BLOCKS)}}
     programs |= {f"bad_{number}": program for number, (program, _) in enumerate(BAD.values())}
@@ -170,6 +170,6 @@ def test_mistakes_are_found(errors: dict[str, list[str]], mistake: str) -> None:
 
 
 def test_the_package_declares_its_types() -> None:
-    """Without this file, a type checker ignores the types of an installed package."""
+    """Without `py.typed`, a type checker ignores the types of an installed package."""
     assert (ROOT / "trl_rec" / "py.typed").is_file()
     assert "trl_rec = py.typed" in (ROOT / "setup.cfg").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ datasets.disable_progress_bars()
 def ml_100k_folder():
     folder = Path(os.environ.get("TRL_REC_ML100K") or cache_folder() / "ml-100k")
     if not find_ml_100k(folder):
-        pytest.skip("ml-100k is not here: name its folder in TRL_REC_ML100K, or fetch it once")
+        pytest.skip(f"{folder} does not contain ml-100k; set TRL_REC_ML100K to its folder, or prepare ml-100k once")
     return folder
 
 
@@ -26,7 +26,7 @@ def shared_data():
         default = Path(__file__).parents[2].parent / "shared" / "data"
         path = Path(os.environ.get("TRL_REC_DATA") or default) / name
         if not path.is_dir():
-            pytest.skip(f"the folder {name} is not here: name the folder that holds it in TRL_REC_DATA")
+            pytest.skip(f"there is no folder {path}; set TRL_REC_DATA to the folder that contains {name}")
         return path
 
     return folder

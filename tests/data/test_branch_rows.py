@@ -39,7 +39,8 @@ def texts_of(row: dict[str, Any]) -> list[Text]:
     for prefix, length in zip(row["branch_prefixes"], row["branch_lengths"], strict=True):
         columns = [*range(prefix), *range(start, start + length)]
         learned = [(place, labels[column]) for place, column in enumerate(columns) if labels[column] != -100]
-        # In the prefix, only the last column belongs to this branch; the others predict tokens of other branches.
+        # Of the columns of the prefix, only the last one predicts a token of this branch. The other columns predict
+        # tokens of other branches.
         learned = [(place, label) for place, label in learned if place >= prefix - 1]
         places, path = zip(*learned, strict=True)
         assert list(places) == list(range(places[0], places[0] + len(places)))
@@ -83,8 +84,8 @@ def test_rows_contain_the_texts_of_one_row_per_target(rows: list, name: str, max
 @settings(max_examples=10)
 @given(rows_of_items, formats, st.sampled_from([None, 60, 90]), st.sampled_from([None, 1, 3, 4]))
 def test_histories_that_exceed_a_limit(rows: list, name: str, max_length: int | None, max_history: int | None) -> None:
-    """A target whose history fits has the whole history. Otherwise, `windows` keeps a part of it, and `rows` keeps the
-    longest part that fits."""
+    """A target keeps its whole history if the history fits. Otherwise, `long_histories="windows"` keeps a part of the
+    history, and `long_histories="rows"` keeps the longest part that fits."""
     rows = [([0], targets) if not history else (history, targets) for history, targets in rows]
     prompt_format = FORMATS_WITH_BRANCHES[name]
     limits = {"max_length": max_length, "max_history": max_history}
@@ -112,8 +113,8 @@ def test_histories_that_exceed_a_limit(rows: list, name: str, max_length: int | 
 
 
 def count_items(prompt_format: PromptFormat, history: list[int]) -> int:
-    """Returns the number of items in a history. The pieces of a format differ so much that only one sequence of items
-    has these tokens."""
+    """Returns the number of items in a history. In the formats of these tests, no two sequences of items have the same
+    tokens."""
     pieces = {tuple(prompt_format.pieces[item].tolist()) for item in range(NUM_ITEMS)}
     separator = len(prompt_format.separator)
     count = 0

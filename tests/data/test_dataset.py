@@ -1,4 +1,4 @@
-"""Loading a dataset folder: what comes back, and what is refused."""
+"""Loading a dataset folder returns what was prepared, and refuses a damaged or incomplete folder."""
 
 import itertools
 import json
@@ -108,7 +108,7 @@ def test_a_damaged_file_is_named_and_can_be_prepared_again(prepared, tmp_path, n
 
 
 @pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"deleted", "an empty object"}))
-def test_a_damaged_card_says_what_to_do(prepared, damage):
+def test_the_error_for_a_damaged_card_names_the_remedy(prepared, damage):
     DAMAGES[damage](prepared.path / "card.json")
     with pytest.raises(
         ValueError, match="out is damaged .card.json is not a JSON object.; if the folder is a dataset, delete it and"

@@ -1,4 +1,4 @@
-"""Numbers of distinct values, in columns of one or many parts."""
+"""`encode` numbers the distinct values of a column in the same way whether the column has one part or many."""
 
 import numpy as np
 import pyarrow as pa

@@ -195,7 +195,7 @@ MIXED_USERS = {
 
 
 @pytest.mark.parametrize("rule", MIXED_USERS)
-def test_nameless_rows_of_several_splits_are_detected(rule):
+def test_rows_of_several_splits_are_detected_without_a_split_name(rule):
     train, validation, test = (make(name, rows) for name, rows in CLEAN[rule].items())
     for parts in ([train, test], [test, train], [train, validation, test]):
         mixed = concatenate_datasets(parts)
@@ -207,7 +207,7 @@ def test_nameless_rows_of_several_splits_are_detected(rule):
     check_is_train(concatenate_datasets([train.select([2, 0]), train.select([1])]), "models")
 
 
-def test_nameless_rows_of_one_split_pass():
+def test_rows_of_one_split_pass_without_a_split_name():
     clean = make("train", CLEAN["windows"]["train"])
     for rows in (clean, clean.select([0]), clean.select([])):
         check_is_train(concatenate_datasets([rows, rows]), "models")

@@ -1,4 +1,4 @@
-"""Rows of lists against a slow loop."""
+"""Rows that train on lists of items, and their prompts, against a slow loop."""
 
 from typing import Any
 

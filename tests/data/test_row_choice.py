@@ -1,4 +1,4 @@
-"""Which interactions are kept: repeats, events, empty ratings, unknown items; and timestamps in other forms."""
+"""Which interactions `prepare` keeps (repeats, events, empty ratings, unknown items), and how it reads timestamps."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def interactions(dataset: Any) -> list[tuple[str, str, float]]:
 # Repeats
 
 
-def test_every_row_twice_is_refused_until_the_user_chooses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_with_every_row_twice_needs_the_option_repeats(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = write_table(tmp_path / "source", [row for row in PLAIN for _ in range(2)])
     with pytest.raises(ValueError, match="every target of the test split is in its user's history.*set repeats"):
         prepare(source, tmp_path / "out")
@@ -113,11 +113,11 @@ def test_events_become_ratings(tmp_path: Path, repeats: str | None, bought: list
     assert [(item, rating) for user, item, rating in found if user == "u1"] == [("a", 2), *bought, ("c", 2), ("d", 5)]
     assert dataset.card["has_ratings"] and dataset.card["left_out"]["events"] == 1
     assert dataset.card["settings"]["event_ratings"] == RATED["event_ratings"]
-    assert prepare(source, tmp_path / "out", repeats=repeats, **RATED).card == dataset.card  # this only loads it
+    assert prepare(source, tmp_path / "out", repeats=repeats, **RATED).card == dataset.card  # loads the folder
 
 
 def test_an_event_log_gives_rated_rows(tmp_path: Path) -> None:
-    """ALRO and feedback stages read such rows: lists of candidates with their ratings."""
+    """ALRO and the stages of feedback need rated rows, which are lists of candidates with their ratings."""
     rng = np.random.default_rng(0)
     names = ["view", "cart", "purchase"]
     log = []

@@ -181,7 +181,7 @@ def test_bad_input_is_refused(titles, tokenizer_copy) -> None:
         PromptFormat.for_catalog(ItemCatalog(table, surface="item_token"), tokenizer_copy)
 
 
-def test_nameless_rows_of_several_splits_are_refused() -> None:
+def test_rows_of_several_splits_are_refused_without_a_split_name() -> None:
     train, test = make_split([([0], [1, 2])]), make_split([([0, 1, 2, 3], [4])], "test")
     with pytest.raises(ValueError, match="several splits .one row of user 0 continues another."):
         build_rows(concatenate_datasets([train, test]), FORMATS["item_token"])

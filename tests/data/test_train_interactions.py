@@ -1,4 +1,5 @@
-"""Training interactions, read from whole and from windowed rows, against counts over the original sequences."""
+"""Training interactions are read from rows of whole sequences and of windows, and compared with counts over the
+original sequences."""
 
 from unittest import mock
 

@@ -156,7 +156,7 @@ def test_ten_thousand_rankings_have_no_invalid_or_repeated_item() -> None:
 def test_equal_scores_go_to_the_lower_item() -> None:
     model = make_model("llama")
     torch.nn.init.zeros_(model.lm_head.weight)
-    sequences = [[30 - item, EOS] for item in range(20)]  # the higher the item, the lower its token
+    sequences = [[30 - item, EOS] for item in range(20)]  # a higher item has a lower token
     ranked = rank_items(model, pad([[5, 6]]), TokenTrie.from_sequences(sequences), num_beams=6)
     assert ranked.items.tolist() == [[0, 1, 2, 3, 4, 5]]
 
@@ -229,8 +229,8 @@ def test_excluded_items_may_be_an_array() -> None:
 
 
 def test_local_attention_equals_brute_force() -> None:
-    """The window of GPT-Neo's local layers counts columns. If beams shared a row, they would push the prompt out of
-    the window."""
+    """The window of GPT-Neo's local layers counts columns of the cache, not positions. If beams shared a row, their
+    columns would push the prompt out of the window."""
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,

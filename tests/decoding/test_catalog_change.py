@@ -46,7 +46,7 @@ def test_removing_items_equals_a_filter(prior: UnevenPrior | None) -> None:
     assert ranked(changed, filters=ItemFilter(["id 1", "id 4"]))[0] == ["id 4"]  # id 1 was removed
     with pytest.raises(ValueError, match="was removed"):
         changed.explain(["id 3"], "id 1")
-    # All items are back.
+    # The complete catalogue gives the original lists.
     assert ranked(changed.with_catalog(some_items(list(range(NUM_ITEMS))))) == ranked(recommender)
 
 
@@ -64,7 +64,7 @@ def test_a_mask_may_leave_out_the_removed_items() -> None:
         ranked(changed, filters=ItemFilter(np.ones(11, bool)))
 
 
-def test_item_tokens_have_none_for_new_items() -> None:
+def test_new_items_are_refused_with_item_tokens() -> None:
     with pytest.raises(ValueError, match="none for 1 new items, such as item 'new'"):
         make_recommender("item_token").with_catalog(some_items(KEPT, {"item_id": ["new"], "title": ["Green Cup"]}))
 
@@ -102,7 +102,7 @@ def test_semantic_ids_stay_and_new_ones_need_an_encoder() -> None:
         recommender.with_catalog(some_items(KEPT, {"item_id": ["new"], "title": ["Green Cup"]}))
 
 
-def test_a_prior_weighs_the_items_that_it_knows() -> None:
+def test_a_prior_weighs_a_new_item_like_an_item_without_interactions() -> None:
     prior = PopularityPrior(np.array([5, 0, 2, 9]))
     sources = np.array([3, -1, 0, 2, 1])  # the item with index 1 is new; the last two are retired
     weights = MatchedPrior(prior, sources, 3).weights(Ragged.from_lists([[0, 1], [4]])).dense(2, 3)

@@ -78,7 +78,7 @@ def test_other_models_equal_brute_force(family: str) -> None:
         assert dict(enumerate(scores[row].tolist())) == pytest.approx(expected, abs=1e-4)
 
 
-def test_only_branchings_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_nodes_with_several_children_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one token per item, the forward pass over the prompt suffices. Otherwise, a pass reads at most `MOST_NODES`
     nodes, and the path to the first of them."""
     model = MODELS["llama", "sdpa"]
@@ -100,7 +100,7 @@ def test_only_branchings_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_paths_of_given_items_are_read_up_to_their_last_branch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long forced end of one path makes the model read neither more tokens nor the prompts more often."""
+    """If the end of a path is long and forced, the model does not read the end, and still reads each prompt once."""
     trie = TokenTrie.from_sequences([[5, 6, 7, EOS], [5, 6, 8, EOS], [9, *[10] * 500, EOS]])
     read = []
     usual = exact.read_completions
@@ -119,8 +119,8 @@ def test_paths_of_given_items_are_read_up_to_their_last_branch(monkeypatch: pyte
     assert torch.allclose(scores, found.gather(1, torch.tensor([[0, 1, 2], [2, 1, 0]])), atol=1e-5)
 
 
-def test_excluded_items_leave_before_the_softmax_where_lists_are_written() -> None:
-    """With exclusion, the score of an item equals that of a list that begins with it."""
+def test_score_items_removes_excluded_items_before_the_softmax() -> None:
+    """With `exclude`, an item has the score that it has as the first item of a list."""
     model = MODELS["gpt2", "sdpa"]
     sequences = [[4, 5, 6], [4, 7, 8], [4, 7, 9], [9, 9, 9], [9, 9, 9]]  # the last two share a leaf
     trie = TokenTrie.from_sequences(sequences)

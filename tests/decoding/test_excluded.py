@@ -1,4 +1,4 @@
-"""Excluded items against sets."""
+"""The subtrees that `Excluded` marks as empty, against operations on sets."""
 
 import random
 

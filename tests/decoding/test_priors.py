@@ -1,4 +1,4 @@
-"""Priors against loops, their weights for unknown histories, and saving and loading."""
+"""The weights of priors against loops, also after histories without known items, and saved priors."""
 
 import dataclasses
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_only_the_largest_shares_are_kept() -> None:
     np.testing.assert_allclose(weights.values, [[0.5, 0.25]])
 
 
-def test_without_much_popularity_the_prior_ranks_as_the_baseline() -> None:
+def test_with_a_small_eps_the_transition_prior_ranks_like_the_baseline() -> None:
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, 30, 9).tolist() for _ in range(40)]
     train = make_split(whole_rows(sequences))
@@ -99,7 +99,7 @@ def test_without_much_popularity_the_prior_ranks_as_the_baseline() -> None:
     np.testing.assert_allclose(chosen, -np.sort(-weights, 1)[:, :5], rtol=1e-5)
 
 
-def test_priors_of_ones_own() -> None:
+def test_arrays_and_functions_of_the_user_are_priors() -> None:
     histories = Ragged.from_lists([[0], [1, 2]])
     margin = ArrayPrior(np.array([0.5, 0, 2]), strength=0.3)
     np.testing.assert_allclose(dense(margin.weights(histories), 2, 3), [[0.5, 0, 2]] * 2)

@@ -132,7 +132,7 @@ def test_a_batch_gives_the_lists_of_single_histories(kind: str, prior: UnevenPri
 
 @pytest.mark.parametrize("kind", SINGLE)
 @pytest.mark.parametrize("prior", [None, PRIOR])
-def test_a_filter_takes_the_other_items_out_of_the_complete_ranking(kind: str, prior: UnevenPrior | None) -> None:
+def test_a_filter_only_removes_items_from_the_complete_ranking(kind: str, prior: UnevenPrior | None) -> None:
     """A filter changes no score, with and without a prior, and also for an empty history."""
     recommender = make_recommender(kind, prior)
     positions = recommender.catalog.positions
@@ -190,7 +190,7 @@ def test_lists_keep_to_filters_and_limits(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["item_token", "title", "list"])
-def test_what_follows_an_empty_history(kind: str) -> None:
+def test_the_prior_ranks_after_an_empty_history(kind: str) -> None:
     """After an empty history, the prior alone ranks. Without a prior, or with one that only filters, the model
     ranks."""
     weights = np.linspace(0.1, 1, NUM_ITEMS)
@@ -208,7 +208,7 @@ def test_what_follows_an_empty_history(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["item_token", "title", "list"])
 @pytest.mark.parametrize("prior", [None, PRIOR])
-def test_an_explanation_is_the_score_without_each_item(kind: str, prior: UnevenPrior | None) -> None:
+def test_an_explanation_is_how_the_score_changes_without_each_item(kind: str, prior: UnevenPrior | None) -> None:
     recommender = make_recommender(kind, prior)
     history = ["id 3", "id 14", "gone", "id 3", "id 6"]
     explained = recommender.explain(history, "id 12", batch_size=2)
@@ -219,7 +219,7 @@ def test_an_explanation_is_the_score_without_each_item(kind: str, prior: UnevenP
     assert [one.item_id for one in first] == [one.item_id for one in explained[:2]]
     assert [one.difference for one in first] == pytest.approx([one.difference for one in explained[:2]], abs=1e-5)
 
-    if kind != "list":  # the score of an item in a complete ranking without exclusions
+    if kind != "list":  # compare with the scores of complete rankings without exclusions
 
         def score(items: list[str]) -> float:
             ranks = recommender.recommend(items, NUM_ITEMS, exclude_history=False)

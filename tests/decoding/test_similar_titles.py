@@ -78,7 +78,7 @@ def test_the_most_frequent_words_are_left_out_of_a_large_catalogue(monkeypatch: 
     assert set(bounded.targets.values) <= set(full.targets.values)
 
 
-def test_a_mixture_uses_titles_if_they_tell_the_next_item() -> None:
+def test_a_mixture_uses_titles_if_they_predict_the_next_item() -> None:
     """Nobody bought item 4 in training, but it has the title words of item 1."""
     titles = ["blue lamp", "red chair", "green desk", "white sofa", "red chair large"]
     train = make_split(whole_rows([[0, 2], [2, 3], [3, 1], [1, 0]]))
