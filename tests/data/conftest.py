@@ -16,7 +16,7 @@ datasets.disable_progress_bars()
 def ml_100k_folder():
     folder = Path(os.environ.get("TRL_REC_ML100K") or cache_folder() / "ml-100k")
     if not find_ml_100k(folder):
-        pytest.skip(f"{folder} does not contain ml-100k; set TRL_REC_ML100K to its folder, or prepare ml-100k once")
+        pytest.skip(f"{folder} does not contain ml-100k; set TRL_REC_ML100K, or prepare ml-100k once")
     return folder
 
 

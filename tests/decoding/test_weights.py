@@ -29,7 +29,8 @@ from trl_rec.items import TokenTrie
 
 
 def random_weights(rng: random.Random, num_prompts: int, num_items: int) -> ItemWeights:
-    """Returns shared weights, weights per prompt or a filter, or several of these, with zeros and repeated items."""
+    """Returns any combination of shared weights, weights per prompt and a filter. Weights may be 0, and items may
+    repeat."""
 
     def some() -> list[float]:
         return [rng.choice([0.0, 1e-3, 0.3, 1.0, 5.0]) * rng.random() for _ in range(num_items)]
@@ -93,7 +94,7 @@ def test_with_beams_as_wide_as_the_catalogue_scores_are_exact(
 
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sampled_from([1, 3, 10]), st.booleans(), st.sampled_from([0.0, 1.0]))
-def test_equal_weights_and_filters_change_no_list(
+def test_equal_weights_change_no_list_and_a_filter_equals_exclusion(
     seed: int, num_beams: int, renormalize: bool, length_penalty: float
 ) -> None:
     """Equal weights give the same lists as no weights. A filter gives the same lists as excluding its complement."""
@@ -122,7 +123,7 @@ def test_equal_weights_and_filters_change_no_list(
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sampled_from([1, 3, 10]), st.booleans())
 def test_excluding_items_equals_filtering_them_out_of_uneven_weights(seed: int, num_beams: int, has_eos: bool) -> None:
-    """Excluded items do not count in the look-ahead of the search."""
+    """The bound of a subtree, by which the search chooses, does not count excluded items."""
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     count = len(sequences)
@@ -214,7 +215,7 @@ def test_generate_with_the_processor_gives_the_same_scores(seed: int, renormaliz
     prompts, rows = random_prompts(rng, 2)
     weights = random_weights(rng, 2, len(sequences))
     exclude = [rng.sample(range(len(sequences)), rng.randint(0, len(sequences) // 2)) for _ in rows]
-    # `generate` needs something to generate for every prompt.
+    # `generate` needs at least one item that it may generate for every prompt.
     assume(all({*terms_of(weights, row, len(sequences))} - {*exclude[row]} for row in range(2)))
     options = {"num_beams": rng.choice([2, 3, 12]), "exclude": exclude, "renormalize": renormalize}
     model = MODELS["llama", "sdpa"]
@@ -225,7 +226,7 @@ def test_generate_with_the_processor_gives_the_same_scores(seed: int, renormaliz
         assert dict(ours) == pytest.approx(dict(theirs), abs=1e-4)
 
 
-def test_the_processor_treats_prompts_alike_if_weights_do() -> None:
+def test_shared_weights_apply_to_every_prompt_of_the_processor() -> None:
     trie = TokenTrie.from_sequences([[4, 1], [5, 1]])
     weights = ItemWeights(shared=torch.tensor([1.0, 3.0]))
     out = TrieLogitsProcessor(trie, 1, eos_token_id=1, weights=weights)(torch.tensor([[9]] * 3), torch.zeros(3, 10))

@@ -1,4 +1,4 @@
-"""A policy to rank with."""
+"""Makes a small policy that ranks the items of a dataset."""
 
 from __future__ import annotations
 

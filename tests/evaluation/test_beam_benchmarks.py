@@ -1,4 +1,5 @@
-"""The benchmarks of beam search: the world with a trap, and the beam gaps of saved policies."""
+"""The benchmarks of beam search. One uses a synthetic log with a trap: many unlikely items share a likely code, so a
+beam search loses the likely items. The other measures the beam gaps of saved policies."""
 
 import importlib.util
 import json
@@ -25,7 +26,7 @@ beam_gap = read("beam_gap")
 
 
 @pytest.mark.parametrize("strength", [0.25, 1.0, 4.0])
-def test_the_truth_has_the_trap_that_the_strength_names(strength: float) -> None:
+def test_the_true_probabilities_have_a_trap_of_the_given_strength(strength: float) -> None:
     probabilities = beam_trap.truth(strength)
     np.testing.assert_allclose(probabilities.sum(1), 1)
     unlikely = probabilities[:, : beam_trap.NUM_UNLIKELY]
@@ -45,7 +46,9 @@ def test_the_figures_are_exact_probabilities() -> None:
 
 
 @pytest.mark.slow
-def test_a_trap_is_measured_and_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_measurement_of_the_trap_continues_with_more_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [str(tmp_path / "trap"), "--strengths", "4", "--users", "60", "--steps", "2", "--num_beams", "3"]
     beam_trap.main([*words, "--seeds", "0"])
     path = tmp_path / "trap" / "beam_trap.json"

@@ -59,7 +59,7 @@ def test_rows_of_the_mean_length_are_ranked(monkeypatch: pytest.MonkeyPatch) -> 
     assert estimated * len(lengths) == pytest.approx(lengths.sum())
 
 
-def test_the_cost_is_said_unless_it_is_low(capsys) -> None:
+def test_only_a_high_cost_is_printed(capsys) -> None:
     say_cost(1925, 87 * 60, name="evaluation", remedy="set max_users to shorten it")
     say_cost(300, 0.9 * SHORT, name="evaluation", remedy="set max_users to shorten it")
     assert capsys.readouterr().out == "evaluation: 1,925 users, about 87 min; set max_users to shorten it\n"

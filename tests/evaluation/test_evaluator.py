@@ -56,7 +56,7 @@ def test_every_form_of_rows_gives_the_same_metrics():
         assert evaluate_rankings(RANKED, form, ks=(3,)) == evaluate_rankings(RANKED, RELEVANT, ks=(3,))
 
 
-def test_invalid_and_repeated_items_are_counted_and_earn_nothing():
+def test_invalid_and_repeated_items_are_counted_and_are_no_hits():
     ranked = np.array([[5, 2, 2, -1], [3, -4, 3, 3]])
     result = evaluate_rankings(ranked, RELEVANT, ks=(4,), catalog=make_catalog())
     assert (result["invalid"], result["duplicates"]) == (2, 3)

@@ -86,7 +86,7 @@ def test_one_seed_has_no_error_of_seeds():
     assert paired_comparison(values[None], np.zeros(60)) == paired_comparison(values, np.zeros(60))
 
 
-def test_without_the_users_part_the_errors_of_seeds_have_a_t_distribution():
+def test_if_users_do_not_differ_the_errors_of_seeds_have_a_t_distribution():
     values = np.repeat([[0.1], [0.2], [0.6]], 8, axis=1)  # all users have the same value
     drawn = seed_errors(values, 200_000, np.random.default_rng(11))
     standard_error = np.std([0.1, 0.2, 0.6], ddof=1) / np.sqrt(3)

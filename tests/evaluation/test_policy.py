@@ -1,4 +1,5 @@
-"""What an evaluation computes with a policy besides the first ranks, against the scores of all items."""
+"""What an evaluation computes from a policy (rankings, further metrics, the beam gap), against the scores of all
+items."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,8 +35,8 @@ NUM_ITEMS = 80
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
-    """A dataset of rated test users with four targets each. Semantic IDs have three tokens, and some items share
-    one."""
+    """A dataset of test users with four rated targets each. Semantic IDs have three tokens, and some items have the
+    same ID."""
     path = tmp_path_factory.mktemp("data") / "toy"
     prepared = prepare("toy", path, toy_users=20, toy_items=NUM_ITEMS, split="leave_last", num_held_out=4)
     codes = [[f"<a_{item % 8}>", f"<b_{item // 8 % 5}>", f"<c_{item // 60}>"] for item in range(NUM_ITEMS)]
@@ -55,8 +56,8 @@ def prompts_of(policy: Policy, dataset: RecDataset) -> Iterator[dict[str, torch.
 
 
 def test_a_prior_multiplies_every_way_to_rank(dataset: RecDataset, policy: Policy) -> None:
-    """With and without a search, and for given items, the score is `log p + strength * log(w / W)`, where W is the sum
-    of the weights."""
+    """A beam search, an exhaustive ranking and the scores of given items all use `log p + strength * log(w / W)`,
+    where W is the sum of the weights."""
     prior = TransitionPrior.fit(dataset.train, NUM_ITEMS, strength=0.8)
     both = replace(policy, prior=prior)
     exact = both.rank_exhaustively(dataset.test, NUM_ITEMS)
@@ -99,7 +100,7 @@ def test_the_exact_ranking_equals_beams_as_wide_as_the_catalogue(dataset: RecDat
     assert any(set(kept.items[row]) & set(history) for row, history in enumerate(dataset.test["history"]))
 
 
-def test_further_recall_comes_from_its_own_beams(dataset: RecDataset, policy: Policy) -> None:
+def test_recall_at_a_larger_cutoff_uses_its_own_beam_search(dataset: RecDataset, policy: Policy) -> None:
     evaluation = evaluate_policy(policy, dataset, ks=[2, 5], recall_at=20)
     targets = split_rows(dataset.test, "targets")
     far = per_user_metrics(policy.rank(dataset.test, 20).items, targets, ks=[20])["recall@20"]

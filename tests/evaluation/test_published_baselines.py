@@ -1,4 +1,5 @@
-"""The baselines' metrics on public data, where a copy is available; the project contains none of it."""
+"""The metrics of the baselines on public data. The project contains no copy of the data, so these tests are skipped on
+machines without one."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Each row is a permutation, and all items and pairs of items are equally likely."""
+"""`permuted` makes each row a permutation, in which all items and pairs of items are equally likely."""
 
 import numpy as np
 import pytest

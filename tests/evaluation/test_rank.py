@@ -108,7 +108,7 @@ def test_two_processes_rank_like_one(dataset: RecDataset, saved: Path, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("targets", ["last", "all"])
-def test_rows_train_a_model_with_trl_that_then_recommends(
+def test_a_model_that_trl_trains_on_the_rows_recommends(
     dataset: RecDataset, saved: Path, tmp_path: Path, targets: str
 ) -> None:
     """After overfitting the sequence of one user, the model ranks each next item of the sequence first."""

@@ -67,7 +67,7 @@ def test_lists_are_read_in_every_form(name: str, dataset: RecDataset, table: pa.
     np.testing.assert_allclose(ranked.scores, expected.scores, rtol=1e-6)
 
 
-def test_rows_may_take_the_place_of_users(dataset: RecDataset, table: pa.Table, tmp_path: Path) -> None:
+def test_lists_may_name_rows_instead_of_users(dataset: RecDataset, table: pa.Table, tmp_path: Path) -> None:
     row_of = {dataset.users["user_id"][user].as_py(): row for row, user in enumerate(dataset.test["user"])}
     rows = pa.array([row_of[user] for user in table["user_id"].to_pylist()])
     by_row = table.drop_columns(["user_id", "score"]).append_column("row", rows)
@@ -77,7 +77,7 @@ def test_rows_may_take_the_place_of_users(dataset: RecDataset, table: pa.Table, 
     assert ranked.scores is None
 
 
-def test_users_with_several_rows_are_told_to_name_rows(dataset: RecDataset, table: pa.Table, tmp_path: Path) -> None:
+def test_lists_must_name_rows_if_users_have_several(dataset: RecDataset, table: pa.Table, tmp_path: Path) -> None:
     twice = replace(dataset, test=dataset.test.select([*range(20), 0]))
     with pytest.raises(ValueError, match="users have several rows in the test split .* replace the column user_id by"):
         read_lists(write(tmp_path / "lists.csv", table), twice)

@@ -54,7 +54,7 @@ def random_batch(num_users=6, num_lists=5, num_ranks=4, num_items=30, num_groups
 
 def test_worked_by_hand():
     """Items 0 and 1 are in the first group, item 2 in the second, item 3 in both and item 4 in none. User 0 chose
-    three items of the first group and one of the second. User 1 chose none."""
+    three items of the first group and one of the second. User 1 has an empty history."""
     shares = np.array([[1, 0], [1, 0], [0, 1], [0.5, 0.5], [0, 0]])
     lists = [[[2, 0], [0, 1]], [[4, 3], [2, -1]]]
     batch = batch_of(lists, [[0, 4], [2]], [[0, 0, 1, 2], []], shares)
@@ -128,8 +128,8 @@ def test_any_function_can_be_a_reward():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rewards_do_not_depend_on_the_batch_down_to_the_last_bit(seed):
-    """Rewards must be equal to the last bit, because ties between reference lists and rollouts are counted, and these
-    are scored in different batches."""
+    """BLADE counts ties between the rewards of reference lists and of rollouts, which are scored in different batches.
+    So equal lists must have rewards that are equal to the last bit."""
     batch = random_batch(40, 8, 10, 60, 7, seed=seed)
     weights = {"ndcg": 1.0, "recall": 0.1, "ild": 0.3, "mgu": 0.7}
     whole = score_lists(batch, weights)

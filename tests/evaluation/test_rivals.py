@@ -49,7 +49,7 @@ def test_histories_and_targets_are_those_of_the_dataset(dataset: RecDataset, spl
 
 
 class Popular:
-    """Takes the place of RecTools' SASRec. It knows no item of the first user."""
+    """Takes the place of RecTools' SASRec. Its known items include no item of the first user."""
 
     def __init__(self, log: pd.DataFrame) -> None:
         self.first = log["user_id"].iloc[0]
@@ -86,7 +86,7 @@ def test_lists_are_written_and_measured(
     )
 
 
-def test_what_cannot_run_is_said_in_one_sentence(
+def test_the_benchmark_refuses_what_it_cannot_run(
     dataset: RecDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "rectools.models", None)

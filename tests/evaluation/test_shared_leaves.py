@@ -17,7 +17,7 @@ NUM_ITEMS = 7
 
 @settings(max_examples=50)
 @given(st.lists(st.integers(0, 3), min_size=NUM_ITEMS, max_size=NUM_ITEMS), st.data(), st.integers(1, 5))
-def test_equal_the_mean_over_all_orders(leaves, data, k):
+def test_expected_metrics_equal_the_mean_over_all_orders(leaves, data, k):
     """The ranking may end in the middle of a leaf. Excluded items are missing from their leaves."""
     excluded = data.draw(st.lists(st.integers(0, NUM_ITEMS - 1), max_size=3))
     relevant = data.draw(st.lists(st.integers(0, NUM_ITEMS - 1), min_size=1, max_size=3))
@@ -37,7 +37,7 @@ def test_equal_the_mean_over_all_orders(leaves, data, k):
 
 @settings(max_examples=20)
 @given(st.data())
-def test_without_shared_leaves_they_equal_the_plain_metrics(data):
+def test_without_shared_leaves_expected_metrics_equal_the_plain_ones(data):
     item = st.integers(0, NUM_ITEMS - 1)
     ranked = np.array(
         data.draw(st.lists(st.lists(item | st.just(-1), min_size=4, max_size=4), min_size=1, max_size=4))

@@ -55,7 +55,7 @@ def test_default_columns_are_those_at_the_largest_k_and_any_errors():
     assert "invalid" not in metrics_table({"popularity": RESULTS["popularity"]}).splitlines()[0]
 
 
-def test_recall_far_down_and_preferences_have_columns():
+def test_recall_at_a_larger_cutoff_and_preferences_have_columns():
     """A larger cutoff of recall does not hide the columns of the other metrics."""
     metrics = {"recall@10": 0.2, "recall@50": 0.4, "ndcg@10": 0.1, "liked@10": 0.3, "disliked@10": 0.2}
     assert metrics_table({"model": Evaluation(metrics)}).split("\n")[0].split() == [

@@ -32,7 +32,7 @@ def test_the_joint_catalog_lists_new_items_then_removed_ones(old: list[str], new
     assert change.num_new == len(set(new) - set(old)) and change.keeps_indices == (new + removed == old)
 
 
-def test_an_item_may_come_back() -> None:
+def test_a_removed_item_may_be_added_again() -> None:
     first = match_items(make_catalog(["a", "b", "c"]), make_catalog(["a", "c"])).catalog
     assert first.ids == ["a", "c", "b"] and first.num_retired == 1
     second = match_items(first, make_catalog(["b", "c"]))
@@ -41,7 +41,7 @@ def test_an_item_may_come_back() -> None:
     assert third.keeps_indices and third.num_removed == 0 and third.catalog.num_retired == 1
 
 
-def test_further_columns_are_kept_where_both_have_them() -> None:
+def test_removed_items_keep_the_values_of_columns_that_both_catalogues_have() -> None:
     old = ItemCatalog(pa.table({"item_id": ["a"], "title": ["A"], "price": [3.5], "brand": ["X"]}))
     new = ItemCatalog(pa.table({"item_id": ["b"], "title": ["B"], "price": ["4"], "brand": ["Y"], "stock": [7]}))
     rows = match_items(old, new).catalog.items.to_pylist()

@@ -1,4 +1,4 @@
-"""The trie against a trie of nested dicts, and its refusals."""
+"""The trie against a slow trie of dicts, and the input that it refuses."""
 
 import subprocess
 import sys
@@ -58,7 +58,9 @@ def test_every_node_agrees_with_a_dict_trie(catalogue: tuple[list[list[int]], li
 
 
 @given(catalogues(), st.lists(st.integers(0, 7), max_size=6))
-def test_walking_off_the_trie_stays_off(catalogue: tuple[list[list[int]], list[int]], tokens: list[int]) -> None:
+def test_a_walk_that_leaves_the_trie_does_not_return(
+    catalogue: tuple[list[list[int]], list[int]], tokens: list[int]
+) -> None:
     sequences, items = catalogue
     trie, oracle = TokenTrie.from_sequences(sequences, items), DictTrie(sequences, items)
     nodes = trie.walk(torch.tensor([tokens], dtype=torch.int64))[0].tolist()
@@ -89,8 +91,9 @@ def test_a_trie_of_three_paths_by_hand() -> None:
     assert trie.depth_widths == [2, 2, 0]
 
 
-def test_long_tokens_do_not_overflow_the_sort_key() -> None:
-    """Seven columns of 20 bits need three sorts. The order must not depend on how the columns are packed into keys."""
+def test_large_token_ids_do_not_overflow_the_sort_key() -> None:
+    """Seven columns of 20 bits are packed into three sort keys. The order of the paths must not depend on the
+    packing."""
     generator = torch.Generator().manual_seed(0)
     paths = torch.randint(0, 2**20, (50, 7), generator=generator)
     trie = TokenTrie.from_sequences(paths)

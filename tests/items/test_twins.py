@@ -1,4 +1,4 @@
-"""Items with the same title: excluding a history excludes them together, for models and baselines alike."""
+"""Items with the same title (twins): models and baselines exclude the twins of the items of a history too."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_baselines_exclude_twins_where_items_are_written_as_titles(dataset: RecD
     assert by_title["coverage@10"] != by_token["coverage@10"] or by_title["recall@10"] != by_token["recall@10"]
 
 
-def test_items_with_one_semantic_id_are_other_products() -> None:
+def test_items_with_the_same_semantic_id_are_no_twins() -> None:
     items = pa.table({"item_id": ["a", "b", "c"], "title": ["A", "B", "C"]})
     ids = Ragged.from_lists([["<a_1>"], ["<a_1>"], ["<a_2>"]], object)
     catalog = ItemCatalog(items, surface="semantic_id", semantic_ids=ids)
@@ -128,7 +128,7 @@ def test_a_history_whose_twins_leave_too_few_items_is_refused(dataset: RecDatase
         check_enough_items(dataset.train, prompt_format, 19)
 
 
-def test_beams_keep_their_exclusion_by_item(dataset: RecDataset) -> None:
+def test_rank_items_does_not_exclude_twins(dataset: RecDataset) -> None:
     """`exclude` of `rank_items` names items, so the twin of an excluded item is still ranked."""
     from trl_rec.decoding import rank_items
 

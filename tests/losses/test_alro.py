@@ -23,7 +23,8 @@ SETTINGS = {"gamma": 1.3, "sigma": 0.7}
 
 
 class Batch(NamedTuple):
-    """Lists of candidates. `permuted` is the table that the model gives for another order of the prompt."""
+    """Lists of candidates. `logps` is a table with the log-probability of each candidate at each answer position.
+    `permuted` is the table for a prompt with the candidates in another order."""
 
     logps: Tensor
     ratings: Tensor
@@ -129,13 +130,18 @@ def table_of(*lists: list[float]) -> Tensor:
 
 
 def test_soft_lambda_worked_by_hand() -> None:
-    """Two candidates are rated 1 and 2. Position 1 names the first one with probability 3/4, position 2 with 1/4.
+    """Two candidates are rated 1 and 2. The model names the first candidate with probability 3/4 at position 1, and
+    with probability 1/4 at position 2.
 
-    s = (1 * 3/4 + 2 * 1/4, 1 * 1/4 + 2 * 3/4) = (5/4, 7/4). The second is preferred, and placed half a position too
-    late. Gains 1 and 3, maxDCG = 3 + 1/log2(3), delta = 1 - 1/log2(3): weight w = delta * 2 / maxDCG;
-    loss = w log2(1 + exp(1/2)). With c = w sigmoid(1/2) / log 2, the loss has slope c in the second's position and -c
-    in the first's. A position has slope share * (k - s) in a log-probability: 3/4 * (1 - 5/4) = -3/16 and
-    1/4 * (2 - 5/4) = 3/16 for the first; for the second 1/4 * (1 - 7/4) = -3/16 and 3/4 * (2 - 7/4) = 3/16.
+    The expected positions are s = (1 * 3/4 + 2 * 1/4, 1 * 1/4 + 2 * 3/4) = (5/4, 7/4). The second candidate is
+    preferred, but its expected position is 1/2 behind that of the first one. The gains are 1 and 3,
+    maxDCG = 3 + 1/log2(3) and delta = 1 - 1/log2(3). So the weight is w = delta * 2 / maxDCG, and the loss is
+    w log2(1 + exp(1/2)).
+
+    With c = w sigmoid(1/2) / log 2, the loss has the slope c in the position of the second candidate, and -c in that
+    of the first. A position has the slope share * (k - s) in the log-probability at position k. This is
+    3/4 * (1 - 5/4) = -3/16 and 1/4 * (2 - 5/4) = 3/16 for the first candidate, and 1/4 * (1 - 7/4) = -3/16 and
+    3/4 * (2 - 7/4) = 3/16 for the second.
     """
     logps = torch.tensor([[[0.75, 0.25], [0.25, 0.75]]], dtype=torch.float64).log()
     batch = Batch(logps, table_of([1.0, 2.0]), torch.tensor([[1, 0]]), None, logps)
@@ -160,7 +166,7 @@ def test_soft_lambda_agrees_with_a_loop(batch: Batch, gamma: float, sigma: float
 
 
 def test_weight_of_a_gap() -> None:
-    """With flat tables and ratings 1 and 0, every factor except delta is 1."""
+    """If all log-probabilities are equal and the ratings are 1 and 0, every factor of the loss except delta is 1."""
     gaps = torch.arange(1, 6)
     gold_rank = torch.stack([torch.zeros_like(gaps), gaps], 1)
     output = soft_lambda_loss(torch.zeros(5, 2, 2), torch.tensor([[1, 0]]).expand(5, -1), gold_rank, None)
@@ -168,8 +174,8 @@ def test_weight_of_a_gap() -> None:
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.3])
-def test_at_certain_positions_it_equals_lambda_loss(sigma: float) -> None:
-    """LambdaLoss sums over pairs and uses the gaps in the model's order. The score of a candidate is minus its
+def test_if_the_model_is_almost_certain_it_equals_lambda_loss(sigma: float) -> None:
+    """LambdaLoss sums over pairs and uses the gaps in the model's order. Here, the score of a candidate is minus its
     position."""
     ratings = table_of([3.0, 5.0, 0.0, 3.0, 1.0, 4.0, 4.0])
     num_pairs = sum(a > b for a in ratings[0] for b in ratings[0])
@@ -230,7 +236,8 @@ def test_raising_a_good_candidate_early_or_a_bad_one_late_lowers_the_loss() -> N
 
 
 def test_the_softmax_runs_over_positions() -> None:
-    """Adding a constant to all log-probabilities of a candidate changes nothing. Adding one at a position does."""
+    """Adding a constant to all log-probabilities of a candidate changes nothing. Adding a constant to all
+    log-probabilities at a position changes the loss."""
     batch = random_batch(masked=False)
     output, found = soft_lambda(batch, **SETTINGS)
     shift = torch.tensor([4.0, -3.0, 0.0, 1.0], dtype=torch.float64)
@@ -328,11 +335,13 @@ def test_invalid_settings_are_refused(changed: dict[str, Any], message: str) -> 
     ],
 )
 def test_permutation_worked_by_hand(distance: str, loss: float, slopes: tuple[float, float]) -> None:
-    """At the first answer position, p = (3/4, 1/4) and q = (1/4, 3/4). At the second, they are equal, which halves the
-    mean.
+    """At the first answer position, p = (3/4, 1/4) and q = (1/4, 3/4). At the second position, p and q are equal. This
+    halves the mean distance.
 
-    M = (1/2, 1/2). KL(p||M) = KL(q||M) = 3/4 log(3/2) - 1/4 log 2. KL(p||q) = KL(q||p) = 3/4 log 3 - 1/4 log 3 = 1/2
-    log 3. Slopes in log p: jsd p (log p - log M) / 2, symkl (p (log p - log q) + p - q) / 2, ce -q.
+    M = (1/2, 1/2), so KL(p||M) = KL(q||M) = 3/4 log(3/2) - 1/4 log 2.
+    KL(p||q) = KL(q||p) = 3/4 log 3 - 1/4 log 3 = 1/2 log 3.
+    The slope in log p is p (log p - log M) / 2 for `jsd`, (p (log p - log q) + p - q) / 2 for `symkl`, and -q for
+    `ce`.
     """
     p, q = ([0.75, 0.25], [0.25, 0.75])
     logps, permuted = (torch.tensor([[first, [0.5, 0.5]]], dtype=torch.float64).log() for first in (p, q))
@@ -349,7 +358,8 @@ def test_permutation_agrees_with_a_loop(batch: Batch, distance: str) -> None:
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_equal_distributions_have_no_gradient(distance: str) -> None:
-    """If cross-entropy had a gradient through both distributions, it would lower their entropy instead."""
+    """With a gradient through both distributions, cross-entropy would have a gradient even here, because it would
+    lower the entropy of both."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 4, 4, generator=generator, dtype=torch.float64)
     first, second = logits.clone().requires_grad_(), logits.clone().requires_grad_()
@@ -361,7 +371,8 @@ def test_equal_distributions_have_no_gradient(distance: str) -> None:
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_slots_mapped_back_to_candidates_give_0_and_slots_themselves_do_not(distance: str) -> None:
-    """The model ignores the order, so candidate i has the same score in every slot."""
+    """A slot is the place of a candidate in the prompt. The model of this test ignores the order of the prompt, so
+    every candidate has the same score in every slot."""
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(1, 5, 5, generator=generator, dtype=torch.float64)
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -509,8 +520,8 @@ def test_half_precision_is_computed_in_float32(
 @pytest.mark.parametrize("masked", [False, True])
 def test_finite_at_huge_logits_in_bf16(masked: bool) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, 1e4], [-1e4, 1e4, 0.0, -1e4], [0.0] * 4, [1e4] * 4], dtype=torch.bfloat16)
-    # In one list, the second table is uncertain where the first is certain. In the other, some candidates stay
-    # impossible.
+    # In the first list, the second table is uncertain where the first table is certain. In the second list, some
+    # candidates are impossible in both tables.
     permuted = torch.stack([logits.flip(0), logits[:, [2, 1, 0, 3]]])
     mask = torch.tensor([[True, True, False, True]]).expand(2, -1) if masked else None
     ratings, gold_rank = torch.tensor([[1, 5, 0, 3]]).expand(2, -1), torch.tensor([[2, 0, 3, 1]]).expand(2, -1)

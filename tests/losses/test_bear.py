@@ -65,10 +65,10 @@ def test_value_and_gradient_worked_by_hand(variant: str, loss: float, factor: fl
     """The probabilities are 1/2, 1/4, 1/8 and 1/8, and the third token is the target. There are two beams, weight 3
     and sharpness 1.
 
-    The second largest is 1/4, so margin = log(1/8) - log(1/4) = -log 2: pruned.
+    The second largest probability is 1/4, so margin = log(1/8) - log(1/4) = -log 2, and the target is pruned.
     paper:    sigmoid(-margin) = 1 / (1 + exp(-log 2)) = 2/3; loss = log 8 + 3 log(2/3)
     survival: sigmoid(margin)  = 1 / (1 + exp(log 2))  = 1/3; loss = log 8 - 3 log(1/3)
-    Cross-entropy has the gradient p - onehot(y) = (1/2, 1/4, -7/8, 1/8). It is multiplied by
+    Cross-entropy has the gradient p - onehot(y) = (1/2, 1/4, -7/8, 1/8). BEAR multiplies this gradient by
     paper:    1 + 3 sigmoid(margin)  = 1 + 3 * 1/3 = 2
     survival: 1 + 3 sigmoid(-margin) = 1 + 3 * 2/3 = 3
     """

@@ -44,11 +44,12 @@ def gradient(logps: Tensor, old_logps: Tensor | None, advantages: Tensor, clip: 
 
 
 def test_cdf_worked_by_hand() -> None:
-    """Rollouts have the rewards 0, 1/2 and 1, and references 0, 0, 1/2 and 7/10. With tau 1/4 and prior 1/2, F = 3/4
-    (S_ref + 1/2) / 5 + 1/4 S_on / 3.
+    """Rollouts have the rewards 0, 1/2 and 1, and references have 0, 0, 1/2 and 7/10. With tau 1/4 and prior 1/2,
+    F = 3/4 (S_ref + 1/2) / 5 + 1/4 S_on / 3. S_ref and S_on are the numbers of references and of rollouts whose reward
+    is at most (or below) that of a rollout.
 
-    S_ref up to:  2, 3, 4    S_on up to:  1, 2, 3    at_most = 11/24, 83/120, 37/40
-    S_ref below:  0, 2, 4    S_on below:  0, 1, 2    below   = 3/40, 11/24, 101/120
+    S_ref at most: 2, 3, 4    S_on at most: 1, 2, 3    at_most = 11/24, 83/120, 37/40
+    S_ref below:   0, 2, 4    S_on below:   0, 1, 2    below   = 3/40, 11/24, 101/120
     """
     found = posterior_cdf(doubles([[0, 0.5, 1]]), doubles([[0, 0, 0.5, 0.7]]), dynamic_coefficient=0.25)
     assert_close(found[0], doubles([[11 / 24, 83 / 120, 37 / 40]]))
@@ -94,7 +95,7 @@ def test_estimate_and_reward_agree_with_exact_fractions(
 
 
 @given(groups(), st.sampled_from([1, 8, 40]))
-def test_coefficient_0_is_the_static_tie_aware_law(batch: tuple[Tensor, Tensor], best_of: int) -> None:
+def test_coefficient_0_gives_the_static_reward_that_counts_ties(batch: tuple[Tensor, Tensor], best_of: int) -> None:
     rows = zip(batch[0].tolist(), batch[1].tolist(), strict=True)
     wanted = [[oracle.static_reward(own, others, best_of, Fraction(1, 2)) for own in row] for row, others in rows]
     found = target(*batch, tau=0.0, best_of=best_of)
@@ -159,7 +160,8 @@ def test_finite_and_increasing_for_n_in_the_hundreds(best_of: float, tau: float,
 
 @pytest.mark.parametrize("best_of", [2, 8, 500])
 def test_a_narrow_tie_is_close_to_no_tie(best_of: int) -> None:
-    """With coefficient 1e-6, F and F_ differ in the last digits of float32. The limit is log N + (N - 1) log F."""
+    """With a dynamic coefficient of 1e-6, `at_most` and `below` differ only in the last digits of float32. If they
+    become equal, the reward tends to log N + (N - 1) log F, where F is `at_most`."""
     for gap in (0, 2**-24, 2**-22, 2**-20):
         found = best_of_n_reward(torch.tensor(0.9), torch.tensor(0.9 - gap), best_of=best_of)
         assert found.item() == pytest.approx(
@@ -231,8 +233,8 @@ def test_with_saturated_references_blade_has_a_signal_and_best_of_n_has_none() -
     assert blade.argsort().equal(rewards.argsort())
 
 
-# The expected figures are from the notes on BLADE. For a policy as good as the best of k lists, the quantiles of its
-# lists are k-th roots of uniform random numbers.
+# The expected figures are from a separate simulation of 500,000 groups. For a policy as good as the best of k lists,
+# the quantiles of its lists are k-th roots of uniform random numbers.
 
 
 @pytest.mark.parametrize(
@@ -249,8 +251,8 @@ def test_with_saturated_references_blade_has_a_signal_and_best_of_n_has_none() -
     ],
 )
 def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float, figures: str) -> None:
-    """With M = 16 and G = 8, the figures are the standard deviation of log F, the share of tied pairs, and the share
-    of groups in which all rewards are equal.
+    """A group has 8 rollouts and 16 references. The figures are the standard deviation of log F, the share of tied
+    pairs, and the share of groups in which all rewards are equal. `strength` is k.
 
     Measured values must be within four standard errors and the rounding of the figure. A 0 must be exact.
     """
@@ -271,8 +273,8 @@ def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float,
 
 
 def test_probability_of_saturation() -> None:
-    """One rollout beats all M references with probability k / (M + k). All G rollouts do so with probability (M / k)
-    B(M / k, G + 1), which is .11 at M = G = k = 8."""
+    """The policy is as good as the best of k lists. One rollout beats all M references with probability k / (M + k).
+    All G rollouts do so with probability (M / k) B(M / k, G + 1), which is .11 at M = G = k = 8."""
     generator = torch.Generator().manual_seed(0)
     rewards = torch.rand(20_000, 8, generator=generator, dtype=torch.float64) ** (1 / 8)
     references = torch.rand(20_000, 8, generator=generator, dtype=torch.float64)
@@ -286,7 +288,7 @@ def test_probability_of_saturation() -> None:
     [(4, (4.0, 4.4, 5.4, 7.2, 11.3)), (8, (8.0, 9.7, 15.6, 28.6, 63)), (16, (16, 24, 58, 133, 313))],
 )
 def test_fixed_point_in_closed_form(best_of: int, effective: tuple[float, ...]) -> None:
-    """The oracle reproduces the table of the notes, so the test below may use it."""
+    """The oracle reproduces values that were computed separately, so the test below may use the oracle."""
     for tau, wanted in zip((0.0, 0.1, 0.3, 0.5, 0.7), effective, strict=True):
         found, _ = oracle.fixed_point(best_of, tau)
         assert found == pytest.approx(wanted, abs=0.05 if wanted < 60 and wanted != round(wanted) else 0.5)
@@ -294,9 +296,10 @@ def test_fixed_point_in_closed_form(best_of: int, effective: tuple[float, ...]) 
 
 @pytest.mark.parametrize(("best_of", "tau"), [(4, 0.0), (8, 0.0), (4, 0.3), (8, 0.1), (8, 0.3), (8, 0.5), (16, 0.3)])
 def test_the_estimator_leads_to_the_fixed_point(best_of: int, tau: float) -> None:
-    """Applies the tilt by R repeatedly on a fine grid of quantiles, each time with rollouts from the last result.
+    """Multiplies the policy by exp(R) repeatedly on a fine grid of quantiles, each time with rollouts from the last
+    policy.
 
-    The effective N and the KL must agree with the notes. For the static target, the effective N stays at N.
+    The effective N and the KL must agree with the oracle. For the static target, the effective N stays at N.
     """
     num_levels, num_rollouts = 4000, 1000
     quantiles = (np.arange(num_levels) + 0.5) / num_levels
@@ -441,9 +444,7 @@ def expected_gradient(
 
 
 def objective_gradient(learned: Tensor, beta: float) -> Tensor:
-    """Returns the gradient of -(E[R] - beta KL(policy
-
-    start)) over the five lists."""
+    """Returns the gradient of -(E[R] - beta KL(policy || start)) over the five lists."""
     preferences = PREFERENCES.clone().requires_grad_()
     logps = preferences.log_softmax(-1)
     return torch.autograd.grad(-(logps.exp() * (learned - beta * (logps - START))).sum(), preferences)[0]
@@ -465,8 +466,8 @@ def test_the_gradient_is_that_of_reward_minus_kl(beta: float, kind: str) -> None
 
 @pytest.mark.parametrize("tau", [0.1, 0.3, 0.5])
 def test_a_moving_target_overestimates_the_gradient_of_the_reward(tau: float) -> None:
-    """The gradient is compared with that for a constant reward: the mean R of each list over its groups. It has the
-    same direction, but is up to half as long again."""
+    """The gradient is compared with the gradient for a constant reward, the mean R of each list over its groups. Both
+    have the same direction, but the gradient for the moving target is up to 1.5 times as long."""
     references = doubles([[0.2, 0.4, 0.4, 0.7, 0.1] * 3]).expand(len(GROUPS), -1)
     learned = target(ITEM_REWARDS[GROUPS], references, tau=tau)
     others = PREFERENCES.log_softmax(-1)[GROUPS[:, 1:]].sum(-1).exp()

@@ -61,9 +61,9 @@ def random_batch(num_rows: int = 6, num_negatives: int = 5, *, masked: bool = Tr
 def test_value_and_gradient_worked_by_hand() -> None:
     """Beta is 2. The rewards are log 4 for the chosen completion, and log 2, log 1 and log 1 for the negatives.
 
-    The softmax is 4/8, 2/8, 1/8, 1/8, so the loss is log 2. Its gradient with respect to the
-    rewards is the softmax, minus 1 for the chosen completion: -1/2, 1/4, 1/8, 1/8. With respect to the log-ratios it
-    is twice that. The mean reward of the negatives is (log 2) / 3.
+    The softmax is 4/8, 2/8, 1/8, 1/8, so the loss is log 2. Its gradient with respect to the rewards is the softmax,
+    minus 1 for the chosen completion: -1/2, 1/4, 1/8, 1/8. The gradient with respect to the log-ratios is twice as
+    large. The mean reward of the negatives is (log 2) / 3.
     """
     chosen, rejected = torch.tensor([math.log(4) / 2]), torch.tensor([[math.log(2) / 2, 0.0, 0.0]])
     found = gradient(Batch(chosen, rejected, None), beta=2.0)
@@ -115,7 +115,7 @@ def test_half_precision_is_computed_in_float32(
     assert_close(found[1:], wanted[1:], rtol=tolerance, atol=1e-6, check_dtype=False)
 
 
-def test_it_equals_the_cross_entropy_of_the_chosen_completion() -> None:
+def test_the_loss_equals_the_cross_entropy_of_the_chosen_completion() -> None:
     chosen, rejected, mask = random_batch()
     for beta in (0.1, 1.0, 3.0):
         logits = beta * torch.cat([chosen[:, None], rejected.masked_fill(~mask, -torch.inf)], 1)

@@ -19,7 +19,8 @@ from trl_rec.trainer.bear.collator import NextItemCollator
 SHARED = [(family, kind) for family in ("llama", "qwen3", "phi3", "gpt2") for kind in ("sdpa", "eager")]
 MODELS = {key: tiny(*key) for key in SHARED}
 Rows = list[dict[str, list[int]]]
-# For each row: the number of tokens in the trunk, and for each branch its prefix (modulo the trunk) and its length.
+# For each row: the number of tokens in the trunk, and the branches. For each branch: a number that selects how much of
+# the trunk it continues, and its own length.
 shapes = st.lists(
     st.tuples(
         st.integers(1, 7),

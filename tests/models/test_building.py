@@ -96,14 +96,14 @@ def with_tokenizer(adapter: Path) -> Path:
         ({"hidden_size": 2, "num_heads": 8}, "hidden_size is 2 and num_heads is 8, but .* set hidden_size to 16"),
     ],
 )
-def test_sizes_of_no_model_are_refused(size: dict[str, float], says: str) -> None:
+def test_impossible_sizes_are_refused(size: dict[str, float], says: str) -> None:
     catalog = ItemCatalog(pa.table({"item_id": ["a"], "title": ["A"]}), surface="item_token")
     with pytest.raises(ValueError, match=says):
         make_model(make_tokenizer(catalog), **size)
 
 
 @pytest.mark.parametrize(("hidden_size", "num_heads"), [(64, 2), (16, 8), (2, 1), (18, 3)])
-def test_models_of_all_other_sizes_run(hidden_size: int, num_heads: int) -> None:
+def test_models_of_possible_sizes_run(hidden_size: int, num_heads: int) -> None:
     catalog = ItemCatalog(pa.table({"item_id": ["a"], "title": ["A"]}), surface="item_token")
     model = make_model(make_tokenizer(catalog), hidden_size=hidden_size, num_heads=num_heads)
     assert model(torch.tensor([[1, 2, 3]])).logits.shape[:2] == (1, 3)

@@ -141,8 +141,8 @@ def test_shared_rows_equal_one_row_per_completion(
 
 
 @pytest.mark.parametrize("key", SHARED, ids="-".join)
-def test_these_families_do_share_rows(key: tuple[str, str], warnings: list[str]) -> None:
-    """The logits at the last position of a prompt are computed once for all of its completions. Those at the last
+def test_completions_share_rows_in_these_families(key: tuple[str, str], warnings: list[str]) -> None:
+    """The logits at the last position of a prompt are computed once for all of its completions. The logits at the last
     token of a completion are never computed."""
     logits, rows, *_ = read(MODELS[key], make_case(EXAMPLE))
     assert warnings == []
@@ -297,7 +297,7 @@ def test_activation_checkpointing_changes_nothing(reentrant: bool) -> None:
     for parameter in model.parameters():
         parameter.grad = None
     logps = scored(model, case)
-    # `grad` does not work with reentrant checkpointing.
+    # `torch.autograd.grad` does not work with reentrant checkpointing.
     (logps * torch.linspace(-1, 1, logps.numel()).view(logps.shape)).sum().backward()
     assert_close([parameter.grad for parameter in model.parameters()], expected)
 
@@ -315,7 +315,7 @@ def test_adapters_learn_and_can_be_disabled(family: str) -> None:
     assert not torch.allclose(scored(model, case), one_by_one(tiny(family), case), atol=1e-2)
 
 
-def test_quantised_bases_give_the_same(tmp_path: Path) -> None:
+def test_an_adapter_on_a_quantised_base_equals_one_by_one(tmp_path: Path) -> None:
     size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, initializer_range=0.4, **size)).save_pretrained(tmp_path)
     quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
@@ -351,7 +351,7 @@ def test_the_wrapper_is_called() -> None:
 @given(st.integers(0, 2**32), st.sampled_from(SHARED), st.booleans(), st.sampled_from([1.0, 0.7]))
 def test_the_legal_softmax_equals_a_loop(seed: int, key: tuple[str, str], eos: bool, temperature: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    # 0 is also the padding of children.
+    # Token 0 is included, because `TokenTrie.children` pads with 0.
     items = torch.tensor([0, 3, 4, 5, 6, 7])[torch.randint(6, (12, 3), generator=generator)]
     paths = [[*items[item, : 1 + item % 3].tolist(), 1] if eos else items[item].tolist() for item in range(12)]
     trie = TokenTrie.from_sequences(paths)

@@ -76,7 +76,7 @@ def test_evaluation_drops_nothing_and_draws_no_random_number(model: PreTrainedMo
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_the_weights_have_the_same_names_and_values_as_without(
+def test_the_weights_have_the_same_names_and_values_as_without_dropout(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     plain = make_model(tokenizer, hidden_size=16, dropout=0.0)
@@ -88,7 +88,7 @@ def test_the_weights_have_the_same_names_and_values_as_without(
     assert not report["missing_keys"] and not report["unexpected_keys"]
 
 
-def test_it_is_loaded_again(model: PreTrainedModel, tmp_path: Path) -> None:
+def test_the_dropout_is_loaded_with_the_model(model: PreTrainedModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert drops(load_model(tmp_path))
     assert drops(load_policy(tmp_path))
@@ -102,7 +102,7 @@ def test_it_is_loaded_again(model: PreTrainedModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tokens", [None, [4, 5, 6]])
-def test_it_works_below_an_adapter(model: PreTrainedModel, tmp_path: Path, tokens: list[int] | None) -> None:
+def test_the_dropout_works_below_an_adapter(model: PreTrainedModel, tmp_path: Path, tokens: list[int] | None) -> None:
     """With `trainable_token_indices`, PEFT never calls the embedding module itself."""
     model.save_pretrained(tmp_path / "base")
     config = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear", trainable_token_indices=tokens)
@@ -125,12 +125,12 @@ def test_activation_checkpointing_gives_the_same_gradients(model: PreTrainedMode
     torch.testing.assert_close(gradients(other), gradients(model.train()))
 
 
-def test_trl_turns_it_off_with_all_other_dropout(model: PreTrainedModel) -> None:
+def test_trl_turns_off_the_dropout_of_embeddings_too(model: PreTrainedModel) -> None:
     disable_dropout_in_model(model)
     assert not drops(model)
 
 
-def test_a_verb_passes_it_on_and_other_architectures_do_not_change(
+def test_build_model_adds_the_dropout_and_other_architectures_do_not_change(
     catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     config = RecModelConfig(hidden_size=16, dropout=0.0, embedding_dropout=0.25)

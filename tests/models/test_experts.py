@@ -42,7 +42,7 @@ def read(model: PreTrainedModel, texts: tuple[Tensor, ...], **options: Any) -> A
 
 
 def apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives every completion a row of its own."""
+    """Makes `read_completions` put every completion into a separate row."""
     attention.warn_once.cache_clear()
     monkeypatch.setattr(reading, "why_separate", lambda *given: "the test wants it")
 
@@ -87,7 +87,7 @@ def test_the_loss_changes_no_logits(model: PreTrainedModel, texts: tuple[Tensor,
     assert torch.equal(plain.logits, balanced.logits)
 
 
-def test_it_passes_an_adapter(model: PreTrainedModel, texts: tuple[Tensor, ...]) -> None:
+def test_the_loss_is_the_same_with_an_adapter(model: PreTrainedModel, texts: tuple[Tensor, ...]) -> None:
     expected = read(model, texts, balanced=True).aux_loss
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     loss = read(adapted, texts, balanced=True).aux_loss
@@ -97,7 +97,7 @@ def test_it_passes_an_adapter(model: PreTrainedModel, texts: tuple[Tensor, ...])
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_the_models_own_configuration_has_no_say(
+def test_output_router_logits_of_the_configuration_has_no_effect(
     model: PreTrainedModel, texts: tuple[Tensor, ...], shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If `output_router_logits` of the model's configuration had an effect, transformers would apply a mask of the
@@ -115,7 +115,7 @@ def test_the_models_own_configuration_has_no_say(
     assert torch.equal(found[0][1].items, found[1][1].items)
 
 
-def test_a_model_that_returns_no_such_loss_is_refused(model: PreTrainedModel, texts: tuple[Tensor, ...]) -> None:
+def test_a_model_without_a_load_balancing_loss_is_refused(model: PreTrainedModel, texts: tuple[Tensor, ...]) -> None:
     forward = model.forward
     model.forward = lambda *given, **options: forward(*given, **{**options, "output_router_logits": False})
     with pytest.raises(ValueError, match="Qwen3MoeForCausalLM does not return a .* loss; set router_aux_loss_coef"):

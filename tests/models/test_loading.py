@@ -18,7 +18,7 @@ def catalog() -> ItemCatalog:
     return ItemCatalog(pa.table({"item_id": ["a", "b", "c"], "title": ["A", "B", "C"]}), surface="item_token")
 
 
-def test_a_model_from_scratch_knows_its_items(catalog: ItemCatalog) -> None:
+def test_a_model_from_scratch_has_a_token_per_item(catalog: ItemCatalog) -> None:
     tokenizer = make_tokenizer(catalog)
     assert tokenizer("<item_2><item_0>")["input_ids"] == [5, 3] and len(tokenizer) == 6
     model = make_model(tokenizer, hidden_size=16, num_layers=1, max_length=32)
@@ -68,7 +68,7 @@ def test_four_bit_layers_pass_gradients_after_an_evaluation_on_a_cpu() -> None:
     assert inputs.grad is not None and inputs.grad.abs().sum() > 0
 
 
-def test_a_tokenizer_from_scratch_knows_the_words_of_given_texts(catalog: ItemCatalog) -> None:
+def test_a_tokenizer_from_scratch_contains_the_words_of_given_texts(catalog: ItemCatalog) -> None:
     plain, worded = make_tokenizer(catalog), make_tokenizer(catalog, ["Jean's  book,\n<item_1> <b_1>", "Café (1995)"])
     assert plain.convert_ids_to_tokens(range(6)) == worded.convert_ids_to_tokens(range(6))
     tokens = worded.tokenize("Café,<item_0>Jean's <item_2>\nbook nowhere (1995)")

@@ -185,7 +185,8 @@ def losses(model: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_and_gradients_are_those_of_a_product_in_float64(name: str) -> None:
-    """Gradients agree up to the rounding to the model's format, with which a backward pass begins."""
+    """A backward pass first rounds the gradient of the logits to the dtype of the model, so gradients agree only up to
+    this rounding."""
     model = low_precision(name)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for method, loss in losses(model).items():

@@ -26,7 +26,7 @@ WANTED = torch.cat([COLUMNS.targets.unsqueeze(1), COLUMNS.negatives[OWNERS]], 1)
 
 
 def tied_or_not(family: str, tied: bool) -> PreTrainedModel:
-    """Returns a model whose output embedding is the input embedding, or is separate."""
+    """Returns a model whose output embedding is the input embedding if `tied`, or else a separate one."""
     model = make_family(family, vocab_size=64, attention="eager")
     embedding = model.get_input_embeddings().weight
     model.config.tie_word_embeddings = tied
@@ -56,7 +56,7 @@ def gradients(model: nn.Module, logits: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("collects", [False, True])
-def test_they_are_columns_of_all_logits(family: str, tied: bool, collects: bool) -> None:
+def test_sampled_logits_are_columns_of_all_logits(family: str, tied: bool, collects: bool) -> None:
     model = tied_or_not(family, tied)
     expected = full(model)
     expected_gradients = gradients(model, expected)
@@ -87,7 +87,7 @@ def test_a_copy_of_the_model_has_dense_gradients() -> None:
     assert_close(gradients(other, sampled(other)), gradients(model, sampled(model)), rtol=1e-4, atol=1e-5)
 
 
-def test_no_position_is_allowed() -> None:
+def test_a_batch_without_positions_is_allowed() -> None:
     model = tied_or_not("llama", True)
     collect_rows(model)
     nothing = SampledColumns(OWNERS[:0], COLUMNS.targets[:0], COLUMNS.negatives)

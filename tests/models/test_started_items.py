@@ -56,7 +56,7 @@ def test_items_with_similar_vectors_get_similar_embeddings(vectors: Tensor, widt
     assert cosines[same].min() > 0.5 > cosines[~same & ~torch.eye(NUM_ITEMS, dtype=torch.bool)].mean() + 0.3
 
 
-def test_their_size_is_that_of_random_embeddings(vectors: Tensor) -> None:
+def test_started_embeddings_have_the_size_of_random_ones(vectors: Tensor) -> None:
     tokenizer = make_tokenizer(make_catalog())
     random = make_model(tokenizer, hidden_size=32).get_input_embeddings().weight
     model, embeddings = started(vectors, make_catalog())
@@ -67,13 +67,13 @@ def test_their_size_is_that_of_random_embeddings(vectors: Tensor) -> None:
     assert torch.equal(model.get_input_embeddings().weight[:3], random[:3])
 
 
-def test_the_seed_rotates_them_and_repeats_them(vectors: Tensor) -> None:
+def test_the_seed_determines_the_rotation_of_the_embeddings(vectors: Tensor) -> None:
     _, embeddings = started(vectors, make_catalog())
     assert torch.equal(started(vectors, make_catalog())[1], embeddings)
     assert not torch.allclose(started(vectors, make_catalog(), seed=1)[1], embeddings)
 
 
-def test_equal_vectors_differ_by_their_random_part(vectors: Tensor) -> None:
+def test_embeddings_of_equal_vectors_differ_by_their_random_part(vectors: Tensor) -> None:
     vectors[1] = vectors[0]
     _, embeddings = started(vectors, make_catalog(), width=256)
     difference = (embeddings[0] - embeddings[1]).square().mean() / embeddings.var()
@@ -104,7 +104,7 @@ def test_the_codes_of_an_item_add_up_to_its_vector() -> None:
     torch.testing.assert_close(sums, vectors)
 
 
-def test_a_later_code_starts_at_the_mean_of_what_the_earlier_codes_leave(vectors: Tensor) -> None:
+def test_a_later_code_starts_at_the_mean_remainder_of_the_earlier_codes(vectors: Tensor) -> None:
     catalog = make_catalog("semantic_id")
     tokens, found = _token_vectors(catalog, make_tokenizer(catalog), vectors)
     place = {token: index for index, token in enumerate(tokens.tolist())}
@@ -130,7 +130,7 @@ def test_separate_output_embeddings_start_from_the_vectors_too(vectors: Tensor, 
         assert near < 0.8 * far
 
 
-def test_what_cannot_be_started_is_refused(vectors: Tensor, tmp_path: Path) -> None:
+def test_unsuitable_vectors_and_models_are_refused(vectors: Tensor, tmp_path: Path) -> None:
     catalog = make_catalog()
     tokenizer = make_tokenizer(catalog)
     model = make_model(tokenizer, hidden_size=32)

@@ -16,7 +16,7 @@ from trl_rec.threads import PASSIVE
 
 
 class Cores:
-    """Torch's number of threads, without an effect on the process of the tests."""
+    """Stores a number of threads in place of torch, so that the tests do not change that of their own process."""
 
     def __init__(self) -> None:
         self.threads = 8
@@ -52,7 +52,7 @@ def test_the_number_follows_the_size_of_the_model(cores: Cores) -> None:
     choose_threads(nn.Linear(2, 2))
     assert cores.threads == 1
     choose_threads(large())
-    assert cores.threads == 8, "a large model that follows has all threads again"
+    assert cores.threads == 8, "a large model has all threads, even after a small one"
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
@@ -71,7 +71,7 @@ def test_a_number_that_the_user_has_set_in_torch_is_respected(cores: Cores) -> N
     choose_threads(nn.Linear(2, 2))
     cores.set(5)
     choose_threads(nn.Linear(2, 2))
-    assert cores.threads == 5, "also if it was set after an earlier choice"
+    assert cores.threads == 5, "a number that is set after an earlier choice must be kept"
 
 
 def test_a_model_on_a_device_changes_nothing(cores: Cores) -> None:

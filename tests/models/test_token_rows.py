@@ -1,4 +1,5 @@
-"""Embeddings that follow their items: full models, adapters on tied and untied bases, nf4, semantic-ID tokens."""
+"""If the catalogue changes, every item keeps its embedding: in full models, in adapters on tied, untied and nf4 bases,
+and for the tokens of semantic IDs."""
 
 from __future__ import annotations
 
@@ -82,7 +83,7 @@ def test_every_item_keeps_what_was_learned_about_it(scratch: Path, ids: list[str
     assert_known_items_are_alike(before, next_items(model, tokenizer, change.catalog))
 
 
-def test_policy_and_reference_follow_alike(scratch: Path) -> None:
+def test_policy_and_reference_keep_the_same_embeddings(scratch: Path) -> None:
     change = match_items(make_catalog(OLD), make_catalog(OTHER))
     before = next_items(load_policy(scratch), load_tokenizer(scratch), make_catalog(OLD))
     policy, reference, tokenizer, _ = build_policy(RecModelConfig(str(scratch)), change=change)
@@ -98,7 +99,7 @@ def test_new_items_start_from_the_mean_of_their_groups(scratch: Path) -> None:
     model, tokens = follow_items(model, tokenizer, change)
     rows = dict(zip(change.catalog.ids, model.get_input_embeddings().weight[tokens].detach(), strict=True))
     torch.testing.assert_close(rows["x"], old[[0, 1]].mean(0))  # red: a and b
-    # Blue: b and c, although c was removed; no old item is odd.
+    # y is in the groups blue and odd. The old items b and c are blue (c was removed), and no old item is odd.
     torch.testing.assert_close(rows["y"], old[[1, 2]].mean(0))
     torch.testing.assert_close(rows["z"], old.mean(0))  # no group: all known items
     for place, item in enumerate(OLD):
@@ -139,11 +140,11 @@ def adapters(base: Path, kind: str) -> LoraConfig:
         return lora_config(model, make_catalog(OLD).paths(tokenizer).values.tolist(), r=2)
     if kind == "whole tables":
         return LoraConfig(r=2, target_modules="all-linear", modules_to_save=["embed_tokens", "lm_head"])
-    return LoraConfig(r=2, target_modules="all-linear")  # for a base that already knows the items
+    return LoraConfig(r=2, target_modules="all-linear")  # for a base that already has the item tokens
 
 
 @pytest.mark.parametrize("kind", ["tokens", "whole tables", "linear"])
-def test_adapters_follow_and_come_back(base: Path, kind: str, tmp_path: Path) -> None:
+def test_adapters_keep_what_was_learned_when_saved_and_loaded(base: Path, kind: str, tmp_path: Path) -> None:
     if kind == "whole tables" and load_policy(base).config.tie_word_embeddings:
         pytest.skip("PEFT copies tied tables separately, which unties them")
     run = tmp_path / "run"
@@ -175,7 +176,7 @@ def test_a_new_adapter_saves_the_embeddings_that_moved(scratch: Path, tmp_path: 
     assert_known_items_are_alike(before, next_items(today, load_tokenizer(tmp_path / "today"), change.catalog))
 
 
-def test_adapters_on_nf4_bases_follow(base: Path, tmp_path: Path) -> None:
+def test_adapters_on_nf4_bases_keep_what_was_learned(base: Path, tmp_path: Path) -> None:
     run, quantized = tmp_path / "run", BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     shaken(get_peft_model(load_policy(base), adapters(base, "tokens"))).save_pretrained(run)
     load_tokenizer(base).save_pretrained(run)
@@ -194,7 +195,7 @@ def test_lora_of_embeddings_is_refused(base: Path, tmp_path: Path) -> None:
         follow_items(model, load_tokenizer(base), change)
 
 
-def test_new_semantic_id_tokens_start_from_their_level() -> None:
+def test_new_semantic_id_tokens_start_from_the_mean_of_their_level() -> None:
     ids = [["<a_0>", "<b_0>"], ["<a_0>", "<b_1>"], ["<a_1>", "<b_1>"]]
     old = make_catalog(["a", "d", "e"], "semantic_id", semantic_ids=Ragged.from_lists(ids, object))
     more = [["<a_7>", "<b_0>"], *ids]

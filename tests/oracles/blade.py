@@ -28,14 +28,14 @@ def posterior_cdf(
 
 
 def best_of_n_reward(at_most: Fraction, below: Fraction, best_of: int) -> float:
-    """Returns the log of F^(N-1) + F^(N-2) F_ + ... + F_^(N-1). This sum equals (F^N - F_^N) / (F - F_), and its limit
-    if F and F_ are equal."""
+    """Returns the log of F^(N-1) + F^(N-2) F_ + ... + F_^(N-1), where F is `at_most` and F_ is `below`. This sum
+    equals (F^N - F_^N) / (F - F_), or the limit of this quotient if F and F_ are equal."""
     terms = sum(at_most ** (best_of - 1 - power) * below**power for power in range(best_of))
     return math.log(terms.numerator) - math.log(terms.denominator)
 
 
 def static_reward(reward: float, references: Sequence[float], best_of: int, prior: Fraction) -> float:
-    """Returns the tie-aware reward, computed from the references alone."""
+    """Returns the reward R, computed from the references alone. Ties count as in `best_of_n_reward`."""
     size = len(references) + 2 * prior
     at_most = (sum(reference <= reward for reference in references) + prior) / size
     below = (sum(reference < reward for reference in references) + prior) / size
@@ -75,11 +75,13 @@ def list_loss(logp: float, old_logp: float, advantage: float, clip: float) -> tu
 
 
 def fixed_point(best_of: int, coefficient: float, num_points: int = 20_001) -> tuple[float, float]:
-    """Returns the effective N, which is E[U] / (1 - E[U]), and the KL to the start, of the density g(u) = c ((1 - tau)
-    u + tau G(u))^(N-1), where G' = g.
+    """Returns the effective N of the policy that BLADE's target no longer changes, and its KL to the starting policy.
 
-    With h = (1 - tau) u + tau G, dh/du = (1 - tau) + tau c h^(N-1). Bisection finds the c for which G runs from 0 to
-    1 while h does.
+    The quantiles U of this policy's rewards have the density g(u) = c ((1 - tau) u + tau G(u))^(N-1), where G' = g and
+    tau is `coefficient`. The effective N is E[U] / (1 - E[U]).
+
+    With h = (1 - tau) u + tau G, dh/du = (1 - tau) + tau c h^(N-1). Bisection finds the c for which G rises from 0 to
+    1 while h rises from 0 to 1.
     """
     h = np.linspace(0, 1, num_points)
     power = h ** (best_of - 1)

@@ -4,7 +4,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def k_core(log, min_user, min_item):
-    """Removes one user or one item at a time, until all remaining ones have enough interactions."""
+    """Removes one user or one item at a time, until every user and item has enough interactions."""
     log = list(log)
     while True:
         for column, least in ((0, min_user), (1, min_item)):
@@ -18,7 +18,7 @@ def k_core(log, min_user, min_item):
 
 
 def sequences(log):
-    """Returns the interactions of each user by time. Those with equal times stay in the order of the log."""
+    """Returns the interactions of each user by time. Interactions with equal times stay in the order of the log."""
     users = list(dict.fromkeys(row[0] for row in log))
     return {user: sorted((row for row in log if row[0] == user), key=lambda row: row[2]) for user in users}
 

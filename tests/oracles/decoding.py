@@ -1,4 +1,4 @@
-"""Constrained decoding in two other ways: `generate` with the logits processor, and scoring every item by itself."""
+"""Two slow ways of constrained decoding: `generate` with the logits processor, and scoring every item by itself."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ import math
 
 
 def row(chosen: float, rejected: list[float], mask: list[bool], *, beta: float) -> tuple[float, float, list[float]]:
-    """The loss, and its gradient with respect to the chosen and to each rejected log-ratio."""
+    """Returns the loss, and its gradient with respect to the chosen and to each rejected log-ratio."""
     negatives = [value for value, real in zip(rejected, mask, strict=True) if real]
     if not negatives:
         return 0.0, 0.0, [0.0] * len(rejected)

@@ -1,4 +1,4 @@
-"""Losses of the two towers, their quantiser and the repair, computed in loops over rows, levels and codes."""
+"""Dual IDs: the loss of the two towers, their quantiser, Sinkhorn's shares and pooled vectors, computed in loops."""
 
 import math
 

@@ -73,7 +73,7 @@ def greedy(
 def list_windows(
     history: list[int], targets: list[int], length: int, every_position: bool
 ) -> list[tuple[list[int], list[int]]]:
-    """Returns each list in one row of a split, after the items that come before it."""
+    """Returns the lists of one row of a split. Each list is preceded by the items that come before it."""
     seen, new = [*history], []
     for place, item in enumerate(targets):
         if item not in seen:
@@ -95,8 +95,8 @@ def beam_search(
     num_beams: int,
     excluded: list[int] = (),
 ) -> tuple[tuple[int, ...], float]:
-    """Returns the best list of a beam search, and its log-probability. The search reads one token at a time, and skips
-    none. Complete lists compete with incomplete ones."""
+    """Returns the best list of a beam search, and its log-probability. The search reads every token, also forced ones,
+    one at a time. Complete lists compete with incomplete ones."""
     everything = set(range(len(sequences))) - set(excluded)
     beams: list[tuple[float, tuple[int, ...], list[int]]] = [(0.0, (), [])]  # score, items, tokens of the next item
     while any(len(chosen) < length for _, chosen, _ in beams):

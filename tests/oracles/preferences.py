@@ -27,7 +27,7 @@ def common_prefix(first, second):
 
 
 def buckets(rows, prompts, beams, surfaces, semantic_ids=None):
-    """Returns the bucket of every beam, and -1 for items that cannot be negatives."""
+    """Returns the difficulty of every beam, from 0 (easy) to 2 (hard), or -1 if its item cannot be a negative."""
     out = []
     for (user, _, target), ranked in zip(prompts, beams, strict=True):
         refused = {surfaces[item] for item in chosen_by(rows, user) | {target}}

@@ -17,7 +17,8 @@ class Row(NamedTuple):
 
 
 def row(chosen: float, rejected: list[float], mask: list[bool], *, beta: float) -> Row:
-    """The cross-entropy of the chosen completion among itself and the negatives that are not masked."""
+    """Returns the cross-entropy of the chosen completion, in a softmax over this completion and the negatives that are
+    not masked."""
     reward = beta * chosen
     negatives = [beta * value for value, real in zip(rejected, mask, strict=True) if real]
     if not negatives:

@@ -1,4 +1,4 @@
-"""A trie of nested dicts, walked one token at a time."""
+"""A slow trie, made of dicts from prefixes to children and items."""
 
 
 class DictTrie:

@@ -1,5 +1,5 @@
-"""Item weights, computed in a loop over items: w = allowed * (shared + sparse). Also the term that they add to a
-score."""
+"""Item weights, computed in a loop over items: w = allowed * (shared + values). `values` are weights of single items
+per prompt. Also computes the term that a weight adds to a score."""
 
 from __future__ import annotations
 
