@@ -260,7 +260,7 @@ INVALID = {
         {"where": [["stock", "<", 10**30]]},
         "stock has values of the type int64, which cannot be compared with 1000",
     ),
-    "lists": ({"where": [["genres", "<", "noir"]]}, "the column genres contains lists, so it has no '<'; use '=='"),
+    "lists": ({"where": [["genres", "<", "noir"]]}, "genres contains lists, which '<' cannot compare; use '=='"),
     "another type in lists": (
         {"where": [["genres", "==", 3]]},
         "genres has values of the type string, which cannot be .* with 3",

@@ -20,7 +20,7 @@ from trl_rec.ranges import COUNT
 
 
 class Groups(NamedTuple):
-    """The values of a column, numbered from 0.
+    """The values of a column, numbered from 0. The items with the same value form a group.
 
     Args:
         of_items (`Ragged`): Row `i` contains the numbers of item `i`'s values.

@@ -46,8 +46,8 @@ def changed_recommender(
     change = match_items(old, catalog)
     _check_writable(change, recommender)
 
-    # 2. Make the prompt format and the trie. The token of an item is named after its row in the old catalogue, so the
-    # pieces and paths of item tokens are taken from the old prompt format.
+    # 2. Make the prompt format and the trie. An item token is named after the item's row in the catalogue that the
+    # model was trained with, so the pieces and paths of item tokens are taken from the old prompt format.
     if old.surface == "item_token":
         given = recommender.prompt_format
         prompt_format = replace(
@@ -61,10 +61,11 @@ def changed_recommender(
         lists = prompt_format.list_length is not None
         trie = TokenTrie.from_catalog(change.catalog, recommender.tokenizer, lists=lists)
 
-    # 3. Match the prior with the new catalogue.
+    # 3. Match the prior with the new catalogue. If an earlier change has wrapped the prior in a `MatchedPrior`, match
+    # the original prior again.
     prior = recommender.prior
     sources = change.sources
-    if isinstance(prior, MatchedPrior):  # match the prior inside it, which knows the items that were removed before
+    if isinstance(prior, MatchedPrior):
         sources = np.where(sources < 0, -1, prior.sources[sources])
         prior = prior.prior
     if prior is not None:

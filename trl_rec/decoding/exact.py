@@ -188,8 +188,8 @@ def _score_paths(
 def _to_read(paths: ListTokens, renormalize: bool) -> Tensor:
     """Returns which tokens of the paths to read, `(B, K, T)`.
 
-    With `renormalize`, a forced token has log-probability 0, so a path is read up to its last branch. Titles often end
-    in many forced tokens.
+    With `renormalize`, a forced token has log-probability 0, so the forced tokens at the end of a path are not read.
+    Titles often end in many of them.
     """
     if not renormalize:
         return paths.mask
@@ -305,7 +305,7 @@ def _score_separately(
 ) -> Tensor:
     """Returns the scores of the items in the order of `trie.items`, `(B, num_items)`.
 
-    The prompt is read again for each path. This function is for models that do not support the attention mask.
+    The prompt is read again for each path. This function is for models that do not accept a custom attention mask.
     """
     num_prompts, prompt_length = prompts["input_ids"].shape
     step = max(1, MOST_TOKENS // (num_prompts * (prompt_length + trie.max_depth)))

@@ -51,7 +51,7 @@ class ItemFilter:
             `[["category", "==", "Shoes"], ["price", "<", 50]]` requires all of them. A list of such lists requires all
             conditions of at least one list. The operators are `==`, `!=`, `<`, `<=`, `>`, `>=`, `in` and `not in`. In
             a column of lists, `==` and `in` require that one of the item's values is equal, and `!=` and `not in` that
-            none is. An item without a value in a column only passes `not in`.
+            none is. An item whose value is missing passes only `not in`.
         max_per (*optional*): The maximum number of items in a list that share a value of a column, such as
             `{"brand": 2}`. An item with several values, such as several genres, counts for each of them. An item
             without a value is not limited.
@@ -221,7 +221,7 @@ def _checked_value(kind: pa.DataType, name: str, operator: str, value: Any) -> A
 
 
 def _comparable(kind: pa.DataType, name: str, operator: str, value: Any) -> Any:
-    """Same as [`_checked_value`], for a single value. Text becomes a date or time if the column contains these."""
+    """Same as [`_checked_value`], for a single value. Converts text if the column contains dates or times."""
     problem = ValueError(f"where: {name} has values of the type {kind}, which cannot be compared with {value!r:.80}")
     if value is None or isinstance(value, Mapping) or (isinstance(value, Sequence) and not isinstance(value, str)):
         raise problem
@@ -242,7 +242,10 @@ def _has_lists(column: pa.ChunkedArray) -> bool:
 def _compared_lists(column: pa.ChunkedArray, name: str, operator: str, value: Any) -> pa.Array:
     """Returns whether each list of a column meets a condition."""
     if operator not in EQUALITY:
-        raise ValueError(f"where: the column {name} contains lists, so it has no {operator!r}; use '==' or 'in'")
+        raise ValueError(
+            f"where: the column {name} contains lists, which {operator!r} cannot compare; use '==', '!=', 'in' or "
+            "'not in'"
+        )
     kind = column.type.value_type
     values = _checked_value(kind, name, operator, value)
     values = values if operator in ("in", "not in") else [values]

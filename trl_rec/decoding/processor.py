@@ -24,7 +24,7 @@ class TrieLogitsProcessor(LogitsProcessor):
 
     Scores may be logits or, as in beam search, log-probabilities. Leave `remove_invalid_values` of `generate` at its
     default, False, because True replaces NaN and infinite scores by finite ones. Pass a new `GenerationConfig` to
-    `generate`, because the warpers of the model's own configuration would be applied after the trie.
+    `generate`, because the warpers of the model's own configuration would be applied after this processor.
 
     Args:
         trie (`TokenTrie`): The catalogue.
@@ -35,8 +35,8 @@ class TrieLogitsProcessor(LogitsProcessor):
             softmax. The rows of `input_ids` must be in the order of the prompts, with all beams of a prompt together.
         weights ([`ItemWeights`], *optional*): Weights of the items, with the prompts in the order of `input_ids`.
             Under beam search without a length penalty, the scores of `generate` equal those of [`rank_items`]. A path
-            that several items share has the score of the best of these items. Under sampling, each step renormalises.
-            Therefore items are not drawn in proportion to `p * w ** strength`.
+            that several items share has the score of the best of these items. Under sampling, `generate` normalises
+            the scores at each step. Therefore items are not drawn in proportion to `p * w ** strength`.
     """
 
     def __init__(

@@ -67,8 +67,8 @@ class Recommender:
         Args:
             folder (`str` or `Path`): The folder or hub id.
             catalog ([`ItemCatalog`], `str` or `Path`, *optional*): The items that the model was trained with, or the
-                dataset folder that contains them. Needed only if the model was pushed to the hub without its
-                catalogue, or if its prompts name the user, whose semantic IDs are never pushed. For other items, see
+                dataset folder that contains them. Needed only for a model from the hub, if it was pushed without its
+                catalogue, or if its prompts name users by semantic IDs, which are never pushed. For other items, see
                 [`with_catalog`].
             prior ([`Prior`], *optional*, defaults to `"saved"`): A prior that the model is multiplied by. By default,
                 the prior in the run folder is used, if there is one. With `None`, no prior is used.
@@ -173,9 +173,10 @@ class Recommender:
 
         The list of a history does not depend on the other histories of the batch, up to the rounding of scores.
 
-        If a history is empty, or the catalogue contains none of its items, the prior alone makes the list. The scores
-        of this list are `log(w / W)`, and its `fallback` is True. Without a prior, or if the prior gives equal weights
-        to all items that it does not remove, the model ranks the items after an empty history.
+        If a history is empty, or the catalogue contains none of its items, the prior alone makes the list. The score
+        of an item is then `log(w / W)`, where w is its weight and W the sum of all weights, and the list's `fallback`
+        is True. Without a prior, or if the prior gives equal weights to all items that it does not remove, the model
+        ranks the items after an empty history.
 
         Args:
             histories (lists of `str`): Item ids, oldest first.
@@ -288,7 +289,8 @@ class Recommender:
         if unknown == "refuse" and len(known) < len(history):
             first = next(item_id for item_id in history if item_id not in positions)
             raise ValueError(
-                f"the history contains {first!r:.80}, which is not in the catalogue of {len(self.catalog)} items"
+                f"the history contains {first!r:.80}, which is not in the catalogue of {len(self.catalog)} items; "
+                "leave it out, or pass unknown='drop'"
             )
         return Request(
             history=np.array(known, np.int64),
@@ -304,7 +306,10 @@ class Recommender:
     def _index(self, item_id: str, what: str) -> int:
         """Returns the index of an id. Raises `ValueError` if the catalogue does not contain it."""
         if item_id not in self.catalog.positions:
-            raise ValueError(f"{what}: {item_id!r:.80} is not in the catalogue of {len(self.catalog)} items")
+            raise ValueError(
+                f"{what}: {item_id!r:.80} is not in the catalogue of {len(self.catalog)} items; give the id of an "
+                "item in the catalogue"
+            )
         return self.catalog.positions[item_id]
 
     @cached_property
@@ -314,7 +319,7 @@ class Recommender:
 
     @cached_property
     def ranker(self) -> RequestRanker:
-        """Ranks the catalogue for requests in the form of item indices."""
+        """Ranks the catalogue for requests, which contain item indices instead of ids."""
         return RequestRanker(
             self.model,
             self.prompt_format,
@@ -327,7 +332,7 @@ class Recommender:
 
 
 class RunParts(NamedTuple):
-    """What a run folder contains beside the model. The fields are those of [`Recommender`]."""
+    """What a run folder contains besides the model. The fields are those of [`Recommender`]."""
 
     tokenizer: PreTrainedTokenizerBase
     catalog: ItemCatalog
@@ -340,7 +345,7 @@ class RunParts(NamedTuple):
 def load_parts(
     path: Path, name: str | Path, catalog: ItemCatalog | str | Path | None = None, *, with_prior: bool
 ) -> RunParts:
-    """Loads what a run folder contains beside the model. Error messages call the folder `name`."""
+    """Loads what a run folder contains besides the model. Error messages call the folder `name`."""
     if not (path / SETTINGS).is_file():
         raise ValueError(
             f"{name} is not a run folder ({SETTINGS} is missing); pass the output folder of a trl-rec trainer"

@@ -136,7 +136,7 @@ class RequestRanker:
         histories = Ragged.from_lists([history, *without])
         prompts = self._encode(histories, [user] * len(histories))
 
-        # 2. Score the target after each of them.
+        # 2. Score the target after each of these histories.
         scores = np.concatenate(
             [
                 self._scores_of(prompts.take(rows), histories.take(rows), target)
@@ -145,7 +145,8 @@ class RequestRanker:
         )
         if not np.isfinite(scores[0]):
             raise ValueError(
-                "the item cannot be explained, because the prior gives it the weight 0 after this history"
+                "the item cannot be explained, because the prior gives it the weight 0 after this history; choose "
+                "another item, or load the recommender with prior=None"
             )
         differences: np.ndarray = scores[0] - scores[1:]
         return differences
@@ -188,7 +189,7 @@ class RequestRanker:
         return _Search("items", max(_asked(request, self._num_items), self._settings["num_beams"]))
 
     def _batches(self, requests: Sequence[Request], rows: list[int], batch_size: int) -> Iterator[list[int]]:
-        """Yields the rows in batches of similar length, the longest first."""
+        """Yields the indices `rows` of requests in batches with histories of similar length, the longest first."""
         order = sorted(rows, key=lambda row: -len(requests[row].history))
         for start in range(0, len(order), batch_size):
             yield order[start : start + batch_size]
@@ -367,7 +368,7 @@ class _Search(NamedTuple):
 
     Args:
         kind: `"items"`, `"lists"` or, if the prior alone ranks the items, `"prior"`.
-        num_beams: Number of beams for single items; 0 if it has no effect.
+        num_beams: Number of beams for single items; 0 if this number has no effect.
     """
 
     kind: str

@@ -82,7 +82,7 @@ def load_run(
         folder: The run folder.
         name: The file with the settings.
         given (*optional*): The catalogue, or the dataset folder that contains it, for a run folder that was published
-            without one. Its surface is ignored.
+            without one. If the settings record a surface, it replaces the surface of the given catalogue.
     """
     folder = Path(folder)
     settings = _read_settings(folder / name)
@@ -192,7 +192,10 @@ def settings_of_run(folder: str | Path | None) -> dict[str, Any]:
 
 
 def _trained_record(folder: Path, name: str) -> dict[str, Any] | None:
-    """Returns what the settings record of the catalogue, if the folder was published without it, else None."""
+    """Returns the record of the catalogue in the settings, if the folder was published without the catalogue.
+
+    Returns None otherwise.
+    """
     if (folder / CATALOG / "catalog.json").is_file() or not (folder / name).is_file():
         return None
     record: dict[str, Any] | None = _read_settings(folder / name).get(RECORD)
@@ -256,7 +259,8 @@ def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path
 
     Items that are retired in the run folder's catalogue may be missing from `catalog`.
     """
-    # 1. Find out what the policy was trained with. The settings record it if the catalogue was not published.
+    # 1. Find out which catalogue the policy was trained with. If the run folder was published without its catalogue,
+    # use the record of the catalogue in the settings.
     name = "ranker.json" if (Path(folder) / "ranker.json").is_file() else SETTINGS
     record = _trained_record(Path(folder), name)
     same_users = True
@@ -309,7 +313,8 @@ def _hub_run(repo: str, place: str) -> str | None:
 
     Args:
         repo: The hub id.
-        place: The cache of the hub. It only distinguishes the entries of `cache`.
+        place: The folder in which the hub's files are cached. It is only a part of the key under which
+            `functools.cache` keeps the result.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError

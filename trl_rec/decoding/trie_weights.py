@@ -2,7 +2,8 @@
 
 A beam search chooses among subtrees before it reaches any item, so it has to look ahead. The *bound* of a node is the
 largest weight below the node. On the way from a node to a child, a beam gains
-`strength * (log bound(child) - log bound(node))`. The search ranks correctly for two reasons:
+`strength * (log bound(child) - log bound(node))`. The *bonus* of a node is the sum of the gains on the way from the
+root to the node. The search ranks correctly for two reasons:
 
 - Along the path of an item, the gains add up to `strength * (log w(item) - log bound(root))`. This is what the weight
   adds to the score of the item, up to a constant per prompt.
@@ -35,7 +36,7 @@ from trl_rec.losses.output import at_least_float32
 
 
 def look_up(trie: TokenTrie, weights: ItemWeights | None, excluded: Excluded) -> TrieWeights | Unweighted:
-    """Prepares the weights and the excluded items of a batch of prompts for a search in the trie."""
+    """Returns the weights of a batch of prompts, without the excluded items, in the form that a search needs."""
     if weights is None:
         return Unweighted(excluded)
     weights = weights.to(trie.items.device)
@@ -265,7 +266,9 @@ def _filter_of(weights: ItemWeights, num_prompts: int, device: torch.device) -> 
     for name in ("items", "allowed_of"):
         tensor = getattr(weights, name)
         if tensor is not None and len(tensor) != num_prompts:
-            raise ValueError(f"weights.{name} has {len(tensor)} rows for {num_prompts} prompts")
+            raise ValueError(
+                f"weights.{name} has {len(tensor)} rows for {num_prompts} prompts; give one row per prompt"
+            )
     if weights.allowed_of is None:
         return torch.zeros(num_prompts, dtype=torch.int64, device=device)
     return weights.allowed_of.long()
@@ -319,7 +322,7 @@ def _own_by_place(trie: TokenTrie, weights: ItemWeights, num_prompts: int) -> tu
     if bool(unknown.any()):
         raise ValueError(
             f"weights.items contains {int(items[unknown][0])}, which is not one of the {trie.num_items} items "
-            "of the trie"
+            "of the trie; pass item indices of the catalogue from which the trie was built"
         )
     places = torch.where(places < 0, trie.num_items, places)
 

@@ -1,4 +1,4 @@
-"""Weights of items, which turn a policy's ranking by `p` into a ranking by `p * w ** strength`.
+"""Weights of items, which turn a ranking by a policy's probability `p` into a ranking by `p * w ** strength`.
 
 A weight expresses something that the policy does not know, such as a prior, a profit margin, the stock, or a filter.
 The score of an item is
@@ -63,7 +63,9 @@ class ItemWeights:
             weights = getattr(self, name)
             if weights is not None and not bool((weights.isfinite() & (weights >= 0)).all()):
                 what = self.called.get(name, name)
-                raise ValueError(f"{what} contains a negative, infinite or NaN weight; weights must be at least 0")
+                raise ValueError(
+                    f"{what} contains a negative, infinite or NaN weight; weights must be finite and at least 0"
+                )
         if self.allowed_of is not None and self.allowed is not None and self.allowed_of.numel():
             if not 0 <= int(self.allowed_of.min()) <= int(self.allowed_of.max()) < len(self.allowed):
                 raise ValueError(f"allowed_of contains a row number outside the {len(self.allowed)} rows of allowed")
@@ -80,7 +82,10 @@ class ItemWeights:
         if (self.items is None) != (self.values is None):
             raise ValueError("items and values belong together; pass both, or neither")
         if self.items is not None and self.values is not None and self.items.shape != self.values.shape:
-            raise ValueError(f"items has the shape {tuple(self.items.shape)}, but values {tuple(self.values.shape)}")
+            raise ValueError(
+                f"items has the shape {tuple(self.items.shape)}, but values {tuple(self.values.shape)}; give one "
+                "value per item"
+            )
         if self.items is not None and self.items.is_floating_point():
             raise ValueError("items must contain item indices, which are integers")
         if self.allowed is not None and self.allowed.dtype != torch.bool:

@@ -1,4 +1,4 @@
-"""Loads a model with its adapter merged into the weights of the base model, so that it can be read without PEFT.
+"""Loads a model with its adapter merged into the weights of the base model, so that it can be used without PEFT.
 
 A base model that was saved with quantised weights (such as nf4) is dequantised before the adapter is merged, because
 the merged weights would otherwise be rounded to the few values that the quantised weights can have.

@@ -1,6 +1,6 @@
 """Chooses the number of CPU threads for a model.
 
-A small model computes with one thread. Its operations are so short that several threads spend most of their time in
+A small model computes with one thread. Its operations are so short that several threads would spend most of their time
 waiting for each other, and on a busy machine also for a processor.
 """
 
@@ -22,10 +22,10 @@ SMALL = 20_000_000
 
 
 def choose_threads(model: nn.Module) -> None:
-    """Sets torch's number of threads to 1 if the model is small and on the CPU, and else to its default.
+    """Sets torch's number of threads for a model on the CPU: to 1 if the model is small, otherwise to torch's default.
 
-    Nothing changes if the user has chosen a number of threads, by `OMP_NUM_THREADS`, `MKL_NUM_THREADS` or
-    `torch.set_num_threads`.
+    Nothing changes if the model is on another device, or if the user has chosen a number of threads, by
+    `OMP_NUM_THREADS`, `MKL_NUM_THREADS` or `torch.set_num_threads`.
 
     Args:
         model (`nn.Module`): The model that is about to be trained or to rank items.
@@ -40,7 +40,7 @@ def choose_threads(model: nn.Module) -> None:
 
 @cache
 def _default_threads() -> int | None:
-    """Returns torch's number of threads at the first call, or None if this is no default but the user's choice."""
+    """Returns torch's number of threads at the first call, or None if the user has chosen this number."""
     threads = torch.get_num_threads()
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return threads if threads in (available, _physical_cores()) else None

@@ -1,13 +1,13 @@
-"""Gives the tokens of items their embeddings when the items of a catalogue change.
+"""Moves the embeddings of item tokens, and makes embeddings for new tokens, when the items of a catalogue change.
 
 The token `<item_17>` belongs to row 17 of a catalogue. If tomorrow's catalogue has another product in this row, the
 embeddings must move along with the products. Otherwise, a product would start with what the model has learned about
 another one. Semantic-ID tokens keep their meaning, so only tokens that did not occur before need embeddings.
 
 - The token of a known item (an item of the old catalogue) gets the embedding that the item had.
-- The token of a new item gets the mean of the vectors of its groups. The vector of a group is the mean embedding of
-  the known items in the group. An item without groups, or without known items in them, gets the mean of all known
-  items.
+- The token of a new item gets the mean of the vectors of its groups, such as its genres. The vector of a group is the
+  mean embedding of the known items in the group. An item without groups, or without known items in them, gets the mean
+  of all known items.
 - A new semantic-ID token gets the mean of the known tokens of its level. For `<b_7>`, these are all known `<b_...>`.
 
 The same is done for the input embeddings, for the output embeddings unless they are tied, and for their bias.
@@ -212,7 +212,7 @@ def _check_not_sharded(model: PreTrainedModel) -> None:
     weight: Any = model.get_input_embeddings().weight
     if isinstance(weight, nn.Parameter) and held_weights(weight) is not weight:
         raise ValueError(
-            "the items have changed since the model was trained, and its embeddings cannot follow them under ZeRO-3, "
+            "the items have changed since the model was trained, and its embeddings cannot be changed under ZeRO-3, "
             "which divides the embeddings among processes; train with ZeRO-2"
         )
 
@@ -252,7 +252,8 @@ def _take_off(model: PeftModel) -> tuple[PreTrainedModel, _Adapter]:
     if any("lora_embedding_" in key for key in weights):
         raise ValueError(
             "the items have changed since the model was trained, but its embeddings have LoRA weights, which cannot "
-            "follow single items; merge the adapter into the model first (merge_and_unload), and start from the result"
+            "be moved item by item; merge the adapter into the model first (merge_and_unload), and start from the "
+            "result"
         )
 
     # Write the embeddings, as the adapter has trained them, into the base model.

@@ -149,8 +149,8 @@ def emptied_children(
 def num_legal(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> Tensor:
     """Returns how many legal children each node has, `(M,)`, without listing the children."""
     above, emptied = _emptied(trie, nodes, taken)
-    # Several taken items may have been below the same child. Count each emptied child once: its repeats are adjacent,
-    # because `taken` is sorted.
+    # Several taken items can be below the same child. Count each emptied child once: its repeats are adjacent, because
+    # `taken` is sorted.
     emptied[:, 1:] &= above[:, 1:] != above[:, :-1]
     return trie.row_offsets[nodes + 1] - trie.row_offsets[nodes] - emptied.sum(1)
 
@@ -250,8 +250,8 @@ def find_choices(
     places: Tensor,
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
 ) -> ListChoices:
-    """Finds the tokens that are legal instead of each branching token of the given lists. They depend on the items
-    before the branching token.
+    """Finds the legal tokens at the position of each branching token of the given lists. They depend on the items that
+    come before this token in its list.
 
     Args:
         trie, items, exclude: As in [`list_logps`].

@@ -1,7 +1,7 @@
 """Tracks lists while a model writes them: the node that each list has reached, its legal tokens, and their logits.
 
-Sampling and beam search are both loops over a `ListDecoder`. Each round chooses a child for each list (`logps`), moves
-the list there (`move`), and lets the model read the new tokens (`read`).
+Sampling and beam search both call a `ListDecoder` in a loop. Each round scores the children of each list's node
+(`logps`), chooses one of them, moves the list there (`move`), and lets the model read the new tokens (`read`).
 
 Tokens that the trie forces need no choice and are skipped: they get no forward pass of their own. The model reads them
 together with the last chosen token, just before the next choice. This also holds for forced tokens at the end of an
@@ -32,7 +32,7 @@ from trl_rec.losses.output import at_least_float32
 
 
 class Lists(NamedTuple):
-    """The state of the lists. Tensors have the shape `(R,)` unless stated otherwise.
+    """How far each list has been written. Tensors have the shape `(R,)` unless stated otherwise.
 
     Args:
         nodes (`torch.Tensor`): The node at which each list chooses next.
@@ -145,7 +145,7 @@ class ListDecoder:
             logits = self.cache.extend(Pending(tokens, lengths, lengths, lengths > 0, 1, length - 1))[0]
         self.cache.reorder(torch.zeros(self.shape, dtype=torch.int64, device=logits.device))
 
-        # 2. Make empty lists. `taken` has K free columns beside the excluded items.
+        # 2. Make empty lists. `taken` has K free columns besides the excluded items.
         room = self.excluded.new_full((num_prompts, self.list_length), self.trie.num_items)
         taken = torch.cat([self.excluded, room], 1).repeat_interleave(num_lists, 0)  # (R, S)
         nodes = taken.new_full((len(taken),), self.start)
@@ -230,7 +230,7 @@ class ListDecoder:
             reached=torch.where(moves, reached, lists.reached),
             ranks=ranks,
             num_written=num_written,
-            # Before this choice, the model had read everything written until then.
+            # Before this choice, the model had read all tokens written so far.
             num_read=torch.where(moves, lists.num_written, lists.num_read),
             items=lists.items.scatter(1, lists.ranks.unsqueeze(1), item.unsqueeze(1)),
             taken=torch.cat([lists.taken[:, :-1], last.unsqueeze(1)], 1).sort(1).values,

@@ -1,6 +1,6 @@
 """Samples lists of distinct items, several per prompt, or writes one greedy list per prompt.
 
-All lists of all prompts advance together. The lists of a prompt share its cache, and no prefix is read twice. Excluded
+All lists of all prompts advance together, and no prefix is read twice. Excluded
 items and items that are already in the list are removed before the softmax (see `constraint.py`), so the
 log-probabilities are those of the distribution that was sampled from. The random number for a token depends on the
 seed, the prompt's row number, the index of the list, the rank in the list and the depth, but not on the position in

@@ -10,7 +10,7 @@ from trl_rec.ragged import Ragged
 
 @runtime_checkable
 class Prior(Protocol):
-    """The method of a prior that ranking functions call."""
+    """An object with the method `weights`, which ranking functions call."""
 
     def weights(self, histories: Ragged) -> ItemWeights:
         """Returns the weights of all items after each history.

@@ -88,7 +88,7 @@ def load_prior(path: str | Path, *, num_items: int | None = None) -> SavedPrior:
     by_kind = {one.kind: one for one in SAVED}
     if kind not in by_kind:
         raise ValueError(
-            f"{path} contains a prior of the kind {kind!r}, which this version does not know; update trl-rec"
+            f"{path} contains a prior of the kind {kind!r}, which this version of trl-rec cannot load; update trl-rec"
         )
     prior = by_kind[kind].load(path)
 

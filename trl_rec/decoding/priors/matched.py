@@ -3,7 +3,7 @@
 A prior refers to the items of the catalogue that it was fitted on. If items have been removed or added since then, or
 have other indices, the prior still applies to the items that both catalogues contain.
 
-Legend: B: prompts, I: items that can be recommended, O: items that the prior knows.
+Legend: I: items that can be recommended, O: items that the prior has weights for, F: filters.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from trl_rec.ragged import Ragged
 
 @dataclass(frozen=True, eq=False)
 class MatchedPrior:
-    """Weighs the items of a catalogue with a prior of other items.
+    """Weighs the items of a catalogue with a prior that was fitted on another catalogue.
 
-    Items that the prior does not know are ignored in histories. As recommendations, they get the smallest of the
+    Items that the prior has no weights for are ignored in histories. As recommendations, they get the smallest of the
     weights that are the same for all prompts (`ItemWeights.shared`). If the prior counts how often items were chosen,
-    this is the weight of an item that was never chosen.
+    this is the weight of the item that was chosen least often.
 
     Args:
         prior (`Prior`): The prior.
         sources (`np.ndarray` of shape `(num_items,)`): The index of each item of the catalogue in the prior; -1 if the
-            prior does not know the item.
+            prior has no weight for the item.
         num_recommendable (`int`): I. These are the first items of the catalogue; all others occur only in histories.
     """
 

@@ -74,9 +74,9 @@ class FunctionPrior:
                 "it must return one row per history and one column per item"
             )
         items = torch.arange(values.shape[1]).expand_as(values)
-        # `ItemWeights` adds `values` to the shared weights, so shared weights of 0 have no effect. They are passed
-        # because decoding requires one shared weight per item. This also checks how many columns the function
-        # returned.
+        # `ItemWeights` adds `values` to the shared weights, so shared weights of 0 change no weight. They are passed
+        # because decoding checks that there is one shared weight per item. So a function that returns the wrong number
+        # of columns raises an error.
         return _FunctionWeights(torch.zeros(values.shape[1]), items, values, strength=self.strength)
 
 

@@ -26,7 +26,10 @@ REMEDY = "restore the file from a copy of the run folder, or remove its key prio
 
 
 def save_run_prior(folder: str | Path, prior: SavedPrior) -> None:
-    """Adds a prior to a run folder, in which the model is already saved. `recommender.json` is written last."""
+    """Adds a prior to a run folder, in which the model is already saved.
+
+    `recommender.json` is written last, so that it never refers to a file that does not exist yet.
+    """
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"{folder} has no {SETTINGS}, so it is not a run folder; save the model there first")

@@ -1,7 +1,7 @@
 """A count of a [`MixturePrior`] that compares titles. Items with similar titles count as if they followed each other.
 
-Two titles are similar if they share rare words.
-This count also gives shares to items that hardly occur in the log. The other counts know little about such items.
+Two titles are similar if they share rare words. This count also gives shares to items that hardly occur in the log.
+The other counts, which count pairs of items in the log, contain few pairs with such items.
 
 Legend: N items, W occurrences of words in titles, P pairs of items.
 """
@@ -32,7 +32,7 @@ def similar_titles(titles: Sequence[str], popularity: np.ndarray, most: int) -> 
     """Makes counts in which the items with similar titles follow each item.
 
     The similarity of two items is the cosine of the vectors of their titles. The vector of a title has an entry per
-    distinct word, `log(N / n)`, where n is the number of titles with this word. A pair counts
+    distinct word, `log(N / n)`, where n is the number of titles with this word. A similar item counts
     `similarity ** 2 * (popularity + 1) ** 0.25`, so that of two items that are equally similar, the more popular one
     comes first.
 
