@@ -88,9 +88,9 @@ def _semantic_ids(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
 
 
 def grouped(items: pa.Table | None, options: Options, where: str | None) -> pa.Table | None:
-    """Returns the items, with the group column that `options` names converted to lists of texts.
+    """Returns the items. If `options` names a group column, this column is converted to lists of texts.
 
-    The items are unchanged if `options` names no group column. Raises ValueError if the items lack the column.
+    Raises ValueError if the items lack the column.
     """
     name = options.group_column
     if name is None:
@@ -175,14 +175,14 @@ def _share_dictionary(chunks: list[pa.DictionaryArray]) -> bool:
 
 def coded_ids(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     """Same as [`ids`], but the text is dictionary-encoded, so that each distinct id is stored and checked once."""
-    # 1. Encode. If there is a null, let `ids` raise the error. The rows before it are passed too, because one of them
-    # may be invalid in another way.
+    # 1. Encode. If there is a null, let `ids` raise the error. The rows before the null are passed too, because one of
+    # them may be invalid in another way.
     if column.null_count:
         first = int(pc.index(column.is_null(), True).as_py())
         ids(column[: first + 1], name, where)
     try:
         codes, values = encode(column)
-    except pa.ArrowNotImplementedError:  # lists and structs cannot be encoded, and are no ids
+    except pa.ArrowNotImplementedError:  # lists and structs cannot be encoded; `ids` refuses them
         codes, values = encode(ids(column, name, where))
 
     # 2. Check the distinct values. They are in order of first appearance, so the first invalid value belongs to the

@@ -79,8 +79,8 @@ class RecDataset:
         """Table of the interactions with items that the catalogue lacks, sorted by user and time.
 
         The columns are `user`, `item_id`, `timestamp` and `place`: how many rows of `interactions` precede the
-        interaction. No split contains these interactions. None unless the dataset was prepared with
-        `unknown_items="keep"`.
+        interaction. No split contains these interactions. Without `unknown_items="keep"`, there is no
+        table, and the value is None.
         """
         return _read(self.path, UNLISTED, _read_unlisted) if (self.path / UNLISTED).is_file() else None
 

@@ -137,8 +137,8 @@ class PromptFormat:
     def piece_lengths(self) -> np.ndarray:
         """`(num_items,)`: the number of tokens of each item in a history, with the separator before it.
 
-        Only the first item of a history has no separator. So a history is shorter than the sum of its items by one
-        separator, which [`PromptFormat.room`] takes into account.
+        The first item of a history has no separator, so a history is one separator shorter than the sum of these
+        lengths. [`PromptFormat.room`] takes this into account.
         """
         lengths: np.ndarray = self.pieces.lengths + len(self.separator)
         return lengths
@@ -146,9 +146,10 @@ class PromptFormat:
     def room(self, max_length: int | None) -> int | None:
         """Returns how many tokens a history may have, so that prompt and completion together fit into `max_length`.
 
-        Items count with their `piece_lengths`, so the room includes a separator before the first item, which is not
-        written. The completion is assumed to be the longest one. Returns None if `max_length` is None. Raises
-        ValueError if the longest item would not fit into a history.
+        The length of a history is the sum of its `piece_lengths`, although its first item is written without a
+        separator. Therefore the room is larger by one separator. The completion is assumed to be the longest one.
+
+        Returns None if `max_length` is None. Raises ValueError if the longest item would not fit into a history.
         """
         if max_length is None:
             return None

@@ -119,7 +119,7 @@ class TransitionCounts:
 class PairRule(NamedTuple):
     """Which pairs of training interactions are counted, and with which weight.
 
-    A pair consists of two items of the same row in which the later item is new, as in [`TrainInteractions`].
+    A pair consists of two items of the same row. The later item must be new (see [`TrainInteractions`]).
 
     Args:
         nearest, farthest (`int`): Smallest and largest distance between the two items of a pair.

@@ -52,7 +52,7 @@ class ItemCatalog:
         num_retired (`int`, *optional*, defaults to `0`): Number of retired items, which are the last rows of the
             table. A model can read them in histories, but they are in no trie, so they are never recommended.
         license (`str`, *optional*): The licence of the data that the items come from, as given to `trl-rec prepare`.
-            It decides whether the catalogue may be pushed beside a model (see [`allows_redistribution`]).
+            It decides whether the catalogue may be pushed to the hub beside a model (see [`allows_redistribution`]).
     """
 
     items: pa.Table

@@ -123,8 +123,8 @@ def standardized(rewards: Tensor, *, eps: float = 1e-4) -> Tensor:
 
     The standard deviation is the sample standard deviation, with G - 1 in the denominator. The advantages are exactly
     0 if all rewards of a prompt are equal, even with `eps` 0. Standardizing removes the scale of the rewards, so N
-    affects only their relative distances. In a group with only two distinct rewards, N has no effect except through
-    `eps`.
+    affects only their relative distances. If the rewards of a prompt have only two distinct values, N has no effect
+    except through `eps`.
     """
     num_rollouts = rewards.shape[-1]
     centred = leave_one_out(rewards) * ((num_rollouts - 1) / num_rollouts)

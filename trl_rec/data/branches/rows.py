@@ -253,7 +253,7 @@ def without_branches(tokens: Ragged, labels: np.ndarray, source: np.ndarray) -> 
 
 
 def concatenated(*parts: BranchRows) -> BranchRows:
-    """Returns all rows, in the order of their sequences."""
+    """Returns the rows of all parts, in the order of their sequences."""
     source = np.concatenate([part.source for part in parts])
     order = np.argsort(source, kind="stable")
     tokens = _stacked([part.tokens for part in parts])

@@ -1,8 +1,8 @@
 """Builds rows of several tasks: predicting the next item, and tasks that relate items and users to text.
 
-These are the tasks of Align3GR's behaviour level. A row contains the token ids of the slots of its prompt
-(placeholders such as `{title}`) and of its answer. The prompt template is drawn when the batch is made, and drawn anew
-in every epoch.
+Align3GR trains a model on these tasks before its preference stages, and calls this the behaviour level. A row contains
+the token ids of the slots of its prompt (placeholders such as `{title}`) and of its answer. The prompt template is
+drawn when the batch is made, and drawn anew in every epoch.
 
 Rows are made from the catalogue, the columns of users and the training split. In rows with a target, the user's
 preferences are described only by the items before the target. Only profiles and semantic IDs of users depend on the
