@@ -89,7 +89,7 @@ class TrainInteractions:
         return np.argsort(-self.popularity, kind="stable")
 
     def pair_blocks(self, kinds: np.ndarray) -> Iterator[tuple[slice, Pairs]]:
-        """Yields all pairs of items of the same row whose later item is new (see `is_new`).
+        """Yields the pairs of items of the same row at the relative positions `kinds`. The later item must be new.
 
         The items are divided into ranges, so that only the pairs of one range are in memory.
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 
-# Identifiers as on the Hugging Face hub. Licences without derivatives (-nd) are missing, because a prepared catalogue
-# is a derivative.
+# Identifiers as on the Hugging Face hub. Licences that forbid derivatives (-nd) are missing, because a prepared
+# catalogue is a derivative.
 REDISTRIBUTABLE = frozenset(
     {
         "afl-3.0",
