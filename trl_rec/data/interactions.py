@@ -33,7 +33,8 @@ def interactions_table(table: Columns, where: str) -> pa.Table:
 def read_interactions(table: Columns, where: str, options: Options) -> tuple[pa.Table, dict[str, int]]:
     """Checks interactions, and drops the rows that the options exclude.
 
-    The columns of a large log do not fit in memory as text, so each is read, converted and released in turn.
+    The columns of a large log do not fit in memory together as text. So each column is read, converted and
+    released before the next.
 
     Args:
         table: The interactions. Columns that are not needed are not read.

@@ -115,7 +115,9 @@ def with_chat_template(tokenizer: PreTrainedTokenizerBase, head: str, tail: str)
 
 @dataclass(frozen=True)
 class TokenComparison:
-    """The result of comparing the tokens of prompts with those of their whole texts.
+    """The result of comparing the tokens of prompts with the tokens of their whole texts.
+
+    The parts of a prompt are tokenised separately, whereas its whole text is tokenised at once.
 
     Args:
         num_prompts (`int`): Number of prompts.
@@ -140,7 +142,7 @@ class TokenComparison:
 
 
 def compare_tokens(prompts: Ragged, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> TokenComparison:
-    """Compares prompts with the tokens of their whole texts. Ignores BOS at their beginning.
+    """Compares the tokens of prompts with the tokens of their whole texts. Ignores BOS at the beginning of both.
 
     Args:
         prompts: Token ids, one prompt per row, at least one.

@@ -175,7 +175,7 @@ def count_pairs(
     kinds = kinds[used]
     weights = [weight[used] for weight in weights]
 
-    # 2. Count the pairs of one range of items after the other.
+    # 2. Count the pairs, one range of items at a time.
     parts: list[list[tuple[Ragged, np.ndarray]]] = [[] for _ in rules]
     for items, pairs in interactions.pair_blocks(kinds):
         first_of_pair = np.concatenate([[True], pairs.keys[1:] != pairs.keys[:-1]])[: len(pairs.keys)]
@@ -206,7 +206,7 @@ def _shares(
 
 
 def _largest(targets: Ragged, shares: np.ndarray, most: int) -> tuple[Ragged, np.ndarray]:
-    """Keeps the `most` largest shares of each row. Of equal shares, those of lower items are kept."""
+    """Keeps the `most` largest shares of each row. If shares are equal, those of lower item indices are kept."""
     lengths = targets.lengths
     is_long = lengths > most
     place = np.flatnonzero(np.repeat(is_long, lengths))  # indices of the values in long rows
