@@ -141,7 +141,7 @@ def search_items(
 
 
 class _Beams(NamedTuple):
-    """The beams that are still searched. Each tensor has the shape `(B, K)`.
+    """The beams that the search still extends. Each tensor has the shape `(B, K)`.
 
     Args:
         nodes: The trie node that each beam has reached. If forced tokens are skipped, this node lies at the end of the

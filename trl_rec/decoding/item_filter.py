@@ -172,7 +172,7 @@ def where_mask(where: Where, items: pa.Table) -> np.ndarray:
             else:
                 conjunction[place] = (name, operator, _checked_value(items[name].type, name, operator, value))
 
-    # 2. Evaluate them together.
+    # 2. Evaluate all conditions together.
     table = pa.table({**columns, NUMBER: np.arange(items.num_rows)})
     found = table.filter(pq.filters_to_expression(alternatives))[NUMBER].to_numpy()
     mask = np.zeros(items.num_rows, bool)

@@ -1,10 +1,10 @@
 """Ranks the catalogue for requests. A request is a history with its own filter, limits and number of items.
 
-Requests whose searches have the same width are ranked together, sorted by the length of their histories. The item
+Requests that need the same search are ranked together in batches, sorted by the length of their histories. The item
 weights contain a boolean table with one row per distinct filter. A request with limits (`max_per`) may need several
 rounds, see `caps.py`.
 
-Legend: B: prompts, E: excluded items per prompt (padded), F: distinct filters, I: items.
+Legend: B: prompts, P: prompt tokens (padded), E: excluded items per prompt (padded), F: distinct filters, I: items.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Batch:
     """Requests that are ranked together.
 
     Args:
-        prompts: The padded prompts, `(B, P)` each.
+        prompts: `input_ids` and `attention_mask` of the padded prompts, `(B, P)` each.
         exclude: The excluded items, `(B, E)`, padded with -1.
         weights: The weights of the prior, or None.
         masks: The allowed items of each request, or None.

@@ -17,7 +17,7 @@ from trl_rec.models.loading import attach_adapter, load_model
 
 
 def load_merged(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
-    """Loads a causal language model without adapter and without quantisation, in evaluation mode.
+    """Loads a causal language model in evaluation mode, merges its adapter if it has one, and undoes quantisation.
 
     The logits equal those of the model that [`load_model`] loads, up to rounding. As in that function, the base model
     is loaded as it was saved, even if the adapter was trained with `load_in_4bit`.

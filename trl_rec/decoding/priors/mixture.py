@@ -1,8 +1,8 @@
 """A prior that mixes several counts of the training split, with weights that are fitted to the validation split.
 
 The counts of [`TransitionPrior`] fix how much the distance and the order of two items matter, and how much older items
-of a history matter. Here, several counts differ in these choices. `mixture_counts.py` lists the counts,
-`similar_titles.py` adds one that compares titles instead, and `mixture_fit.py` fits their weights.
+of a history matter. This prior mixes several counts that differ in these choices. `mixture_counts.py` lists the
+counts, `similar_titles.py` adds a count that compares titles, and `mixture_fit.py` fits their weights.
 
 A count of pairs of items with the same group, such as a genre, was tried too. Its weight was 0.000 on MovieLens-100k,
 so it was left out.
