@@ -1,5 +1,5 @@
-"""Runs tables of malformed inputs. Each entry defines the damage, the words of the command, and a part of the message
-that the user must see.
+"""Runs verbs on tables of malformed inputs. Each entry defines the damage to the files, words for the command line,
+and a part of the message that the user must see.
 
 A test module has a table of attacks on one thing (readers, recipes, run folders). Each attack has to end in one clear
 sentence and exit status 2, without a traceback, and must leave every file as it was.
@@ -47,7 +47,7 @@ def each(attacks: Sequence[Attack]) -> pytest.MarkDecorator:
 def assert_refused(
     attack: Attack, verb: str, words: Sequence[str], folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Damages the folder, runs the verb in it, and checks how the verb ends.
+    """Damages the folder, runs the verb in it, and checks that the verb refuses the input in one sentence.
 
     Args:
         attack: The attack.
@@ -76,7 +76,7 @@ def assert_refused(
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Returns a hash of each file under a folder, including hidden files. The hash of a folder is empty."""
+    """Returns a hash of each file under a folder, including hidden files. Subfolders have an empty hash."""
     found = {}
     for path in sorted(folder.rglob("*")):
         is_file = path.is_file()

@@ -1,6 +1,6 @@
 """Kills a process with SIGKILL just before a chosen system call that changes files.
 
-Unlike a kill after some time, this interrupts every file operation, however fast the machine is.
+Unlike a kill after a fixed delay, this can interrupt any chosen file operation, however fast the machine is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def kill_at(work: Work, output: Path, step: int) -> None:
 
 
 def draw_steps(num_steps: int, num_kills: int, seed: int = 0) -> Iterator[int]:
-    """Returns `num_kills` distinct steps, one from each of as many equal parts of the work."""
+    """Divides the steps of the work into `num_kills` equal parts, and draws one step from each part."""
     draw = random.Random(seed)
     bounds = [1 + num_steps * place // num_kills for place in range(num_kills + 1)]
     return (draw.randrange(low, high) for low, high in zip(bounds, bounds[1:], strict=False) if low < high)

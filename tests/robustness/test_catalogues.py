@@ -65,7 +65,7 @@ def keys(name: str, **values: Any) -> Damage:
 
 
 def column(table: str, name: str, values: Any) -> Damage:
-    """Sets a column of a Parquet file, or removes it; `values` is called with the number of rows."""
+    """Sets a column of a Parquet file to `values(number of rows)`, or removes it if `values` is None."""
 
     def _set(folder: Path) -> None:
         rows = pq.read_table(folder / table)

@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     before = (output / "checkpoint-4" / name).read_bytes()
     DAMAGES[damage](output / "checkpoint-4" / name)
     if (output / "checkpoint-4" / name).is_file() and before == (output / "checkpoint-4" / name).read_bytes():
-        pytest.skip("the two runs have written the same")  # such as the state of a constant learning rate schedule
+        pytest.skip("both runs wrote the same bytes")  # such as the state of a constant learning rate schedule
     monkeypatch.setattr(shared.args, "output_dir", str(output))
     assert started(shared, monkeypatch) == str(output / "checkpoint-2")
     told = "is missing" if damage == "missing" else "has changed since it was written"
@@ -110,9 +110,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
 @pytest.mark.parametrize("name", FILES)
-def test_an_empty_mark_of_an_earlier_version_is_not_believed_blindly(
+def test_files_of_a_checkpoint_with_an_empty_mark_are_checked(
     name: str, damage: str, output: Path, shared: BearTrainer, monkeypatch, caplog
 ) -> None:
+    """The mark of a checkpoint is a file that lists its files. Earlier versions wrote it empty."""
     for checkpoint in output.glob("checkpoint-*"):
         (checkpoint / MARK).write_text("")
     DAMAGES[damage](output / "checkpoint-4" / name)
@@ -123,7 +124,9 @@ def test_an_empty_mark_of_an_earlier_version_is_not_believed_blindly(
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"files": 3}', "\0\0\0"])
-def test_a_damaged_mark_does_not_count(content: str, output: Path, shared: BearTrainer, monkeypatch, caplog) -> None:
+def test_a_checkpoint_with_a_damaged_mark_is_skipped(
+    content: str, output: Path, shared: BearTrainer, monkeypatch, caplog
+) -> None:
     (output / "checkpoint-4" / MARK).write_text(content)
     monkeypatch.setattr(shared.args, "output_dir", str(output))
     assert started(shared, monkeypatch) == str(output / "checkpoint-2")
@@ -218,7 +221,7 @@ def name_of(change: Change) -> str:
 
 
 @pytest.mark.parametrize("change", REFUSED, ids=name_of)
-def test_a_setting_that_decides_weights_may_not_change(change: Change, world: Path) -> None:
+def test_a_setting_that_affects_the_weights_may_not_change(change: Change, world: Path) -> None:
     before = contents(world / "run")
     trainer = make_trainer(world, world / "run", **{**SAVING, **change.options})
     with pytest.raises(ValueError, match=f"checkpoint-4 belongs to a run that differs in .*{change.says}"):
@@ -250,7 +253,9 @@ def test_other_rows_other_weights_and_an_adapter_are_another_run(world: Path) ->
             make_trainer(world, world / "run", **SAVING, **options).train(resume_from_checkpoint=True)
 
 
-def test_an_adapter_begins_at_random_but_its_base_counts(world: Path, tmp_path: Path, monkeypatch) -> None:
+def test_an_adapter_may_start_at_other_random_weights_but_not_from_another_base(
+    world: Path, tmp_path: Path, monkeypatch
+) -> None:
     def make(base: str, rank: int = 2) -> BearTrainer:
         model = get_peft_model(load_model(world / base), LoraConfig(r=rank, target_modules="all-linear"))
         return make_trainer(world, tmp_path / "run", model=model, **SAVING)
@@ -315,7 +320,7 @@ def test_work_of_another_run_is_replaced_only_on_request(output: Path, world: Pa
     assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
 
 
-def test_weights_alone_are_work_too(world: Path, tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_is_not_replaced_either(world: Path, tmp_path: Path) -> None:
     make_trainer(world, tmp_path / "run", save_strategy="no").save_model()
     with pytest.raises(ValueError, match=r"the work of an earlier run \(model.safetensors\)"):
         make_trainer(world, tmp_path / "run", save_strategy="no", overwrite=False).train()
@@ -351,7 +356,7 @@ def test_a_resume_in_an_empty_folder_starts_from_scratch(world: Path, tmp_path: 
 
 
 def train_in(world: Path, options: dict[str, Any], output: Path) -> None:
-    """Trains as a script does, which prints an error as one sentence."""
+    """Trains as a script does: an error is printed as one sentence."""
 
     def main(argv: list[str]) -> None:
         limit = options.pop("limit", None)
@@ -399,7 +404,7 @@ def test_an_interrupt_ends_in_a_sentence_that_says_how_to_resume(
 
 
 @pytest.mark.slow
-def test_two_runs_do_not_share_a_folder_and_a_dead_one_holds_nothing(world: Path, tmp_path: Path) -> None:
+def test_two_runs_do_not_share_a_folder_and_a_killed_run_leaves_no_lock(world: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     process = start(partial(train_in, world, {"max_steps": 1000}), output)
     wait_until(lambda: newest_complete(output) >= 2, process, output)

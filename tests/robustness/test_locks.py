@@ -16,6 +16,7 @@ import pytest
 from trl_rec.files import exclusive
 
 
+# Locks a folder until its standard input is closed. `meanwhile` is code that runs under the lock.
 HOLD = """
 import sys, os
 from trl_rec.files import exclusive
@@ -24,7 +25,7 @@ with exclusive(sys.argv[1]):
     print("locked", flush=True)
     sys.stdin.read()
 """
-# Adds 1 to a number in a file, `ROUNDS` times, each time under the lock.
+# Adds 1 to the number in a file, `rounds` times, each time under the lock.
 COUNT = """
 import sys
 from pathlib import Path
@@ -55,7 +56,7 @@ def held(folder: Path, meanwhile: str = "pass") -> Iterator[subprocess.Popen[str
         process.kill()
 
 
-def test_a_second_process_is_refused_with_the_folder_and_the_holder(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_the_error_names_the_first_one(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with held(folder) as process:
         message = (
@@ -71,7 +72,7 @@ def test_a_second_process_is_refused_with_the_folder_and_the_holder(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_process_holds_nothing_and_its_file_goes_with_the_next(tmp_path: Path) -> None:
+def test_a_killed_process_holds_no_lock_and_the_next_one_removes_its_file(tmp_path: Path) -> None:
     with held(tmp_path / "run") as process:
         process.kill()
         process.wait()
@@ -81,7 +82,7 @@ def test_a_killed_process_holds_nothing_and_its_file_goes_with_the_next(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_child_that_outlives_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+def test_a_child_that_outlives_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
     fork = "child = os.fork(); child or (signal.pause(), os._exit(0)); print(child, flush=True)"
     with python("import signal\n" + HOLD.format(meanwhile=fork), tmp_path / "run") as process:
         assert process.stdout is not None
@@ -106,7 +107,7 @@ def test_a_forked_child_does_not_hold_its_parents_lock(tmp_path: Path) -> None:
     assert "is writing to" in errors
 
 
-def test_the_same_process_may_enter_again(tmp_path: Path) -> None:
+def test_the_same_process_may_lock_a_folder_twice(tmp_path: Path) -> None:
     with exclusive(tmp_path / "run"):
         with exclusive(tmp_path / "run"):
             pass
@@ -114,7 +115,7 @@ def test_the_same_process_may_enter_again(tmp_path: Path) -> None:
         assert "is writing to" in refused.communicate()[1]
 
 
-def test_a_failure_inside_ends_the_lock(tmp_path: Path) -> None:
+def test_an_exception_releases_the_lock(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), exclusive(tmp_path / "made" / "for" / "run"):
         raise KeyboardInterrupt
     with held(tmp_path / "made" / "for" / "run") as process:
@@ -130,7 +131,7 @@ def test_all_names_of_a_folder_have_the_same_lock(tmp_path: Path, name: str) -> 
         pass
 
 
-def test_the_lock_is_in_the_folder_where_its_parent_cannot_be_written_to(tmp_path: Path, monkeypatch) -> None:
+def test_the_lock_is_inside_the_folder_if_its_parent_is_not_writable(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "run").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     with exclusive(tmp_path / "run"):
@@ -148,7 +149,7 @@ def test_a_file_system_without_locks_is_written_to_with_a_warning(tmp_path: Path
     assert "run cannot be locked" in caplog.text
 
 
-def test_no_two_processes_are_inside_at_once(tmp_path: Path) -> None:
+def test_no_two_processes_hold_a_lock_at_once(tmp_path: Path) -> None:
     (tmp_path / "number").write_text("0")
     processes = [python(COUNT, tmp_path, 200) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]

@@ -59,13 +59,13 @@ def test_a_killed_verb_ends_with_the_same_bytes(
 
 
 def assert_one_version(data: Path) -> None:
-    """Checks that the old or the new version is complete, possibly under a hidden name between two renames."""
+    """Checks that the old or the new version is complete. Between the two renames, the old one has a hidden name."""
     hidden = list(data.parent.glob(".data.*.old"))
     load(data if data.exists() else hidden[0])
 
 
 @pytest.mark.slow
-def test_a_verb_that_is_killed_again_and_again_leaves_nothing_in_the_end(start_folder: Path, tmp_path: Path) -> None:
+def test_a_verb_that_is_killed_repeatedly_leaves_no_temporary_files(start_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(start_folder, data)
     count_steps(folder_runs.prepare_again, data)  # the first call needs more steps, because it also removes the IDs
@@ -100,11 +100,14 @@ FOLDERS = [
     Attack("a folder of the user's", NOT_A_DATASET, write("mine/thesis.tex"), MINE),
     Attack("a folder of the user's, overwrite", NOT_A_DATASET, write("mine/thesis.tex"), [*MINE, *REPLACE]),
     Attack("a hidden file", NOT_A_DATASET, write("mine/.thesis"), [*MINE, *REPLACE]),
-    Attack("a folder by way of none", NOT_A_DATASET, write("v/mine/x"), ["--output_dir", "v/typo/../mine"]),
+    Attack("a folder through a missing one", NOT_A_DATASET, write("v/mine/x"), ["--output_dir", "v/typo/../mine"]),
     Attack(
-        "by way of none, overwrite", NOT_A_DATASET, write("v/mine/x"), ["--output_dir", "v/typo/../mine", *REPLACE]
+        "through a missing one, overwrite",
+        NOT_A_DATASET,
+        write("v/mine/x"),
+        ["--output_dir", "v/typo/../mine", *REPLACE],
     ),
-    Attack("by way of a link", "exists and is not a dataset folder", link("mine", "."), MINE),
+    Attack("through a link", "exists and is not a dataset folder", link("mine", "."), MINE),
     Attack("a file", NOT_A_DATASET, write("mine"), MINE),
     Attack(
         "below a file", "mine is not a folder, so nothing can be written", write("mine"), ["--output_dir", "mine/data"]
@@ -125,7 +128,7 @@ FOLDERS = [
 
 
 @each(FOLDERS)
-def test_what_is_not_ours_is_never_touched(
+def test_files_that_we_did_not_write_are_never_touched(
     attack: Attack, start_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(start_folder, tmp_path / "data")
@@ -140,7 +143,7 @@ def test_a_mounted_disk_is_no_output_folder(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["x" * 240, "\N{SNOWMAN}" * 80])
-def test_a_long_name_is_a_name(name: str, tmp_path: Path) -> None:
+def test_a_long_name_is_accepted(name: str, tmp_path: Path) -> None:
     prepare("toy", tmp_path / name, toy_users=30, toy_items=50)
     prepare("toy", tmp_path / name, toy_users=31, toy_items=50, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -148,7 +151,7 @@ def test_a_long_name_is_a_name(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("place", ["thesis.tex", "catalog/thesis.tex"])
-def test_a_file_that_comes_while_prepare_runs_stays(
+def test_a_file_that_is_written_while_prepare_runs_is_kept(
     overwrite: bool, place: str, start_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"
@@ -172,7 +175,7 @@ def test_a_file_that_comes_while_prepare_runs_stays(
     assert contents(tmp_path) == before
 
 
-def test_an_old_folder_is_never_put_over_something_new(start_folder: Path, tmp_path: Path, caplog) -> None:
+def test_an_old_version_does_not_replace_a_new_folder(start_folder: Path, tmp_path: Path, caplog) -> None:
     """The process was killed between the two renames, and then the user made a folder with the name of the dataset."""
     data = tmp_path / "data"
     number = "0123456789abcdef" * 2
@@ -226,7 +229,7 @@ def test_a_second_writer_is_refused(verb: Work, start_folder: Path, tmp_path: Pa
     assert contents(data) == before
 
 
-def test_what_is_complete_is_read_while_another_process_writes(start_folder: Path, tmp_path: Path) -> None:
+def test_a_complete_folder_is_read_while_another_process_writes(start_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     prepare("toy", data, toy_users=30, toy_items=50)
     with held(data):

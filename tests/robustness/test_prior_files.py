@@ -49,7 +49,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rewritten(arrays: dict[str, Any] | None = None, kind: str = "transition", **settings: Any) -> Callable:
-    """Writes the file again with other arrays or settings; None removes one."""
+    """Rewrites the prior's file with other arrays or settings. An array or a setting of None is removed."""
 
     def change(folder: Path) -> None:
         kept = {**load_file(folder / FILE), **(arrays or {})}
@@ -124,7 +124,7 @@ ATTACKS = [
     Attack("eps 0", "eps must be above 0", rewritten(eps=0)),
     Attack("half an item", "prior_items must be a whole number", rewritten(prior_items=1.5)),
     Attack("no history", "max_history must be at least 1", rewritten(max_history=0)),
-    # The setting in recommender.json
+    # The key `prior` of recommender.json
     Attack("not a mapping", "prior is 'transition', which is not a mapping", described("transition")),
     Attack("setting without a strength", "the prior's strength must be a number", described({"kind": "transition"})),
     Attack("setting with a negative strength", "the prior's strength must be", with_setting(strength=-0.1)),
@@ -141,7 +141,7 @@ def test_damaged_priors_are_refused(
     assert_refused(attack, "recommend", ["--model", "run", "--titles", "a"], tmp_path, capsys)
 
 
-def test_the_recommender_uses_the_prior_unless_told_not_to(world: Path, tmp_path: Path) -> None:
+def test_the_recommender_uses_the_saved_prior_by_default(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
     alone = Recommender.from_pretrained(tmp_path / "run", prior=None)
     saved = Recommender.from_pretrained(tmp_path / "run")
@@ -161,7 +161,7 @@ def test_the_recommender_uses_the_prior_unless_told_not_to(world: Path, tmp_path
     assert scores(twice)["b"] == pytest.approx(scores(alone)["b"] + 2 * expected[1], abs=1e-4)
 
 
-def test_a_prior_of_a_mixture_without_weights_is_refused(world: Path, tmp_path: Path) -> None:
+def test_a_mixture_with_malformed_counts_is_refused(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
     for counts in (None, 3, [3], [{"name": "counter"}], [{"name": "x", "share": -1, "max_history": 1, "decay": 1}]):
         rewritten(kind="mixture", counts=counts, exclude_history=True)(tmp_path)

@@ -61,7 +61,9 @@ def test_the_configurations_are_found() -> None:
 @pytest.mark.parametrize("kind", CONFIGURATIONS, ids=lambda kind: kind.__name__)
 def test_every_number_has_a_range(kind: type[Any]) -> None:
     without = [name for name, field in numeric_fields(kind).items() if field.range is None]
-    assert not without, f"{kind.__name__}: give a range to {without}, or to INHERITED if TRL or transformers has them"
+    assert not without, (
+        f"{kind.__name__}: give {without} a range, or list them in INHERITED if they are not our fields"
+    )
 
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS, ids=lambda kind: kind.__name__)
@@ -97,7 +99,7 @@ def set_field(config: Any, name: str, value: object) -> Any:
 
 
 def example(kind: type[Any]) -> Any:
-    """Returns an instance with the defaults, not via `__init__`, because trainer configs would choose a device."""
+    """Returns an instance with the defaults. `__init__` is not called, because that of trainers chooses a device."""
     made = object.__new__(kind)
     for name, field in kind.__dataclass_fields__.items():
         if field.default_factory is not importlib.import_module("dataclasses").MISSING:
@@ -108,7 +110,7 @@ def example(kind: type[Any]) -> Any:
 
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS, ids=lambda kind: kind.__name__)
-def test_bounds_are_accepted_and_what_is_outside_is_refused(kind: type[Any]) -> None:
+def test_bounds_are_accepted_and_numbers_outside_are_refused(kind: type[Any]) -> None:
     default = example(kind)
     check_ranges(default)
     for name, field in numeric_fields(kind).items():
@@ -188,7 +190,7 @@ def test_a_stage_reads_numbers_that_yaml_leaves_as_text() -> None:
 
 
 @pytest.mark.parametrize("number", [1, np.int32(1), LARGEST, 1.0, Fraction(1, 2), 2**70, np.float32(0.5)])
-def test_numbers_of_any_kind_are_numbers(number: Any) -> None:
+def test_numbers_of_any_type_are_accepted(number: Any) -> None:
     FINITE.check("x", number)
     if isinstance(number, int | np.integer) and number <= LARGEST:
         COUNT.check("x", number)
@@ -216,7 +218,7 @@ def test_a_refusal_names_the_bounds(range: Range, value: object, says: str) -> N
     assert str(refused.value).startswith(says)
 
 
-def test_no_inherited_range_is_left_over() -> None:
-    """A name in the table that no installed configuration has may be a typing mistake."""
+def test_every_inherited_range_belongs_to_a_field() -> None:
+    """A name in INHERITED that is no field of any configuration is probably a typing mistake."""
     known = {name for kind in CONFIGURATIONS for name in kind.__dataclass_fields__}
     assert set(INHERITED) <= known

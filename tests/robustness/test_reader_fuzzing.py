@@ -20,7 +20,7 @@ from trl_rec.data import load, prepare
 
 
 def as_json_lines(folder: Path) -> None:
-    """Returns the small log of other tests as JSON Lines."""
+    """Writes `LOG`, the small log of other tests, as JSON Lines."""
     folder.mkdir()
     names = ("user_id", "item_id", "timestamp", "rating")
     rows = [json.dumps(dict(zip(names, row, strict=True))) for row in LOG]
@@ -137,7 +137,7 @@ def test_random_bytes(name: str, content: bytes) -> None:
 @every_format
 @LONG
 @given(data=st.data())
-def test_edited_files_at_length(name: str, data: st.DataObject) -> None:
+def test_edited_files_with_more_examples(name: str, data: st.DataObject) -> None:
     fuzz(name, data)
 
 
@@ -146,5 +146,5 @@ def test_edited_files_at_length(name: str, data: st.DataObject) -> None:
 @every_format
 @LONG
 @given(content=st.lists(piece, max_size=60).map(b"".join))
-def test_random_bytes_at_length(name: str, content: bytes) -> None:
+def test_random_bytes_with_more_examples(name: str, content: bytes) -> None:
     fuzz_bytes(name, content)

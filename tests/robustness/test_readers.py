@@ -64,7 +64,7 @@ def parquet(name: str, **columns: Any) -> Damage:
 
 
 def parts(folder: Path) -> None:
-    """Writes a table in two Parquet parts with different columns."""
+    """Writes a table in two Parquet parts whose columns differ in their types."""
     (folder / "source" / "interactions.csv").unlink()
     place = folder / "source" / "interactions"
     place.mkdir()

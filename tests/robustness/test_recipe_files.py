@@ -148,7 +148,7 @@ def test_random_bytes_give_no_traceback(tmp_path: Path, content: bytes) -> None:
     read(tmp_path / "mine.yaml")
 
 
-def test_plain_values_are_read_as_they_are(tmp_path: Path) -> None:
+def test_plain_values_are_read_as_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("dataset: &d 2024\noutput_dir: *d\nseed: 1e0\nbatch_size: '8'\nks: [3]\nrewards: {ndcg: 1}\n")
     values = checked_values((EvaluateArguments, EvaluationConfig), read_recipe(path), path)

@@ -1,4 +1,4 @@
-"""Damaged folders and wrong command lines of `trl-rec report` end in one sentence, and write no page."""
+"""`trl-rec report` refuses damaged folders and wrong command lines with one sentence, and writes no page."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ ATTACKS = [
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `run/`, its `data/`, and `other/`, a dataset that the run was not measured on."""
+    """Makes a folder with a run in `run/`, its dataset in `data/`, and another dataset in `other/`."""
     folder = tmp_path_factory.mktemp("world")
     hostile_run(folder).rename(folder / "run")
     prepare("toy", folder / "other", toy_users=20, toy_items=60)

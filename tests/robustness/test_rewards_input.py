@@ -152,7 +152,7 @@ FUNCTIONS = [
 
 
 @pytest.mark.parametrize("attack", FUNCTIONS, ids=[attack.name for attack in FUNCTIONS])
-def test_what_is_no_reward_is_refused(attack: PythonAttack) -> None:
+def test_malformed_values_of_a_reward_are_refused(attack: PythonAttack) -> None:
     with pytest.raises(ValueError, match=attack.says):
         score({"mine": 1.0}, lambda batch: attack.value)
 
@@ -169,13 +169,13 @@ WEIGHTS = [
 
 
 @pytest.mark.parametrize("attack", WEIGHTS, ids=[attack.name for attack in WEIGHTS])
-def test_what_is_no_weight_is_refused(attack: PythonAttack) -> None:
+def test_malformed_weights_are_refused(attack: PythonAttack) -> None:
     with pytest.raises(ValueError, match=attack.says):
         score(attack.value, 3 if attack.name == "no function" else lambda batch: ZEROS)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int64])
-def test_tensors_are_rewards(kind: torch.dtype) -> None:
+def test_tensors_are_accepted_as_rewards(kind: torch.dtype) -> None:
     values = torch.arange(6).view(SHAPE).to(kind).requires_grad_(kind.is_floating_point)
     np.testing.assert_array_equal(
         score({"mine": -2.0}, lambda batch: values).total, -2.0 * np.arange(6).reshape(SHAPE)

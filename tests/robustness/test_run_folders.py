@@ -29,7 +29,7 @@ HOSTILE = "\x1b[2J\x1b]0;owned\x07evil\r\n\u202ename"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes a run folder of a model that is trained from scratch on item tokens."""
+    """Makes a run folder of a randomly initialised model with one token per item."""
     folder = tmp_path_factory.mktemp("world")
     titles = ["A", HOSTILE, "C"]
     catalog = ItemCatalog(pa.table({"item_id": IDS, "title": titles}), surface="item_token")
@@ -54,7 +54,7 @@ def other_items(folder: Path) -> None:
 
 
 def changed(**values: object) -> Callable[[Path], None]:
-    """Changes keys of `recommender.json`; None removes one."""
+    """Changes keys of `recommender.json`. A value of None removes the key."""
 
     def change(folder: Path) -> None:
         path = folder / "run/recommender.json"
@@ -65,7 +65,7 @@ def changed(**values: object) -> Callable[[Path], None]:
 
 
 def old_with_titles(folder: Path) -> None:
-    """Makes a folder of an earlier version, which does not record its catalogue, with the catalogue of the dataset."""
+    """Removes the record of the catalogue, which earlier versions did not write, and changes the surface."""
     changed(catalog=None)(folder)
     with_surface("title")(folder)
 
@@ -142,7 +142,7 @@ def test_the_remedy_for_a_wrong_surface_works(world: Path, tmp_path: Path) -> No
     assert Recommender.from_pretrained(tmp_path / "copy/run").recommend(["a"], 2) == before
 
 
-def test_a_folder_without_the_record_is_loaded(world: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_record_of_its_catalogue_is_loaded(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world, tmp_path / "copy")
     before = Recommender.from_pretrained(tmp_path / "copy/run").recommend(["a"], 2)
     changed(catalog=None)(tmp_path / "copy")
@@ -177,7 +177,7 @@ def test_lists_end_at_the_first_missing_rank() -> None:
 
 @pytest.fixture(scope="module")
 def ranker_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes a run folder of a model that is trained from scratch to order rated candidates."""
+    """Makes a run folder of a randomly initialised model that orders rated candidates."""
     folder = tmp_path_factory.mktemp("ranker")
     catalog = ItemCatalog(pa.table({"item_id": IDS, "title": ["A", "B", "C"]}), surface="item_token")
     tokenizer = make_tokenizer(catalog)

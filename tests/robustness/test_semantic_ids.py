@@ -20,14 +20,14 @@ from trl_rec.semantic_ids import DualIdsConfig, ItemIdEncoder, make_dual_ids
 
 @pytest.fixture(scope="module")
 def start_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes a dataset with IDs of other settings."""
+    """Makes a dataset whose semantic IDs were made with other settings."""
     folder = tmp_path_factory.mktemp("start") / "data"
     folder_runs.make_start(folder)
     return folder
 
 
 def write(name: str, content: str | bytes) -> Callable[[Path], object]:
-    """Writes a file, and replaces an old one."""
+    """Writes or replaces a file."""
     return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
@@ -50,7 +50,7 @@ def edit(name: str, **values: object) -> Callable[[Path], object]:
 
 
 def index(tokens: Callable[[int], object]) -> Callable[[Path], object]:
-    """Writes an index with these tokens for the items 1 to 50."""
+    """Writes an index in which `tokens(item)` are the tokens of each item from 1 to 50."""
     return write("x.index.json", json.dumps({str(item): tokens(item) for item in range(1, 51)}))
 
 
@@ -185,13 +185,13 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory, start_folder: Path)
 def without_a_weight(folder: Path) -> None:
     weights = load_file(folder / WEIGHTS)
     weights.pop("fuse.0.weight")
-    (folder / WEIGHTS).unlink()  # the tensors are mapped from the file
+    (folder / WEIGHTS).unlink()  # the loaded tensors are mapped from the old file, which must not be overwritten
     save_file(weights, folder / WEIGHTS)
 
 
 def saved_by_torch(folder: Path) -> None:
     weights = load_file(folder / WEIGHTS)
-    (folder / WEIGHTS).unlink()  # the tensors are mapped from the file
+    (folder / WEIGHTS).unlink()  # the loaded tensors are mapped from the old file, which must not be overwritten
     torch.save(weights, folder / WEIGHTS)
 
 

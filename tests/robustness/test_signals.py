@@ -27,7 +27,7 @@ from trl_rec.semantic_ids import kmeans_ids
 
 @pytest.fixture(autouse=True)
 def heard() -> Iterator[None]:
-    """Sets the default handlers, because a shell makes background processes, such as pytest, ignore SIGINT."""
+    """Sets the default handlers, because SIGINT is ignored if a shell started pytest in the background."""
     handlers = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
@@ -65,7 +65,7 @@ def test_an_interrupt_ends_in_one_line(number: int, verb: str, remedy: str, caps
     assert signal.getsignal(number) == before
 
 
-def test_the_same_signal_twice_is_one_interrupt_and_cleaning_up_goes_on(capsys) -> None:
+def test_a_second_signal_does_not_interrupt_the_cleaning_up(capsys) -> None:
     cleaned = []
 
     def main(argv: list[str]) -> None:
@@ -80,7 +80,7 @@ def test_the_same_signal_twice_is_one_interrupt_and_cleaning_up_goes_on(capsys) 
     assert ended.value.code == 130 and cleaned and capsys.readouterr().err.count("interrupted") == 1
 
 
-def test_an_error_that_follows_a_signal_is_the_interrupt(capsys) -> None:
+def test_an_error_that_follows_a_signal_is_reported_as_the_interrupt(capsys) -> None:
     def main(argv: list[str]) -> None:
         try:
             stop(signal.SIGTERM)
@@ -101,7 +101,7 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_one_of_several_processes_prints_the_line_and_tells_the_launcher(
+def test_only_rank_0_prints_the_line_and_writes_the_file_for_the_launcher(
     rank: str, capsys, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("RANK", rank)
@@ -171,7 +171,7 @@ def test_a_training_run_that_is_stopped_resumes_to_equal_weights(number: int, pr
         log.seek(0)
         printed = log.read()
 
-    # 2. It printed one line, and all of its processes have ended.
+    # 2. Check that the run printed one line, and that all of its processes have ended.
     gone, alive = psutil.wait_procs(started, timeout=5)
     assert len(gone) >= processes and not alive, printed[-3000:]
     assert "Traceback" not in printed, printed[-3000:]
@@ -180,7 +180,7 @@ def test_a_training_run_that_is_stopped_resumes_to_equal_weights(number: int, pr
     assert "set resume_from_checkpoint to true to continue from" in lines[0]
     assert not list((tmp_path / "stopped").glob(".*"))
 
-    # 3. Resume it. It ends with the weights of a run that was never stopped.
+    # 3. Resume the run. It must end with the same weights as a run that was never stopped.
     assert not (tmp_path / "stopped" / "run" / "model.safetensors").exists()
     shutil.copytree(tmp_path / "stopped", tmp_path / "whole", ignore=lambda *_: ["run"])
     for folder, more in (("stopped", ["--resume_from_checkpoint", "true"]), ("whole", [])):

@@ -1,4 +1,4 @@
-"""Builds tries from arbitrary inputs. Each must be correct, or refused with an error."""
+"""Builds tries from arbitrary inputs. Each input must give a correct trie or an error."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ DTYPES = st.one_of(
 
 
 @given(st.one_of(st.lists(ROWS, max_size=6), st.lists(st.one_of(ROWS, ODD), max_size=3), ODD))
-def test_lists_are_refused_or_right(sequences: Any) -> None:
+def test_lists_give_a_correct_trie_or_an_error(sequences: Any) -> None:
     check(sequences, None)
 
 
 @given(st.data())
-def test_integer_arrays_are_refused_or_right(data: st.DataObject) -> None:
+def test_integer_arrays_give_a_correct_trie_or_an_error(data: st.DataObject) -> None:
     rows, columns = data.draw(st.integers(0, 5)), data.draw(st.integers(0, 4))
     array = np.array(data.draw(st.lists(TOKENS, min_size=rows * columns, max_size=rows * columns)), np.int64)
     check(array.reshape(rows, columns), None)
@@ -49,7 +49,7 @@ def test_integer_arrays_are_refused_or_right(data: st.DataObject) -> None:
 
 @example(np.array([[0]], ">i2"))
 @given(DTYPES.flatmap(lambda dtype: st_numpy.arrays(dtype, st_numpy.array_shapes(min_dims=0, max_dims=3, max_side=4))))
-def test_arrays_of_any_kind_are_refused_or_right(array: np.ndarray) -> None:
+def test_arrays_of_any_type_give_a_correct_trie_or_an_error(array: np.ndarray) -> None:
     check(array, None)
 
 
@@ -62,7 +62,7 @@ def test_arrays_of_any_kind_are_refused_or_right(array: np.ndarray) -> None:
         st_numpy.arrays(DTYPES, st_numpy.array_shapes(min_dims=0, max_dims=2, max_side=3)),
     )
 )
-def test_items_of_any_kind_are_refused_or_right(items: Any) -> None:
+def test_items_of_any_type_give_a_correct_trie_or_an_error(items: Any) -> None:
     check([[5, 1], [5, 2], [6, 1]], items)
 
 
@@ -93,7 +93,7 @@ def as_paths(sequences: Any) -> list[list[int]] | None:
     paths = [as_numbers(row) for row in sequences]
     if not paths or None in paths:
         return None
-    if isinstance(sequences, list):  # they are padded to one length
+    if isinstance(sequences, list):  # pad the lists to one length
         paths = [path + [-1] * (max(map(len, paths)) - len(path)) for path in paths]
     ends = [path.index(-1) if -1 in path else len(path) for path in paths]
     padding = [token for path, end in zip(paths, ends, strict=True) for token in path[end:]]
@@ -120,7 +120,7 @@ def change(**arrays: list[int]) -> Any:
     def damage(path: Path) -> None:
         tensors = {**load_file(path), **{name: torch.tensor(values) for name, values in arrays.items()}}
         tensors = {name: tensor.clone() for name, tensor in tensors.items() if len(tensor)}
-        path.unlink()  # the tensors were mapped from the file
+        path.unlink()  # the loaded tensors are mapped from the old file, which must not be overwritten
         save_file(tensors, path)
 
     return damage
@@ -138,7 +138,7 @@ SAVED = [
     Attack("items outside", "offsets are inconsistent", change(item_ends=[9, 2, 3, 1, 2, 3])),
     Attack("negative items", "offsets are inconsistent", change(items=[0, -1, 2])),
     Attack("depths that end early", "offsets are inconsistent", change(depth_offsets=[0, 1, 3, 5])),
-    Attack("a number for a list", "is not a list of integers", change(items=[[0, 1, 2]])),
+    Attack("a matrix for a list", "is not a list of integers", change(items=[[0, 1, 2]])),
 ]
 
 

@@ -1,5 +1,4 @@
-"""A small schedule on the toy world of `tests.trainer.runs`, for one process, for a process that is killed, and for
-two processes."""
+"""Runs a schedule of three small stages on the toy data of `tests.trainer.runs`, in one process or in two."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ STAGES = [
 
 
 def make_start(folder: Path) -> None:
-    """Makes a dataset, and in `FOLDER/sft` a policy that has learned a little."""
+    """Makes a dataset, and trains a policy in `FOLDER/sft` for 20 steps."""
     make_folder(folder)
     trainer = make_trainer(
         folder, folder / "sft", max_steps=20, optim="adamw_torch", learning_rate=5e-3, targets="all"

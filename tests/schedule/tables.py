@@ -34,7 +34,7 @@ def make_split(rows, scores=None, split="train"):
 
 
 def make_catalog(surface, num_items=NUM_ITEMS):
-    """Returns a catalogue in which items share titles, three items each, and some items share a semantic ID."""
+    """Returns a catalogue in which three items share each title, and some items share a semantic ID."""
     titles = [f"title {index % max(num_items // 3, 1)}" for index in range(num_items)]
     table = pa.table({"item_id": [str(index) for index in range(num_items)], "title": titles})
     ids = [

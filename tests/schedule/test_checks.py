@@ -1,4 +1,4 @@
-"""Bad input is refused before anything is loaded, written or trained."""
+"""A schedule with invalid inputs is refused before anything is loaded, written or trained."""
 
 from __future__ import annotations
 

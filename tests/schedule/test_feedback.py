@@ -1,4 +1,4 @@
-"""Preference tables from ratings against slow loops, and the scores and ranges that are rejected."""
+"""Compares preference tables made from ratings with slow loops. Invalid scores and ranges must be rejected."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_items_with_the_same_text_count_as_one(data, rows, surface, count) -> No
         assert set(rejected) <= whole
 
 
-def test_which_negatives_depends_on_seed_and_target() -> None:
+def test_the_drawn_negatives_depend_on_seed_and_target() -> None:
     train = make_split([(0, [0], list(range(1, 9)))], [[5.0, 5, 5, 1, 1, 1, 1, 1, 1]])
     drawn = {
         seed: feedback_preferences(train, difficulty="easy", num_negatives=2, seed=seed)[:]["rejected"]

@@ -1,4 +1,4 @@
-"""The loop over stages: what each starts from, what it keeps, and how a killed run resumes."""
+"""Runs the stages of a schedule: where each stage starts, which policy is kept, and how a killed run resumes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from trl_rec.scripts.options.recipe_files import read_recipe
 
 NAMES = ["1-self_play-easy", "2-feedback-hard", "3-random-any"]
 
-# Files that describe a whole schedule or the run of one policy.
+# Files that describe a whole schedule, or the run of a single policy.
 WRITTEN = {"metrics.json", "rankings.parquet", "recipe.yaml", "environment.json", "eval.jsonl", "stages.json"}
 
 
@@ -61,12 +61,12 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-def test_each_stage_starts_from_the_policy_before_it_which_is_its_reference(finished: Any, folder: Path) -> None:
+def test_each_stage_starts_from_the_last_policy_and_uses_it_as_reference(finished: Any, folder: Path) -> None:
     output, reports = finished
     assert [report["kept"] for report in reports] == [True] * 3
     for name, report in zip(NAMES, reports, strict=True):
         first = losses(output / name)[0]
-        # The other stages have three negatives per prompt; with self-play, the number varies.
+        # With the policy as its own reference, three negatives give the loss log(4). Self-play may find fewer.
         if report["name"] != "self_play-easy":
             assert first == pytest.approx(math.log(4), abs=1e-5)
         assert losses(output / name)[-1] != pytest.approx(first, abs=1e-3)
@@ -112,8 +112,8 @@ def test_the_report_names_stages_and_baselines(finished: Any, folder: Path, caps
 def test_the_prior_of_the_first_policy_is_not_that_of_the_last(
     is_run_folder: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """The choice of the first policy is not copied either. It would look as if it had already been measured on the
-    test split."""
+    """`choice.json` of the first policy is not copied either. With it, the last policy would look as if it had been
+    measured on the test split."""
     dataset = load(folder / "data")
     shutil.copytree(folder / "sft", tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*"))
     save_run_prior(tmp_path / "start", TransitionPrior.fit(dataset.train, len(dataset.catalog)))
@@ -139,7 +139,7 @@ def test_the_prior_of_the_first_policy_is_not_that_of_the_last(
     assert len(saved.recommend(saved.catalog.ids[:3], k=5)) == 5
 
 
-def test_a_stage_that_does_not_help_is_undone(folder: Path, tmp_path: Path) -> None:
+def test_a_stage_that_lowers_the_metric_is_undone(folder: Path, tmp_path: Path) -> None:
     reports = run(folder, tmp_path, keep="best", learning_rate=5.0)  # far too high
     worse = [report for report in reports if report["after"]["eval_ndcg@10"] < report["before"]["eval_ndcg@10"]]
     assert worse and not any(report["kept"] for report in worse)
@@ -147,20 +147,19 @@ def test_a_stage_that_does_not_help_is_undone(folder: Path, tmp_path: Path) -> N
         assert weights(tmp_path) == weights(folder / "sft")
 
 
-def test_the_best_checkpoint_of_a_stage_is_handed_on(folder: Path, tmp_path: Path) -> None:
+def test_the_best_checkpoint_of_a_stage_is_kept(folder: Path, tmp_path: Path) -> None:
     schedule = make_schedule(folder, tmp_path, keep="best", eval_strategy="steps", eval_steps=2, learning_rate=0.2)
     report = run_stages(STAGES[2:], folder / "sft", schedule)[0]
     entries = [json.loads(line) for line in (tmp_path / "1-random-any" / "eval.jsonl").read_text().splitlines()]
     seen = [entry["eval_ndcg@10"] for entry in entries if "eval_ndcg@10" in entry]
-    assert report["after"]["eval_ndcg@10"] == max(
-        seen[1:]
-    )  # the first value belongs to the policy that the stage started from
+    # The first value belongs to the policy that the stage started from.
+    assert report["after"]["eval_ndcg@10"] == max(seen[1:])
 
 
-def test_adapters_go_through_all_stages(folder: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_trained_in_all_stages(folder: Path, tmp_path: Path) -> None:
     reports = run(folder, tmp_path, lora=True)
     assert [report["kept"] for report in reports] == [True] * 3
-    for name in NAMES[1:]:  # from the second stage on, the reference includes the adapter's random start
+    for name in NAMES[1:]:  # the first stage starts with a random adapter that its reference lacks
         assert losses(tmp_path / name)[0] == pytest.approx(math.log(4), abs=1e-5)
     assert (tmp_path / "adapter_config.json").is_file() and not (tmp_path / "ref").exists()
     assert len(Recommender.from_pretrained(tmp_path).recommend([], k=5)) == 5
@@ -190,28 +189,13 @@ def test_only_the_policy_is_copied(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "sft", start)
     for name in ("checkpoint-5", "2-random-any"):
         (start / name).mkdir()
-    for name in (
-        "metrics.json",
-        "rankings.parquet",
-        "recipe.yaml",
-        "environment.json",
-        "eval.jsonl",
-        "plan.json",
-        "stages.json",
-    ):
+    for name in (*WRITTEN, "plan.json"):
         (start / name).write_text("{}")
     schedule = make_schedule(folder, output, keep="best", learning_rate=0.0, max_steps=1)
     run_stages([PreferenceStage("random", num_negatives=3, max_prompts=8)], start, schedule)
     assert weights(output) == weights(start)
     assert {path.name for path in output.iterdir() if path.is_dir()} == {"1-random-any", "catalog"}
-    assert {
-        "metrics.json",
-        "rankings.parquet",
-        "recipe.yaml",
-        "environment.json",
-        "eval.jsonl",
-        "stages.json",
-    }.isdisjoint(path.name for path in output.iterdir())
+    assert WRITTEN.isdisjoint(path.name for path in output.iterdir())
 
 
 def test_models_are_freed_before_the_next_stage(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +216,9 @@ def test_models_are_freed_before_the_next_stage(folder: Path, tmp_path: Path, mo
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_killed_five_times_it_ends_with_the_same_weights(finished: Any, folder: Path, tmp_path: Path) -> None:
+def test_a_schedule_that_is_killed_five_times_ends_with_the_same_weights(
+    finished: Any, folder: Path, tmp_path: Path
+) -> None:
     """Each run is killed after it has written some more files of any kind: beams, checkpoints, models or reports."""
     whole, _ = finished
     output, draw = tmp_path / "killed", random.Random(0)

@@ -1,4 +1,5 @@
-"""All of Align³GR on the toy world: a run that is killed in any part ends with the same IDs and weights."""
+"""Runs all parts of Align³GR on toy data. A run that is interrupted in any part, and started again, must end with the
+same IDs and weights."""
 
 import shutil
 from collections.abc import Callable
@@ -62,7 +63,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path) -> RecDataset:
-    """Runs all three parts in the folder, which contains the data, and returns the dataset."""
+    """Makes the IDs, trains the supervised policy and runs the stages, all in a folder with a dataset. Returns the
+    dataset with the IDs."""
     dataset = give_ids(load(folder / "data"), IDS)
     tasks = {"next_item": 1.0, "item_to_id": 0.5, "profile_to_user": 0.5}
     config = BearConfig(str(folder / "run" / "supervised"), bear_weight=0, targets="all", tasks=tasks, **SHARED)
@@ -116,7 +118,7 @@ def failing_at(kind: type, name: str, call: int) -> tuple[type, str, Callable[..
         pytest.param(SoftmaxDPOTrainer, "compute_loss", 8, id="second stage"),
     ],
 )
-def test_a_killed_run_ends_with_the_same_ids_and_weights(
+def test_an_interrupted_run_ends_with_the_same_ids_and_weights(
     kind: Any, name: str, call: int, source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(source, tmp_path / "data")

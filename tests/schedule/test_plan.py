@@ -1,4 +1,4 @@
-"""The plan in an output folder: which settings may change between calls, and which may not."""
+"""A schedule records its settings in `plan.json`: which of them may change between calls, and which may not."""
 
 from __future__ import annotations
 
@@ -39,11 +39,10 @@ def now(folder: Path, **options: Any) -> Schedule:
 
 
 def test_a_plan_without_any_work_may_change(folder: Path, tmp_path: Path) -> None:
+    """The supervised policy, which the pipeline trains before the stages, does not count as work of the stages."""
     for beta in (0.1, 0.3):
         check_same_plan(STAGES, folder / "model", make_schedule(folder, tmp_path / "out", beta=beta))
-        (tmp_path / "out" / "supervised").mkdir(
-            exist_ok=True
-        )  # the policy that the pipeline trains before the stages does not count as work of the stages
+        (tmp_path / "out" / "supervised").mkdir(exist_ok=True)
 
 
 def test_settings_of_speed_and_logging_may_change(folder: Path) -> None:
@@ -103,7 +102,7 @@ def test_a_prior_is_not_among_the_weights(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [BearConfig, SoftmaxDPOConfig])
-def test_a_plan_contains_all_fields_of_ours_and_of_the_inherited_ones_the_list(kind: type, tmp_path: Path) -> None:
+def test_a_plan_contains_all_our_fields_and_the_listed_inherited_fields(kind: type, tmp_path: Path) -> None:
     config = kind(str(tmp_path), report_to="none", use_cpu=True, bf16=False)
     ours = {name for base in (kind, RecConfig) for name in base.__annotations__ if name in vars(config)}
     ours -= {*BACKPORTED_FIELDS, "overwrite", "final_split", "max_test_users", "eval_recall_at", "include_catalog"}
@@ -112,7 +111,7 @@ def test_a_plan_contains_all_fields_of_ours_and_of_the_inherited_ones_the_list(k
     assert _config_entries(config).keys() == ours | listed
 
 
-def test_the_list_of_inherited_fields_names_existing_ones() -> None:
+def test_the_listed_inherited_fields_exist() -> None:
     assert set(INHERITED) <= {field.name for base in (SFTConfig, DPOConfig) for field in fields(base)}
     assert len(set(INHERITED)) == len(INHERITED)
 
@@ -139,7 +138,7 @@ def test_stages_and_models_may_not_change(folder: Path) -> None:
 
 
 def test_the_policy_is_identified_by_its_weights(folder: Path, tmp_path: Path) -> None:
-    """The folder of the policy may be moved, but the policy must not be trained again."""
+    """The folder of the policy may be moved, but its weights must not change."""
     moved = Path(shutil.copytree(folder / "model", tmp_path / "elsewhere"))
     (moved / "training_args.bin").write_bytes(b"another call's")
     check_same_plan(STAGES, moved, now(folder))
@@ -206,6 +205,6 @@ def test_stages_are_not_pushed_one_by_one(folder: Path) -> None:
         now(folder, push_to_hub=True)
 
 
-def test_keep_is_one_of_two(folder: Path) -> None:
+def test_an_unknown_value_of_keep_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="keep must be"):
         now(folder, keep="all")

@@ -1,4 +1,5 @@
-"""Prefixes, self-play and random negatives against slow loops, their sampling, and the input that is rejected."""
+"""Compares prefixes, self-play and random negatives with slow loops. Also tests how they are sampled, and which inputs
+are rejected."""
 
 import numpy as np
 import pytest
@@ -161,7 +162,7 @@ def test_invalid_beams_and_options_are_an_error() -> None:
 
 @settings(max_examples=15)
 @given(training_rows, st.integers(1, NUM_ITEMS), st.integers(0, 9))
-def test_random_negatives_are_distinct_and_never_the_users_own(rows, count, seed) -> None:
+def test_random_negatives_are_distinct_and_never_items_of_the_user(rows, count, seed) -> None:
     train = make_split(rows)
     prefixes = training_prefixes(train)
     table = random_preferences(prefixes, NUM_ITEMS, train=train, num_negatives=count, seed=seed)

@@ -1,5 +1,5 @@
-"""Beams of self-play: parts equal the whole, finished parts are reused, and parts of other runs or damaged parts are
-recomputed."""
+"""Self-play ranks its prefixes in parts. The parts equal a single ranking, finished parts are reused, and damaged
+parts or parts of other runs are recomputed."""
 
 import time
 from functools import partial

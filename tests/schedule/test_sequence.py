@@ -1,4 +1,5 @@
-"""The trained baseline: its recipe is derived from the log, it is trained once, and it ranks as other baselines do."""
+"""The sequence baseline: its recipe is derived from the log, it is trained once per log, and it ranks items like the
+other baselines."""
 
 import json
 import shutil
@@ -79,8 +80,8 @@ def copied(fitted: SequenceBaseline, tmp_path: Path) -> Path:
 
 
 def log(num_items: int, lengths: np.ndarray) -> Any:
-    """Returns a log with sequences of the given lengths. All items are 0: the first is the history of a user, and the
-    others are targets."""
+    """Returns a log with sequences of the given lengths, in which every item is item 0. The first item of a sequence
+    is the history of a user, and the other items are targets."""
     starts = Ragged.from_lengths(np.zeros(len(lengths), np.int32), np.ones(len(lengths), np.int64))
     others = Ragged.from_lengths(np.zeros(int((lengths - 1).sum()), np.int32), lengths - 1)
     train = Dataset.from_dict({"history": starts.to_arrow(), "targets": others.to_arrow()})
@@ -97,7 +98,7 @@ def full() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("full")
-def test_the_rule_lands_near_settings_that_were_tuned() -> None:
+def test_the_rule_gives_settings_close_to_tuned_ones() -> None:
     """The logs have the sizes of Amazon Beauty and of MovieLens-100k."""
     generator = np.random.default_rng(0)
     beauty = sequence_recipe(log(12_101, 2 + generator.geometric(1 / 4.88, 22_363)))
@@ -114,7 +115,7 @@ def test_the_rule_lands_near_settings_that_were_tuned() -> None:
 
 
 @pytest.mark.usefixtures("full")
-def test_the_rule_bounds_the_work() -> None:
+def test_the_rule_limits_steps_lengths_and_batches() -> None:
     short = sequence_recipe(log(30, np.full(20, 4)))
     assert (short["max_steps"], short["max_length"], short["per_device_train_batch_size"]) == (200, 16, 256)
     long = sequence_recipe(log(300_000, np.full(10_000, 300)))
@@ -123,7 +124,7 @@ def test_the_rule_bounds_the_work() -> None:
 
 
 @pytest.mark.parametrize(("items", "start"), [([1, 1, 1], "random"), ([1, 1, 2], "behaviour")])
-def test_items_that_never_meet_another_one_start_at_random(items: list[int], start: str) -> None:
+def test_item_vectors_start_at_random_if_no_two_items_share_a_sequence(items: list[int], start: str) -> None:
     train = Dataset.from_dict({"history": [items[:1], [2]], "targets": [items[1:], [2]]})
     assert sequence_recipe(SimpleNamespace(catalog=range(3), train=train))["item_vectors"] == start
 
@@ -138,7 +139,7 @@ def test_recipe_keys_are_those_of_the_verb(dataset: RecDataset) -> None:
 # Training and its cache
 
 
-def test_the_verb_trains_once_and_keeps_the_row_as_that_of_other_baselines(
+def test_the_verb_trains_once_and_writes_the_same_metrics_as_for_other_baselines(
     dataset: RecDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -169,7 +170,7 @@ def test_the_verb_trains_once_and_keeps_the_row_as_that_of_other_baselines(
         assert not set(row) & set(history)
 
 
-def test_the_folder_repeats_the_model_with_the_verb_of_bear(
+def test_trl_rec_bear_repeats_the_model_from_the_recipe_in_its_folder(
     fitted: SequenceBaseline, dataset: RecDataset, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -186,7 +187,7 @@ def test_the_folder_repeats_the_model_with_the_verb_of_bear(
     np.testing.assert_array_equal(mine.scores, theirs.scores)
 
 
-def test_training_goes_on_after_an_interrupt_and_ends_the_same(
+def test_an_interrupted_training_continues_and_gives_the_same_weights(
     fitted: SequenceBaseline, dataset: RecDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def stop(self: Any, args: Any, state: Any, control: Any, **others: Any) -> None:
@@ -234,7 +235,7 @@ def test_damaged_checkpoints_are_replaced_and_weights_without_a_mark_are_not_use
 
 
 @pytest.mark.usefixtures("no_training")
-def test_the_folder_follows_what_the_model_depends_on(
+def test_the_cache_folder_depends_on_everything_that_the_model_depends_on(
     fitted: SequenceBaseline, dataset: RecDataset, tmp_path: Path
 ) -> None:
     def is_known(data: RecDataset, **options: Any) -> bool:
@@ -293,7 +294,7 @@ def test_names_that_are_wrong_are_refused(names: list[str], message: str, datase
         evaluate_baselines(dataset, baselines=names)
 
 
-def test_in_python_the_baseline_has_to_be_given(fitted: SequenceBaseline, dataset: RecDataset) -> None:
+def test_in_python_the_fitted_baseline_must_be_passed(fitted: SequenceBaseline, dataset: RecDataset) -> None:
     with pytest.raises(ValueError, match=r"pass sequence=SequenceBaseline\(\)\.fit\(dataset\)"):
         evaluate_baselines(dataset, baselines=["sequence"])
     config = EvaluationConfig(baselines=["sequence"])
@@ -317,7 +318,7 @@ def test_the_checkpoint_is_chosen_on_all_validation_rows(dataset: RecDataset) ->
 
 
 @pytest.mark.usefixtures("no_training")
-def test_what_cannot_be_trained_is_refused(dataset: RecDataset, tmp_path: Path, monkeypatch) -> None:
+def test_a_baseline_that_cannot_be_trained_is_refused(dataset: RecDataset, tmp_path: Path, monkeypatch) -> None:
     baseline = SequenceBaseline(cache=tmp_path)
     with pytest.raises(ValueError, match="the baseline is not fitted"):
         baseline.rank([[1]], 5, True)

@@ -1,4 +1,4 @@
-"""Stages as data: what a recipe may contain, and what is refused."""
+"""Reads preference stages from recipes: which keys a stage may have, and what is refused."""
 
 import pytest
 
@@ -61,6 +61,6 @@ def test_the_default_difficulty_is_the_last_of_the_source() -> None:
         ([{"source": "random", "max_prompts": True}], "stage 1: max_prompts must be a whole number, not True"),
     ],
 )
-def test_bad_stages_get_one_clear_sentence(entries: list[dict], message: str) -> None:
+def test_malformed_stages_are_refused_in_one_sentence(entries: list[dict], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_stages(entries)

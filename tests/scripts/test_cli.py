@@ -1,4 +1,4 @@
-"""The command line: verbs, recipes, keys and errors, and the wheel that carries the recipes."""
+"""The command line: verbs, recipes, keys and errors. Also tests that the wheel contains the recipes."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_a_recipe_may_be_a_file(tmp_path: Path) -> None:
     assert find_recipe(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
 
 
-def test_prepare_and_evaluate_the_toy_world(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_and_evaluate_toy_data(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     main(["prepare", "--config", "prepare/toy", "--toy_users", "30"])
     assert "30 users, 200 items" in capsys.readouterr().out
@@ -78,7 +78,7 @@ def test_tokenize_prints_the_card(tmp_path: Path, monkeypatch, capsys: pytest.Ca
     assert load("data/toy").with_surface("semantic_id").catalog.surfaces[0].startswith("<a_")
 
 
-def test_no_script_hides_a_module_of_python() -> None:
+def test_no_script_hides_a_module_of_the_standard_library() -> None:
     """For a script that is run by its path, Python looks for modules in the folder of the script first."""
     names = {path.stem for path in (Path(__file__).parents[2] / "trl_rec/scripts").glob("*.py")}
     assert names & sys.stdlib_module_names == set()
@@ -130,9 +130,9 @@ def test_a_saved_model_is_evaluated_beside_the_baselines(
         main(["evaluate", "--model", "random", "--list_length", "5", "--exhaustive", "4", *options])
     assert "this model writes lists, so leave exhaustive out" in capsys.readouterr().err
     catalog = load("data/toy").with_surface("item_token").catalog
-    save_recommender(
-        "random", catalog, {"prompt": {"list_length": 5}, "num_beams": 1}
-    )  # the run folder now contains the list length
+
+    # With the list length in the run folder, it need not be given on the command line.
+    save_recommender("random", catalog, {"prompt": {"list_length": 5}, "num_beams": 1})
     main(["evaluate", "--model", "random", *best[2:], *options])
     again = json.loads(Path("out/metrics.json").read_text())["results"]
     assert again["model random"]["metrics"]["reward"] == rewards[0]
@@ -332,14 +332,10 @@ def test_an_unknown_verb_is_named(capsys) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
+def test_the_wheel_contains_the_recipes(tmp_path: Path) -> None:
     root, site = Path(__file__).parents[2], tmp_path / "site"
-    for name in (
-        "setup.cfg",
-        "pyproject.toml",
-        "README.md",
-        "LICENSE",
-    ):  # without the build folder of an earlier wheel
+    # Copy only the sources, because the root may contain the build folder of an earlier wheel.
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(root / name, tmp_path)
     for name in ("trl_rec", "recipes"):
         shutil.copytree(root / name, tmp_path / name)

@@ -24,7 +24,8 @@ RECIPE = (
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folders of two arms with three seeds each, of lists without a recipe, and of other data and settings."""
+    """Makes run folders: three arms with three seeds each, lists without a recipe, and runs with other data or
+    settings."""
     folder = tmp_path_factory.mktemp("world")
     dataset = prepare("toy", folder / "data", toy_users=NUM_USERS, toy_items=50)
     baselines = evaluate_baselines(dataset, ks=[1, 10])
@@ -106,7 +107,7 @@ def test_runs_that_differ_in_the_seed_are_one_arm(world: Path, capsys: pytest.Ca
         (("bear-0", "lists", "--names", "a", "b", "--against", "b"), "b"),
     ],
 )
-def test_the_reference(
+def test_which_arm_is_the_reference(
     world: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], reference: str
 ) -> None:
     rows = compared(world, capsys, *words).splitlines()
@@ -114,7 +115,7 @@ def test_the_reference(
     assert rows[5].endswith(", one seed") == (reference != "bear")  # the lists are paired with all seeds of bear
 
 
-def test_names_make_arms(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_with_the_same_name_are_one_arm(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = compared(world, capsys, "lists", "bear-0", "sft-seed1", "--names", "mine", "theirs", "theirs")
     assert [line.split()[0] for line in out.splitlines()[4:6]] == ["mine", "theirs"]
     assert compared(world, capsys, "bear-0", "lists", "--metric", "ndcg@1").splitlines()[2].split()[0] == "ndcg@1"
@@ -159,7 +160,7 @@ ATTACKS = [
 
 
 @each(ATTACKS)
-def test_what_cannot_be_compared(
+def test_runs_that_cannot_be_compared_are_refused(
     attack: Attack, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "world"

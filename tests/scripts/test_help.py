@@ -1,4 +1,5 @@
-"""`trl-rec VERB --help`: our keys first, in groups, with defaults; quick, and readable at 80 and 120 columns."""
+"""`trl-rec VERB --help` lists our keys first, in groups and with defaults. It answers quickly, and its lines fit the
+terminal."""
 
 import json
 import os
@@ -33,7 +34,8 @@ def test_the_help_of_a_verb_is_quick(verb: str) -> None:
 
 
 def _child_seconds() -> float:
-    """CPU time of the processes that have ended, which other work on the machine does not change."""
+    """Returns the CPU time of the child processes that have ended. Unlike elapsed time, it does not grow on a busy
+    machine."""
     times = os.times()
     return times.children_user + times.children_system
 

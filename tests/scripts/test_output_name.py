@@ -1,4 +1,4 @@
-"""The output folder of a run that names none: model and method."""
+"""The default output folder of a run is named after its model and its method."""
 
 from pathlib import Path
 
@@ -17,11 +17,11 @@ ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
     ("model", "name"),
     [("Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B"), ("runs/mine/", "mine"), ("a/small.gguf", "small"), (None, "scratch")],
 )
-def test_the_name_is_made_of_model_and_method(model: str | None, name: str) -> None:
+def test_the_default_name_consists_of_model_and_method(model: str | None, name: str) -> None:
     assert default_output(model, "BEAR") == f"{name}-BEAR"
 
 
-def test_a_verb_uses_the_name_only_if_no_folder_is_given(tmp_path: Path) -> None:
+def test_a_verb_uses_the_default_name_only_if_no_folder_is_given(tmp_path: Path) -> None:
     model = ["--model_name_or_path", "Qwen/Qwen2.5-0.5B"]
     *_, config = parse(bear.KINDS, ["--dataset", "d", *model, *ON_CPU], "bear")
     assert config.output_dir == "Qwen2.5-0.5B-BEAR" and "output_dir" not in config.given
@@ -33,7 +33,7 @@ def test_a_verb_uses_the_name_only_if_no_folder_is_given(tmp_path: Path) -> None
     assert config.output_dir == "runs/bear-toy"
 
 
-def test_a_folder_of_that_name_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_default_folder_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path)
     monkeypatch.chdir(tmp_path)
     words = ["--dataset", "data", "--surface", "semantic_id", "--max_steps", "1", "--max_length", "96", *ON_CPU]

@@ -39,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def starts(world: Path) -> Path:
-    """The datasets of `world`, with a policy for single items, a policy for lists, and preferences."""
+    """Adds a policy for single items, a policy for lists, and preferences to the datasets of `world`."""
     on = [*ON_CPU, "--final_split", "none", *QUICK]
     lists = ["--dataset", str(world / "data/toy-rated"), "--list_length", "4", "--eval_ks", "4"]
     lists += ["--targets", "last", "--metric_for_best_model", "eval_ndcg@4"]
@@ -70,7 +70,7 @@ def parsed(verb: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> tupl
 
 
 @pytest.mark.parametrize("name", TRAINING_RECIPES)
-def test_a_recipe_that_is_written_down_says_the_same(name: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_written_recipe_sets_the_same_options(name: str, tmp_path: Path, monkeypatch) -> None:
     """For each verb, the written recipe keeps every option that a recipe or the command line has set."""
     verb = name.split("/")[0]
     words = ["--config", name, *ON_CPU, "--learning_rate", "1e-5", "--run_name", "ünicode: yes"]
@@ -123,7 +123,7 @@ def test_a_run_that_is_repeated_from_its_recipe_has_equal_weights(
     assert recipes[0].keys() <= {*shipped, *words, "seed", "dataset"} and recipes[0]["seed"] == 7
 
 
-def test_neither_secrets_nor_the_treatment_of_the_folder_are_repeated(tmp_path: Path, monkeypatch) -> None:
+def test_a_written_recipe_contains_neither_secrets_nor_overwrite(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "mine.yaml").write_text(
         "dataset: data/toy\noutput_dir: out\nhub_token: hf_abc\nenv:\n  HF_TOKEN: hf_abc\n  OMP_NUM_THREADS: '1'\n"
     )
@@ -145,7 +145,7 @@ def test_neither_secrets_nor_the_treatment_of_the_folder_are_repeated(tmp_path: 
     assert "hf_abc" not in (tmp_path / "recipe.yaml").read_text()
 
 
-def test_a_configuration_made_in_python_gives_what_was_set(tmp_path: Path) -> None:
+def test_a_configuration_made_in_python_records_the_options_that_were_set(tmp_path: Path) -> None:
     config = BearConfig(str(tmp_path), use_cpu=True, bf16=False, max_length=64, learning_rate=5e-4)
     assert config.given == {
         "output_dir": str(tmp_path),
@@ -157,7 +157,7 @@ def test_a_configuration_made_in_python_gives_what_was_set(tmp_path: Path) -> No
     assert given_values(config)["max_length"] == 64
 
 
-def test_a_recipe_says_how_many_processes_are_launched(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_recipe_sets_the_number_of_processes(tmp_path: Path, monkeypatch, capsys) -> None:
     launches = []
     monkeypatch.setattr("accelerate.commands.launch.launch_command", launches.append)
     recipe = tmp_path / "mine.yaml"

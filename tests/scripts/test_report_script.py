@@ -1,4 +1,4 @@
-"""`trl-rec report` on runs of the training verbs: which sections appear, for one run, for several, and for a study."""
+"""`trl-rec report` on runs of the training verbs: which sections a page has for one run, several runs, or a study."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def train(verb: str, recipe: str, output: str, *words: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `data/` and with two steps of each method in `runs/`."""
+    """Makes a folder with datasets in `data/`, and with BEAR, BLADE and ALRO runs of two steps in `runs/`."""
     folder = tmp_path_factory.mktemp("reports")
     with chdir(folder):
         prepare("toy", "data/toy", **TOY)

@@ -69,7 +69,7 @@ def test_a_port_in_use_is_refused_before_the_model_is_loaded() -> None:
             serve(ServingConfig("no such run", port=other.getsockname()[1]))
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_option_or_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give --model RUN_FOLDER"):
         script.main([])
     with pytest.raises(ValueError, match="needs a catalogue"):

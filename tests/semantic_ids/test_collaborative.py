@@ -1,3 +1,5 @@
+"""Collaborative item vectors, which a small sequence model learns from the training split."""
+
 import math
 
 import numpy as np
@@ -24,7 +26,7 @@ def circles():
     return [(rng.choice(10, 8, replace=False) + 10 * (user % 2)).tolist() for user in range(200)]
 
 
-def test_items_of_one_circle_are_near_each_other(circles):
+def test_items_of_one_group_are_near_each_other(circles):
     vectors = collaborative_vectors(train_split(circles), 21, width=16, max_epochs=20)
     assert vectors.shape == (21, 16) and (vectors[20] == 0).all()
     near = torch.nn.functional.normalize(vectors[:20] - vectors[:20].mean(0))
@@ -33,7 +35,7 @@ def test_items_of_one_circle_are_near_each_other(circles):
     assert likeness[same & ~torch.eye(20, dtype=torch.bool)].mean() > likeness[~same].mean() + 0.2
 
 
-def test_the_seed_decides_and_the_global_random_state_stays(circles):
+def test_the_seed_determines_the_vectors_and_the_global_random_state_is_unchanged(circles):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)

@@ -1,3 +1,6 @@
+"""Items collide if they have the same codes. A cell is a group of items that share all codes except the last one, and
+the repair gives the items of a cell different last codes."""
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +16,8 @@ CODES = 4
 
 @st.composite
 def quantised(draw, levels=2):
-    """Draws codes in few cells. The residuals and the codebook are small whole numbers, so that there are many
-    ties."""
+    """Draws codes with few different prefixes. The residuals and the codebook are small whole numbers, so that there
+    are many ties."""
     count = draw(st.integers(1, 25))
     prefixes = st.lists(st.integers(0, 1), min_size=levels - 1, max_size=levels - 1)
     rows = [draw(prefixes) + [draw(st.integers(0, CODES - 1))] for _ in range(count)]
@@ -59,7 +62,7 @@ def test_chunks_of_cells_change_nothing(case):
 
 @given(quantised(), st.integers(0, 30), st.integers(0, 2))
 def test_few_of_many_identical_items_are_considered(case, count, code):
-    """Items that are left out in advance would not have received a code anyway."""
+    """The repair leaves out some of the identical items in advance. They would not have received a code anyway."""
     rows, residuals, codebook = case
     rows, residuals = rows + [[0, code]] * count, residuals + [[0, 0]] * count
     assert repaired(rows, residuals, codebook)[:, -1].tolist() == oracle.repair(rows, residuals, codebook)

@@ -1,3 +1,5 @@
+"""Co-occurrence counts and associations of items, against slow loops."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""Item vectors from the singular vectors of the associations."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""k-means and residual k-means, against slow loops."""
+
 import pytest
 import torch
 from hypothesis import given
@@ -45,7 +47,7 @@ def test_no_code_stays_empty_if_there_are_enough_distinct_vectors(points, codes,
     assert len(nearest.unique()) >= min(codes, len(set(points)))
 
 
-def test_chunks_and_samples_change_nothing(monkeypatch):
+def test_chunks_change_nothing_and_a_small_sample_still_uses_all_codes(monkeypatch):
     points = blobs()
     whole = find_nearest(points, points[:20])
     monkeypatch.setattr(module, "CHUNK", 7)

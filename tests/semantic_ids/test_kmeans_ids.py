@@ -1,3 +1,5 @@
+"""Semantic IDs made by residual k-means: their files, their card, and the settings that are refused."""
+
 import json
 import shutil
 from dataclasses import replace
@@ -243,7 +245,7 @@ def test_vectors_are_never_wider_than_the_catalogue(dataset):
     assert len(make_semantic_ids(dataset, **SMALL | {"width": 64}).catalog.semantic_ids) == 50
 
 
-def test_the_card_is_json_with_titles_as_they_are(dataset):
+def test_the_card_is_json_and_does_not_contain_the_path(dataset):
     make_semantic_ids(dataset, **SMALL)
     text = (dataset.path / "catalog/semantic_ids.json").read_text(encoding="utf-8")
     assert json.loads(text) == read_ids_card(dataset.path) and str(dataset.path) not in text

@@ -14,7 +14,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
     return prepare("toy", tmp_path_factory.mktemp("toy") / "toy", toy_users=40, toy_items=50)
 
 
-def test_both_signals_are_the_two_side_by_side(toy: RecDataset) -> None:
+def test_both_signals_are_the_concatenation_of_the_two(toy: RecDataset) -> None:
     text = signal_vectors(toy, "text")
     behaviour = signal_vectors(toy, "behaviour", width=16)
     assert torch.equal(signal_vectors(toy, "both", width=16), torch.cat([behaviour, text], dim=1))

@@ -1,3 +1,5 @@
+"""The Sinkhorn algorithm, and the repair of colliding codes with it."""
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +33,7 @@ def test_all_codes_receive_the_same_share():
 
 
 @given(quantised())
-def test_the_repair_moves_colliding_groups_as_each_alone(case):
+def test_the_repair_moves_each_colliding_group_as_if_it_were_alone(case):
     codes, residuals, codebook = case
     repaired = sinkhorn_repair(codes, residuals, codebook)
     assert torch.equal(repaired[:, 0], codes[:, 0])

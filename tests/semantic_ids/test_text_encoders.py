@@ -1,3 +1,5 @@
+"""Text encoders, and the cache of their vectors."""
+
 import pickle
 import shutil
 from pathlib import Path

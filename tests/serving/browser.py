@@ -91,7 +91,7 @@ class Browser:
     def wait(self, condition: str, seconds: float = 60) -> None:
         end = time.monotonic() + seconds
         while not self.run(condition):
-            assert time.monotonic() < end, f"waited in vain for {condition}"
+            assert time.monotonic() < end, f"the page did not reach the condition {condition}"
             time.sleep(0.05)
 
     def press(self, key: str, shift: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Work that tests of lists run in other processes."""
+"""Writes the lists of all users, for tests that do this in other processes."""
 
 from __future__ import annotations
 

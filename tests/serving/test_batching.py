@@ -67,7 +67,7 @@ def test_exceptions_reach_their_requests() -> None:
     batcher.stop()
 
 
-def test_a_full_queue_refuses_and_a_stop_finishes() -> None:
+def test_a_full_queue_refuses_requests_and_a_stop_answers_the_accepted_ones() -> None:
     go = threading.Event()
     started = threading.Event()
 

@@ -1,4 +1,4 @@
-"""`--lists`: the answers equal the lists in the file, filtered by a loop."""
+"""A server that is started with `--lists` answers with the lists of the file. The tests filter them in a loop."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def engine() -> ListsEngine:
     return ListsEngine(catalogue("item_token"), make_table(), "recs")
 
 
-def test_lists_are_those_of_the_file_without_what_is_filtered(engine: ListsEngine) -> None:
+def test_lists_are_those_of_the_file_without_filtered_items(engine: ListsEngine) -> None:
     rows = {row["item_id"]: row for row in catalogue("item_token").items.to_pylist()}
     requests = [
         RecommendRequest(user=user, k=k, history=["id 1", "gone"], exclude=["id 2"], where=[["stock", ">", 0]])
@@ -66,7 +66,7 @@ def test_groups_are_limited(engine: ListsEngine) -> None:
     assert all(brands.count(brand) == 1 for brand in set(brands) - {None})
 
 
-def test_a_user_without_a_list_gets_what_most_lists_contain(engine: ListsEngine) -> None:
+def test_a_user_without_a_list_gets_the_items_that_most_lists_contain(engine: ListsEngine) -> None:
     counts: dict[str, int] = {}
     for ranks in make_lists().values():
         for item, _ in ranks:

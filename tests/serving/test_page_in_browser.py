@@ -1,7 +1,7 @@
-"""The page at `/` in Chromium: a history can be built by clicks or with the keyboard alone, and hostile titles stay
-text.
+"""The page at `/` in Chromium: a history can be built by clicks or with the keyboard alone, and hostile titles are
+shown as text.
 
-`make test-page` runs these tests. It leaves pictures in `build/page`, which a person should look at.
+`make test-page` runs these tests. They write pictures to `build/page`, which a person should look at.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def search(browser: Browser, text: str) -> None:
     browser.wait(f"[...document.querySelectorAll('#results .title')].every((one) => {is_found})")
 
 
-def test_a_history_is_clicked_together(browser: Browser, server: Running) -> None:
+def test_a_history_is_built_by_clicks(browser: Browser, server: Running) -> None:
     address = open_page(browser, server)
     recommender = server.service.engine._recommender
     assert titles(browser, "list") == [one.title for one in recommender.recommend([])]
@@ -145,7 +145,7 @@ def test_a_history_is_clicked_together(browser: Browser, server: Running) -> Non
     assert all(one.startswith((address, "about:")) for one in browser.addresses())
 
 
-def test_keys_suffice(browser: Browser, server: Running) -> None:
+def test_the_keyboard_alone_is_enough(browser: Browser, server: Running) -> None:
     open_page(browser, server)
     browser.press("Tab")
     assert browser.run("document.activeElement.id") == "query"
@@ -182,7 +182,7 @@ def test_keys_suffice(browser: Browser, server: Running) -> None:
     assert browser.run("document.activeElement.id") == "query"
 
 
-def test_hostile_titles_stay_text(browser: Browser, server: Running) -> None:
+def test_hostile_titles_are_shown_as_text(browser: Browser, server: Running) -> None:
     address = open_page(browser, server)
     for number in range(len(HOSTILE)):
         search(browser, "zzz")
@@ -201,8 +201,8 @@ def test_hostile_titles_stay_text(browser: Browser, server: Running) -> None:
 
 
 def test_the_policy_stops_a_script_that_is_not_the_pages_own(browser: Browser, server: Running) -> None:
-    """Shows that the test above can fail: if the page contains a script, the policy stops it and the browser reports
-    this."""
+    """The content security policy stops a script that is added to the page, and the browser reports this. So the test
+    above would notice a script in a title."""
     open_page(browser, server)
     script = "Object.assign(document.createElement('script'), {textContent: 'document.title = 1'})"
     browser.run(f"document.body.append({script})")

@@ -199,7 +199,7 @@ def test_bodies_that_are_too_large_or_too_slow_are_refused() -> None:
         assert server.client().recommend().status == 200
 
 
-def test_half_open_and_killed_clients_harm_nobody(server: Running) -> None:
+def test_half_open_and_killed_clients_do_not_affect_other_clients(server: Running) -> None:
     unfinished = b"POST /v1/recommend HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
     beginnings = [b"", b"POST /v1/rec", unfinished, b"\x16\x03\x01\x00"]
     sockets = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(40)]
@@ -227,7 +227,7 @@ def test_a_full_queue_is_answered_with_503() -> None:
         assert [one.result().status for one in accepted] == [200] * 3
 
 
-def test_a_stop_answers_what_was_accepted() -> None:
+def test_a_stop_answers_the_accepted_requests() -> None:
     engine = HeldEngine()
     with running(make_service(engine)) as server, ThreadPoolExecutor(3) as pool:
         accepted = [pool.submit(server.client().recommend, ["id 1"]) for _ in range(3)]
@@ -254,7 +254,7 @@ def test_an_unexpected_failure_is_a_500_and_the_server_goes_on(caplog: pytest.Lo
     assert "a batch of 1 requests failed" in caplog.text
 
 
-def test_the_token_is_required_everywhere_but_on_the_page_and_for_health() -> None:
+def test_the_token_is_required_except_for_the_page_the_schema_and_health() -> None:
     with running(make_service(), token=b"s3cret") as server:
         for path in ("/v1/model", "/v1/items", "/metrics", "/nothing"):
             answer = server.client().get(path)
@@ -313,7 +313,7 @@ def test_a_log_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         ListLog(tmp_path / "file")
 
 
-def test_metrics_count_what_happened() -> None:
+def test_metrics_count_requests_items_and_lists() -> None:
     with running(make_service(make_engine(run='a "b"\\'))) as server:
         client = server.client()
         client.recommend(["id 1", "gone"], 3)
@@ -332,7 +332,7 @@ def test_metrics_count_what_happened() -> None:
         assert any(key.startswith(name) for key in lines), name
 
 
-def test_a_new_run_is_taken_without_a_failed_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_run_is_loaded_without_a_failed_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new run is written while clients send requests. A broken run is not loaded."""
     folder = tmp_path / "run"
     folder.mkdir()
@@ -374,7 +374,7 @@ def test_a_new_run_is_taken_without_a_failed_request(tmp_path: Path, monkeypatch
     assert runs.index("two") > 10 and set(runs[-5:]) == {"two"}
 
 
-def test_a_folder_that_keeps_changing_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_keeps_changing_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recommender.json").write_text("")
     states = iter(range(10**6))
     monkeypatch.setattr(reloading, "watched_state", lambda config: [("file", next(states), 0, 0)])
@@ -385,7 +385,7 @@ def test_a_folder_that_keeps_changing_is_not_taken(tmp_path: Path, monkeypatch: 
     assert next(states) > 3
 
 
-def test_settings_without_a_source_are_refused() -> None:
+def test_settings_without_a_model_or_catalogue_are_refused() -> None:
     with pytest.raises(ValueError, match="give --model"):
         ServingConfig()
     with pytest.raises(ValueError, match="needs a catalogue"):

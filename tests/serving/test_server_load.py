@@ -1,6 +1,6 @@
 """Eight clients, hostile bodies and broken connections, all at once: a valid request never gets an error.
 
-`make test` runs this for five seconds, and `make test-long` for sixty, which also shows that memory does not grow.
+`make test` runs this for five seconds. `make test-long` runs it for sixty, and checks that memory does not grow.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def disturb(server: Running, is_over: threading.Event) -> None:
 
 
 def load(seconds: float, examples: int) -> list[int]:
-    """Runs everything at once, and returns the memory in kB after each fifth of the time."""
+    """Runs all clients at once for some seconds, and returns the memory in kB after each fifth of this time."""
     # Two engines, with and without a prior. The server switches between them while it runs.
     engines = [make_engine(run="one"), make_engine(prior=UnevenPrior(), run="two")]
     service = make_service(engines[0], max_queue=1000)
@@ -157,6 +157,6 @@ def test_five_seconds_of_load() -> None:
 
 
 @pytest.mark.long
-def test_a_minute_of_load_in_flat_memory() -> None:
+def test_a_minute_of_load_does_not_increase_memory() -> None:
     memory = load(60, 400)
     assert memory[-1] - memory[1] < 30_000, memory

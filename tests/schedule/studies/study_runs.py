@@ -1,4 +1,4 @@
-"""A small study in the toy world, whose verbs run in forked processes instead of new interpreters."""
+"""Runs a small study on toy data. Its verbs run in forked processes instead of new interpreters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from trl_rec import prepare
 from trl_rec.schedule.studies import Study, StudyConfig
-from trl_rec.scripts import bear, evaluate  # noqa: F401  # forked processes need no imports
+from trl_rec.scripts import bear, evaluate  # noqa: F401  # forked processes then need not import these
 from trl_rec.scripts.study import check_keys
 from trl_rec.scripts.verbs import SCRIPTS
 

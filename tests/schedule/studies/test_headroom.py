@@ -1,5 +1,5 @@
-"""The smallest difference that a study can detect, and the share of targets within reach of arms that know items only
-by their ids."""
+"""The smallest difference that a study can detect, and the share of targets that an arm can recommend if it knows
+items only by their ids."""
 
 from dataclasses import fields
 from importlib import import_module
@@ -37,7 +37,7 @@ def test_reachable_targets_occur_in_training_and_may_be_recommended(exclude_hist
     assert _reachable(dataset, exclude_history) == share
 
 
-def test_the_pilot_is_two_baselines_on_validation_whatever_split_the_study_names(tmp_path: Path) -> None:
+def test_the_pilot_measures_two_baselines_on_validation_even_if_the_study_uses_test(tmp_path: Path) -> None:
     dataset = prepare("toy", tmp_path / "toy", toy_users=30, toy_items=60).with_surface("item_token")
     found = resolution(
         dataset,
@@ -78,7 +78,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("name", [*KNOWN, *UNKNOWN])
-def test_only_arms_that_know_items_by_their_ids_have_a_ceiling(name: str) -> None:
+def test_only_arms_that_know_items_by_their_ids_have_a_limited_headroom(name: str) -> None:
     arms = {**KNOWN, **UNKNOWN}
     assert knows_only_ids(arms[name], arms) == (name in KNOWN)
     found = Resolution(0.1, 0.5, 0.45, frozenset(KNOWN))

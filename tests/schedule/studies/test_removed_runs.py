@@ -62,7 +62,7 @@ def test_a_training_that_was_removed_is_repeated(run: Run, removed: str) -> None
     assert [finish(run), finish(run)] == [1, 0] and place(run) == "1/3"
 
 
-def test_a_measurement_that_was_removed_is_repeated_with_the_same_inputs_only(run: Run) -> None:
+def test_a_measurement_that_was_removed_is_repeated_only_with_the_same_inputs(run: Run) -> None:
     run = replace(run, once=True)
     other = replace(run, keys={"seed": 1})
     finish(run)

@@ -1,4 +1,4 @@
-"""What a study leaves out, and what it refuses once it has begun."""
+"""Runs small studies: their results, the arms that they leave out, and the changes that they refuse."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def again(finished: Path, tmp_path: Path) -> Study:
-    """The finished study in a folder of its own, ready to run again."""
+    """Copies the finished study, so that a test can change it and run it again."""
     output = finished.with_name(f"{finished.name}-{tmp_path.name}")
     shutil.copytree(finished, output)
     for path in output.rglob("*.json"):
@@ -52,7 +52,7 @@ def test_a_finished_study_holds_its_figures_and_their_source(finished: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_study_that_would_choose_otherwise_is_refused(again: Study) -> None:
+def test_a_study_is_refused_if_its_runs_contradict_the_recorded_choice(again: Study) -> None:
     path = again.folder / "choice.json"
     choice = json.loads(path.read_text())
     choice["arms"]["sft"]["chosen"] = {"bear_weight": 2}
@@ -97,7 +97,7 @@ def test_arms_without_what_they_need_or_without_headroom_are_not_run(finished: P
 
 
 @pytest.mark.slow
-def test_an_arm_may_be_the_baseline_that_is_trained(finished: Path, tmp_path: Path, monkeypatch) -> None:
+def test_an_arm_may_be_the_sequence_baseline(finished: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sequence_rule, "MIN_STEPS", 2)
     monkeypatch.setattr(sequence_rule, "MAX_STEPS", 2)
@@ -128,7 +128,7 @@ def test_a_policy_is_measured_again_with_other_keys(finished: Path, tmp_path: Pa
         seeds=[0, 1],
         comparisons=["x prior against sft", "prior against counter"],
         metrics=["pruned@10"],
-        evaluation={"ks": [5, 10], "batch_size": 64, "exhaustive": 40},  # the last of them not for baselines
+        evaluation={"ks": [5, 10], "batch_size": 64, "exhaustive": 40},  # baselines ignore `exhaustive`
     )
     content = one.run()
     assert one.progress.remaining() == "nothing remains"
@@ -173,7 +173,7 @@ def test_a_study_of_validation_alone_never_reads_the_test_split(finished: Path, 
 
 
 def write_lists(data: Path, path: Path) -> Path:
-    """Writes lists of ten items that begin with the one that each test user chose."""
+    """Writes one list of ten items per test user. The first item of the list is the user's target."""
     dataset = load(data)
     users, ids = dataset.users["user_id"].to_pylist(), dataset.catalog.ids
     lines = ["user_id,rank,item_id"]
@@ -186,7 +186,7 @@ def write_lists(data: Path, path: Path) -> Path:
     return path
 
 
-def test_the_recommendation_is_the_best_on_validation_of_the_better_arms() -> None:
+def test_the_recommended_arm_beats_the_baseline_and_is_the_best_on_validation() -> None:
     class Compared:
         def __init__(self, name: str, mean: float, verdict: str) -> None:
             self.name, self.mean, self.verdict = name, mean, verdict

@@ -1,4 +1,4 @@
-"""The figures of a baseline that was measured in the folder of a trained model."""
+"""The figures of a baseline that was measured together with a trained model, and figures with missing values."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,5 @@
-"""A study that is killed with SIGKILL, alone or with the processes of its runs, ends with the same table."""
+"""A study is killed with SIGKILL, alone or with the processes of its runs. Started again, it must end with the same
+table as a study that was not killed."""
 
 import json
 import os

@@ -87,7 +87,7 @@ def read(**changes: Any) -> None:
         ({"comparisons": ["sft against bear", "bear against sft"]}, "is given twice"),
     ],
 )
-def test_a_study_that_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_a_malformed_study_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(**{"against": "sft", "comparisons": None, "arms": ARMS, **changes})
 
@@ -116,7 +116,7 @@ def test_the_best_point_has_the_lowest_value_if_lower_is_better(primary: str, be
     assert choose(arm, {0: 0.1, 1: 0.1, 2: 0.1}, primary) == 0
 
 
-def test_a_measure_without_a_better_direction_cannot_choose() -> None:
+def test_a_measure_cannot_choose_if_it_is_unknown_whether_high_values_are_better() -> None:
     grid, plain = Arm("a", grid=({"x": 0}, {"x": 1})), Arm("a")
     with pytest.raises(ValueError, match="values of 'slot_bias' are better, so no point of the grid of a can be"):
         check_primary("slot_bias", {"a": grid}, recommend=False)

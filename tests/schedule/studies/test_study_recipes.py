@@ -1,4 +1,5 @@
-"""Every shipped study is consistent, its verbs accept every arm's keys, and it runs to its table with tiny arms."""
+"""Every shipped study is consistent, its verbs accept the keys of every arm, and it writes its table when its arms
+train for two steps."""
 
 from dataclasses import replace
 from functools import partial
@@ -42,12 +43,12 @@ def test_a_study_names_runs_that_its_verbs_accept(name: str) -> None:
 
 
 def run_tiny(name: str, data: Path, output: Path) -> None:
-    """Runs a study with the first seed, and two steps of the first point of every arm."""
+    """Runs a study with one seed. Each arm trains for two steps with the first point of its grid."""
     study = read(name, "--dataset", str(data), "--output_dir", str(output), "--seeds", "0", "--primary", PRIMARY[name])
     for key, arm in study.arms.items():
         if arm.verb is not None:
             recipe = {**arm.recipe, **TWO_STEPS, **OF_VERB[arm.verb]}
-            recipe.pop("join_windows", None)  # the toy world has no windows
+            recipe.pop("join_windows", None)  # the toy dataset has no windows
             if "model_name_or_path" in recipe:
                 titles = load(data).catalog.titles
                 del recipe["hidden_size"]

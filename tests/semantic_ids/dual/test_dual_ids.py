@@ -1,3 +1,6 @@
+"""Dual semantic IDs: their training on a small dataset, their inputs, which must not contain held-out data, and their
+files."""
+
 import json
 import shutil
 from dataclasses import replace
@@ -247,7 +250,8 @@ def test_no_held_out_interaction_reaches_the_inputs(dataset, split, behaviour):
 
 @pytest.mark.parametrize("behaviour", ["cooccurrence", "sequence"])
 def test_held_out_pairs_do_not_reach_the_inputs(dataset, behaviour):
-    """Changed held-out items leave everything that the towers learn from unchanged."""
+    """The last targets of some users in the training split are held out. Changing them must not change what the towers
+    learn from."""
     users, targets = (
         dataset.train.with_format("numpy")[:]["user"],
         Ragged.from_arrow(dataset.train.with_format("arrow")[:]["targets"]),
@@ -273,7 +277,7 @@ def test_targets_of_later_splits_are_in_no_pair(dataset):
     assert pairs <= trained and len(pairs) == len(trained) - inputs.held_out.shape[1]
 
 
-def test_held_out_pairs_are_in_nothing_else(dataset):
+def test_held_out_pairs_are_in_no_other_input(dataset):
     inputs = inputs_of(dataset)
     assert inputs.held_out.shape[1]
     for user, item in inputs.held_out.T.tolist():
@@ -282,7 +286,7 @@ def test_held_out_pairs_are_in_nothing_else(dataset):
     assert inputs.chose(inputs.held_out[0], inputs.held_out[1]).diagonal().all()
 
 
-def test_what_users_chose(dataset):
+def test_chose_marks_the_items_that_users_chose(dataset):
     inputs = inputs_of(dataset)
     users, items = torch.arange(dataset.users.num_rows), torch.tensor([3, 0, 3, 49])
     pairs = {*map(tuple, torch.cat([inputs.pairs, inputs.held_out], 1).T.tolist())}
@@ -439,7 +443,7 @@ def test_known_items_keep_their_ids_when_items_are_added(made, tmp_path):
     assert {item: found[item] for item in ids} == ids and len(found) == 60
     assert all(found[item].startswith("<a_") for item in set(found) - set(ids))
     assert read_ids_card(today.path)["settings"]["method"] == "known"
-    # The next day can start from these IDs, and repeating the call changes nothing.
+    # The new IDs can themselves be continued, and repeating the call changes nothing.
     expected = ItemIdEncoder.from_pretrained(made.path).encode(["A new one"]).tolist()
     assert ItemIdEncoder.from_pretrained(today.path).encode(["A new one"]).tolist() == expected
     assert texts(continue_ids(load(today.path), made.path).catalog.semantic_ids) == list(found.values())

@@ -1,3 +1,5 @@
+"""The three parts of the training of dual semantic IDs: aligning, rebuilding and quantising."""
+
 from copy import deepcopy
 
 import pytest

@@ -1,3 +1,5 @@
+"""The U2I loss, the quantiser and the tower of dual semantic IDs, against slow loops."""
+
 import pytest
 import torch
 

@@ -151,7 +151,9 @@ class Hub:
         return future if options.get("run_as_future") else SimpleNamespace(commit_url="https://hub/commit")
 
 
-def test_the_command_pushes_them(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_command_pushes_the_published_files(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     hub = Hub(tmp_path / "on-the-hub")
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: hub)
     cli.main(["export", "--model", str(run), "--to", "hub", "--repo", "me/mine", "--private", "true"])
@@ -159,13 +161,14 @@ def test_the_command_pushes_them(run: Path, tmp_path: Path, monkeypatch: pytest.
     assert "pushed to https://hub/commit" in capsys.readouterr().out
     push_run(run, "me/mine", include_prior=True)
     assert hub.pushed[1][1] == ALWAYS | PRIOR
-    assert not [path for path in run.parent.iterdir() if path not in (run, hub.folder)]  # nothing is left behind
+    assert not [path for path in run.parent.iterdir() if path not in (run, hub.folder)]  # no temporary folder remains
 
 
 def test_a_push_deletes_what_an_earlier_one_has_published(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    """The data may no longer be published, and they need not be those of the new model. Other files stay."""
+    """A catalogue or prior that a push leaves out is deleted from the repository, because it may belong to another
+    model or may no longer be published. Other files stay."""
     hub = Hub(tmp_path / "on-the-hub")
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: hub)
     push_run(run, "me/mine", include_catalog=True, include_prior=True)
@@ -194,19 +197,19 @@ def test_a_push_deletes_what_an_earlier_one_has_published(
         (["--to", "hub", "--output", "x", "--model", "nowhere"], "nowhere contains no model; give the output folder"),
     ],
 )
-def test_wrong_words_are_refused(words: list[str], message: str, run: Path, capsys: Any) -> None:
+def test_invalid_command_lines_are_refused(words: list[str], message: str, run: Path, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         cli.main(["export", "--model", str(run), *words])
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [{}, {"include_catalog": True, "prior": "popularity", "include_prior": True}])
-def test_trainers_push_the_same(
+def test_trainers_push_the_same_files(
     options: dict[str, Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trainers push the same files, also from checkpoints, which additionally contain the files for resuming.
+    """Trainers push the same files as the command. Checkpoints also contain the files for resuming.
 
-    They delete what an earlier push has uploaded and they leave out.
+    A catalogue or prior that an earlier push uploaded is deleted if the trainer leaves it out.
     """
     hub = Hub(tmp_path / "on-the-hub")
     for name in ("", "last-checkpoint"):
@@ -238,7 +241,7 @@ def test_trainers_push_the_same(
     assert {name for name in names_in(hub.folder) if not name.startswith("last-")} == ALWAYS | more
 
 
-def test_a_pushed_checkpoint_is_resumed_from(
+def test_a_pushed_checkpoint_can_be_resumed(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     hub = Hub(tmp_path / "on-the-hub")
@@ -271,14 +274,14 @@ def recommended(model: str | Path, **options: Any) -> list[tuple[str, float]]:
     return [(one.item_id, one.score) for one in recommender.recommend(["i1", "i2"], 5)]
 
 
-def test_a_hub_id_recommends(run: Path, cached: Callable[..., None]) -> None:
+def test_a_model_is_loaded_by_its_hub_id(run: Path, cached: Callable[..., None]) -> None:
     cached(include_catalog=True, include_prior=True)
     assert recommended("me/mine") == recommended(run)
     with pytest.raises(ValueError, match="there is no folder me/other, and a hub repository of that name cannot"):
         Recommender.from_pretrained("me/other")
 
 
-def test_without_its_catalogue_it_needs_the_dataset(
+def test_a_model_without_its_catalogue_needs_the_dataset(
     run: Path, world: Path, cached: Callable[..., None], capsys: Any
 ) -> None:
     cached()
@@ -299,7 +302,8 @@ def test_without_its_catalogue_it_needs_the_dataset(
 def test_a_hub_id_is_evaluated_as_its_run_folder(
     include_catalog: bool, run: Path, world: Path, tmp_path: Path, cached: Callable[..., None]
 ) -> None:
-    """With its surface, prompts, length and prior, also if the catalogue comes from the dataset alone."""
+    """Surface, prompts, maximum length and prior are those of the run folder, even if the catalogue comes from the
+    dataset."""
     cached(include_catalog=include_catalog, include_prior=True)
     settings = [evaluation_settings(EvaluationConfig(model=model)) for model in ("me/mine", str(run))]
     assert replace(settings[0], model=str(run)) == settings[1]
@@ -319,7 +323,7 @@ def test_a_hub_id_is_evaluated_as_its_run_folder(
 
 @pytest.mark.parametrize("include_catalog", [True, False])
 def test_prompts_that_name_the_user_need_the_dataset(include_catalog: bool, tmp_path: Path) -> None:
-    """Whether the catalogue is published or not, because the semantic IDs of users never are."""
+    """The semantic IDs of users are never published, so the dataset is needed even if the catalogue is published."""
     dataset = prepare("toy", tmp_path / "data", toy_users=12, toy_items=50).with_surface("item_token")
     users = Ragged.from_lists([[f"<ua_{user}>"] for user in range(dataset.users.num_rows)], object)
     plain = dataset.catalog
@@ -333,13 +337,13 @@ def test_prompts_that_name_the_user_need_the_dataset(include_catalog: bool, tmp_
     save_recommender(tmp_path / "run", catalog, {"prompt": {"prompt_head": "{user}"}, **settings})
     with_license(tmp_path / "run", None)
 
-    # 1. The card says what is needed, and no ID of a user is in the published folder.
+    # 1. The model card says that prompts name the user, and the published folder contains no IDs of users.
     names = export_published(tmp_path / "run", tmp_path / "out", include_catalog=include_catalog)
     assert CATALOG & set(names) == (CATALOG if include_catalog else set())
     assert "catalog/user_ids.parquet" not in names_in(tmp_path / "out")
     assert "The prompts of the model name the user" in (tmp_path / "out/README.md").read_text()
 
-    # 2. Without the IDs, one sentence names the only remedy; with them, the lists are those of the run folder.
+    # 2. Without the dataset, the model is refused with the remedy. With it, the lists equal those of the run folder.
     remedy = "the prompts of .*out name the user .* pass the dataset folder that the model was trained on"
     with pytest.raises(ValueError, match=remedy if include_catalog else "give the dataset that the model was trained"):
         Recommender.from_pretrained(tmp_path / "out", device="cpu")

@@ -102,7 +102,7 @@ def test_lists_stay_the_same(options: dict[str, Any], make_run: Callable[..., Pa
     assert names.isdisjoint({"adapter_config.json", "adapter_model.safetensors", "rankings.parquet"})
 
 
-def test_the_command_writes_another_type(
+def test_the_command_writes_another_dtype(
     make_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run()
@@ -116,7 +116,9 @@ def test_the_command_writes_another_type(
     assert "  2. Thing" in capsys.readouterr().out
 
 
-def test_what_cannot_be_merged_is_refused(make_run: Callable[..., Path], tmp_path: Path, monkeypatch) -> None:
+def test_an_adapter_that_cannot_be_merged_is_refused(
+    make_run: Callable[..., Path], tmp_path: Path, monkeypatch
+) -> None:
     run = make_run(adapter="prompt")
     with pytest.raises(ValueError, match=r"run \(PROMPT_TUNING\) cannot be merged into its base model: it adds no"):
         export_merged(run, tmp_path / "merged")
