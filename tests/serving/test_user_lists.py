@@ -130,7 +130,7 @@ def test_an_interrupted_call_resumes(
         write_lists(recommender, given, output, 5)
 
 
-def test_two_processes_write_the_file_of_one(
+def test_two_processes_write_the_same_lists_as_one(
     dataset: RecDataset, recommender: Recommender, run: Path, tmp_path: Path
 ) -> None:
     run_in_two("ddp", partial(write_all, dataset.path, run), tmp_path / "two")
@@ -188,7 +188,9 @@ def test_the_command_writes_lists(
         (["--all_users", "--dataset", "DATA", "--output", "x.parquet", "--where", '[["a", "==", 1]]'], "column 'a'"),
     ],
 )
-def test_words_that_do_not_fit_are_refused(dataset: RecDataset, run: Path, words: list[str], message: str) -> None:
+def test_invalid_combinations_of_options_are_refused(
+    dataset: RecDataset, run: Path, words: list[str], message: str
+) -> None:
     words = [str(dataset.path) if word == "DATA" else word for word in words]
     with pytest.raises(ValueError, match=message):
         recommend.main(["--model", str(run), *words])

@@ -1,4 +1,4 @@
-"""The arguments that requests may contain, and those that are refused with one sentence."""
+"""The arguments of our logits processor that a request to vLLM may contain, and those that are refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_packed_masks_are_read_back(lists: RunArguments) -> None:
 
 
 @pytest.mark.parametrize("arguments", [None, {}, {"session_id": "a"}, {"something": "else"}])
-def test_requests_of_others_are_left_alone(arguments: dict[str, Any] | None) -> None:
+def test_requests_without_our_arguments_are_ignored(arguments: dict[str, Any] | None) -> None:
     check_form(arguments)
     assert not is_held(arguments)
 
@@ -72,7 +72,7 @@ def test_requests_of_others_are_left_alone(arguments: dict[str, Any] | None) -> 
         ({"where": "[]"}, "the argument where requires the argument items; set items to the number"),
     ],
 )
-def test_a_wrong_form_is_refused(arguments: dict[str, Any], message: str) -> None:
+def test_malformed_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_form(arguments)
 
@@ -87,7 +87,7 @@ def test_a_wrong_form_is_refused(arguments: dict[str, Any], message: str) -> Non
         ({"items": 1, "mask": b"1"}, "mask has 1 bytes, but the catalogue has 24 items"),
     ],
 )
-def test_what_the_catalogue_does_not_allow_is_refused(
+def test_arguments_that_do_not_fit_the_run_are_refused(
     lists: RunArguments, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -66,8 +66,8 @@ def test_lists_are_those_of_the_recommender(
 
 
 def test_forced_tokens_cost_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search makes one request per prompt and branching beam. With one beam, it makes as many as the path has
-    branches."""
+    """A beam with a forced token needs no request. With one beam, the search therefore makes as many requests as the
+    path has branches."""
     install(monkeypatch)
     here = save_run("title", tmp_path, num_beams=1)
     there = in_stand_in(here, tmp_path)
@@ -78,7 +78,7 @@ def test_forced_tokens_cost_no_request(tmp_path: Path, monkeypatch: pytest.Monke
     assert there.model.num_requests == num_branches + (1 if here.trie.depth_widths[0] == 1 else 0) < len(path)
 
 
-def test_nan_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_scores_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     for kind in ("semantic_id", "list"):
         here = save_run(kind, tmp_path / kind)
@@ -88,7 +88,7 @@ def test_nan_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             there.recommend(["id 3"], 3)
 
 
-def test_what_it_cannot_do_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_runs_and_options_that_vllm_cannot_serve_are_refused(tmp_path: Path) -> None:
     save_run("beam_list", tmp_path / "beams")
     save_run("item_token", tmp_path / "run")
     with pytest.raises(ValueError, match=r"writes lists by beam search \(num_beams 3\), which vLLM cannot; set"):
@@ -116,7 +116,7 @@ def test_another_catalogue_is_refused(tmp_path: Path) -> None:
         in_stand_in(here, tmp_path).with_catalog(here.catalog)
 
 
-def test_how_vllm_was_started_is_checked() -> None:
+def test_the_settings_of_vllm_are_checked() -> None:
     check_runner(False)
     check_scheduling(False)
     with pytest.raises(ValueError, match="set the environment variable VLLM_USE_V2_MODEL_RUNNER=0"):

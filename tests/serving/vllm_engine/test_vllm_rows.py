@@ -1,4 +1,4 @@
-"""The rows of a batch, which an engine adds, moves and removes, against sets of legal tokens."""
+"""Compares the rows of our logits processor with sets of legal tokens, while vLLM adds, moves and removes rows."""
 
 from __future__ import annotations
 
@@ -74,8 +74,10 @@ def random_row(rng: random.Random, sequences: list[list[int]], are_lists: bool) 
 
 
 @given(st.integers(0, 2**32), st.booleans(), st.booleans(), st.booleans())
-@example(438, True, True, False)  # no item is left below the prefix, so EOS follows, which also ends the paths
-def test_rows_that_come_go_and_move_are_held_to_the_items_that_are_left(
+@example(
+    438, True, True, False
+)  # no allowed item has the prefix, so EOS follows; it is also the last token of each path
+def test_rows_that_are_added_moved_and_removed_allow_only_legal_tokens(
     seed: int, has_eos: bool, are_lists: bool, renormalize: bool
 ) -> None:
     rng = random.Random(seed)
@@ -108,7 +110,7 @@ def test_rows_that_come_go_and_move_are_held_to_the_items_that_are_left(
             expected = slow[index].expected(logits[index]) if index in slow else logits[index]
             torch.testing.assert_close(out[index], expected)
 
-        # 3. The engine chooses a token for each row. A row may be preempted, and come back with all its tokens.
+        # 3. The engine chooses a token for each row. A row may be removed and added again with its tokens.
         for index, one in slow.items():
             one.row.written.append(int(rng.choice((out[index] > -torch.inf).nonzero().flatten().tolist())))
         if slow and rng.random() < 0.3:
@@ -121,7 +123,7 @@ def test_rows_that_come_go_and_move_are_held_to_the_items_that_are_left(
         assert rows.items(index) == one.state()[0]
 
 
-def test_a_placeholder_is_refused() -> None:
+def test_a_placeholder_token_of_asynchronous_scheduling_is_refused() -> None:
     rows = CatalogRows(TokenTrie.from_sequences([[4, 5], [4, 6]]), EOS, are_lists=False)
     rows.add(0, Row(1, [-1]))
     with pytest.raises(RuntimeError, match="asynchronous scheduling"):
@@ -141,7 +143,7 @@ def test_nan_stays_nan() -> None:
     assert rows.apply(torch.full((1, VOCAB), torch.nan))[0, 4:6].isnan().all()
 
 
-def test_half_precision_logits_stay_so() -> None:
+def test_half_precision_logits_stay_half_precision() -> None:
     rows = CatalogRows(TokenTrie.from_sequences([[4], [5]]), EOS, are_lists=False)
     rows.add(0, Row(1, []))
     out = rows.apply(torch.zeros(1, VOCAB, dtype=torch.bfloat16))

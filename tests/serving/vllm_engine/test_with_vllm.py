@@ -112,7 +112,8 @@ def test_explanations_are_the_same(served: Served) -> None:
 
 
 def test_200_samples_are_distinct_items_of_the_catalogue(served: Served) -> None:
-    """Samples are drawn at temperature 1 with an excluded item. Lists have the log-probabilities of `list_logps`."""
+    """Samples are drawn at temperature 1, and one item is excluded. Lists have the log-probabilities of
+    `list_logps`."""
     here = served.here
     is_list = here.prompt_format.list_length is not None
     length = LIST_LENGTH if is_list else 1
@@ -194,7 +195,7 @@ class Answer(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[tuple[Recommender, int]]:
-    """vLLM's own server, with a run that writes lists."""
+    """Starts vLLM's own server with a run that writes lists."""
     run = train_run("title_list", folder)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -268,7 +269,7 @@ def test_the_server_writes_the_list_of_the_recommender(server: tuple[Recommender
         ({"items": 2, "where": "price < 5"}, "where is not JSON"),
         ({"items": 2, "where": '[["colour", "==", "red"]]'}, "the column 'colour', which the catalogue does not have"),
         ({"items": 2, "wher": "[]"}, "unknown argument 'wher'"),
-        ({"exclude": ["1"]}, "exclude needs items"),
+        ({"exclude": ["1"]}, "the argument exclude requires the argument items"),
     ],
 )
 def test_bad_arguments_are_refused_with_status_400(

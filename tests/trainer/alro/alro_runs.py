@@ -1,6 +1,5 @@
-"""A small ALRO run, for the process of the test and for other processes. `folder` contains the rated dataset and the
-model that `make_folder` writes.
-"""
+"""Makes small ALRO runs, in the process of a test or in other processes. `folder` contains the rated dataset and the
+model that `make_folder` writes."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> AlroTrainer:
 
 
 def first_batch(trainer: AlroTrainer) -> dict[str, Any]:
-    """The inputs of the first step."""
+    """Returns the inputs of the first step."""
     trainer.model.train()
     return next(iter(trainer.get_train_dataloader()))
 

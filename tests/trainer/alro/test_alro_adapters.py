@@ -66,7 +66,9 @@ def assert_ranks(trainer: AlroTrainer, folder: Path, dataset: RecDataset) -> Non
 
 
 @pytest.mark.parametrize("surface", ["title", "item_token"])
-def test_lora_trains_new_tokens_and_comes_back(base: Path, dataset: RecDataset, surface: str, tmp_path: Path) -> None:
+def test_lora_trains_new_tokens_and_is_loaded_again(
+    base: Path, dataset: RecDataset, surface: str, tmp_path: Path
+) -> None:
     dataset = dataset.with_surface(surface)
     trainer = make(base, dataset, tmp_path / "run")
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""Batches of rated lists: which token is learned at which position, and that the orders of a list change only with the
+"""Batches of rated lists: the tokens of lists and answers, and the orders of a list, which change only with the
 epoch."""
 
 from pathlib import Path
@@ -43,9 +43,8 @@ def test_an_answer_names_the_candidates_by_rating_in_either_order(folder: Path, 
             ends = [tokenizer.eos_token_id] if "softmax" in options else []
             names = batch["names"][number, shown, :count]
             assert written == names[order].tolist() + ends
-            assert (
-                bool((answer & ~mask).sum() == 0) and mask.long().diff().max() <= 0
-            )  # no gap before the answer's end
+            # There is no gap before the end of the answer.
+            assert bool((answer & ~mask).sum() == 0) and mask.long().diff().max() <= 0
             for candidate, name in zip(row["candidates"], names.tolist(), strict=True):
                 place = listed.index(name)
                 assert listed[place + 1 : place + 3] == texts[candidate]  # the letter comes before its item
@@ -58,7 +57,7 @@ def test_an_answer_names_the_candidates_by_rating_in_either_order(folder: Path, 
         ]
 
 
-def test_a_new_epoch_shows_new_orders_and_the_same_epoch_the_same(folder: Path, tmp_path: Path) -> None:
+def test_the_orders_change_with_the_epoch_and_only_with_it(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path)
     collator, rows = trainer.data_collator, [trainer.train_dataset[row] for row in range(4)]
     first = collator(rows)
@@ -74,7 +73,7 @@ def test_a_new_epoch_shows_new_orders_and_the_same_epoch_the_same(folder: Path, 
     assert equal(first, collator(rows))
 
 
-def test_workers_that_outlive_an_epoch_learn_of_the_next(folder: Path, tmp_path: Path) -> None:
+def test_persistent_workers_use_the_orders_of_the_new_epoch(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path)
     collator, options = trainer.data_collator, {"num_workers": 1, "persistent_workers": True}
     loader = DataLoader(trainer.train_dataset, batch_size=4, collate_fn=collator, **options)
@@ -86,7 +85,9 @@ def test_workers_that_outlive_an_epoch_learn_of_the_next(folder: Path, tmp_path:
     assert not equal(*epochs)
 
 
-def test_the_trainer_tells_the_epoch(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trainer_sets_the_epoch_of_the_collator(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = make_trainer(folder, tmp_path, num_train_epochs=2, max_steps=-1, per_device_train_batch_size=32)
     seen = {}
     collate = type(trainer.data_collator).__call__
@@ -101,7 +102,7 @@ def test_the_trainer_tells_the_epoch(folder: Path, tmp_path: Path, monkeypatch: 
     assert {epoch: sorted(rows) for epoch, rows in seen.items()} == {0: everything, 1: everything}
 
 
-def test_history_makes_room_for_the_longer_list(folder: Path, tmp_path: Path) -> None:
+def test_the_history_is_shortened_until_the_longest_list_fits(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, max_length=40, max_history=None)
     batch = first_batch(trainer)
     longest = batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(-1).amax(1)

@@ -1,4 +1,4 @@
-"""Ten steps of SFT and of ALRO, as they were when `golden/alro.json` was written."""
+"""Ten steps of SFT and of ALRO must give the values that are stored in `golden/alro.json`."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def make(run: str, folder: Path, output: Path) -> AlroTrainer:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_ten_steps_are_the_golden_ones(run: str, folder: Path, tmp_path: Path) -> None:
+def test_ten_steps_equal_the_stored_ones(run: str, folder: Path, tmp_path: Path) -> None:
     assert_golden("alro", run, trajectory(make(run, folder, tmp_path)))
 
 
@@ -41,7 +41,7 @@ def test_ten_steps_are_the_golden_ones(run: str, folder: Path, tmp_path: Path) -
         ("vocabulary", {"pair_sharpness": 1.01}),
     ],
 )
-def test_a_small_change_of_the_loss_is_seen(run: str, other: dict, folder: Path, tmp_path: Path) -> None:
+def test_a_small_change_of_the_loss_is_detected(run: str, other: dict, folder: Path, tmp_path: Path) -> None:
     trainer = make(run, folder, tmp_path)
     for name, value in other.items():
         setattr(trainer.args, name, value)

@@ -1,4 +1,4 @@
-"""The stage in which a model from scratch learns to rate, by itself and as a part of `trl-rec alro`."""
+"""The rating stage, in which a model from scratch learns to predict ratings: by itself, and within `trl-rec alro`."""
 
 import json
 import logging
@@ -67,7 +67,7 @@ class Kill(TrainerCallback):
             raise Killed
 
 
-def test_a_stage_goes_on_where_it_was_killed_and_is_taken_as_it_is_once_it_ended(
+def test_a_killed_rating_stage_is_resumed_and_a_finished_one_is_reused(
     dataset: RecDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "trl_rec")
@@ -88,19 +88,20 @@ def test_a_stage_goes_on_where_it_was_killed_and_is_taken_as_it_is_once_it_ended
     assert not list((tmp_path / "cut").glob("checkpoint-*"))
     assert same(learn(dataset, tmp_path / "cut", resume=True), whole)
     assert len(steps) == resumed and "is already finished" in caplog.text
-    assert (
-        same(learn(dataset, tmp_path / "cut", overwrite=True), whole) and len(steps) == 4 * resumed
-    )  # the whole stage is trained again
+
+    # The resumed call trained one epoch. With `overwrite`, all three epochs are trained again.
+    assert same(learn(dataset, tmp_path / "cut", overwrite=True), whole) and len(steps) == 4 * resumed
 
 
-def test_it_learns_to_rate(dataset: RecDataset, tmp_path: Path) -> None:
+def test_the_loss_falls_to_that_of_guessing_among_the_ratings(dataset: RecDataset, tmp_path: Path) -> None:
     learn(dataset, tmp_path, num_train_epochs=8, logging_strategy="epoch")
     losses = [
         entry["loss"]
         for entry in map(json.loads, (tmp_path / "eval.jsonl").read_text().splitlines())
         if "loss" in entry
     ]
-    assert losses[-1] < 1.7 < losses[0]  # guessing one of five ratings costs log 5 = 1.61
+    # A model that has only learned which five tokens are ratings has the loss log 5 = 1.61.
+    assert losses[-1] < 1.7 < losses[0]
 
 
 def write(folder: Path, dataset: RecDataset, **options) -> list[str]:
@@ -145,7 +146,7 @@ def test_the_verb_ranks_with_the_model_that_learned_to_rate(
         ),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_any_training(
+def test_invalid_settings_are_refused_before_any_training(
     dataset: RecDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict, message: str
 ) -> None:
     unrated = dataset.test.map(lambda row: {"history_ratings": [], "target_ratings": []})

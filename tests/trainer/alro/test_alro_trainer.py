@@ -1,5 +1,5 @@
-"""`AlroTrainer` compared with slow loops and separate forward passes, and the checks that every trainer of this
-package gets."""
+"""Compares `AlroTrainer` with slow loops and separate forward passes, and runs the tests that all trainers of this
+package share."""
 
 import inspect
 import json
@@ -145,7 +145,7 @@ def test_both_orders_take_one_forward_pass_that_reads_a_history_once(folder: Pat
     assert calls == [int(tokens.max())]
 
 
-def test_ranking_costs_what_it_costs_after_supervised_fine_tuning(
+def test_ranking_costs_the_same_as_after_supervised_fine_tuning(
     folder: Path, dataset: RecDataset, tmp_path: Path
 ) -> None:
     """Ranking after ALRO takes as many forward passes as after SFT, each with as many tokens."""
@@ -186,7 +186,7 @@ def test_letters_of_titles_are_read_where_they_are_written(tokenizer_copy, tmp_p
         torch.testing.assert_close(table.logps[row, shown, :count, :count], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_misaligned_names_are_no_agreement(folder: Path, tmp_path: Path) -> None:
+def test_the_permutation_loss_compares_the_same_candidate_in_both_orders(folder: Path, tmp_path: Path) -> None:
     """The permutation loss compares the same candidate in both orders, so it changes if the names of the orders are
     swapped."""
     trainer = make_trainer(folder, tmp_path, lambda_weight=0.0, **WHOLE)
@@ -226,7 +226,7 @@ def test_gradient_norms_are_those_of_each_part_alone(folder: Path, tmp_path: Pat
     assert all(norm > 0 for norm in found.values())
     again = make_trainer(folder, tmp_path, max_steps=1)
     again.train()
-    torch.manual_seed(again.args.seed)  # for the sampler's order
+    torch.manual_seed(again.args.seed)  # so that the sampler draws the same order
     _, batch, *_ = make_trainer(folder, tmp_path).get_train_dataloader()
     again.model.train()
     for name, norm in found.items():
@@ -256,9 +256,8 @@ def test_checkpointing_changes_nothing(folder: Path, tmp_path: Path) -> None:
 def test_a_run_resumed_within_an_epoch_ends_at_the_same_weights(folder: Path, tmp_path: Path, caplog) -> None:
     options = {"max_steps": 12, "save_strategy": "steps", "save_steps": 3, "per_device_train_batch_size": 24}
     whole = make_trainer(folder, tmp_path / "whole", **options | {"save_strategy": "no"})
-    assert (
-        3 < len(whole.get_train_dataloader()) < 9
-    )  # it resumes within the first epoch, and continues into later ones
+    # The run resumes at step 3, within the first epoch, and continues into later ones.
+    assert 3 < len(whole.get_train_dataloader()) < 9
     whole.train()
     cut = make_trainer(folder, tmp_path / "cut", **options)
     cut.train()
@@ -270,7 +269,9 @@ def test_a_run_resumed_within_an_epoch_ends_at_the_same_weights(folder: Path, tm
     assert_close(resumed.model, weights(whole.model), tolerance=0)
 
 
-def test_orders_are_measured_where_the_best_model_is_chosen(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+def test_evaluations_during_training_measure_the_orders_and_choose_the_best_model(
+    folder: Path, dataset: RecDataset, tmp_path: Path
+) -> None:
     options = {
         "eval_strategy": "steps",
         "eval_steps": 2,
@@ -296,7 +297,7 @@ def test_orders_are_measured_where_the_best_model_is_chosen(folder: Path, datase
     assert "consistency" not in alone and "tau" in alone
 
 
-def test_a_run_folder_orders_what_the_trainer_orders(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+def test_a_saved_run_orders_candidates_like_its_trainer(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, max_history=5)
     trainer.train()
     trainer.save_model()
@@ -350,7 +351,7 @@ def test_a_run_is_concluded_beside_the_baselines(folder: Path, dataset: RecDatas
         ({"lambda_weight": 0.0, "permutation_weight": 0.0}, "SFT"),
     ],
 )
-def test_weights_name_the_run_and_one_order_will_do_without_a_comparison(
+def test_the_weights_determine_the_name_of_the_run_and_the_number_of_orders(
     folder: Path, tmp_path: Path, options, name
 ) -> None:
     trainer = make_trainer(folder, tmp_path, **options)
@@ -457,7 +458,7 @@ def test_overridden_methods_still_have_trls_signature(name: str) -> None:
         assert list(ours) == theirs
 
 
-def test_a_tokenizer_without_the_tokens_is_told_so(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+def test_a_tokenizer_that_lacks_tokens_is_refused(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     model, config = load_model(folder / "model"), AlroConfig(str(tmp_path), **QUIET)
     common = {"processing_class": make_tokenizer(dataset.catalog), "catalog": dataset.catalog}
     with pytest.raises(ValueError, match="the tokenizer lacks 33 tokens of the prompts"):

@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_order_is_by_the_mean_rating_of_the_other_users(folder: Path) -> None:
-    """Against a loop over the log of the training split."""
+    """Compares the order with a loop over the log of the training split."""
     dataset = load(folder / "data")
     log = {}
     for row in dataset.train.to_list():
@@ -41,14 +41,14 @@ def test_the_order_is_by_the_mean_rating_of_the_other_users(folder: Path) -> Non
 
 
 def test_an_item_that_only_its_user_rated_has_no_mean_of_its_own() -> None:
-    """Otherwise the order would reveal the labels."""
+    """Its mean would be the rating of this user, so the order would reveal the labels."""
     order = GivenOrder(np.array([5.0, 1.0, 30.0]), np.array([1, 1, 10]))
     assert order.slots(np.array([1, 0]), np.array([1.0, 5.0])).tolist() == [0, 1]
     assert order.slots(np.array([0, 1]), np.array([5.0, 1.0])).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("permutation_weight", [0.0, 1.0])
-def test_the_first_order_is_given_and_the_second_is_another(
+def test_the_first_order_is_by_mean_rating_and_the_second_is_random(
     folder: Path, tmp_path: Path, permutation_weight: float
 ) -> None:
     options = {"candidate_order": "given", "permutation_weight": permutation_weight}
@@ -71,7 +71,7 @@ def test_the_first_order_is_given_and_the_second_is_another(
     assert not permutation_weight or len(seen) > 6  # the second order is new in every epoch
 
 
-def test_what_has_no_training_split_cannot_be_ordered(folder: Path, tmp_path: Path) -> None:
+def test_rows_without_a_training_split_cannot_be_ordered_by_mean_rating(folder: Path, tmp_path: Path) -> None:
     rows = build_rated_rows(load(folder / "data").train, num_candidates=4)
     with pytest.raises(ValueError, match="pass RecDataset.train as train_dataset"):
         make_trainer(folder, tmp_path, candidate_order="given", train_dataset=rows)

@@ -47,7 +47,7 @@ def test_each_item_is_repeated_with_its_letter(tmp_path: Path) -> None:
         build_letter_rows(dataset.validation, prompt_format, **sizes)
 
 
-def test_the_rating_stage_contains_the_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rating_stage_trains_on_letter_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = make_folder(tmp_path, "item_token")
     ratings = rating_values(dataset.train)
     seen = {}

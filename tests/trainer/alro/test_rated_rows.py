@@ -1,4 +1,4 @@
-"""Rated lists against slow loops over random logs, and the input that is refused."""
+"""Compares rated lists with slow loops over random logs, and tests which inputs are refused."""
 
 import numpy as np
 import pyarrow as pa
@@ -80,7 +80,7 @@ def test_candidates_are_never_in_the_history_nor_in_another_split(tmp_path, rule
             seen[row["user"]] |= set(row["candidates"])
 
 
-def test_what_cannot_be_ranked_is_refused(tmp_path) -> None:
+def test_invalid_splits_and_options_are_refused(tmp_path) -> None:
     dataset = prepare("toy", tmp_path, toy_users=20, toy_items=60, split="leave_last", num_held_out=5)
     with pytest.raises(ValueError, match="must use only the training split, not the test split"):
         build_rated_rows(dataset.test)
@@ -99,7 +99,7 @@ def test_what_cannot_be_ranked_is_refused(tmp_path) -> None:
         build_rated_rows(low.map(lambda row: {"target_ratings": [float("nan")] * len(row["target_ratings"])}))
 
 
-def test_rating_values_are_those_of_either_kind_of_rows(tmp_path) -> None:
+def test_rating_values_are_read_from_splits_and_from_rated_rows(tmp_path) -> None:
     dataset = prepare("toy", tmp_path, toy_users=20, toy_items=60, split="leave_last", num_held_out=5)
     assert (
         rating_values(dataset.train)

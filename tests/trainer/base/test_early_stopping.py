@@ -42,15 +42,15 @@ class KillAt(TrainerCallback):
             raise Killed
 
 
-def test_a_resumed_run_counts_on(folder: Path, tmp_path: Path) -> None:
-    """A resumed run stops at the step at which an uninterrupted run would. If the patience changes, the new one
-    applies."""
+def test_a_resumed_run_continues_to_count(folder: Path, tmp_path: Path) -> None:
+    """A resumed run stops at the step at which an uninterrupted run would stop. If the patience changes, the new
+    patience applies."""
     cut = trainer_of(folder, tmp_path, early_stopping_patience=9, callbacks=[KillAt(6)])
     with pytest.raises(Killed):
         cut.train()
     resumed = trainer_of(folder, tmp_path, early_stopping_patience=3)
     resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == 8  # the first evaluation, and three that are no better
+    assert resumed.state.global_step == 8  # the evaluations at steps 4, 6 and 8 are no better than the one at step 2
 
 
 def test_a_run_that_was_stopped_trains_no_further_step(folder: Path, tmp_path: Path) -> None:

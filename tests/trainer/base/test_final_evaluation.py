@@ -147,7 +147,7 @@ def test_an_interrupted_evaluation_of_a_saved_model_continues(
     assert np.array_equal(cut.rankings_of(cut.recommender).items, whole.rankings_of("BEAR").items)
 
 
-def test_finished_rows_go_with_the_work_of_their_run_and_stay_here(tmp_path: Path) -> None:
+def test_finished_rows_are_removed_with_the_work_of_their_run(tmp_path: Path) -> None:
     (tmp_path / FINISHED / "a pass").mkdir(parents=True)
     remove_work(tmp_path)
     assert not (tmp_path / FINISHED).exists()
@@ -167,7 +167,7 @@ def test_finished_rows_are_never_pushed(tmp_path: Path) -> None:
 # The printed estimates
 
 
-def test_a_run_says_what_it_and_its_final_evaluation_take(
+def test_a_run_prints_the_estimated_time_of_training_and_final_evaluation(
     data: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     """Printing the estimates does not change the weights."""
@@ -184,16 +184,17 @@ def test_a_run_says_what_it_and_its_final_evaluation_take(
         assert torch.equal(tensor, load_file(tmp_path / "run" / "model.safetensors")[name]), name
 
 
-def test_a_run_says_how_long_choosing_the_prior_takes(
+def test_a_run_prints_the_estimated_time_of_choosing_the_prior(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    """It does so before training, and again before the choice."""
+    """The run prints the estimate before training, and again before the choice."""
     for module in (cost, evaluation_cost):
         monkeypatch.setattr(module, "SHORT", 0.0)
     monkeypatch.setattr(policy, "seconds_per_user", lambda passes, *others: [2.0] * len(passes))
     train(data, tmp_path / "run", prior="transition", max_test_users=7, max_users=9)
     said = capsys.readouterr().out
-    # Two passes over nine validation users, and two passes, with and without the prior, over seven test users.
+    # A pass takes 2 s per user. The choice makes two passes over nine users, and the final evaluation makes two passes
+    # over seven users without the prior, and two with it.
     assert "final evaluation: 7 users of the test split, about 56 s, and 36 s for choosing the prior; set max" in said
     assert "choice of the prior: 9 users, about 36 s; set max_users to shorten it" in said
 
@@ -219,7 +220,7 @@ def test_a_run_says_that_nothing_is_evaluated(
         ({"eval_strategy": "no"}, 0, 0.0, 0),
     ],
 )
-def test_the_evaluations_that_remain(
+def test_the_number_of_remaining_evaluations(
     tmp_path: Path, options: dict[str, Any], step: int, epoch: float, expected: int
 ) -> None:
     args = TrainingArguments(str(tmp_path), use_cpu=True, **options)

@@ -1,4 +1,4 @@
-"""The model card of a run: data, results, recipe, citation, and code that runs as it stands."""
+"""The model card of a run: data, results, recipe, citation, and code that runs unchanged."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_snippet_runs_as_it_stands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_the_snippet_runs_unchanged(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "run/README.md").read_text(), flags=re.DOTALL)
     monkeypatch.chdir(folder)
     exec(compile(code, "README.md", "exec"), {})

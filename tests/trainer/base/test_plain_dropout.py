@@ -1,4 +1,4 @@
-"""Models that keep dropout as a number, as OPT does. TRL's `disable_dropout` does not find such dropout."""
+"""Models that store dropout as a number instead of a module, as OPT does. TRL's `disable_dropout` misses such dropout."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_lists_are_as_probable_to_the_policy_in_training_as_when_they_were_drawn
     torch.testing.assert_close(logps.detach(), drawn.logps.sum(-1), atol=1e-4, rtol=1e-4)
 
 
-def test_the_policy_in_training_begins_as_its_reference(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_before_the_first_step_the_policy_equals_its_reference(folders: dict[str, Path], tmp_path: Path) -> None:
     trainer = make("softmax_dpo", folders, tmp_path, per_device_train_batch_size=24)
     assert preference_runs.first_loss(trainer) == pytest.approx(preference_runs.loss_of_equals(trainer), abs=1e-4)
 
@@ -107,7 +107,7 @@ def test_supervised_training_keeps_its_dropout_and_ranks_without(
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_every_method_trains_it(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_every_method_trains_such_a_model(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     trainer = make(name, folders, tmp_path, max_steps=2)
     before = {key: weight.clone() for key, weight in trainer.model.named_parameters()}
     trainer.train()

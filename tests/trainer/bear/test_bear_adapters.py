@@ -73,7 +73,9 @@ def assert_recommends(trainer: BearTrainer, folder: Path, split: Dataset) -> Non
         assert [int(one.item_id) for one in listed] == ranked[row].tolist()
 
 
-def test_lora_trains_new_tokens_and_comes_back(base, catalog: ItemCatalog, split: Dataset, tmp_path: Path) -> None:
+def test_lora_trains_new_tokens_and_is_loaded_again(
+    base, catalog: ItemCatalog, split: Dataset, tmp_path: Path
+) -> None:
     folder, new = base
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     trainer = train(model, tokenizer, catalog, split, tmp_path / "run", peft_config=lora_config(model, new, r=4))

@@ -42,7 +42,7 @@ def make(run: str, folder: Path, output: Path) -> BearTrainer:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_ten_steps_are_the_golden_ones(run: str, folder: Path, tmp_path: Path) -> None:
+def test_ten_steps_equal_the_stored_ones(run: str, folder: Path, tmp_path: Path) -> None:
     assert_golden("bear", run, trajectory(make(run, folder, tmp_path)))
 
 
@@ -55,7 +55,7 @@ def test_the_number_of_threads_stays_within_the_tolerance(folder: Path, tmp_path
 @pytest.mark.parametrize(
     ("run", "other"), [("msl", {}), ("paper", {"bear_weight": 0.6875 * 1.01}), ("survival", {"num_beams": 4})]
 )
-def test_a_small_change_of_the_loss_is_seen(run: str, other: dict, folder: Path, tmp_path: Path) -> None:
+def test_a_small_change_of_the_loss_is_detected(run: str, other: dict, folder: Path, tmp_path: Path) -> None:
     """The changes are one percent of the whole loss, one percent of the beam term, and one more beam."""
     trainer = make(run, folder, tmp_path)
     for name, value in other.items():

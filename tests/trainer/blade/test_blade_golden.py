@@ -43,7 +43,7 @@ def trajectory(trainer: BladeTrainer) -> Trajectory:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_ten_steps_are_the_golden_ones(run: str, folder: Path, tmp_path: Path) -> None:
+def test_ten_steps_equal_the_stored_ones(run: str, folder: Path, tmp_path: Path) -> None:
     told = trajectory(make(run, folder, tmp_path))
     assert all(len(values) == NUM_STEPS for values in told.values())
     assert_golden("blade", run, told)

@@ -29,12 +29,14 @@ def make(run: str, folder: Path, output: Path) -> SoftmaxDPOTrainer:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_ten_steps_are_the_golden_ones(run: str, folder: Path, tmp_path: Path) -> None:
+def test_ten_steps_equal_the_stored_ones(run: str, folder: Path, tmp_path: Path) -> None:
     assert_golden("softmax_dpo", run, trajectory(make(run, folder, tmp_path)))
 
 
 @pytest.mark.parametrize(("run", "name", "value"), [("vocabulary", "beta", 0.505), ("catalogue", "sft_weight", 0.303)])
-def test_a_small_change_of_the_loss_is_seen(run: str, name: str, value: float, folder: Path, tmp_path: Path) -> None:
+def test_a_small_change_of_the_loss_is_detected(
+    run: str, name: str, value: float, folder: Path, tmp_path: Path
+) -> None:
     """One term of the loss changes by a percent."""
     trainer = make(run, folder, tmp_path)
     setattr(trainer if name == "beta" else trainer.args, name, value)

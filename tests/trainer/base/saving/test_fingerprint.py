@@ -1,4 +1,4 @@
-"""The fingerprint of a run: rows are compared by content, and the fields in its lists exist."""
+"""The fingerprint of a run, which compares rows by content, and the lists of fields that affect it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_rows_of_several_chunks_and_selected_rows_are_equal() -> None:
     assert expected["number of training rows"] == 25_000
 
 
-def test_rows_without_a_column_in_common_have_their_number() -> None:
+def test_rows_without_the_given_columns_contribute_only_their_number() -> None:
     assert row_entries(Dataset.from_dict({"a": [1]}), ["b"]) == {"number of training rows": 1}
 
 
