@@ -1,4 +1,4 @@
-"""Models that store dropout as a number instead of a module, as OPT does. TRL's `disable_dropout` misses such dropout."""
+"""Models that store dropout as a number, not as a module, as OPT does. TRL's `disable_dropout` misses such dropout."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""`--prior` of the training verbs: the results have rows for the model, the prior and their product, everything else
-uses the saved prior, and one choice is recorded."""
+"""`--prior` of the training verbs: the results have rows for the model, the prior and their product. The run saves the
+prior for later commands, and records how it was chosen."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def test_a_run_keeps_its_prior_and_three_rows(run: Path, data: Path, capsys: pyt
         "eps": 0.5,
     }
 
-    # `Recommender` and `trl-rec recommend` use the prior, unless they are told not to.
+    # `Recommender` and `trl-rec recommend` use the prior by default.
     saved = Recommender.from_pretrained(run)
     assert isinstance(saved.prior, TransitionPrior) and saved.prior.strength == 1.5
     dataset = load(data)
@@ -88,7 +88,7 @@ def test_evaluate_uses_the_prior_of_a_run(run: Path, data: Path, tmp_path: Path)
     assert list(read_evaluation(tmp_path / "without").results)[3:] == ["model run"]
 
 
-def test_a_given_strength_of_a_saved_prior_is_a_choice(run: Path, data: Path, tmp_path: Path) -> None:
+def test_a_given_strength_of_a_saved_prior_is_recorded_as_a_choice(run: Path, data: Path, tmp_path: Path) -> None:
     words = ["--model", str(run), "--dataset", str(data), "--recall_at", "0", "--output_dir", str(tmp_path / "out")]
     evaluate.main([*words, "--prior_strength", "0.5"])
     choice = json.loads((tmp_path / "out/choice.json").read_text())
@@ -133,7 +133,7 @@ def test_another_choice_in_a_run_folder_is_refused_before_training(
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["choice.json"]
 
 
-def test_a_recorded_choice_that_may_be_chosen_again_is_no_obstacle(data: Path, tmp_path: Path) -> None:
+def test_a_recorded_choice_that_may_be_chosen_again_is_accepted(data: Path, tmp_path: Path) -> None:
     write_json(tmp_path / "choice.json", CHOICE)
     check_run_prior(load(data), BearConfig(str(tmp_path), use_cpu=True, bf16=False, prior="transition"))
 
@@ -147,7 +147,7 @@ def test_the_recorded_choice_can_be_given(data: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run/choice.json").read_text())["split"] == "test"
 
 
-def test_a_choice_that_the_run_will_replace_is_no_obstacle(data: Path, tmp_path: Path) -> None:
+def test_a_recorded_choice_that_the_run_will_replace_is_accepted(data: Path, tmp_path: Path) -> None:
     write_json(tmp_path / "choice.json", CHOICE)
     options = {"use_cpu": True, "bf16": False, "prior": "popularity"}
     check_run_prior(load(data), BearConfig(str(tmp_path), overwrite=True, **options))
@@ -167,7 +167,7 @@ def test_a_choice_that_the_run_will_replace_is_no_obstacle(data: Path, tmp_path:
         (None, "auto", False, None),
     ],
 )
-def test_a_validation_split_that_does_not_suffice_is_refused_before_training(
+def test_a_validation_split_that_cannot_choose_the_prior_is_refused_before_training(
     prior: str | None, strength: str, known: bool, message: str | None, data: Path, tmp_path: Path
 ) -> None:
     dataset = load(data)
@@ -180,7 +180,7 @@ def test_a_validation_split_that_does_not_suffice_is_refused_before_training(
         check_run_prior(dataset, config)
 
 
-def test_no_prior_is_none(tmp_path: Path) -> None:
+def test_a_prior_of_none_in_python_means_no_prior(tmp_path: Path) -> None:
     config = BearConfig(str(tmp_path), use_cpu=True, bf16=False, prior=None)
     assert config.prior == "none" and not wants_prior(config)
     with pytest.raises(ValueError, match="prior_strength=2 has no effect without a prior"):
@@ -225,7 +225,7 @@ def test_a_run_that_continues_fits_the_prior_again(run: Path, data: Path, tmp_pa
     # The recipe names the prior, so it repeats the run.
     assert yaml.safe_load((tmp_path / "next/recipe.yaml").read_text())["prior"] == "transition"
 
-    # Without a recipe that contains a number, the strength is chosen again. A prior that the user names takes
+    # If the earlier run has no recipe with a strength, the strength is chosen again. A prior that the user names takes
     # precedence.
     (run / "recipe.yaml").unlink()
     config = BearConfig(str(tmp_path), use_cpu=True, bf16=False)
@@ -265,7 +265,7 @@ def test_other_verbs_continue_a_prior_or_say_that_there_is_none(
                 seen.append((config.prior, config.prior_strength, config.is_prior_open))
         raise Stop
 
-    # 1. `softmax_dpo` and the stages of `align3gr` fit the prior again, the supervised part of `align3gr` does not.
+    # 1. `softmax_dpo` and the stages of `align3gr` fit the prior again. The supervised part of `align3gr` does not.
     monkeypatch.setattr(softmax_dpo, "check_run_prior", stop)
     monkeypatch.setattr(align3gr, "check_pipeline", stop)
     with pytest.raises(Stop):
@@ -276,7 +276,7 @@ def test_other_verbs_continue_a_prior_or_say_that_there_is_none(
     assert seen == [taken, taken, ("none", "auto", False)]
     assert caplog.text.count("so this run fits a prior of this kind to its own data (strength 1.5)") == 2
 
-    # 2. Without a dataset, and with BLADE, one sentence says that there is none.
+    # 2. Without a dataset, and with BLADE, a message says that the new run has no prior.
     def no_model(*given: object, **options: object) -> None:
         raise Stop
 

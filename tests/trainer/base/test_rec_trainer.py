@@ -1,4 +1,4 @@
-"""What the mixin guarantees about checkpoints at any time, and about FSDP."""
+"""`CatalogRankingMixin`, which all trainers share: its checkpoints, its limits under FSDP, and what it saves."""
 
 import json
 import shutil
@@ -38,7 +38,9 @@ def die(*arguments: object, **options: object) -> None:
     raise Died
 
 
-def test_an_older_checkpoint_goes_only_when_the_newer_is_complete(folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_an_older_checkpoint_is_deleted_only_when_the_newer_is_complete(
+    folder: Path, tmp_path: Path, monkeypatch
+) -> None:
     trainer = make_trainer(folder, tmp_path, **SAVING)
     remove, told = shutil.rmtree, []
 
@@ -54,7 +56,7 @@ def test_an_older_checkpoint_goes_only_when_the_newer_is_complete(folder: Path, 
     assert trainer.args.save_total_limit == 1
 
 
-def test_an_earlier_runs_checkpoint_does_not_vouch_for_a_half_written_one(
+def test_a_half_written_checkpoint_does_not_count_as_the_complete_one_of_an_earlier_run(
     folder: Path, tmp_path: Path, monkeypatch
 ) -> None:
     make_trainer(folder, tmp_path, max_steps=2, **SAVING).train()
@@ -121,7 +123,7 @@ def test_fsdp_refuses_to_choose_a_prior(folder: Path, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("told", [{"use_reentrant": True}, {"use_reentrant": False, "every_n_layers": 2}])
-def test_a_ranking_leaves_checkpointing_as_it_was(folder: Path, tmp_path: Path, told: dict) -> None:
+def test_a_ranking_restores_activation_checkpointing(folder: Path, tmp_path: Path, told: dict) -> None:
     trainer = make_trainer(
         folder, tmp_path, max_steps=1, activation_checkpointing=True, activation_checkpointing_kwargs=dict(told)
     )
@@ -137,14 +139,13 @@ def test_a_ranking_leaves_checkpointing_as_it_was(folder: Path, tmp_path: Path, 
     assert ({True, False} if "every_n_layers" in told else {True}) == {enabled for enabled, _ in before}
 
 
-def test_under_fsdp_a_run_ends_with_the_model_saved_and_a_word_on_ranking(
+def test_under_fsdp_a_run_saves_the_model_and_names_the_command_for_an_evaluation(
     folder: Path, tmp_path: Path, monkeypatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer, saved = make_trainer(folder, tmp_path), []
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
-    monkeypatch.setattr(
-        trainer, "save_model", lambda: saved.append(True)
-    )  # no FSDP plugin can gather the weights here
+    # Without a launch under FSDP, no plugin can gather the weights.
+    monkeypatch.setattr(trainer, "save_model", lambda: saved.append(True))
     monkeypatch.setattr(trainer.state, "log_history", [{"loss": 1.5, "step": 1}, {"loss": 1.0, "step": 2}])
     assert conclude(trainer, load(folder / "data"), {}) == {}
     assert saved and "run trl-rec evaluate" in caplog.text
@@ -175,7 +176,7 @@ def test_an_order_by_lengths_is_the_same_after_a_resume(
 
 
 def test_every_save_after_the_end_of_a_run_contains_the_prior(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    """The run is pushed before and after its final evaluation, whose figures the card contains."""
+    """The run is pushed before its final evaluation, and again afterwards with the figures in its model card."""
     trainer, pushed = make_trainer(folder, tmp_path / "run", **PUSHED_PRIOR), []
 
     def upload(**options: Any) -> None:

@@ -1,4 +1,4 @@
-"""An evaluation prints the measures that matter, and keeps all of them in the log."""
+"""An evaluation during training prints only the main measures. The log contains all of them."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -105,7 +105,7 @@ def test_removed_items_are_read_and_never_recommended(yesterday, tmp_path: Path,
     assert again.catalog.ids[-3:] == ["i20", "i9", "i10"] and again.catalog.num_retired == 3
 
 
-def test_removed_items_of_the_log_are_read_at_their_time(
+def test_removed_items_keep_their_places_in_histories(
     yesterday, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, run = yesterday
@@ -119,7 +119,7 @@ def test_removed_items_of_the_log_are_read_at_their_time(
     assert {user: today.history_of(user) for user in whole} == whole
     assert dropped.history_of("u2") == whole["u2"][1:7] and today.unlisted.num_rows == 18
 
-    # A run that continues with the kept items has a model that knows all of them.
+    # A run that continues on today's dataset also knows the removed items.
     continued(today, run, tmp_path / "run").save_model()
     catalog = Recommender.from_pretrained(tmp_path / "run").catalog
     given = UserHistories.of_dataset(today, catalog=catalog)
@@ -133,7 +133,7 @@ def test_removed_items_of_the_log_are_read_at_their_time(
     assert "Thing 2" in printed[0] and all(f"Thing {item} " not in printed[1] for item in (2, 9, 10))
 
 
-def test_semantic_ids_must_stay(yesterday, tmp_path: Path) -> None:
+def test_semantic_ids_must_not_change(yesterday, tmp_path: Path) -> None:
     ids = Ragged.from_lists([[f"<a_{item % 4}>", f"<b_{item}>"] for item in range(NUM_ITEMS)], object)
     write_log(tmp_path, list(range(NUM_ITEMS))).catalog.with_surface("semantic_id", ids).save(
         tmp_path / "data" / "catalog"

@@ -38,7 +38,7 @@ def test_items_with_similar_vectors_start_alike(toy: RecDataset, tmp_path: Path,
         assert (correlation > 0.5) == (choice == start)
 
 
-def test_titles_start_from_no_vectors(toy: RecDataset, tmp_path: Path) -> None:
+def test_vectors_are_refused_for_titles(toy: RecDataset, tmp_path: Path) -> None:
     config = BearConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
     with pytest.raises(ValueError, match="titles consist of words"):
         build_bear_trainer(toy.with_surface("title"), config, RecModelConfig("some-model", item_vectors="behaviour"))

@@ -1,6 +1,5 @@
-"""A small run on several tasks, for the process of the test and for other processes. `folder` contains the dataset and
-the model that `make_folder` writes.
-"""
+"""Makes small runs on several tasks, in the process of a test or in other processes. `folder` contains the dataset and
+the model that `make_folder` writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ten steps of SFT, MSL and both variants of BEAR, as they were when `golden/bear.json` was written."""
+"""Ten steps of SFT, MSL and both variants of BEAR must give the values that are stored in `golden/bear.json`."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -82,8 +82,8 @@ def given_logps(trainer: BearTrainer, rows: Dataset) -> Tensor:
 def test_the_loss_is_that_of_list_logps(
     folder: Path, tmp_path: Path, tokenizer, titles: list[str], surface: str, excludes: bool
 ) -> None:
-    """Value and gradient are compared, over all tokens that are not forced. Subtrees that the list has emptied make
-    tokens forced, and items may share a path."""
+    """Compares values and gradients over all tokens that are not forced. A token also becomes forced when the list
+    already contains all items of the other subtrees. Items may share a path."""
     options = {**LISTS, "eval_exclude_history": excludes}
     if surface == "title":
         trainer = title_trainer(tmp_path, tokenizer, titles, **options)
@@ -103,7 +103,7 @@ def test_the_loss_is_that_of_list_logps(
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_what_the_list_leaves_alone_is_forced(tmp_path: Path, tokenizer, titles: list[str]) -> None:
+def test_the_only_item_that_is_left_is_forced(tmp_path: Path, tokenizer, titles: list[str]) -> None:
     """The history leaves the second user five items, so the last item of a list of five is forced."""
     trainer = title_trainer(tmp_path, tokenizer, titles, list_length=4, eval_ks=[4])
     (row,) = (row for row in trainer.train_dataset if row["items"] == [4, 6, 0])
@@ -120,7 +120,7 @@ def test_what_the_list_leaves_alone_is_forced(tmp_path: Path, tokenizer, titles:
     assert bool((labels[-last:] == -100).all()) and bool((labels[:-last] != -100).any())
 
 
-def test_over_the_vocabulary_all_is_learned_and_eos_too(folder: Path, tmp_path: Path) -> None:
+def test_over_the_vocabulary_all_tokens_and_eos_are_learned(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, softmax="vocabulary", **LISTS)
     rows, eos = trainer.train_dataset, trainer.processing_class.eos_token_id
     whole = [row for row in range(len(rows)) if len(rows["items"][row]) == 3]
@@ -134,7 +134,7 @@ def test_over_the_vocabulary_all_is_learned_and_eos_too(folder: Path, tmp_path: 
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()))
 
 
-def test_rows_of_single_items_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
+def test_rows_of_single_items_are_unchanged(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path)
     batch = batch_of(trainer, trainer.train_dataset.select(range(2)))
     assert batch.keys() == {"input_ids", "attention_mask", "position_ids", "labels", "trie_nodes"}
@@ -206,7 +206,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             BearConfig(str(tmp_path), **QUIET, **options)
 
 
-def test_rows_that_could_not_be_drawn_are_refused(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+def test_lists_that_the_policy_cannot_write_are_refused(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     prompt_format = PromptFormat.for_catalog(dataset.catalog, load_tokenizer(folder / "model"), list_length=3)
     good = build_list_rows(dataset.train, prompt_format, max_length=96).to_list()
 

@@ -104,7 +104,7 @@ def test_weight_zero_is_cross_entropy_over_the_legal_tokens(folder: Path, datase
 @pytest.mark.parametrize(
     "options", [{"targets": "last"}, {"targets": "all"}, {"variant": "survival"}, {"softmax": "vocabulary"}]
 )
-def test_training_moves_every_tensor_and_logs_what_bear_is_about(folder: Path, tmp_path: Path, options: dict) -> None:
+def test_training_moves_every_tensor_and_logs_the_metrics_of_bear(folder: Path, tmp_path: Path, options: dict) -> None:
     trainer = make_trainer(folder, tmp_path, **options)
     before = weights(trainer.model)
     trainer.train()
@@ -133,7 +133,7 @@ def test_padding_and_checkpointing_change_nothing(folder: Path, tmp_path: Path, 
     assert_close(other.model, weights(plain.model))
 
 
-def test_a_batch_of_forced_tokens_costs_nothing_and_trains(folder: Path, tmp_path: Path) -> None:
+def test_a_batch_of_forced_tokens_has_the_loss_0_and_zero_gradients(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path)
     batch = one_batch(trainer)
     batch["labels"] = torch.full_like(batch["labels"], -100)
@@ -143,7 +143,7 @@ def test_a_batch_of_forced_tokens_costs_nothing_and_trains(folder: Path, tmp_pat
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in trainer.model.parameters())
 
 
-def test_lists_are_measured_where_best_model_and_early_stopping_look(
+def test_evaluations_during_training_choose_the_best_model_and_stop_early(
     folder: Path, dataset: RecDataset, tmp_path: Path
 ) -> None:
     options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "eval_ks": [5]}
@@ -157,7 +157,7 @@ def test_lists_are_measured_where_best_model_and_early_stopping_look(
         folder, tmp_path, eval_dataset=dataset.validation, callbacks=[EarlyStoppingCallback(2)], max_users=7, **options
     )
     trainer.train()
-    assert trainer.state.global_step == 6  # the first evaluation, and two that are no better
+    assert trainer.state.global_step == 6  # the evaluations at steps 4 and 6 are no better than the one at step 2
     assert trainer.state.best_metric == trainer.state.log_history[-2].get("eval_ndcg@5", trainer.state.best_metric)
     evaluations = [entry for entry in trainer.state.log_history if "eval_ndcg@5" in entry]
     assert len(trainer.eval_dataset) == 7  # the loss is over the same users as the lists
@@ -187,7 +187,7 @@ def test_a_run_folder_recommends_what_the_trainer_ranks(folder: Path, dataset: R
         Recommender.from_pretrained(folder / "model")
 
 
-def test_resuming_passes_over_a_broken_checkpoint_and_ends_at_the_same_weights(
+def test_resuming_skips_an_incomplete_checkpoint_and_ends_at_the_same_weights(
     folder: Path, tmp_path: Path, caplog
 ) -> None:
     whole = make_trainer(folder, tmp_path / "whole", max_steps=6)
@@ -203,7 +203,7 @@ def test_resuming_passes_over_a_broken_checkpoint_and_ends_at_the_same_weights(
     assert (tmp_path / "cut" / "checkpoint-2" / "README.md").is_file() or (tmp_path / "cut" / "README.md").is_file()
 
 
-def test_the_first_run_resumes_from_nothing(folder: Path, tmp_path: Path) -> None:
+def test_a_resume_without_a_checkpoint_starts_from_scratch(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, max_steps=1)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 1
@@ -315,7 +315,7 @@ def test_overridden_methods_still_have_trls_signature(name: str) -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
-def test_item_tokens_are_learned_among_the_items_alone(tmp_path: Path, weight: float) -> None:
+def test_the_softmax_over_item_tokens_contains_only_the_items(tmp_path: Path, weight: float) -> None:
     dataset = prepare("toy", tmp_path / "data", toy_users=12, toy_items=60).with_surface("item_token")
     tokenizer = make_tokenizer(dataset.catalog)
     model = make_model(tokenizer, hidden_size=16, dropout=0.0, max_length=128)

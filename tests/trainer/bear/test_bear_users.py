@@ -46,7 +46,7 @@ def test_a_run_whose_prompts_name_users_recommends_what_it_ranks(
     assert np.isfinite(losses(trainer)).all() and "eval_loss" in trainer.evaluate()
     trainer.save_model()
     trainer.create_model_card()
-    k = options.get("list_length", 10)  # a model that writes lists recommends no more
+    k = options.get("list_length", 10)  # a model that writes lists recommends at most one list
     assert f"recommend(history, k={k}, user=0)" in (tmp_path / "README.md").read_text()
     recommender, ranked = Recommender.from_pretrained(tmp_path), trainer.rank(dataset.test).items
     for row in range(3):
@@ -70,7 +70,7 @@ def test_a_run_whose_prompts_name_users_recommends_what_it_ranks(
     assert again.items.tolist() == ranked.tolist()
 
 
-def test_users_with_ids_change_nothing_where_prompts_do_not_name_them(folder: Path, tmp_path: Path) -> None:
+def test_a_prompt_that_names_the_user_only_adds_the_tokens_of_the_user(folder: Path, tmp_path: Path) -> None:
     named, plain = (make_trainer(folder, tmp_path, targets="all", prompt_head=head) for head in ("{user}", None))
     assert len(named.train_dataset) == len(plain.train_dataset)
     for row, other in zip(named.train_dataset, plain.train_dataset, strict=True):

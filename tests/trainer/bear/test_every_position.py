@@ -62,7 +62,7 @@ def make(output: Path, family: Any = "llama", surface: str = "title", **options:
 
 
 def weak(family: str, vocab_size: int) -> PreTrainedModel:
-    """A small model with halved weights; with the usual ones, rounding alone can change a gradient by 1e-5."""
+    """Returns a small model with halved weights. With larger weights, rounding alone can change a gradient by 1e-5."""
     model = make_model(family, vocab_size=vocab_size, attention="eager" if family == "gemma2" else "sdpa")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -211,7 +211,7 @@ def test_targets_of_a_row_share_sampled_items(family: str, tmp_path: Path) -> No
     trainer.model.train()
     shared = trainer.compute_loss(trainer.model, dict(batch))
     if family == "llama":
-        trainer.model.config.sliding_window = 1  # forces separate rows, but Llama has no layers with a window
+        trainer.model.config.sliding_window = 1  # makes the trainer read one row per target; Llama ignores it
         warn_once.cache_clear()
         torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), shared, atol=1e-5, rtol=0)
     shared.backward()

@@ -1,4 +1,4 @@
-"""Training with sampled items."""
+"""`sampled_items`: the softmax of the loss contains the target and K sampled items instead of all items."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def test_the_loss_is_that_of_a_loop(make: Make, sampled_from: str, temperature: 
     batch = one_batch(trainer)
     found = trainer.compute_loss(trainer.model.train(), dict(batch)).item()
 
-    # q is equal for all items, or proportional to 1 + the number of times that an item is a training target
+    # An item is sampled with the same probability as all others, or in proportion to 1 + the number of times that it is
+    # a training target.
     tokens = trainer.processing_class.convert_tokens_to_ids(trainer.catalog.new_tokens)
     counts = dict.fromkeys(tokens, 1)
     if sampled_from == "popularity":

@@ -1,4 +1,4 @@
-"""At the same global batch, two processes give the results of one, whatever tasks each process has in a step."""
+"""With the same global batch size, two processes give the results of one, whatever tasks each process has in a step."""
 
 from functools import partial
 from pathlib import Path

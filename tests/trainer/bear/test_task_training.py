@@ -167,7 +167,7 @@ def test_accumulating_changes_nothing(folder: Path, tmp_path: Path) -> None:
     assert_close(parts.model, weights(whole.model))
 
 
-def test_a_resumed_run_asks_in_the_words_of_one_left_alone(folder: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_draws_the_same_templates_as_an_uninterrupted_run(folder: Path, tmp_path: Path) -> None:
     """The run is resumed within its second epoch, and draws the same templates."""
     tasks = {"next_item": 0.2, "id_to_item": 0.2, "query_to_item": 0.2, "user_to_profile": 0.2}
     common: dict[str, Any] = {"tasks": tasks, "max_steps": 5, "per_device_train_batch_size": 8}
@@ -188,7 +188,7 @@ def test_texts_alone_can_be_trained(folder: Path, tmp_path: Path) -> None:
     assert np.isfinite(losses(trainer)).all() and "bear/ce" not in trainer.state.log_history[0]
 
 
-def test_a_split_is_no_rows_of_tasks(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+def test_a_split_is_refused_as_the_rows_of_tasks(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tasks cannot be built from a split alone; pass train_dataset="):
         make_trainer(folder, tmp_path, train_dataset=dataset.train)
     config = BearConfig(str(tmp_path), **{**task_runs.DEFAULTS, "tasks": None, "task_history": 20})
@@ -212,7 +212,7 @@ def test_senseless_settings_are_refused(tmp_path: Path, options: dict[str, Any],
         BearConfig(str(tmp_path), **{**task_runs.DEFAULTS, **options})
 
 
-def test_rows_of_like_lengths_share_a_pass_and_all_of_them_a_step(folder: Path, tmp_path: Path) -> None:
+def test_rows_of_similar_lengths_share_a_forward_pass_and_all_rows_share_a_step(folder: Path, tmp_path: Path) -> None:
     """With `batch_rebalance`, a step equals that of one large batch, and reads fewer tokens."""
     rows = make_trainer(folder, tmp_path).train_dataset
     rows, told = rows.select(np.linspace(0, len(rows) - 1, 16).astype(int)), {}

@@ -1,4 +1,4 @@
-"""A small BLADE run, for the process of the test and for other processes. `folder` contains what
+"""Makes small BLADE runs, in the process of a test or in other processes. `folder` contains the files that
 `tests.trainer.runs.make_folder` writes."""
 
 from __future__ import annotations

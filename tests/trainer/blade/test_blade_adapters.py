@@ -145,7 +145,9 @@ def test_the_base_draws_the_reference_lists_of_a_new_adapter(bases: Any, catalog
     assert trainer.train_dataset["references"] == plain.train_dataset["references"]
 
 
-def test_a_reference_of_its_own_stays_what_it_is(bases: Any, catalog: ItemCatalog, tmp_path: Path) -> None:
+def test_a_given_reference_model_is_not_replaced_by_an_adapter(
+    bases: Any, catalog: ItemCatalog, tmp_path: Path
+) -> None:
     model = adapted(bases["tied"])
     trainer = make(model, bases["tied"], catalog, tmp_path, ref_model=adapted(bases["tied"]))
     assert "ref" not in trainer.model.peft_config
