@@ -1,4 +1,4 @@
-"""Checks that run before any training, so that invalid input is rejected immediately and not after hours."""
+"""Checks settings and data of preference stages before any training, so that errors do not appear after hours."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule:
     Checks that
 
     - training does not run under FSDP or ZeRO-3,
-    - the prior of the configuration can be made at the end,
+    - the prior that the configuration asks for can be made after the last stage,
     - the output folder is outside the folder of the first policy,
     - the dataset has validation rows,
     - the first policy was trained on the items and prompts of the stages,
@@ -137,4 +137,4 @@ def _check_same_prompts(who: str, prompt: Mapping[str, Any], renormalize: bool, 
 
     if renormalize != (config.normalize == "catalogue"):
         over, needed = ("legal tokens", "catalogue") if renormalize else ("the vocabulary", "vocabulary")
-        raise ValueError(f"{who} ranks lists with a softmax over {over}; set normalize: {needed} for the stages")
+        raise ValueError(f"{who} ranks items with a softmax over {over}; set normalize: {needed} for the stages")

@@ -96,7 +96,7 @@ def feedback_preferences(
 
 
 def _check_ranges(liked: ScoreRange, neutral: ScoreRange, disliked: ScoreRange) -> None:
-    """Raises `ValueError` unless the ranges are valid, do not overlap, and are in the right order."""
+    """Raises `ValueError` if a range is invalid, or if the ranges overlap or are in the wrong order."""
     values = f"liked={liked}, neutral={neutral}, disliked={disliked}"
     if not all(low <= high for low, high in (liked, neutral, disliked)):
         raise ValueError(f"{values}: each range must be a lowest and a highest score, in this order")
@@ -105,7 +105,7 @@ def _check_ranges(liked: ScoreRange, neutral: ScoreRange, disliked: ScoreRange) 
 
 
 def _check_scale(scores: Ragged, liked: ScoreRange) -> None:
-    """Raises `ValueError` if a score is above `liked`.
+    """Raises `ValueError` if a score is above the range `liked`.
 
     Without this check, the default ranges would treat 5 as the best rating on a scale from 1 to 10.
     """

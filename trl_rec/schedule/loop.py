@@ -1,4 +1,4 @@
-"""Trains on preferences in stages. The policy that a stage starts from is also its reference.
+"""Trains on preferences in stages. The policy that a stage starts from is also the reference of this stage.
 
 Each stage starts from the policy that the previous stage trained. If that policy was not kept, the stage starts from
 the same policy as the previous stage. A stage has its own folder, which contains the beams of self-play, checkpoints,
@@ -133,7 +133,7 @@ def _run_stage(
         logger.warning("stage %d (%s) is skipped, because it has no negatives for any prompt", number, stage.name)
         return {**report, "before": before or {}, "after": before or {}, "kept": False}
 
-    # 2. Train the policy, and evaluate it before and after.
+    # 2. Evaluate the policy, train it, and evaluate it again.
     trainer = _build_trainer(number, stage, policy, tokenizer, table, start, schedule)
     before = before or _measure(trainer)
     trainer.train(resume_from_checkpoint=True)
@@ -160,7 +160,7 @@ def _build_trainer(
     If the policy has an adapter, or gets one from the trainer, the policy's model also computes the outputs of the
     reference, so no second model is loaded.
     """
-    # 1. Load the reference, unless the policy's model computes it.
+    # 1. Load the reference, unless the policy's model also computes its outputs.
     has_adapter = (start / "adapter_config.json").is_file()
     new_adapter = None if has_adapter else deepcopy(schedule.adapter)  # PEFT modifies the configuration
     if has_adapter or new_adapter is not None:
@@ -201,7 +201,7 @@ def _measure(trainer: SoftmaxDPOTrainer) -> dict[str, float]:
 
 
 def _free_memory() -> None:
-    """Frees GPU memory. Reference cycles would keep the models of a finished stage alive while others are loaded."""
+    """Frees GPU memory. Otherwise, reference cycles could keep the models of a finished stage in memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -57,7 +57,7 @@ def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = Fa
 
 
 def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecModelConfig) -> Path:
-    """Part 2: fine-tunes a policy on the tasks of `config.tasks` or, if there are none, only on the next item.
+    """Part 2: fine-tunes a policy on the tasks in `config.tasks`, or only on the next-item task if there are none.
 
     Args:
         dataset: The dataset, with the surface in which the policy writes items.
@@ -68,7 +68,7 @@ def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecM
     Returns:
         The folder of the policy.
     """
-    # 1. Raise if the folder contains the policy of other settings. If the policy is finished, return its folder.
+    # 1. Raise if the folder contains a policy with other settings. If the policy is finished, return its folder.
     check_resumes_by_itself(config)
     folder = Path(str(config.output_dir))
     check_same_policy(folder, dataset, config, vars(model_config))

@@ -135,7 +135,7 @@ def weights_digest(folder: str | Path) -> str:
     """Returns a hash of the weights in a folder. It does not depend on the path of the folder."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
-        # Neither a prior nor the training_args.bin of `Trainer` contains weights, although their suffix says so.
+        # A prior and the training_args.bin of `Trainer` have one of these suffixes, but contain no weights.
         if path.suffix in WEIGHT_SUFFIXES and path.name not in ("training_args.bin", PRIOR):
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
@@ -143,14 +143,15 @@ def weights_digest(folder: str | Path) -> str:
 
 
 def _write_or_check(path: Path, plan: dict[str, Any], defaults: dict[str, Any], *, work: str, parts: str) -> None:
-    """Writes `plan` to `path`. Raises `ValueError` if the folder contains work that was done with a different plan.
+    """Writes `plan` to `path`. Raises `ValueError` if training with a different plan has started in its folder.
 
     Args:
         path: The file of the plan.
         plan: The plan.
-        defaults: The values of settings that are missing in the old plan, because the version that wrote it did not
-            have these settings.
-        work: Pattern of the files beside `path` that count as work. If there are none, `plan` replaces the old plan.
+        defaults: The default of each setting. It is used for the settings that are missing in the old plan, because
+            the version that wrote the old plan did not have them.
+        work: Pattern of the files and folders that training writes beside `path`. If there are none, `plan` replaces
+            the old plan.
         parts: What the user has to delete to start again, in words for the message.
     """
     plan = as_json(plan)  # tuples become lists, as in the file

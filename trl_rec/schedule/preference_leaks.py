@@ -96,7 +96,7 @@ def _ends_with(history: Ragged, row: np.ndarray, values: np.ndarray, position: n
         if not len(row):
             break
 
-        # Keep the other matches only if the next older item is the same.
+        # Keep the other matches only if their next older item is that of the history.
         same = history.values[history.offsets[row + 1] - back] == values[position - back]
         row = row[same]
         position = position[same]
@@ -104,7 +104,7 @@ def _ends_with(history: Ragged, row: np.ndarray, values: np.ndarray, position: n
 
 
 def _held_out_note(dataset: RecDataset, user: int, item: int) -> str:
-    """Returns a note for the error message. It is empty unless the item is a held-out target of the user."""
+    """Returns a note for the error message if the item is a held-out target of the user, else an empty string."""
     for split in (dataset.validation, dataset.test):
         targets = split_rows(split, "targets")
         if ((column(split, "user")[targets.row_ids] == user) & (targets.values == item)).any():

@@ -136,7 +136,7 @@ def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
 
 
 def _policy(folder: str | Path, schedule: Schedule) -> Policy:
-    """Loads the policy in `folder`, with the settings by which the stages evaluate."""
+    """Loads the policy in `folder`, with the evaluation settings of the stages."""
     config = schedule.config
     catalog = schedule.dataset.catalog
     tokenizer = load_tokenizer(folder)
@@ -155,15 +155,15 @@ def _policy(folder: str | Path, schedule: Schedule) -> Policy:
 
 
 def _keeping(policy: Policy, schedule: Schedule) -> Policy:
-    """Returns a policy whose evaluation keeps its finished rows in the output folder, so that it can be resumed."""
+    """Returns a copy of the policy whose evaluation saves finished rows in the output folder and can resume."""
     return replace(policy, finished=FinishedRows.of_model(schedule.output, policy.model))
 
 
 def _complete_run_folder(schedule: Schedule) -> None:
     """Writes `recommender.json` and the catalogue if the folder of the last policy lacks them.
 
-    They are missing if no stage was kept, and the first policy was, for example, a downloaded model, whose folder is
-    not a run folder.
+    They are missing if no stage was kept and the first policy did not come from a run folder. It may be a downloaded
+    model, for example.
     """
     if not (schedule.output / SETTINGS).is_file():
         settings = recommender_settings(schedule.config, renormalize=schedule.config.normalize == "catalogue")

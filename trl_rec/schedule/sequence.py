@@ -2,9 +2,9 @@
 
 The model is trained once, kept in the user's cache folder, and read by later calls. The name of its folder is a hash
 of the training and validation rows, the recipe and the version of this package. During training, the folder contains
-checkpoints. If the process is killed, the next call continues from the newest one. A folder counts as trained only if
-it contains a mark, which `write_mark` writes last. The mark records the state of the files, so that damaged weights
-are detected.
+checkpoints. If the process is killed, the next call continues from the newest checkpoint. A folder counts as trained
+only if it contains a mark, which `write_mark` writes last. The mark contains the size and a hash of each weight file,
+so that damaged weights are detected.
 
 The folder is a run folder: its `recipe.yaml` trains the same model with `trl-rec bear`.
 """
@@ -54,8 +54,8 @@ class SequenceBaseline:
     position. Its checkpoint is chosen by NDCG@10 on the validation split. The user does not have to set anything,
     because [`sequence_recipe`] derives all sizes and the number of steps from the log.
 
-    `fit` sets two attributes: `recipe` contains the settings with which `trl-rec bear` trains the same model, except
-    `dataset` and `output_dir`, and `folder` is the folder in which the model is kept.
+    `fit` sets the attributes `recipe` and `folder`. `recipe` contains the settings with which `trl-rec bear` trains
+    the same model, except `dataset` and `output_dir`. `folder` is the folder of the trained model.
 
     Args:
         seed (`int`, *optional*, defaults to `0`): Seed of the training.

@@ -6,8 +6,8 @@ validation.
 
 - **Size.** A catalogue of fewer than `MANY_ITEMS` items gets the model `SMALL`, any other the model `LARGE`.
 - **Start.** The embeddings of the items start from their co-occurrence, so that a few passes are enough.
-- **Row length.** The power of two, from 16 to 128, that holds 99 % of the training sequences. Longer sequences are cut
-  into overlapping rows.
+- **Row length.** The smallest power of two that holds 99 % of the training sequences, but at least 16 and at most 128.
+  Longer sequences are cut into overlapping rows.
 - **Batch.** As many rows as hold about `STEP_TOKENS` items, rounded to a power of two.
 - **Steps.** As many as `NUM_PASSES` passes over the log need, but at least `MIN_STEPS` and at most `MAX_STEPS`. The
   upper limit bounds the training time for long logs. The learning rate always falls to 0 at the last step.

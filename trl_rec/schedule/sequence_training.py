@@ -41,8 +41,8 @@ def train_sequence(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) ->
     start = time.monotonic()
     (folder / MARK).unlink(missing_ok=True)
 
-    # 2. Train, and save the model. If the checkpoints cannot be resumed from, because they are damaged or were written
-    # by other versions of the dependencies, training starts from scratch, so that the user does not have to act.
+    # 2. Train, and save the model. Training starts from scratch if it cannot resume from the checkpoints, because they
+    # are damaged or were written by other versions of the dependencies. The user does not have to act.
     trainer = _build_trainer(folder, dataset, recipe)
     trainer.describe_run()
     try:
@@ -99,8 +99,8 @@ def describe(run: Mapping[str, Any]) -> str:
 class _Progress(TrainerCallback):
     """Logs once, after a few seconds, how long training will take. Also logs the metric of each checkpoint.
 
-    The first steps of an epoch have the longest rows, so their mean time would be too high an estimate. Therefore, the
-    estimate assumes that the time of a step is proportional to its number of tokens.
+    The first steps of an epoch have the longest rows, so an estimate from their mean time would be too high.
+    Therefore, the estimate assumes that the time of a step is proportional to its number of tokens.
     """
 
     def __init__(self, trainer: BearTrainer) -> None:

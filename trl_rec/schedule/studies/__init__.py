@@ -1,4 +1,4 @@
-"""Studies: the arms, seeds and comparisons are fixed first, and every arm is measured once on the test split."""
+"""A study fixes its arms, seeds and comparisons before training, and measures each arm once on the test split."""
 
 from typing import TYPE_CHECKING
 

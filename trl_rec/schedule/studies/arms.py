@@ -16,8 +16,8 @@ from trl_rec.schedule.studies.config import StudyConfig
 
 
 TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")
-# Maps each kind of arm to the keys that such an arm may have. The kind is named by the arm's key of the same name. An
-# arm without such a key is a training, with the keys `OF_A_TRAINING`.
+# Maps each kind of arm to the keys that such an arm may have. An arm is of a kind if it has the key of this name, such
+# as `baseline`. Any other arm is a training, with the keys `OF_A_TRAINING`.
 KINDS = {
     "baseline": {"baseline"},
     "lists": {"lists", "needs"},
@@ -35,7 +35,7 @@ NEEDS = {"users": int, "ratings": bool, "titles": bool}
 
 @dataclass(frozen=True)
 class Arm:
-    """One thing that a study compares.
+    """One of the recommenders that a study compares.
 
     Args:
         name: Name of the arm in the table.
@@ -45,15 +45,15 @@ class Arm:
         evaluation: If `policy` is set, the keys of `trl-rec evaluate` whose values differ from those used to measure
             the other arms.
         row: If `policy` is set, the row of the evaluation to use: one of `ROWS`.
-        verb (*optional*): The training verb, if the arm is a training. The fields below, except `needs`, are used only
-            for trainings.
+        verb (*optional*): The training verb, if the arm is a training. The fields below, except `seeds` and `needs`,
+            are used only for trainings.
         recipe: The keys of the verb, without those that the study sets.
         tokenize: Keys of `trl-rec tokenize`. If given, the arm uses a copy of the dataset whose semantic IDs are made
             with these keys.
         grid: The points to choose from. Each point maps keys to values that take precedence over those of `recipe`.
             Without a grid, there is one point, an empty mapping.
         start (*optional*): Name of the arm whose policy this training starts from.
-        seeds: The seeds of the training.
+        seeds: The seeds of the training. If `policy` is set, the seeds of the arm that it names.
         headroom (*optional*): Upper bound, measured beforehand, on how far this arm can exceed the arm named by
             `against` in the primary measure.
         needs: What the data must have: `users` (a minimum number of test users), `ratings`, `titles`.
@@ -99,8 +99,8 @@ def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]])
             raise ValueError(f"arms: {name!r} and {slugs[arm.slug]!r} would share a folder; rename one of them")
         slugs[arm.slug] = name
 
-    # 2. Check that each baseline exists. If an arm starts from another one, check that the other arm is a training and
-    #    has all seeds of this arm.
+    # 2. Check that each baseline exists, and that `policy` names a training. If an arm starts from another one, check
+    #    that the other arm is a training and has all seeds of this arm.
     _check_baselines(arms)
     _check_policies(arms, config)
     for name, arm in arms.items():
@@ -226,13 +226,14 @@ def _read_policy(where: str, name: str, entry: Mapping[str, Any]) -> Arm:
 
 
 def _check_policies(arms: dict[str, Arm], config: StudyConfig) -> None:
-    """Raises `ValueError` if an arm of the kind "policy" does not name a training. Gives it the training's seeds."""
+    """Checks that each arm of the kind "policy" names a training, and gives the arm the seeds of this training."""
     for name, arm in arms.items():
         if arm.policy is None:
             continue
         if config.only_validation:
             raise ValueError(
-                f"arms: {name}: with only_validation, policies are measured only by their trainings; leave it out"
+                f"arms: {name}: with only_validation, policies are measured only by their trainings; leave "
+                "out this arm or only_validation"
             )
         trainings = [one for one in arms if arms[one].verb is not None]
         if arm.policy not in trainings:
@@ -244,7 +245,7 @@ def _check_policies(arms: dict[str, Arm], config: StudyConfig) -> None:
 
 
 def _check_baselines(arms: Mapping[str, Arm]) -> None:
-    """Raises `ValueError` if a baseline does not exist. Rated candidates have baselines of their own."""
+    """Raises `ValueError` if a baseline does not exist. Studies of rated candidates have other baselines."""
     is_rated = any(arm.verb == "alro" for arm in arms.values())
     known = tuple(RATED_BASELINES) if is_rated else (*BASELINES, SEQUENCE)
     for name, arm in arms.items():

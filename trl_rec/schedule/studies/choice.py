@@ -1,6 +1,6 @@
-"""Chooses a point of each arm's grid by a measure on validation, before the test split is measured.
+"""Chooses a point (one combination of values) of each arm's grid on validation, before the test split is measured.
 
-The measure is `choose_by` of the study or, by default, its primary measure.
+Points are compared by the measure `choose_by` of the study or, by default, by its primary measure.
 
 The best value of a measure is the highest one or, for measures such as `disliked@10`, the lowest one.
 
@@ -26,7 +26,7 @@ Key = TypeVar("Key")
 
 
 def check_primary(primary: str, arms: Mapping[str, Arm], *, recommend: bool) -> None:
-    """Raises `ValueError` if the study has to choose by a measure of which neither high nor low values are better.
+    """Raises `ValueError` if the study has to choose by a measure, but it is not known whether high values are better.
 
     Args:
         primary: Name of the measure.
@@ -76,7 +76,7 @@ def write_choice(
     chosen: Mapping[str, int],
     decided: Mapping[str, Any],
 ) -> None:
-    """Writes the choice. If the file already exists, raises `ValueError` unless its content is the same.
+    """Writes the choice. Raises `ValueError` if the file already exists with different content.
 
     Args:
         folder: The study's folder.

@@ -47,9 +47,9 @@ class StudyConfig:
             `config` names a recipe.
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`): Seeds of the trainings.
         primary (`str`, *optional*, defaults to `"ndcg@10"`): Measure used to test comparisons.
-        choose_by (`str`, *optional*): Measure on validation by which the study chooses points of grids, and which of
-            several better arms it recommends. Defaults to `primary`. Set it if the trainings do not measure `primary`
-            on validation. For example, they do not measure `pruned@10`.
+        choose_by (`str`, *optional*): Measure on validation by which the study chooses the points of grids and, if
+            several arms are better, the one to recommend. Defaults to `primary`. Set it if the trainings do not
+            measure `primary` on validation. For example, they do not measure `pruned@10`.
         only_validation (`bool`, *optional*, defaults to `False`): Whether the study ends after the trainings, and
             compares them on validation. The test split is then not read.
         metrics (`list[str]`, *optional*, defaults to `["recall@10"]`): Other measures to show in the table.

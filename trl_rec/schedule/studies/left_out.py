@@ -55,9 +55,10 @@ def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
 
 
 def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
-    """Reports the smallest difference that the study can detect, and leaves out the arms whose headroom is below it.
+    """Reports the smallest difference that the study can detect, and leaves out the arms that cannot gain as much.
 
-    If an arm is left out, so are the arms that start from its policies or measure them again.
+    The most that an arm can gain is its headroom. If an arm is left out, so are the arms that start from its policies
+    or measure them again.
     """
     config = study.config
     found = resolution(

@@ -66,7 +66,8 @@ def measure(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str,
 def measure_on_validation(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str, Measured]:
     """Returns the measurements on validation that the trainings made at their end. The test split is not read.
 
-    The arguments are those of [`measure`]. Baselines are rows of the first training's measurement.
+    The arguments are those of [`measure`]. The results of baselines come from the measurement of
+    the first training.
     """
     if not trained:
         raise ValueError("only_validation: the study has no training to measure; leave only_validation out")
@@ -113,7 +114,8 @@ class Measured:
 def _measure_again(study: Study, arm: Arm, runs: Mapping[tuple[str, int | None], Run]) -> dict[int, Run]:
     """Returns the measurement of each seed of an arm of the kind "policy".
 
-    If the arm does not set `evaluation`, these are the measurements of the other arm, which are not repeated.
+    If the arm does not set `evaluation`, these are the measurements of the arm named by `policy`, which are not
+    repeated.
     """
     assert arm.policy is not None
     of_policy = {seed: runs[arm.policy, seed] for seed in arm.seeds}

@@ -124,8 +124,8 @@ def knows_only_ids(arm: Arm, arms: Mapping[str, Arm]) -> bool:
 
     Args:
         arm: The arm.
-        arms: All arms by name. Needed because a training may start from another arm's model, and then also knows what
-            that model knows.
+        arms: All arms by name. Needed because a training may start from the model of another arm, and this model may
+            have read texts.
     """
     if arm.verb not in SURFACES:
         return False

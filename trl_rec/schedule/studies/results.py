@@ -1,4 +1,4 @@
-"""Concludes a study: reads the measurements, compares the arms, and writes the table, `study.json` and the page."""
+"""Concludes a study: compares the arms, and writes the table, `study.json` and the results page."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def conclude(
         )
     write_json(study.folder / RESULTS, content, ensure_ascii=False)
 
-    # 3. Print the table and write the page.
+    # 3. Print the table and write the results page.
     metrics = [*study.config.metrics, study.config.primary]
     table = study_table(arms, comparisons, metrics=metrics, against=study.config.against, split=content["split"])
     write_text(study.folder / TABLE, table + "\n")
@@ -124,8 +124,8 @@ def recommendation(
 
     If several arms are better, ARM is the one with the best value of `choose_by` (by default the primary measure) on
     validation. The test split is not used to choose, because the measure of the chosen arm would then be
-    overestimated. If one of the better arms has no value on validation, as lists made elsewhere never have, the
-    result names all better arms instead.
+    overestimated. If one of the better arms has no value on validation, the result names all better arms instead.
+    Lists made elsewhere never have such a value.
     """
     better = [one for one in comparisons if one.against == against and one.verdict.startswith("better")]
     if not better:
@@ -197,7 +197,8 @@ def _figures(
         "none" if seed is None else str(seed): {
             "test": str(folder.relative_to(study.folder)),
             "row": evaluations[seed][1],
-            # The measurement of a baseline may be in the folder of a model. Do not record the model's training for it.
+            # The measurement of a baseline may be in the folder of a model. Do not record the model's training for the
+            # baseline.
             **({} if measured.row or measured.part else _training_entry(study, folder)),
         }
         for seed, folder in measured.folders.items()
@@ -305,6 +306,6 @@ def _legend(comparisons: Sequence[Comparison], against: str, split: str) -> list
 
 
 def _write_page(study: Study) -> None:
-    """Writes the page of the study."""
+    """Writes the results page of the study, `report.html`."""
     write_report([study.folder], study.folder / REPORT)
-    study.say(f"the page is {study.folder / REPORT}; the figures are in {study.folder / RESULTS}")
+    study.say(f"the results page is {study.folder / REPORT}; the figures are in {study.folder / RESULTS}")

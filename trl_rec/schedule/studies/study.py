@@ -132,7 +132,7 @@ class Study:
             dataset = make_dataset(self)
             self._check_plan(dataset)
 
-            # Leave out arms whose needs are not met, or whose gain cannot be detected, and say what remains.
+            # Leave out arms whose needs are not met or whose gain cannot be detected. Report how many runs remain.
             leave_out_unmet(self, dataset)
             resolved = leave_out_undecidable(self, dataset)
             make_ids(self)
@@ -207,7 +207,7 @@ class Study:
         return Run(f"{arm.name}{f' ({name})' if name else ''}, seed {seed}", arm.verb, keys, folder / f"seed-{seed}")
 
     def finish(self, runs: Sequence[Run], kinds: Mapping[Path, str] | None, kind: str = "") -> None:
-        """Finishes runs that do not depend on each other. After each run, reports what remains.
+        """Finishes runs that do not depend on each other. After each run, reports how many runs remain.
 
         Args:
             runs: The runs.
@@ -216,7 +216,7 @@ class Study:
         """
 
         def _report(run: Run, seconds: float) -> None:
-            """Reports how long a run took. For trainings and measurements, also reports what remains."""
+            """Reports how long a run took. For trainings and measurements, also reports how many runs remain."""
             name = kind if kinds is None else kinds[run.path]
             if run.verb in ("prepare", "tokenize"):
                 self.say(f"{run.verb}: {seconds:.0f} s")
