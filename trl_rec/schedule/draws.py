@@ -13,7 +13,7 @@ from trl_rec.evaluation.random_order import permuted
 def draw(
     rows: np.ndarray, count: int, size: int, seed: int, allowed: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Draws up to `count` allowed numbers per row: the first allowed ones in a random permutation of `range(size)`.
+    """Draws up to `count` allowed numbers per row: the first allowed numbers of a random permutation of `range(size)`.
 
     Args:
         rows (`np.ndarray` of shape `(N,)`): One number per row. This number and the seed determine the row's

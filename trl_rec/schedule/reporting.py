@@ -155,7 +155,7 @@ def _policy(folder: str | Path, schedule: Schedule) -> Policy:
 
 
 def _keeping(policy: Policy, schedule: Schedule) -> Policy:
-    """Returns a copy of the policy whose evaluation saves finished rows in the output folder and can resume."""
+    """Returns a copy of the policy with a resumable evaluation, which saves finished rows in the output folder."""
     return replace(policy, finished=FinishedRows.of_model(schedule.output, policy.model))
 
 

@@ -45,7 +45,7 @@ def stage_preferences(
         table = feedback_table(number, stage, schedule)
         return table, bucket_report(table)
 
-    # 2. For the other sources, sample prefixes, and find negatives for each of them.
+    # 2. For the other sources, sample prefixes, and find negatives for each prefix.
     dataset = schedule.dataset
     seed = schedule.config.seed + number
     prefixes = training_prefixes(dataset.train, max_prompts=stage.max_prompts, seed=seed)

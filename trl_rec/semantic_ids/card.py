@@ -155,14 +155,14 @@ def _sharing(prefixes: Tensor) -> dict[str, Any]:
 def _neighbours(
     catalog: ItemCatalog, semantic_ids: Ragged, codes: np.ndarray, popularity: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Lists popular items with different first codes. For each, lists the items that share the most leading codes."""
+    """Lists popular items with different first codes, each with the items that share the most leading codes."""
     # 1. Find the most popular item for each first code, and keep the most popular of these items.
     by_popularity = np.argsort(-popularity, kind="stable")
     first = np.sort(np.unique(codes[by_popularity, 0], return_index=True)[1])[:NEIGHBOURHOODS]
 
     entries = []
     for item in by_popularity[first]:
-        # 2. Count the leading codes that each item shares with this one. Sort by this count, then by popularity.
+        # 2. Count the leading codes that each item shares with `item`. Sort by this count, then by popularity.
         shared = np.cumprod(codes == codes[item], 1).sum(1)  # (num_items,)
         order = np.lexsort((-popularity, -shared))
 

@@ -206,7 +206,7 @@ def _batches(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
 
 
 def _padded(rows: np.ndarray, windows: Ragged, is_new: Ragged) -> tuple[Tensor, Tensor]:
-    """Returns the items of the windows `rows` and their part of `is_new`, both `(B, T)` and padded on the right."""
+    """Returns the items and the `is_new` masks of the windows `rows`, both `(B, T)` and padded on the right."""
     items = windows.take(rows).padded(fill=0).astype(np.int64)
     return torch.from_numpy(items), torch.from_numpy(is_new.take(rows).padded(fill=False))
 

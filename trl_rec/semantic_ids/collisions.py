@@ -25,9 +25,9 @@ def repair_last_level(codes: Tensor, last_residuals: Tensor, last_codebook: Tens
     """Changes last codes so that items collide only in cells with more than C items.
 
     Among the items with equal codes, the item nearest to the centroid of the last code keeps this code. The other
-    items are assigned free codes of their cell, starting with the nearest pair of item and code. Of equally near
-    pairs, the one with the lower item and then the lower code comes first. Items with unique codes keep their codes.
-    An item also keeps its code if no code of its cell is free.
+    items are assigned free codes of their cell, starting with the nearest pair of item and code. Equally near pairs
+    are ordered by item index, and then by code. Items with unique codes keep their codes. An item also keeps its code
+    if no code of its cell is free.
 
     Args:
         codes (`torch.Tensor` of shape `(N, levels)`): The codes before the repair.

@@ -86,7 +86,8 @@ def training_sequences(train: Dataset) -> tuple[Ragged, np.ndarray]:
     history = split_rows(train, "history")
     sequences = join(history, split_rows(train, "targets"))
 
-    # The history of a row repeats interactions of the user's earlier rows, so only the first row's history is new.
+    # The history of a row repeats interactions of the user's earlier rows, so only the history of the user's first row
+    # is new.
     is_first_row = np.zeros(len(sequences), bool)
     is_first_row[np.unique(split_users(train), return_index=True)[1]] = True
     is_target = within(sequences.lengths) >= history.lengths[sequences.row_ids]

@@ -23,7 +23,7 @@ from trl_rec.semantic_ids.tokens import ids_fingerprint
 def check_index_path(path: str | Path) -> None:
     """Raises ValueError if the path is a folder or lies below a file.
 
-    `trl-rec tokenize` calls this function before it makes IDs, so that it does not fail after hours of work.
+    `trl-rec tokenize` calls this function first, so that it reports an unusable path before it makes any IDs.
     """
     path = Path(path)
     if path.is_dir():

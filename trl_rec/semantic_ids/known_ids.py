@@ -1,9 +1,10 @@
 """Keeps the semantic IDs of known items when the catalogue changes, and gives IDs to new items.
 
-A model knows an item by its tokens, so a known item must keep its ID. The IDs of new items are computed from their
-texts, by the item tower that was saved with the known IDs (see [`ItemIdEncoder`]). A new item may get the same codes
-as a known item. Both items then have the same ID and share a leaf of the trie. However, if the known IDs with these
-codes have an additional token, the new item gets one too, because no ID may be a prefix of a longer one.
+Known items are the items of the earlier catalogue. A model identifies an item by its tokens, so a known item must keep
+its ID. The IDs of new items are computed from their texts, by the item tower that was saved with the known IDs (see
+[`ItemIdEncoder`]). A new item may get the same codes as a known item. Both items then have the same ID and share a
+leaf of the trie. However, if the known IDs with these codes have an additional token, the new item gets one too,
+because no ID may be a prefix of a longer one.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def continue_ids(dataset: RecDataset, folder: str | Path, *, overwrite: bool = F
     and cannot make IDs for the new users.
 
     Args:
-        dataset (`RecDataset`): The dataset, such as today's.
-        folder (`str` or `Path`): The dataset folder with the known IDs, such as yesterday's.
+        dataset (`RecDataset`): The dataset with the new catalogue.
+        folder (`str` or `Path`): The folder of the earlier dataset, whose IDs are kept.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that `dataset` already has.
 
     Returns:

@@ -30,8 +30,8 @@ CHUNK = 1 << 22  # maximum number of entries of the assignments that are held in
 def sinkhorn_repair(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor, *, rounds: int = ROUNDS) -> Tensor:
     """Changes the last codes of colliding items, which usually reduces the number of collisions.
 
-    An item without collisions keeps its code. However, if a round gives its codes to a second item, the next round may
-    change the codes of both. Groups with more items than codes are left unchanged.
+    An item without collisions keeps its code. However, if a round gives the same codes to another item, the next round
+    may change the codes of both items. Groups with more items than codes are left unchanged.
 
     Args:
         codes (`torch.Tensor` of shape `(num_items, levels)`): The codes before the repair.

@@ -210,7 +210,7 @@ def _read_arm(name: str, entry: Any, config: StudyConfig, read_recipe: Callable[
 
 
 def _read_policy(where: str, name: str, entry: Mapping[str, Any]) -> Arm:
-    """Reads an arm that measures the policies of another arm. Whether the other arm exists is checked later."""
+    """Reads an arm that measures the policies of another arm. [`_check_policies`] checks the other arm."""
     evaluation = entry.get("evaluation", {})
     if not isinstance(evaluation, Mapping) or not all(isinstance(key, str) for key in evaluation):
         raise ValueError(f"{where}: evaluation must map keys of trl-rec evaluate to values, not {evaluation!r}")

@@ -90,7 +90,7 @@ class Measured:
         folders: The evaluation folder of each seed; the seed is None for an arm without seeds.
         row: The name of the baseline in these evaluations, if the arm is a baseline. None selects the recommender that
             each evaluation was made for.
-        part (*optional*): If the arm measures the policies of another arm, the row to use in place of the model's own:
+        part (*optional*): If the arm measures the policies of another arm, the row of the evaluation to use:
             `"model"`, `"prior"` or `"product"`.
     """
 

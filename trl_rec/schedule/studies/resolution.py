@@ -42,8 +42,8 @@ class Resolution:
             not have this measure.
         ceiling: The largest value of the primary measure that a recommender can reach if it knows only the items of
             the training split; None if the measure is not in `BOUNDED`.
-        reference: The primary measure, on the validation split, of the arm that the others are compared with (the
-            study's `against`); None if that arm is not one of the baselines measured here.
+        reference: The primary measure, on the validation split, of the arm that the other arms are compared with
+            (the study's `against`); None if that arm is not one of the baselines measured here.
         only_ids: Names of the arms that know items only by their ids (see [`knows_only_ids`]).
     """
 
@@ -80,7 +80,7 @@ def resolution(
     Args:
         dataset: The dataset.
         arms: The arms by name.
-        against: Name of the arm that the others are compared with.
+        against: Name of the arm that the other arms are compared with.
         primary: The primary measure.
         num_candidates: Number of rated candidates per list. Used only if `primary` is a measure of rated lists.
         evaluation: The options of `trl-rec evaluate` that the study sets. Only those in `OF_BASELINES` are used.

@@ -1,7 +1,7 @@
 """The training data of the two towers: vectors of texts and behaviour, and pairs of a user and a chosen item.
 
 All interactions come from the training split. For every fifth user, the last training target is held out, unless it is
-the user's only target. The held-out targets measure how well users are matched with an item they chose. They are
+the user's only target. The held-out targets are used to measure how well the towers match users with items. They are
 excluded from collaborative vectors, user profiles, pooled items and training pairs.
 
 Legend: I items, U users, T items in the longest history, P training pairs, H held-out pairs, W width of tower inputs.
@@ -242,8 +242,8 @@ def hold_out(train: Dataset, every: int = EVERY) -> tuple[Dataset, Tensor]:
         every (`int`, *optional*, defaults to `5`): A target is held out for one user in `every`.
 
     Returns:
-        `tuple[Dataset, torch.Tensor]`: The shorter training split, and the removed pairs of a user and an item,
-        `(2, H)`.
+        `tuple[Dataset, torch.Tensor]`: The training split without these targets, and the removed pairs of a user and
+        an item, `(2, H)`.
     """
     check_is_train(train, "semantic IDs")
     targets = split_rows(train, "targets")
