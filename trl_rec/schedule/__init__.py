@@ -2,8 +2,8 @@
 
 `pipeline.py` runs the three parts of Align³GR: semantic IDs, supervised fine-tuning, and the stages.
 
-`sequence.py` has nothing to do with stages. It contains the baseline `sequence` of `trl-rec evaluate`, a small model
-that is trained on the log.
+`sequence.py` and `studies/` have nothing to do with stages. `sequence.py` contains the baseline `sequence` of `trl-rec
+evaluate`, a small model that is trained on the log. `studies/` trains and compares several recommenders.
 """
 
 from typing import TYPE_CHECKING

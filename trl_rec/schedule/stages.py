@@ -86,7 +86,7 @@ class PreferenceStage:
 
     @property
     def name(self) -> str:
-        """A short name that is also used as a folder name, such as `self_play-easy`."""
+        """A short name for messages and for the folder of the stage, such as `self_play-easy`."""
         return f"{self.source}-{self.difficulty}"
 
     @property

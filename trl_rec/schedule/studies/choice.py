@@ -84,8 +84,8 @@ def write_choice(
         values: The values of each training, as given to [`choose`].
         chosen: Maps each training to the index of its chosen point in `Arm.grid`.
         decided: Other entries of the file, which are also fixed before the test split is measured: the primary
-            measure, the seed used for the choice, the smallest difference that the study can detect, and the arms that
-            are left out.
+            measure, the measure and the seed used for the choice, the smallest difference that the study can detect,
+            and the arms that are left out.
     """
     choice: dict[str, Any] = as_json(
         {

@@ -51,7 +51,7 @@ class StudyConfig:
             several arms are better, the one to recommend. Defaults to `primary`. Set it if the trainings do not
             measure `primary` on validation. For example, they do not measure `pruned@10`.
         only_validation (`bool`, *optional*, defaults to `False`): Whether the study ends after the trainings, and
-            compares them on validation. The test split is then not read.
+            compares them on validation. No arm is then measured on the test split.
         metrics (`list[str]`, *optional*, defaults to `["recall@10"]`): Other measures to show in the table.
         comparisons (`list[str]`, *optional*): The comparisons to test, such as `"bear against sft"`. By default, every
             other arm is compared with the arm named by `against`.

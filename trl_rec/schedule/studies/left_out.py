@@ -78,7 +78,7 @@ def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
         study.say(
             f"with {len(dataset.test):,} test users, the study can detect differences in {config.primary} of "
             f"about {found.smallest:.4f} or more (a single comparison detects a true difference of "
-            f"{found.smallest:.4f} with 80 % probability, if the seeds differ little)"
+            f"{found.smallest:.4f} with 80 % probability, if results differ little between seeds)"
         )
     _say_headroom(study, found)
     for name, arm in study.trainings.items():
