@@ -11,7 +11,7 @@ from trl_rec.compat import hide_notices
 from trl_rec.version import __version__
 
 
-hide_notices()  # before other libraries are imported, which print them
+hide_notices()  # called first, because other libraries print these notices when they are imported
 
 __all__ = [
     "AlroConfig",

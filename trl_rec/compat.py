@@ -118,7 +118,12 @@ MEMBERS = (
         "start_time resume_from_checkpoint epochs_trained steps_trained_in_current_epoch",
         "a finished run that is resumed trains one more step",
     ),
-    Member(TRAINERS, "_load_from_checkpoint", "self resume_from_checkpoint model", "see `load_active_adapter`"),
+    Member(
+        TRAINERS,
+        "_load_from_checkpoint",
+        "self resume_from_checkpoint model",
+        "a resumed policy starts over (see `load_active_adapter`)",
+    ),
     Member(
         TRAINERS,
         "save_model",
@@ -152,13 +157,13 @@ MEMBERS = (
 )
 
 
-# Messages that the user can do nothing about
+# Messages of other libraries that need no action of the user
 
 # Beginnings of log messages, by logger. Every other message of these loggers is shown.
 NOTICES = {
-    # A kernel of the package `kernels` is faster than the one that bitsandbytes 0.50 then uses, on some CPUs.
+    # On some CPUs, bitsandbytes 0.50 looks for a faster kernel in the package `kernels`. The package is optional.
     "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward from kernels-community",),
-    # DeepSpeed 0.19 looks for a device when it is imported, also if it is not used.
+    # DeepSpeed 0.19 looks for a device when it is imported, even if no run uses DeepSpeed.
     "DeepSpeed": ("Setting accelerator to CPU.",),
 }
 # Beginnings of warnings, with their categories.
@@ -169,13 +174,13 @@ WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     ("`gradient_checkpointing_enable` is deprecated", FutureWarning),
     # bitsandbytes below 0.50 asks torch 2.13 by an old name.
     ("_check_is_size will be removed", FutureWarning),
-    # PEFT 0.21 saves the embeddings of added tokens, as it must.
+    # PEFT 0.21 says that it saves the embeddings, which is necessary because tokens were added.
     ("Setting `save_embedding_layers` to `True`", UserWarning),
 )
 
 
 class _Unless(logging.Filter):
-    """Drops warnings that begin with one of the given texts. Errors are never dropped."""
+    """Drops log messages that begin with one of the given texts. Errors are never dropped."""
 
     def __init__(self, beginnings: tuple[str, ...]) -> None:
         super().__init__()
@@ -187,9 +192,9 @@ class _Unless(logging.Filter):
 
 
 def hide_notices() -> None:
-    """Hides exactly the messages in `NOTICES` and `WARNINGS`, which ask for nothing that the user could do.
+    """Hides exactly the messages in `NOTICES` and `WARNINGS`, because none of them needs an action of the user.
 
-    Without this function, every run would begin with warnings about parts that it does not use.
+    Without this function, every run would begin with warnings about features that it does not use.
     """
     for name, beginnings in NOTICES.items():
         logger = logging.getLogger(name)
@@ -338,7 +343,7 @@ def uploading_copies(
     Args:
         copy: Makes the copy of the folder that `Trainer` wants to upload, and removes the copy when the upload has
             ended, even if the upload ends after the block.
-        replaced: Patterns of files that are deleted from the repository unless the copy contains them.
+        replaced: Patterns of files that are deleted from the repository if the copy does not contain them.
         announce: Function that is called before each upload, except uploads in the background, with the copy and the
             names of the files in the repository.
     """
@@ -626,10 +631,13 @@ def is_quantized_layer(module: nn.Module) -> bool:
     return type(module).__module__.startswith("bitsandbytes")
 
 
-def uses_v2_model_runner() -> bool:
-    """Returns whether vLLM (0.32) uses its V2 model runner, by an environment variable or by its default.
+# vLLM
 
-    Without this, vLLM refuses [`CatalogProcessor`] with a message that names no remedy.
+
+def uses_v2_model_runner() -> bool:
+    """Returns whether vLLM 0.32 uses its V2 model runner. An environment variable decides, or else vLLM's default.
+
+    Without this check, vLLM would refuse [`CatalogProcessor`] with a message that names no remedy.
     """
     from vllm import envs
     from vllm.triton_utils import HAS_TRITON

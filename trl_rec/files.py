@@ -181,7 +181,8 @@ def sync_folder(folder: str | Path) -> None:
 def leftovers(folder: str | Path) -> list[Path]:
     """Returns the temporary files and folders that killed processes have left beside and inside a folder.
 
-    Those beside the folder are returned only if they belong to the folder itself, those inside it always.
+    Leftovers beside the folder are returned only if they belong to this folder. Leftovers inside the folder are always
+    returned.
     """
     folder = resolved(folder)
     beside = [path for path in _entries(folder.parent) if is_temporary(path, folder.name)]

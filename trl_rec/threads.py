@@ -1,7 +1,7 @@
-"""Lets threads that wait for work sleep, so that a process does not slow down on a machine with other work.
+"""Makes waiting OpenMP threads sleep instead of spin, so that a process is not slowed down on a busy machine.
 
-By default, the threads of OpenMP spin while they wait for each other. On a busy machine, a thread then spins while
-the thread that it waits for has no processor. OpenMP reads its settings when torch is imported, so this module imports
+By default, the threads of OpenMP spin while they wait for each other. On a busy machine, a spinning thread may occupy
+the processor that the other thread needs. OpenMP reads its settings when torch is imported, so this module imports
 only the standard library.
 """
 

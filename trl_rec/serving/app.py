@@ -1,4 +1,4 @@
-"""The web application: its endpoints, and the answer to each kind of problem.
+"""Builds the server's web application: its endpoints, its web page, and its answers to errors.
 
 Every answer with a status of 400 or above is a JSON object whose key `detail` contains one sentence.
 """
@@ -77,7 +77,7 @@ def make_app(service: Service, token: bytes | None = None, state: State | None =
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        """Starts the worker. At the end, lets it answer the requests that are still waiting."""
+        """Starts the worker thread. At the end, waits until the thread has answered the waiting requests."""
         service.batcher.start()
         watching = asyncio.create_task(watch(service, state)) if service.config.reload else None
         try:
@@ -122,7 +122,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
         query: Annotated[str, Query(max_length=LONGEST_QUERY)] = "",
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> Response:
-        """Returns the items whose titles contain all words of the query."""
+        """Returns the items whose titles contain all words of the query, or whose id is the query."""
         found = service.engine.items
         return _json(
             ItemsResponse(
@@ -220,7 +220,7 @@ def _check_k(k: int, largest: int) -> None:
 
 
 def _json(answer: BaseModel) -> Response:
-    """Returns an answer as JSON. FastAPI would check its types again if an endpoint returned the model itself."""
+    """Returns an answer as JSON. If an endpoint returned the pydantic object, FastAPI would check its types again."""
     return Response(answer.model_dump_json(), media_type="application/json")
 
 

@@ -91,7 +91,7 @@ class Batcher(Generic[T, R]):
         self._thread.start()
 
     def stop(self, timeout: float | None = None) -> None:
-        """Refuses new requests, and returns when all waiting ones have results."""
+        """Refuses new requests. Returns when all waiting requests have results, or after `timeout` seconds."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
@@ -109,7 +109,8 @@ class Batcher(Generic[T, R]):
             if number >= self._max_queue:
                 raise QueueFull(min(max(math.ceil(number * self._seconds_per_item), 1), 60))
             self._waiting.append(_Waiting(item, future))
-            if number == 0 or number + 1 >= self._expected:  # other requests need not wake the worker
+            # The worker waits either for a first request, or for as many requests as it expects.
+            if number == 0 or number + 1 >= self._expected:
                 self._changed.notify()
         return await future
 
@@ -120,17 +121,17 @@ class Batcher(Generic[T, R]):
             try:
                 results = self._handle([one.item for one in batch])
             except Exception as error:
-                # The error is wrapped, because the app would blame the request for a `ValueError`.
+                # The error is wrapped, because the app answers a `ValueError` as if the request were invalid.
                 logger.exception("a batch of %d requests failed", len(batch))
                 results = [RuntimeError(f"the batch failed: {error!r}")] * len(batch)
             spent = (time.monotonic() - start) / len(batch)
             self._seconds_per_item = 0.9 * self._seconds_per_item + 0.1 * spent if self._seconds_per_item else spent
             self._seen(len(batch))
-            with suppress(RuntimeError):  # the loop was closed before its requests were answered
+            with suppress(RuntimeError):  # the event loop was closed before the requests were answered
                 batch[0].future.get_loop().call_soon_threadsafe(_settle, batch, results)
 
     def _next(self) -> list[_Waiting[T, R]]:
-        """Returns the next batch, or an empty list if there will be none."""
+        """Returns the next batch, or an empty list if the batcher is stopped and nothing is waiting."""
         with self._changed:
             # 1. Wait for a first request.
             while not self._waiting and not self._is_stopping:

@@ -136,7 +136,7 @@ def history_of(
         return request.history, 0
     if users is None:
         raise ValueError(
-            "this server was started without --dataset and knows no histories of users; give history or titles as well"
+            "this server was started without --dataset, so it has no histories of users; give history or titles too"
         )
     assert request.user is not None
     return [items.catalog.ids[item] for item in users.items_of(request.user)], 0

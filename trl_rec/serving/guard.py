@@ -88,11 +88,11 @@ class Guard:
             self._metrics.add_request(endpoint, status, time.perf_counter() - start)
 
     def _check_token(self, scope: Any) -> None:
-        """Raises [`Refused`] unless the request has the token, or needs none."""
+        """Raises [`Refused`] if the request needs the token, and the token is missing or wrong."""
         if self._token is None or scope["path"] in OPEN:
             return
         scheme, _, given = _header(scope, b"authorization").partition(b" ")
-        # Compared in a time that does not depend on how much of the token is right.
+        # `compare_digest` takes equally long for every wrong token, so its time does not help to guess the token.
         if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
             raise Refused(
                 401,

@@ -38,7 +38,7 @@ class ListLog:
         self._may_be_cut = True  # whether the last line of the file may be incomplete
 
     def append(self, answers: Iterable[RecommendResponse]) -> bool:
-        """Appends lists in one write. Returns whether it succeeded; a failure is logged, and nothing is raised."""
+        """Appends lists in one write. Returns whether it succeeded. A failure causes a warning, and raises nothing."""
         now = datetime.now(UTC)
         text = "".join(_line(answer, now) for answer in answers)
         if not text:

@@ -1,8 +1,8 @@
 """Answers requests from a file of lists, one list per user, without a model.
 
 The lists are computed beforehand with `trl-rec recommend --output`, for example with a model that is too large for the
-machine that serves. A filter only removes items from a list, so the answer may be short. A user without a list gets
-the items that occur in the largest number of lists.
+machine that serves. A filter only removes items from a list, so an answer may have fewer than `k` items. A user
+without a list gets the items that occur in the largest number of lists.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def load_lists_engine(config: ServingConfig) -> ListsEngine:
 
 
 def list_files(path: Path) -> list[Path]:
-    """Returns the file of lists itself, or the files of a folder of parts."""
+    """Returns the path itself if it is a file, or the Parquet files in it if it is a folder."""
     return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
 
 
@@ -192,9 +192,14 @@ def read_lists(path: Path) -> pa.Table:
         ) from error
     for name in COLUMNS:
         if table[name].null_count:
-            raise ValueError(f"{path}: the column {name} has {table[name].null_count} missing values")
+            raise ValueError(
+                f"{path}: the column {name} has {table[name].null_count} missing values; make the file with trl-rec "
+                "recommend"
+            )
     if not pc.all(pc.is_finite(table["score"])).as_py():
-        raise ValueError(f"{path}: the column score contains values that are not finite")
+        raise ValueError(
+            f"{path}: the column score contains values that are not finite; make the file with trl-rec recommend"
+        )
     keys = table.group_by(["user_id", "item_id"]).aggregate([])
     if keys.num_rows < table.num_rows:
         raise ValueError(f"{path} contains an item twice in the list of a user; make it with trl-rec recommend")

@@ -14,8 +14,8 @@ from trl_rec.serving.engine import Items, KnownUsers, history_of, name_with_hash
 from trl_rec.serving.schema import ExplainRequest, RecommendRequest
 
 
-# The files of a run folder that determine its answers, and that are watched for changes. Checkpoints and logs are not
-# among them.
+# The files of a run folder that determine the recommendations. The server watches them for changes. Checkpoints and
+# logs are not among them.
 FILES = (SETTINGS, "*.safetensors", "config.json", "adapter_config.json", "tokenizer.json", "catalog/*.*")
 
 
@@ -59,7 +59,7 @@ class ModelEngine:
             found: Sequence[RecommendedList | Exception] = self._recommend(
                 [requests[p] for p in places], prepared.values()
             )
-        except ValueError:  # a problem that the checks do not know; find the request that has it
+        except ValueError:  # the checks did not find what is wrong with a request, so answer the requests one by one
             found = [self._alone(requests[place], prepared[place]) for place in places]
         for place, one in zip(places, found, strict=True):
             if isinstance(one, RecommendedList):
@@ -170,5 +170,5 @@ def load_model_engine(config: ServingConfig) -> ModelEngine:
 
 
 def run_files(folder: Path) -> list[Path]:
-    """Returns the files of a run folder that determine its answers."""
+    """Returns the files of a run folder that determine the recommendations."""
     return [path for pattern in FILES for path in folder.glob(pattern) if not path.name.startswith(".")]

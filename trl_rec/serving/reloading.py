@@ -65,4 +65,4 @@ async def watch(service: Service, loaded: State | None) -> None:
             continue
         service.use(engine)
         service.metrics.count("reloads_total")
-        logger.info("recommending with %s", engine.run)
+        logger.info("now recommending with the new run %s", engine.run)

@@ -1,6 +1,7 @@
-"""The bodies that clients send and receive, as pydantic models, and the sentence that answers an invalid body.
+"""Defines the JSON bodies of requests and answers as pydantic models, and the error message for an invalid body.
 
-The models check types and sizes. The engine checks what depends on the catalogue, such as the columns of a filter.
+The pydantic models check types and sizes. The engine checks what depends on the catalogue, such as the columns of a
+filter.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from trl_rec.serving.config import LARGEST_K
 
 
 LONGEST_HISTORY = 1000  # items
-LONGEST_EXPLAINED = 200  # items; computing their influence on a score takes a prompt each
+LONGEST_EXPLAINED = 200  # items; an explanation needs one prompt per item
 LONGEST_TEXT = 2000  # characters of an id or title
 MOST_CONDITIONS = 50
 MOST_VALUES = 1000  # values in the conditions of a filter, including the names of columns and the operators

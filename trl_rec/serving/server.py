@@ -15,7 +15,7 @@ from types import FrameType
 import uvicorn
 
 from trl_rec.serving.app import build_app
-from trl_rec.serving.config import ServingConfig, read_token
+from trl_rec.serving.config import TOKEN, ServingConfig, read_token
 
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,12 @@ def serve(config: ServingConfig, ready: Callable[[str], object] = lambda address
     # listen yet, so nobody can connect.
     with _bound(config) as listener:
         if not _is_local(config.host) and read_token(config) is None:
-            logger.warning("everybody who can reach %s can use this server, because there is no token", config.host)
+            logger.warning(
+                "everybody who can reach %s can use this server, because there is no token; set the variable %s, or "
+                "give --token_file",
+                config.host,
+                TOKEN,
+            )
 
         # 2. Load, and serve.
         app = build_app(config)

@@ -1,4 +1,4 @@
-"""The state of a server: the engine that answers, the queue in front of it, the counts and the log."""
+"""Connects the parts of a server: the queue of requests, the engine that answers them, the metrics and the log."""
 
 from __future__ import annotations
 

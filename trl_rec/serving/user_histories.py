@@ -55,9 +55,9 @@ class UserHistories:
             dataset (`RecDataset`): The dataset.
             user_ids (list of `str`, *optional*): The users. Defaults to all users.
             catalog ([`ItemCatalog`], *optional*): The catalogue of the model, which begins with the items of the
-                dataset. Interactions with items that the dataset's catalogue lacks ([`RecDataset.unlisted`]) are
-                inserted into the histories if this catalogue contains the items, and otherwise dropped and counted.
-                Defaults to the catalogue of the dataset.
+                dataset. Defaults to the catalogue of the dataset. A log may have interactions with items that the
+                dataset's catalogue lacks ([`RecDataset.unlisted`]). Those with items of `catalog` are inserted into
+                the histories. The others are dropped and counted.
         """
         # 1. Find the users.
         every = dataset.users["user_id"].combine_chunks()
@@ -116,8 +116,10 @@ class UserHistories:
 
 
 def _with_unlisted(dataset: RecDataset, histories: Ragged, catalog: ItemCatalog) -> tuple[Ragged, np.ndarray]:
-    """Inserts those interactions of [`RecDataset.unlisted`] whose items `catalog` contains into the histories, by
-    time. Also returns the number of other unlisted interactions per user, `(len(histories),)`."""
+    """Inserts interactions of [`RecDataset.unlisted`] into the histories, by time, if `catalog` contains their items.
+
+    Also returns the number of interactions per user that were not inserted, `(len(histories),)`.
+    """
     assert dataset.unlisted is not None
     more = dataset.unlisted
     found = pc.index_in(more["item_id"].combine_chunks(), pa.array(catalog.ids, more["item_id"].type))

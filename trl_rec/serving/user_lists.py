@@ -1,4 +1,4 @@
-"""Writes the lists of all users to a Parquet file, with one row per rank: `user_id, rank, item_id, score`.
+"""Writes the lists of all users to a Parquet file, with one row per user and rank: `user_id, rank, item_id, score`.
 
 Users are divided into parts of a fixed size, and the processes share the parts. A finished part is stored next to the
 output until the file is complete. After an interruption, the same call therefore computes only the missing parts, even
@@ -165,7 +165,7 @@ class _Job:
         return _as_integers(ranked, self.k)
 
     def describe(self) -> str:
-        """Returns a hash of everything that the lists depend on, except the histories."""
+        """Returns a hash of everything that the lists depend on, except the users and their histories."""
         one = self.recommender
         mask = None if self._mask is None else self._mask.items
         versions = {package: package_version(package) for package in PACKAGES}

@@ -91,7 +91,7 @@ def test_nan_scores_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_runs_and_options_that_vllm_cannot_serve_are_refused(tmp_path: Path) -> None:
     save_run("beam_list", tmp_path / "beams")
     save_run("item_token", tmp_path / "run")
-    with pytest.raises(ValueError, match=r"writes lists by beam search \(num_beams 3\), which vLLM cannot; set"):
+    with pytest.raises(ValueError, match=r"writes lists by beam search \(num_beams 3\), which vLLM cannot do; set"):
         VllmRecommender.from_pretrained(tmp_path / "beams")
     with pytest.raises(ValueError, match="cannot multiply the model by a prior; pass prior=None"):
         VllmRecommender.from_pretrained(tmp_path / "run", prior=UnevenPrior())

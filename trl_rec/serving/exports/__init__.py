@@ -1,4 +1,4 @@
-"""Takes a run folder elsewhere: as a model without PEFT, or to the Hugging Face hub."""
+"""Exports a run folder: as a Hugging Face model without PEFT, or to the Hugging Face hub."""
 
 from typing import TYPE_CHECKING
 

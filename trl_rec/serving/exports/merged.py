@@ -1,8 +1,8 @@
 """Exports a run folder as a Hugging Face model without PEFT and without quantisation.
 
-The exported folder is a run folder too, with the same catalogue, prior and settings, so everything that reads a run
-folder reads it: [`Recommender`], `trl-rec recommend`, `serve` and `evaluate`. `AutoModelForCausalLM` and other engines
-load it as they load any model.
+The exported folder is a run folder too, with the same catalogue, prior and settings. [`Recommender`] and the verbs
+`recommend`, `serve` and `evaluate` of `trl-rec` can therefore read it. `AutoModelForCausalLM` and other engines load
+it as they load any model.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from trl_rec.trainer.base.saving.published import (
 def export_merged(model: str | Path, output: str | Path, *, dtype: str = "auto") -> Path:
     """Writes a run folder whose adapter is merged into its base model, and returns the new folder.
 
-    A run folder without an adapter is written as it is, without checkpoints and values per user. In float32, lists are
-    the same as before, except where two scores differ by less than 1e-5. In bfloat16, merging rounds the weights.
+    If there is no adapter, the model is saved unchanged. Checkpoints and values per user are always left out. In
+    float32, lists are the same as before, except where two scores differ by less than 1e-5. In bfloat16, merging
+    rounds the weights.
 
     Args:
         model (`str` or `Path`): A run folder, or the hub id of a pushed one.

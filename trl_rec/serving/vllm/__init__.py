@@ -1,4 +1,4 @@
-"""Serves a run folder with vLLM: a logits processor that holds vLLM to the catalogue, and a recommender.
+"""Serves a run folder with vLLM: a logits processor that restricts the output to the catalogue, and a recommender.
 
 The package `vllm` is not a dependency. Install it in an environment of its own (see `docs/serving.md`). The processor
 is `trl_rec.serving.vllm.processor:CatalogProcessor`, which cannot be imported without vLLM.

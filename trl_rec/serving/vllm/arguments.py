@@ -9,8 +9,8 @@ They are in the request's `extra_args`, which an HTTP client sends as `vllm_xarg
 | `allowed` | ids of the only items to choose from |
 | `where` | conditions on the columns of the catalogue, as in [`ItemFilter`]; over HTTP as JSON text |
 | `prefix` | tokens at the end of the prompt that already belong to the items |
-| `exclude_rows` | `exclude` as row numbers, from [`VllmRecommender`] |
-| `mask` | `allowed` as packed bits, from [`VllmRecommender`] |
+| `exclude_rows` | `exclude` as row numbers instead of ids; sent by [`VllmRecommender`] |
+| `mask` | `allowed` as packed bits instead of ids; sent by [`VllmRecommender`] |
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trl_rec.serving.vllm.rows import Row
 
 ARGUMENTS = ("items", "exclude", "allowed", "where", "prefix", "exclude_rows", "mask")
 MOST_PREFIX = 4096  # maximum number of tokens of `prefix`, whatever the catalogue
-# What other parts of vLLM read from `extra_args`.
+# Arguments in `extra_args` that other parts of vLLM read.
 OTHERS = ("kv_transfer_params", "ec_transfer_params", "session_id")
 
 
@@ -123,13 +123,15 @@ class RunArguments:
         bits = np.frombuffer(arguments["mask"], np.uint8)
         number = self.catalog.num_recommendable
         if len(bits) != -(-number // 8):
-            raise ValueError(f"mask has {len(bits)} bytes, but the catalogue has {number} items")
+            raise ValueError(
+                f"mask has {len(bits)} bytes, but the catalogue has {number} items; use allowed or where instead"
+            )
         return Mask(np.unpackbits(bits, count=number).astype(bool))
 
     @cached_property
     def _longest(self) -> int:
-        """An upper bound of the tokens of a completion. A token has at least one byte of a surface, or is one of two
-        beside it: a leading space and the token that ends the item."""
+        """An upper bound on the number of tokens of a completion. Each token contains at least one byte of an item's
+        surface, except for two tokens per item at most: a leading space, and the token that ends the item."""
         sizes = np.sort([len(surface.encode()) + 2 for surface in self.catalog.surfaces])
         return int(sizes[-(self.list_length or 1) :].sum()) + 1  # EOS ends a list
 

@@ -1,7 +1,9 @@
-"""Lets vLLM read the beams of a search, in place of a model in this process (`SharedPrompt` in `decoding`).
+"""Lets vLLM compute the log-probabilities of a beam search, in place of a model in this process.
 
-Each active beam is a request of its own: the prompt, the beam's tokens, and one new token whose best log-probabilities
-are returned. vLLM caches common beginnings. Forced tokens are part of the prompt, so they cost no request.
+[`VllmPrompts`] has the interface of `SharedPrompt` in `decoding`. Each active beam is a request of its own: the prompt
+followed by the beam's tokens, and one new token. vLLM returns the best log-probabilities at the new token. It caches
+the common beginnings of requests. A forced token (the only legal one) needs no request, because it is appended to the
+prompt.
 
 Legend: B: prompts, K: beams per prompt, A: active beams per prompt, U: distinct tokens of the trie.
 """
@@ -37,7 +39,7 @@ class Ask(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What vLLM answers: the new tokens, and for each of them the returned tokens and their log-probabilities."""
+    """The answer to a request: the new tokens and, at each of them, the tokens with returned log-probabilities."""
 
     tokens: list[int]
     best: list[tuple[list[int], list[float]]]
@@ -154,8 +156,8 @@ class VllmPrompts:
         ]
         written = ask(self._llm, asks, 1, logprobs=self._num_returned)
 
-        # Drop tokens with log-probability -inf, which are arbitrary, and tokens that are not in the trie. The latter
-        # can only be EOS, which follows if no item is left.
+        # Drop tokens with log-probability -inf, which are arbitrary, and tokens that are not in the trie. Only EOS can
+        # be such a token; the processor allows it if no item is left.
         logps = torch.full((len(asks), len(self._trie.tokens)), -torch.inf)
         known = self._trie.tokens.numpy()
         for row, one in enumerate(written):

@@ -1,4 +1,6 @@
-"""Keeps the filters of running requests as tables, so that a step looks up nodes instead of items.
+"""Stores the filters of running requests as tables, so that a decoding step need not read every item below a node.
+
+A *place* is a position in `TokenTrie.items`, which contains the items in the order of their paths.
 
 Legend: F: filters, I: items, M: rows, N: nodes or places.
 """
@@ -20,7 +22,7 @@ MOST_UNUSED = 64  # maximum number of filters that are kept although no request 
 class FilterTables:
     """Which items each filter allows, and how many of them are below each node of the trie.
 
-    Filter 0 allows all items. The other filters are numbered as they come, and equal filters share a number.
+    Filter 0 allows all items. Every other filter gets the first free number, and equal filters share a number.
 
     Args:
         trie (`TokenTrie`): The trie.
@@ -35,8 +37,8 @@ class FilterTables:
         self._numbers: dict[bytes, int] = {}
 
     def number(self, mask: Mask | None, used: Sequence[int]) -> int:
-        """Returns the number of a filter, and stores the filter if it is new. If there are too many filters, those
-        whose numbers are not in `used` are dropped first."""
+        """Returns the number of a filter, and stores the filter if it is new. If too many filters are stored, those
+        whose numbers are not in `used` are dropped."""
         if mask is None:
             return 0
         if mask.key not in self._numbers:

@@ -1,4 +1,4 @@
-"""The logits processor that holds vLLM's decoding to the catalogue of a run folder.
+"""The logits processor that restricts vLLM's output to the catalogue of a run folder.
 
 vLLM loads it by name (`--logits-processors trl_rec.serving.vllm.processor:CatalogProcessor`). It is not registered as
 an entry point, because vLLM would then load it for every model on the machine.
@@ -30,7 +30,7 @@ from trl_rec.serving.vllm.rows import CatalogRows, Row
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-# The V2 model runner refuses this class with a message that names no remedy, so it is refused here first.
+# The V2 model runner would refuse this class with a message that names no remedy. This check raises a clearer error.
 check_runner(uses_v2_model_runner())
 
 logger = init_logger(f"vllm.{__name__}")
@@ -61,8 +61,9 @@ class CatalogProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM may not b
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Raises `ValueError` if a request's arguments are wrong. vLLM's server then answers with status 400.
 
-        The process that calls this does not know the model. If the variable `TRL_REC_RUN` names the run folder, ids
-        and conditions are compared with the catalogue too.
+        vLLM calls this function in a process that has not loaded the model. Without further information, only the form
+        of the arguments is checked. If the variable `TRL_REC_RUN` names the run folder, ids and conditions are also
+        compared with the catalogue.
         """
         check_form(sampling_params.extra_args)
         if not is_held(sampling_params.extra_args):
@@ -74,7 +75,7 @@ class CatalogProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM may not b
             _arguments_of(folder).row(sampling_params.extra_args, [])
 
     def is_argmax_invariant(self) -> bool:
-        """False, because the best token may not be legal."""
+        """Returns False, because the best token may not be legal."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
@@ -95,7 +96,8 @@ class CatalogProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM may not b
         return self._rows.apply(logits)
 
     def _row(self, params: SamplingParams, written: list[int]) -> Row:
-        """Returns what a request asks for. An error here would stop vLLM, so such a request ends without an item."""
+        """Returns what a request asks for. If the arguments are wrong, the request ends without an item, because an
+        error here would stop vLLM."""
         try:
             return self._arguments.row(params.extra_args, written)
         except ValueError as error:

@@ -101,7 +101,8 @@ class VllmRanker(RequestRanker):
 
     def _scores_of(self, prompts: Ragged, histories: Ragged, target: int) -> np.ndarray:
         """Returns the score of one item after each prompt, `(B,)`."""
-        # 1. Find the tokens of the item that the trie does not force.
+        # 1. Find the tokens of the item that count. With a softmax over legal tokens, the log-probability of a forced
+        # token (the only legal one) is 0.
         path = list_tokens(self._trie, torch.tensor([target]))
         path_tokens = path.token_ids.tolist()
         is_list = self._format.list_length is not None
@@ -142,7 +143,7 @@ def _arguments(exclude: Tensor, weights: ItemWeights | None) -> list[dict[str, A
 
 
 def _masks(weights: ItemWeights | None, num_prompts: int) -> list[Mask | None]:
-    """Returns the filter of each prompt. There is no prior, so weights are only filters."""
+    """Returns the filter of each prompt. There is no prior, so `weights` contains only filters."""
     if weights is None or weights.allowed is None or weights.allowed_of is None:
         return [None] * num_prompts
     masks = [Mask(one.numpy()) for one in weights.allowed.cpu()]

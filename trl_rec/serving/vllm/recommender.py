@@ -114,6 +114,6 @@ def check_servable(path: Path, parts: RunParts, prior: Prior | None) -> None:
     num_beams = parts.settings["num_beams"]
     if parts.prompt_format.list_length is not None and num_beams > 1:
         raise ValueError(
-            f"this model writes lists by beam search (num_beams {num_beams}), which vLLM cannot; set num_beams to 1 "
-            f"in {path / 'recommender.json'} to write them greedily"
+            f"this model writes lists by beam search (num_beams {num_beams}), which vLLM cannot do; set num_beams to "
+            f"1 in {path / 'recommender.json'} to write them greedily"
         )

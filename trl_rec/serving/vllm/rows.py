@@ -1,4 +1,4 @@
-"""Holds the rows of a batch to the items of a trie, while an engine writes one token per row and step.
+"""Restricts the rows of a batch to the items of a trie, while an engine writes one token per row and step.
 
 The engine says which rows begin, end and move. The node that each row has reached in the trie is kept between steps. A
 step therefore reads only the new tokens, and then gathers the children of the nodes from the trie's arrays. It does
@@ -6,7 +6,8 @@ both for all rows at once.
 
 An item is *left* in a row if the row's filter allows it, and if it is neither excluded nor written yet. As elsewhere
 in trl-rec, items that are not left are removed *before* the softmax in lists, and *after* it if the model writes
-single items (see [`rank_items`]).
+single items (see [`rank_items`]). A *place* is a position in `TokenTrie.items`, which contains the items in the order
+of their paths.
 
 Legend: R: rows that the tables have room for, M: running rows, K: items per row, E: excluded items per row (padded),
 S = K + E, C: children (padded), V: vocabulary.
@@ -59,7 +60,7 @@ class CatalogRows:
     """The state of all rows of a batch.
 
     Args:
-        trie (`TokenTrie`): The catalogue. For lists, the paths in lists.
+        trie (`TokenTrie`): The paths of the items. If the model writes lists, the paths as they occur in lists.
         eos_token_id (`int`): The token after the last item.
         are_lists (`bool`): Whether the model writes lists.
         renormalize (`bool`): Whether the softmax is over the legal tokens, or over the whole vocabulary. Lists always
@@ -125,8 +126,8 @@ class CatalogRows:
             table[[source, target]] = table[[target, source]]
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Returns the logits `(rows, V)` with the log-probabilities of the legal tokens in the rows that are held to
-        the catalogue, and -inf for all other tokens. Changes `logits`."""
+        """Returns the logits `(rows, V)`. In the rows that are restricted to the catalogue, legal tokens have their
+        log-probabilities, and all other tokens have -inf. Changes `logits`."""
         if not self.rows:
             return logits
         self._read()
@@ -212,7 +213,7 @@ class CatalogRows:
         item = self._first_left(index, nodes.clamp(min=0))
         ended = is_end & (item >= 0)
 
-        # Write the items that have ended. The other rows keep what they have at their rank.
+        # Store the items that are now complete. The other rows keep their entry at this rank.
         rank = self._ranks[index].clamp(max=self._items.shape[1] - 1)
         self._items[index, rank] = torch.where(ended, item, self._items[index, rank])
         self._ranks[index] += ended.long()
