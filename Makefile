@@ -1,4 +1,4 @@
-# Each target first makes the virtual environment that it needs, if it is missing or the requirements have changed.
+# Before a target runs, its virtual environment is made if it is missing, and updated if the requirements have changed.
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= auto
@@ -16,7 +16,7 @@ endef
 
 .PHONY: dev demo docs test test-long test-page test-vllm test-newest test-oldest test-upstream coverage lint bench clean
 
-# All that a contributor needs. ruff then runs before each commit.
+# Installs all that a contributor needs, and makes ruff run before each commit.
 dev: $(VENV)/.test $(VENV)/.dev
 	$(BIN)/pre-commit install
 
@@ -31,7 +31,7 @@ docs: $(VENV)/.docs
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-# Tests that take minutes each: 1,000 steps of every trainer, many kills, long fuzzing. `-s` shows the figures.
+# Tests that take minutes each: 1,000 steps of every trainer, many killed runs, long fuzzing. `-s` shows their figures.
 test-long: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -s
 
@@ -39,9 +39,9 @@ test-long: $(VENV)/.test
 test-page: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long tests/serving/test_page_in_browser.py
 
-# vLLM serves models that it trains, in an environment of its own: vLLM allows no newer transformers. Without a model of
-# images or sound, vLLM needs none of the three packages that are removed; their builds do not match that of torch.
-# Compiling the sampler would take longer than the tests.
+# Tests of models that vLLM serves. vLLM has an environment of its own, because it does not allow the newest version of
+# transformers. Three packages are removed, because they do not match the installed torch, and only models of images or
+# sound need them. TORCHDYNAMO_DISABLE is set, because compiling the sampler would take longer than the tests.
 test-vllm: VENV = .venv-vllm
 test-vllm: .venv-vllm/.vllm
 	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 TORCHDYNAMO_DISABLE=1 $(BIN)/python -m pytest -m "" tests/serving/vllm_engine tests/test_compat.py -k "vllm"
@@ -52,8 +52,8 @@ test-vllm: .venv-vllm/.vllm
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-# Run the fast tests and all tests of the README with the newest and with the oldest releases that setup.cfg allows, each
-# in an environment of its own. Both have the torch of constraints.txt.
+# The fast tests and all tests of the README, with the newest or with the oldest releases that setup.cfg allows. Each
+# target has an environment of its own. Both use the version of torch in constraints.txt.
 test-newest: VENV = .venv-newest
 test-newest:
 	$(PYTHON) -m venv $(VENV)
@@ -77,7 +77,7 @@ test-upstream:
 	$(INSTALL_LIMITED) --upgrade git+https://github.com/huggingface/trl git+https://github.com/huggingface/transformers
 	$(LIMITED_TESTS)
 
-# The fast tests, or those of one folder with TESTS=tests/losses. build/coverage shows the lines that none of them runs.
+# The fast tests, or those of one folder with TESTS=tests/losses. build/coverage shows the lines that no test runs.
 coverage: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report term:skip-covered --cov-report html:build/coverage $(TESTS)
 
@@ -86,7 +86,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# With DATASET (a prepared folder of titles) and MODEL (a language model) given, decoding and BEAR's steps are timed as well.
+# With DATASET (a dataset folder with titles) and MODEL (a language model), runs the benchmarks that need them too.
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/trie.py
 	$(BIN)/python benchmarks/data_scale.py

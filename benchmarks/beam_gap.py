@@ -4,9 +4,9 @@
 
 A folder is a run folder, or a folder that contains run folders, such as that of a study. Runs whose folders are named
 `seed-N` in the same folder are seeds of one policy. Every policy scores all items once, and then searches with each
-number of beams. With B beams, NDCG is at the smaller of 10 and B, on both sides.
+number of beams. With B beams, both the search and the scores of all items are measured by NDCG@min(10, B).
 
-The output file keeps every finished run, so the same command continues after an interruption. A cell of the table is
+The output file keeps every finished run, so the same command continues after an interruption. A row of the table is
 worth a study if the mean gap over the seeds is at least the smallest difference that a study on the test split can
 detect (the column "detectable"). `trl-rec study` estimates this difference in the same way: from the transition and
 the popularity baseline on validation.
@@ -60,7 +60,8 @@ def main(words: list[str] | None = None) -> None:
             raise SystemExit(f"{arguments.output} has other settings, {content['settings']}; choose another file")
     runs = list(run_folders(arguments.folders))
     if not runs:
-        raise SystemExit(f"no run folder of a model that recommends: {', '.join(map(str, arguments.folders))}")
+        names = ", ".join(map(str, arguments.folders))
+        raise SystemExit(f"{names}: there is no run folder of a model that recommends; give one of trl-rec bear")
     for run in runs:
         if str(run) not in content["runs"]:
             content["runs"][str(run)] = measure(run, arguments, content["smallest"])

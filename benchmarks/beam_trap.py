@@ -1,4 +1,4 @@
-"""Trains MSL and both variants of BEAR in a world in which a beam search walks into a trap of adjustable strength.
+"""Trains MSL and both variants of BEAR on generated data with a trap for beam search, of adjustable strength.
 
     OMP_NUM_THREADS=1 python benchmarks/beam_trap.py runs/beam-trap --seeds 0 1 2
 
@@ -6,12 +6,14 @@ The same command continues after an interruption. `beam_trap.json` in the output
 figures and their means.
 
 Every item has three codes. 512 unlikely items share one popular first code. They have 16 different second codes, 32
-items each. Every other first code belongs to one item, which is likely for one of the eight tastes. A user's first
-item reveals the taste. All further items are drawn independently, so the probability of every next item is known.
+items each. Every other first code belongs to one item. Each of eight tastes has ten likely items, and one item that
+reveals the taste: it is the first item of every user with this taste. All further items are drawn independently, so
+the probability of every next item is known.
 
-The strength of the trap is the probability of a popular second code, relative to that of a likely item. Above 1, an
-exact beam search of at most 16 beams loses all likely items at the second code, although each of them is much more
-likely than any item that the search finds. The table shows, for each strength:
+The strength of the trap is the probability of one of the 16 second codes, divided by the mean probability of a likely
+item. The most likely item has 1.45 times this mean. Above a strength of 1.45, an exact beam search of at most 16 beams
+therefore loses all likely items at the second code, although each of them is much more likely than any item that the
+search finds. The table shows, for each strength:
 
 - **recall@B**: the probability that the next item is among the B items of the beam search;
 - **every item**: the same for the B items with the highest exact scores of the same model;
@@ -135,7 +137,7 @@ def make_world(folder: Path, strength: float, num_users: int) -> RecDataset:
 
 def train(arguments: argparse.Namespace, strength: float, seed: int, arm: str) -> dict[str, float]:
     """Trains one model, and returns its figures."""
-    # 1. Train from scratch. Items may come again, so the history is not excluded.
+    # 1. Train from scratch. Users may choose an item again, so the history is not excluded.
     folder = arguments.output_dir / f"strength-{strength:g}"
     dataset = make_world(folder, strength, arguments.users)
     config = BearConfig(

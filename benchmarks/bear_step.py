@@ -43,7 +43,7 @@ DTYPES: dict[str, dict[str, Any]] = {
 
 
 class PeakBytes(TorchDispatchMode):
-    """Counts the peak bytes of tensor storage that is allocated inside this context."""
+    """Records the largest number of bytes of the tensors that are allocated inside this context."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,18 +1,19 @@
-"""Reads the training logs of BLADE's runs: which settings leave pairs of lists tied, and the reward at equal KL.
+"""Compares settings of BLADE by their training logs: the share of tied pairs of lists, and the reward at equal KL.
 
     python benchmarks/blade_signal.py runs/study-ml-100k-blade-setting --choose
     python benchmarks/blade_signal.py runs/study-ml-100k-blade-frozen --kl 0.5 1 2 4
 
 The argument is the folder of a study. Nothing is trained or measured. The first table describes the last quarter of
-each run: tied pairs (share of pairs of lists with equal learning targets), dead groups, the standard deviation of the
-target, KL, and the reward of the lists drawn in training. The column "kept" is NDCG@10 on validation, relative to the
-supervised policy of the same seed (`--against`).
+each run: tied pairs (share of pairs of lists with equal learning targets), dead groups (share of prompts whose lists
+all have the same target), the standard deviation of the target, KL, and the reward of the lists drawn in training. The
+column "kept" is NDCG@10 on validation, relative to the supervised policy of the same seed (`--against`).
 
 `--choose` applies a rule that is fixed beforehand: of the settings that keep at least `--keep` of the supervised NDCG,
-the one with the largest share of tied pairs. It uses the means over the seeds, and is written to `setting.json`.
+the one with the largest share of tied pairs is chosen. The rule uses means over the seeds. The chosen setting is
+written to `setting.json`.
 
-`--kl` prints the reward of the lists drawn in training where the KL divergence first reaches each level. Both are
-averaged over a tenth of the log. "-" means that a run never gets as far.
+`--kl` prints the reward of the lists drawn in training where the KL divergence first reaches each level. Reward and KL
+are averaged over a tenth of the log. "-" means that at least one run never reaches the level.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ NDCG = "ndcg@10"
 
 
 def main(words: list[str] | None = None) -> None:
-    """Prints the tables, and applies the rule if asked to."""
+    """Prints the tables. With `--choose`, also chooses a setting."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("study", type=Path)
     parser.add_argument("--against", default="sft", help="name of the arm with the supervised policy")
@@ -82,7 +83,7 @@ def main(words: list[str] | None = None) -> None:
         write_json(arguments.study / "setting.json", content)
         print(
             f"\n{chosen or 'no setting'} keeps at least {arguments.keep:.0%} of {NDCG}"
-            + " and ties most" * bool(chosen)
+            + " and has the most tied pairs" * bool(chosen)
         )
 
 

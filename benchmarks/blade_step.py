@@ -2,13 +2,13 @@
 
     python benchmarks/blade_step.py [--items 1682] [--prompts 8] [--lists 8] [--length 10] [--steps 6] [--runs 3]
 
-Both use the same small model of random weights, with one token per item, and the same prompts, group size and
+Both trainers use the same small model of random weights, with one token per item, and the same prompts, group size and
 completion length. The time covers rollouts, rewards, the reference's forward pass, backward and update.
 
-`GRPOTrainer` runs twice: unchanged, so that it samples from the whole vocabulary and its lists may contain duplicates
-and tokens that are not items; and with a logits processor that allows only distinct items of the catalogue. In both
-cases, its lists may contain items of the history, and it scores each list in a separate row. The trainers take turns.
-Prints medians.
+`GRPOTrainer` is timed in two ways. Unchanged, it samples from the whole vocabulary, so its lists may contain
+duplicates and tokens that are not items. With a logits processor, it samples only distinct items of the catalogue. In
+both cases, its lists may contain items of the history, and it scores each list in a separate row. The trainers take
+turns. Prints medians.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
-"""Times a small model beside busy processes: with torch's own threads, with passive waiting, and with one thread.
+"""Times a small model beside busy processes, with three settings of torch's threads.
 
     python benchmarks/busy_machine.py [--others 4] [--steps 3] [--items 1682] [--hidden 64]
 
-Each setting runs in a process of its own, beside `--others` processes that never wait. It samples 16 lists of ten
-items for each of 8 prompts, as BLADE does before training, and trains `--steps` steps on 16 rows of 128 tokens. The
-last setting is what `trl-rec` and the trainers choose. `--others 0` shows what the settings cost on a quiet machine.
+The settings are torch's own threads, passive waiting (waiting threads sleep instead of spin), and passive waiting with
+one thread for a small model. The last setting is the one that `trl-rec` and the trainers choose.
+
+Each setting is measured in a process of its own, beside `--others` processes that compute without a pause. The process
+samples 16 lists of ten items for each of 8 prompts, as BLADE does before training. Then it trains `--steps` steps on
+16 rows of 128 tokens. `--others 0` shows the times on a machine without other work.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ def main() -> None:
         measure(arguments)
         return
 
-    # Remove choices of the user, which all settings would follow.
+    # Remove the user's own settings of threads, because they would apply to all three measurements.
     from trl_rec.threads import NUMBERS, PASSIVE
 
     clean = {name: value for name, value in os.environ.items() if name not in (*NUMBERS, *PASSIVE)}

@@ -4,8 +4,8 @@
 
 The positional arguments are numbers of interactions. The log has one user per 20 and one item per 100 interactions,
 both drawn from a power law, and is written as a folder of Parquet parts. Each step runs in a process of its own, so
-that its peak memory is its own. The peak is the largest resident set, which includes pages of memory-mapped files.
-Other work on the machine changes the elapsed seconds, but hardly the CPU seconds.
+that its peak memory excludes that of other steps. The peak is the largest resident set, which includes pages of
+memory-mapped files. Other work on the machine changes the elapsed seconds, but hardly the CPU seconds.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def main() -> None:
         print(STEPS[options.only](options.folder, options))
         return
 
-    # A finished step of an earlier call is not repeated if its files were kept.
+    # The log is written only once if its files are kept (`--folder`).
     passed_on = ["--split", options.split, "--min_interactions", str(options.min_interactions)]
     passed_on += ["--cores", str(options.cores), "--baseline", options.baseline]
     for num_interactions in options.interactions:

@@ -1,4 +1,4 @@
-"""Measures everything that depends on a GPU, in at most eight minutes, without a network.
+"""Measures the figures of the documentation that need a GPU, in at most eight minutes, without a network.
 
     python benchmarks/device.py [--output device.json] [--minutes 7] [--recipes NAME ...] [--tiny]
     python docs/write_device.py --add device.json

@@ -86,9 +86,9 @@ class World:
         return folder
 
     def dataset(self, name: str) -> Path:
-        """Returns a dataset folder in place of `data/NAME`, with the same split and with long titles for Office.
+        """Returns a generated dataset folder that replaces `data/NAME`, with the same split.
 
-        Users and items have semantic IDs.
+        Users and items have semantic IDs. Titles are long if the name begins with `office`.
         """
         folder = self.folder / "data" / name
         if not folder.is_dir():

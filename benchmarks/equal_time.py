@@ -4,17 +4,18 @@
     OMP_NUM_THREADS=1 python benchmarks/equal_time.py DATASET --model MODEL --arm rows --output runs/equal-time
     trl-rec compare runs/equal-time-every runs/equal-time-rows
 
-The two arms have the model, the loss and the learning rate of the recipe `--config`:
+Both arms train the model `--model` with the loss and the learning rate of the recipe `--config`:
 
 - `every`: a row is a sequence whose items are all targets, so its history is read once;
-- `rows`: one row per target, with `--rows` of them per step.
+- `rows`: one row per target, with `--rows` rows per step.
 
 Time is the processor time of the steps, without evaluations. It equals the elapsed time with one thread on an idle
 machine. The learning rate rises over the first 2 % of the time, and falls linearly to 0 at its end.
 
-At each tenth, both arms measure the loss per target on the same validation targets, and save a checkpoint. A run that
-was interrupted continues from it when it is started again. `loss.json` in the run folder keeps the measurements, and
-`metrics.json` the ranking of the split that `--set final_split=SPLIT` selects.
+After each tenth of the time, both arms measure the loss per target on the same validation targets, and save a
+checkpoint. If a run is interrupted, the same command continues from the last checkpoint. In the run folder,
+`loss.json` contains these measurements, and `metrics.json` contains the metrics of the split that
+`--set final_split=SPLIT` selects.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def make(
     else:
         rows = build_rows(user, PromptFormat.for_catalog(dataset.catalog, tokenizer), max_length=common["max_length"])
         packed = pack_dataset(rows.select_columns(["input_ids", "labels"]), common["max_length"], "bfd")
-        # The packed rows already have the right length, which TRL cannot know.
+        # The rows are already tokenized and packed, so TRL must neither prepare nor truncate them.
         own = {"padding_free": True, "dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
         config = SFTConfig(folder, **(common | own))
         trainer = SFTTrainer(model, config, train_dataset=packed, processing_class=tokenizer)

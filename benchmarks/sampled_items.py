@@ -52,8 +52,8 @@ def main() -> None:
     first = found[sizes[0]][0]
     for size, (passes, optimizer) in found.items():
         print(
-            f"{size:>9,} items: forward and backward {passes:.3f} s ({passes / first:.2f} of the first), "
-            f"step {passes + optimizer:.3f} s, of which the optimizer {optimizer / (passes + optimizer):.0%}"
+            f"{size:>9,} items: forward and backward {passes:.3f} s ({passes / first:.2f} times that of {sizes[0]:,} "
+            f"items), step {passes + optimizer:.3f} s, of which the optimizer {optimizer / (passes + optimizer):.0%}"
         )
     if arguments.full:
         passes, optimizer = measure(arguments, sizes[0], sampled=False)
@@ -80,7 +80,8 @@ def measure(arguments: argparse.Namespace, num_items: int, *, sampled: bool = Tr
     for number in range(arguments.repeats + 1):
         passes.append(seconds(lambda number=number: compute(number).backward()))
         updates.append(seconds(update))
-    return statistics.median(passes[1:]), statistics.median(updates[1:])  # the first step allocates
+    # The first step is left out, because it also allocates memory.
+    return statistics.median(passes[1:]), statistics.median(updates[1:])
 
 
 def sampled_loss(arguments: argparse.Namespace, model: PreTrainedModel, num_items: int) -> Callable[[int], Tensor]:

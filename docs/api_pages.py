@@ -30,7 +30,7 @@ PACKAGES = (
     "trl_rec.serving.exports",
     "trl_rec.serving.vllm",
 )
-MOST_PARAMETERS = 30  # of a signature; configurations inherit over a hundred from TRL
+MOST_PARAMETERS = 30  # maximum number in a signature; configurations inherit over a hundred from TRL
 REFERENCE = re.compile(r"<!-- api: (?P<package>[\w.]+) -->")
 SECTION = re.compile(r"^(Args|Attributes|Returns|Example):$", re.MULTILINE)
 ENTRY = re.compile(r"(?P<name>[\w*, ]+?)(?: \((?P<type>.+?)\))?:(?: |$)(?P<text>.*)", re.DOTALL)
@@ -107,7 +107,7 @@ def kind_of(owner: type, name: str) -> str:
 
 
 def call_of(thing: Any, docstring: str) -> str:
-    """Returns the parameters of a call, with simple defaults and without types, which the docstring describes."""
+    """Returns the parameters of a call with their simple defaults. Types are omitted, because docstrings have them."""
     try:
         parameters = list(inspect.signature(thing).parameters.values())
     except (TypeError, ValueError):
@@ -150,9 +150,9 @@ def rendered(docstring: str) -> str:
 
 
 def split_section(body: str) -> tuple[str, str]:
-    """Splits the text after a heading into the section, without its indentation, and the text at the margin after it.
+    """Splits the text after a heading into the section, without its indentation, and the unindented text after it.
 
-    An example may stand at the margin as a whole.
+    If the section itself is not indented, as in some examples, it extends to the end of the text.
     """
     end = re.search(r"\n(?=\S)", body) if body.startswith(" ") else None
     inside = body if end is None else body[: end.start()]

@@ -15,7 +15,7 @@ from latex2mathml.converter import convert
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
-from api_pages import with_reference  # noqa: E402  # on the path only now
+from api_pages import with_reference  # noqa: E402  # can be imported only after the line above
 from site_source import for_site  # noqa: E402
 
 from trl_rec.version import __version__  # noqa: E402
@@ -55,7 +55,10 @@ def setup(app):
         source[0] = with_reference(for_site(docname, source[0]))
 
     def writer(display):
-        """Returns what writes a formula as MathML, which browsers show without a script."""
+        """Returns the function that writes a formula as MathML, which browsers show without a script.
+
+        The second value is the function for the end of a formula. There is none.
+        """
 
         def write(translator, node):
             formula = convert(node.astext(), display=display)

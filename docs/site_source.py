@@ -15,8 +15,8 @@ ELSEWHERE = {
     "../CHANGELOG": "site/changelog",
     "../CONTRIBUTING": "site/contributing",
 }
-# Pages whose links make the navigation. The links of the start page are grouped by its headings. Of the links of
-# other pages, those into the given folder count.
+# The navigation consists of the links on these pages. A link counts only if it leads into the folder given here; on
+# the start page (`index`), all links in lists count, and they are grouped by heading.
 NAVIGATION = {"index": "", "methods": "methods/", "api": "site/api/"}
 LINK = re.compile(r"\]\((?P<page>[\w./-]+)\.md(?P<anchor>#[\w-]+)?\)")
 NAMED_AS_FILE = re.compile(r"\[`?[\w./-]+\.md`?\](?=\((?P<page>[\w./-]+)\.md)")  # the text of the link is a file name

@@ -2,7 +2,7 @@
 
     python docs/write_device.py [--add FILE]
 
-With `--add`, docs/device.json is first replaced by FILE, which `benchmarks/device.py` wrote. Each table stands between
+With `--add`, docs/device.json is first replaced by FILE, which `benchmarks/device.py` wrote. Each table is between
 `<!-- device: NAME -->` and `<!-- end -->`. A cell whose figure is missing in docs/device.json reads "not measured".
 """
 

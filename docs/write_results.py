@@ -2,7 +2,7 @@
 
     python docs/write_results.py [--add STUDY_FOLDER NAME]
 
-Each table stands between `<!-- study: NAME -->` and `<!-- end -->`. It is built from docs/studies/NAME.json, which
+Each table is between `<!-- study: NAME -->` and `<!-- end -->`. It is built from docs/studies/NAME.json, which
 contains either
 
 - an excerpt of the `study.json` of a finished study (figures, verdicts, command and commit), written by `--add`; or
@@ -56,7 +56,7 @@ def block(name: str) -> str:
     """Returns the block of a study: its command and its table, between the two HTML comments."""
     path = STUDIES / f"{name}.json"
     if not path.is_file():
-        raise SystemExit(f"docs/results.md names the study {name}, but there is no {path}")
+        raise SystemExit(f"docs/results.md names the study {name}, but there is no {path}; write it with --add")
     study = json.loads(path.read_text(encoding="utf-8"))
     lines = printed(study) if study["status"] == "as printed" else measured(study)
     return "\n".join([f"<!-- study: {name} -->", *lines, "<!-- end -->"])

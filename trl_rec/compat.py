@@ -168,11 +168,11 @@ NOTICES = {
 }
 # Beginnings of warnings, with their categories.
 WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
-    # TRL 1.16 and PEFT 0.21 ask transformers 5.23 by an old name.
+    # TRL 1.16 and PEFT 0.21 use old names of transformers 5.23.
     ("`is_gradient_checkpointing` is deprecated", FutureWarning),
     ("`gradient_checkpointing_disable` is deprecated", FutureWarning),
     ("`gradient_checkpointing_enable` is deprecated", FutureWarning),
-    # bitsandbytes below 0.50 asks torch 2.13 by an old name.
+    # bitsandbytes below 0.50 uses an old name of torch 2.13.
     ("_check_is_size will be removed", FutureWarning),
     # PEFT 0.21 says that it saves the embeddings, which is necessary because tokens were added.
     ("Setting `save_embedding_layers` to `True`", UserWarning),
