@@ -32,7 +32,8 @@ def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: flo
 
     The times of the kills are random. About half of the starts first complete a checkpoint, so that the run makes
     progress. Every other kill comes as soon as 1 to `NUM_FILES` files of the next checkpoint are written. The kills in
-    between come within `most_seconds` of its first file. The test fails if the run ends before it is killed.
+    between come within `most_seconds` after the first file of that checkpoint. The test fails if the run ends before
+    it is killed.
 
     Returns:
         For each kill, the checkpoints that it left unfinished.

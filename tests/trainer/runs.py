@@ -1,6 +1,5 @@
-"""A small BEAR run, for the process of the test and for other processes. `folder` contains the dataset and the model
-that `make_folder` writes.
-"""
+"""Makes small BEAR runs, in the process of a test or in other processes. `folder` contains the dataset and the model
+that `make_folder` writes."""
 
 from __future__ import annotations
 
@@ -80,7 +79,7 @@ def conclude(trainer: Any, output: Path, **told: Any) -> None:
     told["ran_under"] = others[state.distributed_type] if zero is None else f"zero{zero.zero_stage}"
     if trainer.is_world_process_zero():
         torch.save(told, output / "run.pt")
-    trainer.accelerator.wait_for_everyone()  # a process that ends while another still writes may abort
+    trainer.accelerator.wait_for_everyone()  # a process may abort if it ends while another one writes
     trainer.end()
 
 
@@ -102,7 +101,7 @@ def assert_same(two: Trained, one: Trained, figures: tuple[str, ...]) -> None:
 
 
 def losses(trainer: BearTrainer) -> list[float]:
-    """The logged training losses."""
+    """Returns the logged training losses."""
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 

@@ -1,7 +1,7 @@
 """A compiled model (`torch_compile=True`) has the losses, weights and recommendations of the same model uncompiled.
 
 `torch.compile` wraps a model. The wrapper hides the class, the layers and the adapters of the model, and has no truth
-value. Each trainer must look through it.
+value. So each trainer must unwrap the model before it reads them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LORA = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["qkv_proj"])
 
 
 def one_layer(folder: Path) -> Any:
-    """Returns only the first layer of the folder's model, because it compiles in less time."""
+    """Returns the folder's model with only its first layer, so that it compiles in less time."""
     model = load_model(folder / "model")
     del model.model.layers[1:]
     model.config.num_hidden_layers = 1

@@ -1,4 +1,5 @@
-"""How often each trainer makes the host wait for the device per micro-batch.
+"""Counts how often each trainer makes the host wait for a value on the device, per micro-batch. Such a wait is called
+a read.
 
 The first micro-batch is left out, because tries fill their caches in it.
 """
@@ -100,7 +101,7 @@ def test_blade(surface: str, folders: dict[str, Path], tmp_path: Path) -> None:
     assert in_rounds <= longest
 
 
-def test_the_counter_sees_every_kind_of_read() -> None:
+def test_the_counter_counts_every_kind_of_read() -> None:
     """Each call in `one` is a read. In the calls in `none`, the host already knows the sizes."""
     values = torch.tensor([3, 1, 1])
     mask = values > 1

@@ -1,4 +1,4 @@
-"""Resident memory over 1,000 steps of each trainer."""
+"""The resident memory of a trainer must not grow over 1,000 steps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GROWTH = 24  # MiB that the allocator may add after step 200; a step that kept i
 
 
 class ResidentMemory(TrainerCallback):
-    """The resident memory in MiB after every hundredth step."""
+    """Records the resident memory in MiB after every hundredth step."""
 
     def __init__(self) -> None:
         self.mebibytes: dict[int, float] = {}

@@ -1,5 +1,5 @@
-"""Every trainer with a mixture of experts. It trains with TRL's load-balancing term, ranks, and its run folder
-recommends, whether or not the model was saved with `output_router_logits`."""
+"""Mixtures of experts: every trainer trains them with TRL's load-balancing term, ranks with them, and saves a run
+folder that recommends, whether or not the model was saved with `output_router_logits`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def logged(trainer: Any, name: str) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_it_trains_ranks_and_recommends(case: str, asked: bool, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_mixture_trains_ranks_and_recommends(
+    case: str, asked: bool, folders: dict[str, Path], tmp_path: Path
+) -> None:
     split = load(folders[CASES[case][0]] / "data").validation
     options = {"eval_dataset": split, "eval_strategy": "steps", "eval_steps": 1, "max_users": 4}
     trainer = make(case, folders, tmp_path, asked=asked, **options)
@@ -123,7 +125,9 @@ def assert_orders_alike(folder: Path, rows: Dataset, ranked: Any, ids: list[str]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_the_term_is_added_with_trls_weight(case: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_load_balancing_term_is_added_with_trls_weight(
+    case: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
     """The first loss equals the loss without the term, plus the weighted term."""
     first = {}
     for weight in (None, 0.0, 2.0):
@@ -172,7 +176,7 @@ def test_weight_zero_over_the_vocabulary_is_trls_sft(folders: dict[str, Path], t
         assert torch.allclose(mine, other, atol=1e-5), name
 
 
-def test_a_term_of_a_model_without_experts_is_refused(tmp_path: Path) -> None:
+def test_a_load_balancing_term_of_a_model_without_experts_is_refused(tmp_path: Path) -> None:
     runs.make_folder(tmp_path)
     with pytest.raises(ValueError, match="not a Mixture-of-Experts model"):
         preference_runs.make_trainer(tmp_path, tmp_path / "out", router_aux_loss_coef=0.1)

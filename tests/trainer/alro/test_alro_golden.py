@@ -45,5 +45,5 @@ def test_a_small_change_of_the_loss_is_detected(run: str, other: dict, folder: P
     trainer = make(run, folder, tmp_path)
     for name, value in other.items():
         setattr(trainer.args, name, value)
-    with pytest.raises(AssertionError, match="how to write it anew"):
+    with pytest.raises(AssertionError, match="to write the file again"):
         compare("alro", run, trajectory(trainer))

@@ -63,5 +63,5 @@ def test_a_small_change_of_the_loss_is_detected(run: str, other: dict, folder: P
     if not other:
         loss = trainer.compute_loss
         trainer.compute_loss = lambda *inputs, **options: 1.01 * loss(*inputs, **options)
-    with pytest.raises(AssertionError, match="how to write it anew"):
+    with pytest.raises(AssertionError, match="to write the file again"):
         compare("bear", run, trajectory(trainer))

@@ -1,3 +1,5 @@
+"""`BearTrainer`: its loss against TRL's and a slow loop, its checkpoints and run folders, and what it refuses."""
+
 import inspect
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""BEAR with prompts that name the user by a semantic ID."""
+
 from pathlib import Path
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""With the same global batch size, two processes give the results of one, whatever tasks each process has in a step."""
+"""With the same global batch size, two processes give the results of one, whichever tasks a process has in a step."""
 
 from functools import partial
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Training on several tasks: losses, templates and batches of rows from different tasks."""
+
 from pathlib import Path
 from typing import Any
 

@@ -86,7 +86,7 @@ def assert_recommends(trainer: BladeTrainer, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("tie", ["tied", pytest.param("untied", marks=pytest.mark.slow)])
-def test_a_new_adapter_is_measured_against_its_base(
+def test_the_reference_of_a_new_adapter_is_its_base(
     bases: Any, catalog: ItemCatalog, tie: str, tmp_path: Path
 ) -> None:
     base = bases[tie]
@@ -106,7 +106,7 @@ def test_a_new_adapter_is_measured_against_its_base(
 
 
 @pytest.mark.parametrize("tie", ["tied", pytest.param("untied", marks=pytest.mark.slow)])
-def test_an_adapter_is_measured_against_what_it_began_as(
+def test_the_reference_of_an_existing_adapter_is_its_initial_state(
     bases: Any, catalog: ItemCatalog, tie: str, tmp_path: Path
 ) -> None:
     trainer = make(adapted(bases[tie]), bases[tie], catalog, tmp_path, num_generations=16, num_references=16)
@@ -168,7 +168,7 @@ def test_checkpointing_changes_nothing(bases: Any, catalog: ItemCatalog, tmp_pat
 
 
 @pytest.mark.slow
-def test_resuming_ends_the_same(bases: Any, catalog: ItemCatalog, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_weights(bases: Any, catalog: ItemCatalog, tmp_path: Path) -> None:
     """A checkpoint contains both adapters, and a resumed run finds its reference lists."""
     options = {"max_steps": 4, "per_device_train_batch_size": 2}
     whole = make(adapted(bases["untied"]), bases["untied"], catalog, tmp_path / "whole", **options)

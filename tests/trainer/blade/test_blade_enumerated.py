@@ -28,9 +28,8 @@ from trl_rec.trainer import BladeConfig, BladeTrainer
 
 NUM_ITEMS, BEST_OF, COEFFICIENT, PRIOR = 4, 4, 0.3, 0.5
 LISTS = list(permutations(range(NUM_ITEMS), 2))
-WORTH = (
-    np.stack([np.random.default_rng(seed).permutation(16).reshape(4, 4) for seed in (3, 4)]) / 15
-)  # indexed by prompt, first item and second item
+# The reward of each list, indexed by prompt, first item and second item.
+WORTH = np.stack([np.random.default_rng(seed).permutation(16).reshape(4, 4) for seed in (3, 4)]) / 15
 CATALOG = ItemCatalog(
     pa.table({"item_id": list("abcd"), "title": [f"Thing {name}" for name in "abcd"]}), surface="item_token"
 )
@@ -83,6 +82,7 @@ def list_logps(model: Any, prompt: int) -> Tensor:
 
 
 def laws(model: Any) -> list[Tensor]:
+    """Returns the probability of every list, for each prompt."""
     with torch.no_grad():
         return [list_logps(model, prompt).exp() for prompt in (0, 1)]
 
@@ -92,8 +92,8 @@ def rewards(prompt: int) -> Tensor:
 
 
 def best_of_n(trainer: BladeTrainer, prompt: int, policy: Tensor, coefficient: float) -> Tensor:
-    """Returns the target of each list. The probabilities of the policy take the place of rollouts, as if there were
-    infinitely many."""
+    """Returns the target of each list. The probabilities of the policy replace the rollouts, as if infinitely many
+    rollouts were drawn."""
     own, drawn = rewards(prompt).unsqueeze(1), trainer.train_dataset["references"][prompt]
     references = torch.tensor([WORTH[prompt][tuple(chosen)] for chosen in drawn])
     size = len(references) + 2 * PRIOR
@@ -107,10 +107,12 @@ def best_of_n(trainer: BladeTrainer, prompt: int, policy: Tensor, coefficient: f
 
 
 def tilted(start: Tensor, values: Tensor) -> Tensor:
+    """Returns the policy that is proportional to `start * exp(values)`."""
     return (start.log() + values).softmax(0)
 
 
 def fixed_point(trainer: BladeTrainer, prompt: int, start: Tensor) -> Tensor:
+    """Returns the policy that equals `start` tilted by the policy's own targets."""
     policy = start
     for _ in range(300):
         policy = (policy * tilted(start, best_of_n(trainer, prompt, policy, COEFFICIENT))).sqrt()
@@ -120,11 +122,12 @@ def fixed_point(trainer: BladeTrainer, prompt: int, start: Tensor) -> Tensor:
 
 
 def divergence(one: Tensor, other: Tensor) -> float:
+    """Returns the KL divergence KL(one || other)."""
     return float((one * (one / other).log()).sum())
 
 
 @pytest.mark.slow
-def test_best_of_n_leads_to_the_tilt_of_the_frozen_references(tmp_path: Path) -> None:
+def test_best_of_n_converges_to_the_policy_tilted_by_the_reference_lists(tmp_path: Path) -> None:
     trainer = make(tmp_path, target="best_of_n", **CONVERGING)
     starts = laws(trainer.model)
     trainer.train()
@@ -134,7 +137,7 @@ def test_best_of_n_leads_to_the_tilt_of_the_frozen_references(tmp_path: Path) ->
         assert divergence(policy, expected) < 0.01
 
 
-def test_blade_leads_to_its_own_fixed_point_beyond_the_static_one(tmp_path: Path) -> None:
+def test_blade_converges_to_its_fixed_point_and_not_to_the_static_policy(tmp_path: Path) -> None:
     trainer = make(tmp_path, target="blade", dynamic_coefficient=COEFFICIENT, **CONVERGING)
     starts = laws(trainer.model)
     trainer.train()
@@ -146,7 +149,7 @@ def test_blade_leads_to_its_own_fixed_point_beyond_the_static_one(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_reward_leads_to_its_tilt(tmp_path: Path) -> None:
+def test_a_plain_reward_converges_to_the_policy_tilted_by_it(tmp_path: Path) -> None:
     options = {"target": "reward", "beta": 0.5, "standardize": False, "num_references": 0}
     trainer = make(tmp_path, **{**CONVERGING, **options, "max_steps": 80})
     starts = laws(trainer.model)
@@ -158,7 +161,7 @@ def test_a_reward_leads_to_its_tilt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["best_of_n", pytest.param("reward", marks=pytest.mark.slow)])
-def test_the_gradient_is_that_of_reward_less_kl(tmp_path: Path, target: str) -> None:
+def test_the_gradient_is_that_of_the_reward_minus_the_kl(tmp_path: Path, target: str) -> None:
     """The gradient is averaged over many rollouts of a policy that differs from its reference. `beta` is neither 0 nor
     1."""
     options = {

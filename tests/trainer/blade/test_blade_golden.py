@@ -1,5 +1,5 @@
-"""Ten steps of BLADE, as they were when `golden/blade.json` was written. The file keeps other values than the loss,
-which is 0 except for rounding if each rollout is used once."""
+"""Ten steps of BLADE must give the values that are stored in `golden/blade.json`. The loss is not among these values,
+because it is 0 except for rounding if each rollout is used once."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_ten_steps_equal_the_stored_ones(run: str, folder: Path, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("run", "changed"), [("blade", {"beta": 1.01}), ("two iterations", {"best_of": 8.08})])
-def test_a_small_change_of_the_target_is_seen(run: str, changed: dict, folder: Path, tmp_path: Path) -> None:
+def test_a_small_change_of_the_target_is_detected(run: str, changed: dict, folder: Path, tmp_path: Path) -> None:
     """One term of the target changes by a percent."""
-    with pytest.raises(AssertionError, match="how to write it anew"):
+    with pytest.raises(AssertionError, match="to write the file again"):
         compare("blade", run, trajectory(make(run, folder, tmp_path, **changed)))

@@ -62,14 +62,16 @@ def test_lists_are_drawn_once_in_parts(folder: Path, tmp_path: Path, drawn_rows:
     assert references(again) == told == references(again) and not drawn_rows
 
 
-def test_batches_do_not_matter(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
+def test_the_batch_size_does_not_change_the_lists(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
     told = [
         references(make_trainer(folder, tmp_path / str(size), reference_batch_size=size)) for size in (1, 2, 3, 64)
     ]
     assert told[0] == told[1] == told[2] == told[3]
 
 
-def test_they_are_found_by_weights_rows_and_sampling_alone(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
+def test_lists_are_reused_if_weights_rows_and_sampling_are_equal(
+    folder: Path, tmp_path: Path, drawn_rows: list
+) -> None:
     told = references(make_trainer(folder, tmp_path))
     cases: list[tuple[dict[str, Any], bool]] = [
         (
@@ -98,7 +100,9 @@ def test_they_are_found_by_weights_rows_and_sampling_alone(folder: Path, tmp_pat
         assert len(list(tmp_path.glob("references-*"))) == before + (not found), options
 
 
-def test_a_killed_run_goes_on_with_the_rest(folder: Path, tmp_path: Path, drawn_rows: list, monkeypatch) -> None:
+def test_a_killed_run_draws_only_the_missing_lists(
+    folder: Path, tmp_path: Path, drawn_rows: list, monkeypatch
+) -> None:
     whole = references(make_trainer(folder, tmp_path / "whole"))
     write, written = PartStore.write, []
 
@@ -141,7 +145,7 @@ def test_a_damaged_part_is_drawn_again(
     assert drawn_rows == [[*range(5, 10)]] and "part-00001.parquet" in caplog.text and "computed again" in caplog.text
 
 
-def test_what_one_process_has_written_every_process_has_to_see(folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_part_that_a_process_cannot_see_is_an_error(folder: Path, tmp_path: Path, monkeypatch) -> None:
     trainer = make_trainer(folder, tmp_path)
     monkeypatch.setattr(PartStore, "write", lambda store, part, lists: None)
     with pytest.raises(
@@ -157,7 +161,7 @@ def test_a_run_that_finds_its_lists_learns_the_same(folder: Path, tmp_path: Path
         assert logged(told[0], name) == logged(told[1], name)
 
 
-def test_the_best_of_the_reference_lists_are_rows_to_learn_from(folder: Path, tmp_path: Path) -> None:
+def test_the_best_reference_list_of_each_prompt_becomes_a_training_row(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, rewards={"recall": 1.0, "hit": -0.1}, reference_batch_size=5)
     rows, prompts = trainer.best_reference_rows(), trainer.train_dataset
     assert rows["user"] == prompts["user"] and rows["history"] == prompts["history"]
@@ -171,8 +175,8 @@ def test_the_best_of_the_reference_lists_are_rows_to_learn_from(folder: Path, tm
     assert max(len({*row["items"]} & {*prompt["targets"]}) for row, prompt in zip(rows, prompts, strict=True)) > 0
 
 
-def test_references_are_drawn_anew_from_the_current_policy(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
-    """Four steps and two draws: the lists of the second draw serve steps 2 and 3, and a resumed run reads them."""
+def test_references_are_drawn_again_from_the_current_policy(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
+    """The run has four steps and draws twice. Steps 2 and 3 use the lists of the second draw."""
     options = {"reference_draws": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 3, "target": "best_of_n"}
     once = make_trainer(folder, tmp_path / "once", max_steps=4, target="best_of_n")
     once.train()
@@ -193,7 +197,7 @@ def test_references_are_drawn_anew_from_the_current_policy(folder: Path, tmp_pat
         lists = half._draw(policy, batch, half.args.num_references, seed, batch["row"].tolist())
     np.testing.assert_array_equal(trainer._redrawn[:4], lists.numpy())
 
-    # A run that resumes at step 3 reads them.
+    # A run that resumes at step 3 reads the lists of the second draw.
     weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     shutil.rmtree(tmp_path / "twice" / "checkpoint-4")
     drawn_rows.clear()
@@ -203,7 +207,7 @@ def test_references_are_drawn_anew_from_the_current_policy(folder: Path, tmp_pat
     for name, value in resumed.model.state_dict().items():
         assert torch.equal(value, weights[name]), name
 
-    # Without them, it cannot go on.
+    # If these lists are missing, the run cannot be resumed at step 3.
     shutil.rmtree(tmp_path / "twice" / "checkpoint-4")
     for part in parts(tmp_path / "twice"):
         if part.parent.name not in {path.parent.name for path in parts(tmp_path / "once")}:
@@ -212,6 +216,6 @@ def test_references_are_drawn_anew_from_the_current_policy(folder: Path, tmp_pat
         make_trainer(folder, tmp_path / "twice", **options, overwrite=False).train(resume_from_checkpoint=True)
 
 
-def test_drawing_anew_needs_references(tmp_path: Path) -> None:
+def test_drawing_again_needs_a_target_with_references(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="reference_draws=2 has no effect with target=rank"):
         BladeConfig(str(tmp_path), target="rank", reference_draws=2, **QUIET)

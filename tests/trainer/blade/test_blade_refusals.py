@@ -94,7 +94,7 @@ def test_options_without_effect_or_meaning_are_refused(options: dict, message: s
         BladeConfig(str(tmp_path), **{**QUIET, **LISTS, **options})
 
 
-def test_what_is_fine_is_taken(tmp_path: Path) -> None:
+def test_valid_options_are_accepted(tmp_path: Path) -> None:
     for options in (
         {"save_steps": 0.1},
         {"num_iterations": 2, "save_steps": 4},
@@ -179,7 +179,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
         trainer.train()
     trainer = make_trainer(folder, tmp_path, target="reward", standardize=False, beta=1e38)
     with torch.no_grad():
-        trainer.ref_model.model.norm.weight.mul_(1e3)  # so different that beta times the log-ratio is infinite
+        trainer.ref_model.model.norm.weight.mul_(1e3)  # beta times the log-ratio becomes infinite
     with pytest.raises(
         ValueError, match=r"the loss of \d rows? is not finite at step 0, including the training rows \[\d+"
     ):

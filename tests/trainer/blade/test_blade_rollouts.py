@@ -37,7 +37,9 @@ def worth(items: list[int], targets: list[int], history: list[int], shares: list
 
 @pytest.mark.parametrize("exclude", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
-def test_log_probabilities_worked_out_by_hand(folder: Path, tmp_path: Path, exclude: bool, temperature: float) -> None:
+def test_log_probabilities_equal_those_of_single_lists(
+    folder: Path, tmp_path: Path, exclude: bool, temperature: float
+) -> None:
     """The expected values are computed for one list at a time without padding, under the policy and under a different
     reference."""
     options = {"eval_exclude_history": exclude, "temperature": temperature, "num_generations": 3, "max_prompts": 4}
@@ -57,7 +59,7 @@ def test_log_probabilities_worked_out_by_hand(folder: Path, tmp_path: Path, excl
                     assert float(logp) == pytest.approx(float(expected), abs=1e-4)
 
 
-def test_lists_hold_distinct_items_and_none_of_the_history(folder: Path, tmp_path: Path) -> None:
+def test_lists_contain_distinct_items_and_none_of_the_history(folder: Path, tmp_path: Path) -> None:
     histories = {}
     for exclude in (True, False):
         trainer = make_trainer(folder, tmp_path, eval_exclude_history=exclude, num_generations=24, **ALL)
@@ -70,7 +72,7 @@ def test_lists_hold_distinct_items_and_none_of_the_history(folder: Path, tmp_pat
     assert histories == {True: [False, False], False: [True, True]}
 
 
-def test_a_low_temperature_draws_what_is_likely(folder: Path, tmp_path: Path) -> None:
+def test_a_low_temperature_draws_likelier_lists(folder: Path, tmp_path: Path) -> None:
     likely = []
     for temperature in (0.05, 1.0, 20.0):
         trainer = make_trainer(folder, tmp_path, model=other_model(folder), temperature=temperature, **ALL)
@@ -142,7 +144,7 @@ def test_a_prompt_learns_the_same_in_any_batch(folder: Path, tmp_path: Path) -> 
     assert len(together.items.flatten(1).unique(dim=0)) == 8
 
 
-def test_each_step_draws_anew(folder: Path, tmp_path: Path) -> None:
+def test_each_step_draws_other_rollouts(folder: Path, tmp_path: Path) -> None:
     trainer, drawn_items = make_trainer(folder, tmp_path, **ALL), []
     inputs = first_batch(trainer)
     for step, seed in ((0, 42), (1, 42), (0, 43), (0, 42)):
@@ -156,7 +158,7 @@ def test_each_step_draws_anew(folder: Path, tmp_path: Path) -> None:
     assert (inputs["references"] != drawn_items[0]).any(-1).float().mean() > 0.9
 
 
-def test_a_second_training_draws_by_its_own_policy(folder: Path, tmp_path: Path) -> None:
+def test_a_second_training_draws_from_its_current_policy(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, max_steps=1, learning_rate=0.5)
     trainer.train(), trainer.train()
     assert logged(trainer, "blade/ratio") == [1.0] and logged(trainer, "kl")[0] != 0.0
@@ -175,9 +177,8 @@ def test_several_steps_on_the_same_rollouts(folder: Path, tmp_path: Path, monkey
     monkeypatch.setattr(BladeTrainer, "compute_loss", watch)
     monkeypatch.setattr(BladeTrainer, "_valued", lambda *given: valued.append(value(*given)) or valued[-1])
     options = {"num_iterations": 2, "gradient_accumulation_steps": 2, "max_steps": 6, "learning_rate": 0.5}
-    trainer = make_trainer(
-        folder, tmp_path, **options, max_prompts=11
-    )  # one batch of 8 rows per epoch, and three rows left over
+    # An epoch has one batch of 8 rows. Three of the 11 rows are left over.
+    trainer = make_trainer(folder, tmp_path, **options, max_prompts=11)
     trainer.train()
     steps = [[rows for at, rows in seen if at == step] for step in range(6)]
     assert [len(rows) for rows in steps] == [2] * 6 and len(valued) == 6
@@ -207,7 +208,7 @@ def test_each_global_batch_is_repeated_num_iterations_times() -> None:
         RepeatedBatches(3, 4, 2, seed=0)
 
 
-def test_data_have_a_seed_of_their_own(folder: Path, tmp_path: Path) -> None:
+def test_the_data_seed_determines_the_order_of_rows(folder: Path, tmp_path: Path) -> None:
     told = []
     for data_seed in (0, 1, None, 42):
         trainer = make_trainer(folder, tmp_path, num_iterations=2, data_seed=data_seed)

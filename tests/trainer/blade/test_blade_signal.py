@@ -1,4 +1,4 @@
-"""The benchmark that reads the logs of BLADE's runs: its tables, the rule, and the reward at equal KL."""
+"""The benchmark that reads the logs of BLADE's runs: tables, the choice of a setting, and the reward at equal KL."""
 
 import importlib.util
 import json
@@ -34,7 +34,7 @@ def entries(tied: list[float], kl: list[float], reward: list[float]) -> list[dic
     return [{"blade/tied_pairs": a, "kl": b, "reward": c, **others} for a, b, c in steps]
 
 
-def test_the_rule_takes_most_ties_among_those_that_keep_accuracy(
+def test_the_setting_with_most_ties_is_chosen_among_those_that_keep_accuracy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = tmp_path / "study"

@@ -1,3 +1,5 @@
+"""`BladeTrainer`: its first step, its training, its evaluations, and runs that are resumed."""
+
 import inspect
 import json
 from pathlib import Path
@@ -53,7 +55,7 @@ def assert_same_steps(one: BladeTrainer, other: BladeTrainer) -> None:
 
 
 def unalike(batch: ListBatch) -> np.ndarray:
-    """Returns rewards that hardly any two lists share."""
+    """Returns a different reward for almost every list."""
     return (np.sin(np.array([3.0, 5.0, 7.0]) * batch.lists) * [1.0, 0.7, 0.4]).sum(-1)
 
 
@@ -62,7 +64,7 @@ def low(batch: ListBatch) -> np.ndarray:
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_a_policy_begins_as_its_reference(folder: Path, tmp_path: Path, bf16: bool) -> None:
+def test_before_the_first_step_the_policy_equals_its_reference(folder: Path, tmp_path: Path, bf16: bool) -> None:
     options = {
         "rewards": {"unalike": 1.0},
         "reward_functions": {"unalike": unalike},
@@ -74,13 +76,12 @@ def test_a_policy_begins_as_its_reference(folder: Path, tmp_path: Path, bf16: bo
     told = {name: logged(trainer, name)[0] for name in ("kl", "blade/kl_k3", "blade/ratio", "blade/clipped")}
     assert list(told.values()) == [0.0, 0.0, 1.0, 0.0] and logged(trainer, "loss")[0] == pytest.approx(0, abs=1e-6)
     assert logged(trainer, "blade/quantile")[0] == pytest.approx(0.5, abs=0.02)
-    assert logged(trainer, "blade/saturated")[0] == pytest.approx(
-        1 / 65, abs=0.01
-    )  # each of 1 + 64 lists is equally likely to be the best
+    # A rollout is as likely to be the best list as each of the 64 reference lists.
+    assert logged(trainer, "blade/saturated")[0] == pytest.approx(1 / 65, abs=0.01)
     assert logged(trainer, "blade/tied_pairs")[0] < 0.02 and logged(trainer, "blade/logps")[0] < -9
 
 
-def test_a_reference_by_name_is_the_policy_that_was_loaded(folder: Path, tmp_path: Path) -> None:
+def test_the_reference_of_a_named_model_is_a_copy_of_the_loaded_policy(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, model=str(folder / "model"))
     rollouts = drawn(trainer, first_batch(trainer))
     assert torch.equal(rollouts.ref_logps, rollouts.old_logps)
@@ -89,7 +90,7 @@ def test_a_reference_by_name_is_the_policy_that_was_loaded(folder: Path, tmp_pat
     assert torch.equal(rollouts.ref_logps, rollouts.old_logps)
 
 
-def test_dropout_does_not_part_policy_and_reference(folder: Path, tmp_path: Path) -> None:
+def test_dropout_does_not_make_policy_and_reference_differ(folder: Path, tmp_path: Path) -> None:
     model = load_model(folder / "model", attention_dropout=0.5, resid_pdrop=0.5).train()
     trainer = make_trainer(folder, tmp_path, model=model, max_steps=1, num_generations=4)
     trainer.train()
@@ -97,7 +98,9 @@ def test_dropout_does_not_part_policy_and_reference(folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(("target", "name"), [("blade", "BLADE"), ("reward", "GRPO")])
-def test_training_moves_every_tensor_but_the_references(folder: Path, tmp_path: Path, target: str, name: str) -> None:
+def test_training_moves_every_tensor_of_the_policy_and_none_of_the_reference(
+    folder: Path, tmp_path: Path, target: str, name: str
+) -> None:
     trainer = make_trainer(folder, tmp_path, target=target)
     before, reference = weights(trainer.model), weights(trainer.ref_model)
     trainer.train()
@@ -117,7 +120,7 @@ def test_training_moves_every_tensor_but_the_references(folder: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_what_is_rewarded_is_drawn_more_often(folder: Path, tmp_path: Path) -> None:
+def test_rewarded_lists_are_drawn_more_often(folder: Path, tmp_path: Path) -> None:
     options = {"rewards": {"low": 1.0}, "reward_functions": {"low": low}, "max_steps": 20, "learning_rate": 0.02}
     trainer = make_trainer(folder, tmp_path, **options, optim="adamw_torch", per_device_train_batch_size=16)
     trainer.train()
@@ -195,7 +198,7 @@ def test_lists_are_learned_on_every_surface(dataset: RecDataset, surface: str, f
     assert any(not torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
 
 
-def test_a_tokenizer_without_padding_pads_with_its_end(folder: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_pad_token_pads_with_eos(folder: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(folder / "model")
     tokenizer.pad_token = None
     trainer = make_trainer(folder, tmp_path, processing_class=tokenizer, max_steps=1)
@@ -204,7 +207,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(folder: Path, tmp_path: P
     assert_same_steps(trainer, padded)
 
 
-def test_splits_are_ranked_where_the_best_model_is_looked_for(
+def test_evaluations_during_training_rank_the_split_and_choose_the_best_model(
     folder: Path, dataset: RecDataset, tmp_path: Path
 ) -> None:
     options = {
@@ -228,7 +231,7 @@ def test_splits_are_ranked_where_the_best_model_is_looked_for(
         assert entry["eval_reward/ndcg"] == pytest.approx(entry["eval_ndcg@3"])
     best = max(entry["eval_reward"] for entry in told.values())
     assert trainer.state.best_metric == pytest.approx(best)
-    assert trainer.evaluate()["eval_reward"] == pytest.approx(best)  # the best weights are back
+    assert trainer.evaluate()["eval_reward"] == pytest.approx(best)  # the best weights were loaded
 
 
 def test_an_evaluation_changes_nothing(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
@@ -259,7 +262,7 @@ def test_a_run_folder_writes_the_lists_of_the_trainer(folder: Path, dataset: Rec
 
 
 @pytest.mark.parametrize("num_iterations", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_resuming_passes_over_a_broken_checkpoint_and_ends_the_same(
+def test_resuming_skips_an_incomplete_checkpoint_and_ends_the_same(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, num_iterations: int
 ) -> None:
     options: dict[str, Any] = {"max_steps": 8, "optim": "adamw_torch", "learning_rate": 0.01, "max_prompts": 13}
@@ -293,7 +296,7 @@ OVERRIDDEN += [
 OVERRIDDEN += ["_load_from_checkpoint", "_push_from_checkpoint"]
 
 
-def test_every_overridden_method_is_looked_at() -> None:
+def test_the_list_of_overridden_methods_is_complete() -> None:
     ours = {name for kind in BladeTrainer.__mro__ if kind.__module__.startswith("trl_rec.") for name in vars(kind)}
     theirs = {name for name in ours if inspect.isfunction(getattr(DPOTrainer, name, None))} - {
         "__init__",

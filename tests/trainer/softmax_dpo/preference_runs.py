@@ -1,6 +1,5 @@
-"""A small Softmax-DPO run, for the process of the test and for other processes. `folder` contains what
-`tests.trainer.runs.make_folder` writes.
-"""
+"""Makes small Softmax-DPO runs, in the process of a test or in other processes. `folder` contains the files that
+`tests.trainer.runs.make_folder` writes."""
 
 from __future__ import annotations
 
@@ -51,8 +50,8 @@ def preference_table(dataset: RecDataset, *, most: int = 4, seed: int = 0) -> Da
 
 
 def text_rows(*, several: bool = True) -> Dataset:
-    """Returns eight prompts with a continuation each. The rejected texts are one to three other continuations, or a
-    single text unless `several`."""
+    """Returns eight prompts with a chosen text each. If `several`, one to three texts are rejected per prompt, and
+    otherwise a single text."""
     rows = []
     for row, sentence in enumerate(SENTENCES * 2):
         words, cut = sentence.split(), 2 + row % 3

@@ -1,3 +1,5 @@
+"""Batches of preferences: their padding, and the trie nodes of completions that are items."""
+
 from typing import Any
 
 import numpy as np
@@ -53,16 +55,15 @@ def test_nothing_but_padding_is_added(batch: list) -> None:
             # Padding is on the right.
             assert made["completion_ids"][row, slot][mask].tolist() == text and mask[: len(text)].all()
         assert not made["completion_mask"][row, 1 + len(rejected) :].any()
-    assert (
-        made["completion_mask"].any(-1).any(0).all() and made["completion_mask"].any(0).any(0).all()
-    )  # no column contains only padding
+    # No column contains only padding.
+    assert made["completion_mask"].any(-1).any(0).all() and made["completion_mask"].any(0).any(0).all()
     assert (made["completion_ids"][~made["completion_mask"]] == PAD).all() and (
         made["prompt_ids"][~made["prompt_mask"]] == PAD
     ).all()
 
 
 @given(st.lists(st.lists(st.sampled_from(ITEMS), min_size=2, max_size=4), min_size=1, max_size=4))
-def test_each_token_learns_the_node_at_which_it_is_chosen(several: list) -> None:
+def test_each_token_has_the_trie_node_at_which_it_is_chosen(several: list) -> None:
     rows = as_rows([([1], some[0], some[1:]) for some in several])
     batch = PreferenceCollator(PAD, TRIE)(rows)
     nodes, mask = batch["trie_nodes"], batch["completion_mask"]

@@ -1,3 +1,5 @@
+"""Preferences that are texts or conversations: how they are tokenised, and which rows are dropped or refused."""
+
 import json
 import logging
 from copy import deepcopy
@@ -25,7 +27,7 @@ def ids(text: str, tokenizer: PreTrainedTokenizerFast = TOKENIZER) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def test_texts_are_tokenised_apart_and_end_once() -> None:
+def test_texts_are_tokenised_separately_and_end_with_one_eos() -> None:
     made = tokenize_preferences(
         texts(prompt=["the cat", "blue"], chosen=[" sat", " or<eos>"], rejected=[[" on", " red<eos>"], []]), TOKENIZER
     )
@@ -43,7 +45,7 @@ def test_one_rejected_text_need_not_be_a_list() -> None:
     assert tokenize_preferences(texts(**columns, rejected=[" on"]), TOKENIZER)[:] == listed[:]
 
 
-def test_what_the_tokenizer_begins_a_text_with_begins_the_prompt_alone() -> None:
+def test_a_bos_token_of_the_tokenizer_is_added_only_to_the_prompt() -> None:
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = deepcopy(TOKENIZER)
@@ -54,7 +56,7 @@ def test_what_the_tokenizer_begins_a_text_with_begins_the_prompt_alone() -> None
     assert tokenizer.bos_token_id not in [*made["prompt_ids"][1:], *made["chosen_ids"], *made["rejected_ids"][0]]
 
 
-def test_a_long_prompt_loses_its_beginning_and_a_completion_nothing() -> None:
+def test_a_long_prompt_loses_its_beginning_and_completions_stay_whole() -> None:
     prompt, longest = "the cat sat on the mat " * 6, " which one do you like"
     rows = texts(prompt=[prompt, "the cat"], chosen=[" red", longest * 6], rejected=[[longest], [" red"]])
     room = 30 - len(ids(longest)) - 1
@@ -66,7 +68,7 @@ def test_a_long_prompt_loses_its_beginning_and_a_completion_nothing() -> None:
 
 
 def test_many_rows_without_anything_rejected_may_come_first() -> None:
-    count = 1001  # more rows than are written before the column types are fixed
+    count = 1001  # one more than the rows that `datasets` writes before it fixes the types of columns
     rejected: list[list[str]] = [[]] * count + [[" on"]]
     made = tokenize_preferences(
         texts(prompt=["a"] * (count + 1), chosen=["b"] * (count + 1), rejected=rejected), TOKENIZER
@@ -94,7 +96,7 @@ def test_conversations_are_written_by_the_template() -> None:
     assert tokenize_preferences(single, tokenizer)[0]["rejected_ids"] == made["rejected_ids"][:1]
 
 
-def test_a_prompt_ends_where_the_template_writes_an_answer_otherwise() -> None:
+def test_a_prompt_ends_where_the_generation_prompt_and_the_answer_diverge() -> None:
     tokenizer, rows = chat(CHAT.replace("<assistant>{%", "<assistant><think>{%"))
     made = tokenize_preferences(rows, tokenizer)[0]
     assert tokenizer.decode(made["prompt_ids"]) == "<system>a cat\n<user>which one?\n<assistant>"
@@ -133,7 +135,7 @@ def test_rows_left_out_are_counted_by_their_reason(caplog: pytest.LogCaptureFixt
     assert not caplog.messages
 
 
-def test_a_completion_is_rejected_once_and_never_the_chosen_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_repeated_completions_and_the_chosen_one_are_not_rejected(caplog: pytest.LogCaptureFixture) -> None:
     rejected = [[" on", " sat", " on", " red"], [" or<eos>", " red"], []]
     with caplog.at_level(logging.WARNING, "trl_rec"):
         made = tokenize_preferences(
@@ -185,7 +187,7 @@ def test_texts_and_conversations_are_not_mixed(row: dict[str, Any], message: str
         tokenize_preferences(Dataset.from_list([row]), chat(CHAT)[0])
 
 
-def test_texts_need_an_end_and_conversations_none() -> None:
+def test_texts_need_an_eos_token_and_conversations_do_not() -> None:
     tokenizer, rows = chat(CHAT)
     made = tokenize_preferences(rows, tokenizer)
     tokenizer.eos_token = None

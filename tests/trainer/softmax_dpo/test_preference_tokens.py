@@ -1,3 +1,5 @@
+"""Preferences that are token ids: how long rows are shortened, and which rows are refused."""
+
 import logging
 
 import pytest

@@ -1,3 +1,5 @@
+"""Preferences that are tables of items: their prompts and paths, and the files that are read or refused."""
+
 import json
 import logging
 from dataclasses import replace
@@ -52,13 +54,13 @@ def test_a_table_becomes_prompts_and_paths(rows: list, surface: str, max_length:
         assert row["rejected_ids"] == [prompt_format.paths[item].tolist() for item in dict.fromkeys(rejected)]
 
 
-def test_chosen_rows_of_a_table_are_respected() -> None:
+def test_a_selection_of_rows_is_respected() -> None:
     table = make_table([([0], 1, [2]), ([3, 4], 5, [6, 7]), ([], 8, [])])
     whole = preference_rows(table, FORMATS["semantic_id"])
     assert preference_rows(table.select([2, 0]), FORMATS["semantic_id"])[:] == whole.select([2, 0])[:]
 
 
-def test_a_table_whose_lists_are_all_empty_has_no_type() -> None:
+def test_a_table_whose_lists_are_all_empty_is_accepted() -> None:
     made = preference_rows(Dataset.from_dict({"history": [[]], "chosen": [1], "rejected": [[]]}), FORMATS["title"])
     assert made[0]["rejected_ids"] == [] and made[0]["prompt_ids"] == [
         *FORMATS["title"].prompt_head,
@@ -94,7 +96,7 @@ def test_wrong_items_are_refused(row: tuple, message: str) -> None:
 
 @pytest.mark.parametrize("name", ["history", "chosen", "rejected"])
 @pytest.mark.parametrize(("item", "told"), [(None, "null"), (1.5, "1.5"), (float("inf"), "inf")])
-def test_what_is_no_whole_number_is_no_item(name: str, item: float | None, told: str) -> None:
+def test_items_that_are_not_whole_numbers_are_refused(name: str, item: float | None, told: str) -> None:
     right = {"history": [[0], [3]], "chosen": [1, 4], "rejected": [[2], [5]]}
     wrong = {**right, name: [right[name][0], item if name == "chosen" else [item]]}
     with pytest.raises(
@@ -107,7 +109,7 @@ def test_what_is_no_whole_number_is_no_item(name: str, item: float | None, told:
     assert next(made) == next(made)
 
 
-def test_rejected_items_are_told_apart_by_their_paths(caplog: pytest.LogCaptureFixture) -> None:
+def test_rejected_items_with_the_same_path_count_once(caplog: pytest.LogCaptureFixture) -> None:
     """Items 0, 1 and 4 have the same path, and so do 2 and 5. The path of 3 begins with that of 2."""
     paths = Ragged.from_lists([[7, 1], [7, 1], [7, 2], [7, 2, 1], [7, 1], [7, 2]])
     prompt_format = replace(FORMATS["item_token"], pieces=paths, paths=paths)

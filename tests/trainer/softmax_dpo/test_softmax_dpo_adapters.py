@@ -115,7 +115,7 @@ def assert_recommends(trainer: SoftmaxDPOTrainer, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("tie", TIES)
-def test_a_new_adapter_is_measured_against_its_base(
+def test_the_reference_of_a_new_adapter_is_its_base(
     bases: Any, catalog: ItemCatalog, table: Dataset, tie: str, tmp_path: Path
 ) -> None:
     base = bases[tie]
@@ -136,7 +136,7 @@ def test_a_new_adapter_is_measured_against_its_base(
 
 
 @pytest.mark.parametrize("tie", TIES)
-def test_an_adapter_is_measured_against_what_it_began_as(
+def test_the_reference_of_an_existing_adapter_is_its_initial_state(
     bases: Any, catalog: ItemCatalog, table: Dataset, tie: str, tmp_path: Path
 ) -> None:
     model = adapted(bases[tie])
@@ -167,10 +167,10 @@ def test_trls_own_copy_is_not_the_whole_adapter(
     assert abs(first_loss(trainer) - loss_of_equals(trainer)) > 0.003
 
 
-def test_a_precomputed_reference_is_what_the_adapter_began_as(
+def test_a_precomputed_reference_is_the_adapter_before_training(
     bases: Any, catalog: ItemCatalog, table: Dataset, tmp_path: Path
 ) -> None:
-    """An evaluation after training must not take the trained adapter for the reference."""
+    """An evaluation after training must not use the trained adapter as the reference."""
     at_once = make(adapted(bases["tied"]), bases["tied"], catalog, table, tmp_path)
     before = make(adapted(bases["tied"]), bases["tied"], catalog, table, tmp_path, precompute_ref_log_probs=True)
     reference = state(before.model, "ref")
@@ -201,7 +201,9 @@ def test_checkpointing_changes_nothing(bases: Any, catalog: ItemCatalog, table: 
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
-def test_resuming_ends_the_same(bases: Any, catalog: ItemCatalog, table: Dataset, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_weights(
+    bases: Any, catalog: ItemCatalog, table: Dataset, tmp_path: Path
+) -> None:
     """A checkpoint contains both adapters. Here the resumed run starts with an untrained policy and gets both from the
     checkpoint."""
     options = {"max_steps": 4, "per_device_train_batch_size": 4}

@@ -1,5 +1,5 @@
-"""At the same global batch, two processes give the results of one: under DDP, ZeRO-2 and ZeRO-3, with the shipped
-accelerate recipes on the CPU."""
+"""With the same global batch size, two processes give the results of one. The tests run DDP, ZeRO-2 and ZeRO-3 with
+the shipped accelerate recipes, on the CPU."""
 
 from functools import partial
 from pathlib import Path
@@ -59,8 +59,8 @@ def test_the_legal_softmax_in_two_processes(folder: Path, tmp_path: Path) -> Non
 def test_under_zero3_each_model_has_its_own_precomputed_reference(
     folder: Path, alone: Trained, tmp_path: Path
 ) -> None:
-    """Each process loads only its share of a model, so the tensors are empty when the name of the file is computed.
-    The names of two models must still differ."""
+    """The name of a reference file is computed from the model. Each process loads only its share of a model, so some
+    tensors are empty. The names of two models must still differ."""
     for seed in range(2):
         tokenizer, model = load_tokenizer(folder / "model"), tmp_path / str(seed)
         make_model(tokenizer, hidden_size=16, dropout=0.0, max_length=256, seed=seed).save_pretrained(model)

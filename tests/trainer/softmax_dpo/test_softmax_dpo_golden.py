@@ -1,4 +1,4 @@
-"""Ten steps of Softmax-DPO, as they were when `golden/softmax_dpo.json` was written."""
+"""Ten steps of Softmax-DPO must give the values that are stored in `golden/softmax_dpo.json`."""
 
 from pathlib import Path
 
@@ -40,5 +40,5 @@ def test_a_small_change_of_the_loss_is_detected(
     """One term of the loss changes by a percent."""
     trainer = make(run, folder, tmp_path)
     setattr(trainer if name == "beta" else trainer.args, name, value)
-    with pytest.raises(AssertionError, match="how to write it anew"):
+    with pytest.raises(AssertionError, match="to write the file again"):
         compare("softmax_dpo", run, trajectory(trainer))

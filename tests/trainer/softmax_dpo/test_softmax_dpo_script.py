@@ -38,7 +38,7 @@ def arguments(inputs: Path, policy: str) -> list[str]:
 
 
 @pytest.mark.parametrize("policy", ["model", "adapter"])
-def test_a_policy_is_trained_and_the_run_written_down(inputs: Path, policy: str) -> None:
+def test_a_policy_is_trained_and_the_run_is_recorded(inputs: Path, policy: str) -> None:
     main(arguments(inputs, policy))
     weights = "adapter_model.safetensors" if policy == "adapter" else "model.safetensors"
     before, after = load_file(inputs / policy / weights), load_file(inputs / "run" / weights)
@@ -53,7 +53,7 @@ def test_a_policy_is_trained_and_the_run_written_down(inputs: Path, policy: str)
 
 
 @pytest.mark.parametrize("trust", [True, False])
-def test_code_of_a_model_is_trusted_only_where_asked_for(
+def test_trust_remote_code_is_passed_on_only_if_it_is_set(
     inputs: Path, monkeypatch: pytest.MonkeyPatch, trust: bool
 ) -> None:
     told = []

@@ -1,3 +1,5 @@
+"""`SoftmaxDPOTrainer`: its loss against TRL's DPO and a slow loop, its reference, evaluations and refusals."""
+
 import inspect
 import json
 import math
@@ -95,7 +97,7 @@ def test_one_negative_is_trls_dpo(kind: str, tmp_path: Path) -> None:
     assert max(abs(one["rewards/margins"]) for one in told[0]) > 0.1
 
 
-def test_the_first_loss_is_that_of_equals(folder: Path, tmp_path: Path) -> None:
+def test_the_first_loss_is_that_of_a_policy_that_equals_its_reference(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, **ALL)
     assert first_loss(trainer) == pytest.approx(loss_of_equals(trainer), abs=1e-5)
     changed = make_trainer(folder, tmp_path, model=other_model(folder), **ALL)  # its folder contains a different model
@@ -104,7 +106,7 @@ def test_the_first_loss_is_that_of_equals(folder: Path, tmp_path: Path) -> None:
     assert first_loss(loaded) == pytest.approx(loss_of_equals(loaded), abs=1e-5)
 
 
-def test_dropout_does_not_part_policy_and_reference(folder: Path, tmp_path: Path) -> None:
+def test_dropout_does_not_make_policy_and_reference_differ(folder: Path, tmp_path: Path) -> None:
     """A Llama keeps its dropout as a number, which TRL's `disable_dropout` does not find."""
     model = load_model(folder / "model", attention_dropout=0.5).train()
     trainer = make_trainer(folder, tmp_path, model=model, beta=20.0, **ALL)
@@ -125,7 +127,9 @@ def test_dropout_does_not_part_policy_and_reference(folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("options", [{}, {"normalize": "catalogue"}, {"sft_weight": 0.5}, {"loss": "dmpo", **ALL}])
-def test_training_moves_every_tensor_but_the_references(folder: Path, tmp_path: Path, options: dict) -> None:
+def test_training_moves_every_tensor_of_the_policy_and_none_of_the_reference(
+    folder: Path, tmp_path: Path, options: dict
+) -> None:
     trainer = make_trainer(folder, tmp_path, **options)
     before, reference = weights(trainer.model), weights(trainer.ref_model)
     trainer.train()
@@ -140,7 +144,7 @@ def test_training_moves_every_tensor_but_the_references(folder: Path, tmp_path: 
 @pytest.mark.parametrize("normalize", ["vocabulary", "catalogue"])
 @pytest.mark.parametrize("sft_weight", [0.0, 0.7])
 @pytest.mark.parametrize("loss", ["softmax", "dmpo"])
-def test_the_loss_worked_out_by_hand(
+def test_the_loss_equals_that_of_single_completions(
     folder: Path, tmp_path: Path, normalize: str, sft_weight: float, loss: str
 ) -> None:
     """The expected loss is computed from the logits of one completion at a time, without padding."""
@@ -192,9 +196,8 @@ def test_neither_padding_nor_the_order_of_negatives_matters(folder: Path, tmp_pa
     assert loss([{**row, "rejected_ids": row["rejected_ids"][::-1]} for row in rows]) == pytest.approx(
         together, abs=1e-6
     )
-    assert (
-        loss([{**row, "rejected_ids": row["rejected_ids"] * 2} for row in rows]) > together + 0.1
-    )  # copies of a negative change the loss
+    # Copies of a negative change the loss.
+    assert loss([{**row, "rejected_ids": row["rejected_ids"] * 2} for row in rows]) > together + 0.1
 
 
 def test_accumulating_changes_nothing(folder: Path, tmp_path: Path) -> None:
@@ -247,7 +250,7 @@ def test_tables_train_on_every_surface(dataset: RecDataset, surface: str, normal
     assert any(not torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
 
 
-def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_pad_token_pads_with_eos(tmp_path: Path) -> None:
     tokenizer = deepcopy(TEXT_TOKENIZER)
     tokenizer.pad_token = None
     config = SoftmaxDPOConfig(str(tmp_path), **DEFAULTS)
@@ -273,7 +276,7 @@ def test_a_precomputed_reference_changes_nothing(folder: Path, tmp_path: Path, o
     assert_close(before.model, weights(at_once.model))
 
 
-def test_the_precomputed_reference_is_kept_for_these_rows_and_weights(
+def test_a_precomputed_reference_is_reused_only_for_the_same_rows_and_weights(
     folder: Path, dataset: RecDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed = []
@@ -300,7 +303,7 @@ def test_the_precomputed_reference_is_kept_for_these_rows_and_weights(
     assert len(list(tmp_path.glob("reference-*.parquet"))) == 6 and not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_run_that_finds_its_reference_draws_the_same(folder: Path, tmp_path: Path) -> None:
+def test_a_run_that_reuses_its_reference_has_the_same_losses(folder: Path, tmp_path: Path) -> None:
     told = []
     for _ in range(2):
         model = load_model(folder / "model", attention_dropout=0.2)
@@ -326,7 +329,7 @@ def test_preferences_are_evaluated(folder: Path, dataset: RecDataset, tmp_path: 
     assert "ndcg" not in " ".join(told)
 
 
-def test_splits_are_ranked_where_the_best_model_is_looked_for(
+def test_evaluations_during_training_rank_the_split_and_choose_the_best_model(
     folder: Path, dataset: RecDataset, tmp_path: Path
 ) -> None:
     options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "eval_ks": [5]}
@@ -344,11 +347,11 @@ def test_splits_are_ranked_where_the_best_model_is_looked_for(
     )
     best = max(entry["eval_ndcg@5"] for entry in told.values())
     assert trainer.state.best_metric == pytest.approx(best)
-    assert trainer.evaluate()["eval_ndcg@5"] == pytest.approx(best)  # the best weights are back
+    assert trainer.evaluate()["eval_ndcg@5"] == pytest.approx(best)  # the best weights were loaded
     assert {"test_ndcg@5"} <= trainer.evaluate(dataset.test, metric_key_prefix="test").keys()
 
 
-def test_a_ranking_leaves_the_training_metrics_alone(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+def test_a_ranking_does_not_change_the_training_metrics(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     options = {"eval_strategy": "steps", "eval_steps": 3, "logging_steps": 4, "eval_ks": [5]}
     trainer = make_trainer(folder, tmp_path, eval_dataset=dataset.validation, **options)
     trainer.train()
@@ -363,7 +366,7 @@ def test_a_ranking_leaves_the_training_metrics_alone(folder: Path, dataset: RecD
 
 
 @pytest.mark.parametrize("precompute", [False, True])
-def test_several_evaluation_sets_each_get_theirs(
+def test_each_of_several_evaluation_sets_has_its_own_metrics(
     folder: Path, dataset: RecDataset, tmp_path: Path, precompute: bool
 ) -> None:
     sets = {"pairs": preference_table(dataset, seed=1), "users": dataset.validation}
@@ -400,7 +403,7 @@ def test_a_run_folder_recommends_what_the_trainer_ranks(
 
 
 @pytest.mark.parametrize("options", [{}, {"precompute_ref_log_probs": True}])
-def test_resuming_passes_over_a_broken_checkpoint_and_ends_the_same(
+def test_resuming_skips_an_incomplete_checkpoint_and_ends_the_same(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict
 ) -> None:
     options |= {"max_steps": 6, "optim": "adamw_torch", "learning_rate": 0.01}
@@ -424,7 +427,7 @@ def test_a_prior_without_a_catalogue_is_refused(tmp_path: Path) -> None:
         text_trainer(tmp_path, text_rows(), prior="transition")
 
 
-def test_without_a_catalogue_it_is_a_trainer_like_any_other(tmp_path: Path) -> None:
+def test_a_run_without_a_catalogue_saves_a_plain_model(tmp_path: Path) -> None:
     trainer = text_trainer(tmp_path, text_rows(), save_strategy="steps", save_steps=4)
     trainer.train()
     trainer.save_model()
@@ -533,7 +536,7 @@ def test_wrong_rows_are_refused_before_training(folder: Path, dataset: RecDatase
         ("normalize='catalogue' needs the catalogue", table, {"catalog": None, "normalize": "catalogue"}),
         ("row 0: a completion is not an item of the catalogue", token_rows(), {"normalize": "catalogue"}),
         (
-            "row 1: a completion is not an item of the catalogue",  # it is only the beginning of one
+            "row 1: a completion is not an item of the catalogue",  # only the beginning of an item
             token_rows(chosen_ids=[paths[0]] * 2, rejected_ids=[[paths[1]], [paths[2], paths[1][:2]]]),
             {"normalize": "catalogue"},
         ),
@@ -587,7 +590,7 @@ def test_a_model_that_knows_fewer_tokens_than_its_tokenizer_is_refused(tmp_path:
         SoftmaxDPOTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
 
 
-def test_a_model_from_nowhere_needs_a_tokenizer(tmp_path: Path) -> None:
+def test_a_model_that_was_not_loaded_from_a_folder_needs_a_tokenizer(tmp_path: Path) -> None:
     model = make_family("llama", vocab_size=len(TEXT_TOKENIZER))
     with pytest.raises(ValueError, match="the model was not loaded from a folder or hub id, .* pass processing_class"):
         SoftmaxDPOTrainer(model, args=SoftmaxDPOConfig(str(tmp_path), **DEFAULTS), train_dataset=text_rows())
@@ -616,7 +619,7 @@ OVERRIDDEN += [
 ]
 
 
-def test_every_overridden_method_is_looked_at() -> None:
+def test_the_list_of_overridden_methods_is_complete() -> None:
     ours = {
         name for kind in SoftmaxDPOTrainer.__mro__ if kind.__module__.startswith("trl_rec.") for name in vars(kind)
     }
@@ -640,7 +643,7 @@ def test_overridden_methods_still_have_trls_signature(name: str) -> None:
         assert list(ours) == theirs
 
 
-def test_the_constructor_takes_what_trls_takes() -> None:
+def test_trls_constructor_still_has_the_arguments_that_we_pass() -> None:
     theirs = list(inspect.signature(DPOTrainer).parameters)
     assert theirs[:4] == ["model", "ref_model", "args", "data_collator"]  # they are passed by position
     assert {"train_dataset", "eval_dataset", "processing_class"} <= set(theirs)
