@@ -40,11 +40,11 @@ class Resolution:
     Args:
         smallest: The smallest difference in the primary measure that the study can detect; None if the baselines do
             not have this measure.
-        ceiling: The largest value of the primary measure that a recommender can reach if it knows only the items of
-            the training split; None if the measure is not in `BOUNDED`.
+        ceiling: The largest value of the primary measure for a recommender that recommends only items of the training
+            split; None if the measure is not in `BOUNDED`.
         reference: The primary measure, on the validation split, of the arm that the other arms are compared with
             (the study's `against`); None if that arm is not one of the baselines measured here.
-        only_ids: Names of the arms that know items only by their ids (see [`knows_only_ids`]).
+        only_ids: Names of the arms whose models see item ids and no item texts (see [`knows_only_ids`]).
     """
 
     smallest: float | None
@@ -117,10 +117,10 @@ def resolution(
 
 
 def knows_only_ids(arm: Arm, arms: Mapping[str, Arm]) -> bool:
-    """Returns whether the models of an arm know items only by their ids, at every point of its grid.
+    """Returns whether the models of an arm see item ids and no item texts, at every point of its grid.
 
-    A model that knows only ids cannot know an item outside the training split. The result is False if a model may have
-    read texts of the items, or may have been trained on other data.
+    Such a model cannot recommend an item outside the training split. The result is False if a model may have read
+    texts of the items, or may have been trained on other data.
 
     Args:
         arm: The arm.

@@ -96,7 +96,7 @@ class Study:
             if key in self.evaluation:
                 raise ValueError(f"evaluation: the study sets {key} itself; leave it out")
         self.left_out: dict[str, str] = {}  # maps each arm that is left out to the reason
-        self.measured_trainings: dict[Path, Run] = {}  # maps the folder of a model's evaluation to its training
+        self.measured_trainings: dict[Path, Run] = {}  # maps an evaluation folder to the run that trained the model
 
     @property
     def trainings(self) -> dict[str, Arm]:
