@@ -2,9 +2,9 @@
 
 The baseline with learned parameters, `sequence`, is in `trl_rec.schedule`.
 
-The recommenders in this module are fitted on the training split, raise `ValueError` for any other split, and rank the
-whole catalogue. They use sparse arrays: memory and time grow with the number of items that are scored per history, not
-with users x items.
+The recommenders in this module are fitted on the training split, and rank the whole catalogue. They raise `ValueError`
+for another split, if [`~trl_rec.data.dataset.check_is_train`] detects it. They use sparse arrays: memory and time grow
+with the number of items that are scored per history, not with users x items.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class TransitionBaseline:
         excluded = _excluded(histories, exclude_history, twins)
 
         # Number of (row, item) pairs per row: one for each item that followed a recent item, `top_k` for popular
-        # items, and two per excluded item. The second of these is for a popular item that may take its place.
+        # items, and two per excluded item. The two are the excluded item and a popular item that may replace it.
         costs = self.counts.num_followers(histories) + 2 * excluded.lengths + top_k
 
         ranks = _rank_in_blocks(

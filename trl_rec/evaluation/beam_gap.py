@@ -130,7 +130,7 @@ def measure_beam_gaps(
         COUNT.check("beams", count)
     if policy.writes_lists:
         raise ValueError("the model writes lists; the beam gap compares rankings of single items")
-    # Rank all rows anew. With rows kept by an interrupted evaluation, the times would not be comparable.
+    # Do not reuse rankings of an interrupted evaluation, because the measured times would not include them.
     policy = replace(policy, finished=None)
     numbers = spread(num_users, len(held_out(dataset, split)))
     rows = at_most(num_users, held_out(dataset, split))

@@ -5,8 +5,8 @@ and optionally `score`. A file is refused in each of these cases, because the co
 
 - The file contains items or users that are not in the dataset.
 - A user has no list.
-- All lists are shorter than the largest k.
-- Histories are excluded, but a list contains an item of the user's history.
+- All lists are shorter than the largest cutoff k of the metrics.
+- A list contains an item of the user's history, although `exclude_history` is set.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_lists(
         rows (`np.ndarray`, *optional*): Numbers of the rows to read lists for. Defaults to all rows of the split.
         top_k (`int`, *optional*, defaults to `10`): Number of ranks that the metrics need. At least one list must have
             this many items.
-        at_most (`int`, *optional*): Maximum number of ranks to read. Defaults to `top_k`, and lower values have no
+        at_most (`int`, *optional*): Maximum number of ranks to read. Defaults to `top_k`. Values below `top_k` have no
             effect.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether to refuse lists with items of the history.
 
@@ -75,7 +75,7 @@ def read_lists(
     # 2. Check the lists.
     lengths = np.bincount(place[place >= 0], minlength=len(row_numbers))
     _check_distinct(lines, lines.ranks, "rank", "the rank {} occurs twice in one list; correct the ranks")
-    _check_distinct(lines, lines.items, "item_id", "the item {} occurs twice in one list; leave one out")
+    _check_distinct(lines, lines.items, "item_id", "the item {} occurs twice in one list; keep only one of the lines")
     _check_every_row_has_one(lengths, dataset, split, row_numbers, where)
     _check_lengths(lines, lengths, top_k)
     if exclude_history:

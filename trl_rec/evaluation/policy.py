@@ -200,7 +200,8 @@ class Policy:
         All processes must call this method.
 
         Args:
-            steps: Functions of a policy that keeps no finished rows, and of some of the rows.
+            steps: Functions to time. Each is called with a copy of this policy and with some of the rows. The copy has
+                no `finished`, so that every row is computed.
             rows (`Dataset`): Rows of a split.
         """
         policy = replace(self, finished=None)
@@ -260,8 +261,8 @@ class RankingPass(NamedTuple):
 def ranking_passes(policy: Policy, ks: Sequence[int], recall_at: int | None, num_items: int) -> list[RankingPass]:
     """Returns the passes that [`evaluate_policy`] makes: one for recall at `recall_at`, and one for all other metrics.
 
-    A single pass is enough if recall at `recall_at` is not needed. It is also enough if the longer ranking does not
-    need more beams, because the longer ranking then begins with the shorter one.
+    A single pass is enough if recall at `recall_at` is not needed. It is also enough if a ranking of `recall_at` items
+    needs no more beams than the ranking for the other metrics. The longer ranking then begins with the shorter one.
     """
     further = None if policy.writes_lists else further_cutoff(recall_at, ks, num_items)
     if further is None:
@@ -290,10 +291,11 @@ def evaluate_policy(
         dataset (`RecDataset`): The dataset.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): The cutoffs k of the metrics.
-        recall_at (`int`, *optional*): A further cutoff above `ks`, for recall alone. It needs a separate pass over
-            the users, with this number of beams, unless the pass for the other metrics scores every item or has at
-            least as many beams. The separate pass does not affect the other metrics. This recall is left
-            out if the model writes lists, or if a list of this length would contain the whole catalogue.
+        recall_at (`int`, *optional*): A further cutoff above `ks`, for recall alone. Usually, this recall is computed
+            in a separate pass over the users, with `recall_at` beams, which does not affect the other metrics. There
+            is no separate pass if every item is a single token, or if the policy has at least `recall_at` beams. This
+            recall is left out if the model writes lists, or if a list of this length would contain the whole
+            catalogue.
         rewards, reward_functions, seed (*optional*): As in [`evaluate_split`].
 
     Returns:
@@ -301,8 +303,8 @@ def evaluate_policy(
 
         - `recall@k` for `recall_at`;
         - `preference_accuracy`, if users have held-out items that they liked and others that they disliked;
-        - `expected_recall@k` and `expected_ndcg@k`, if items share a leaf of the trie and the policy has no prior (a
-          prior orders such items).
+        - `expected_recall@k` and `expected_ndcg@k`, if items share a leaf of the trie and the policy has no prior. A
+          prior orders the items of a leaf by their weights.
     """
     rows = held_out(dataset, split)
     further = None if policy.writes_lists else further_cutoff(recall_at, ks, len(dataset.catalog))

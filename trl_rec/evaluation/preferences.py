@@ -99,7 +99,7 @@ class RatedTargets:
         """Computes `liked@k` and `disliked@k` per user, `(num_rows,)` each.
 
         `liked@k` is the share of a user's liked held-out items that are among the first k items of the list.
-        `disliked@k` is the share of the user's disliked held-out items that are. A good list has many liked and few
+        `disliked@k` is the same share for the user's disliked held-out items. A good list has many liked and few
         disliked items.
 
         Args:

@@ -1,4 +1,4 @@
-"""Evaluates a prior alone, and the product of a policy and the prior. Both become rows of the results."""
+"""Evaluates a prior alone, and the product: a policy multiplied by the prior. Both become rows of the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRIOR_ROW = "prior"  # name of the row of the prior alone
 
 
 def product_row(name: str) -> str:
-    """Returns the name of the row of the product. `name` is that of the policy's own row."""
+    """Returns the name of the product in the results. `name` is the name of the policy alone."""
     return f"{name} x {PRIOR_ROW}"
 
 

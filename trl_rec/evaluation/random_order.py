@@ -1,4 +1,4 @@
-"""Random permutations of the catalogue, one per row. Any position can be computed without the other positions.
+"""Computes random permutations of the catalogue, one per row. An item is computed without the rest of its permutation.
 
 A Feistel network permutes the numbers below a power of four that is at least the size of the catalogue. As long as the
 output of the network is not an item index, the network is applied to this output again ("cycle walking"). The result

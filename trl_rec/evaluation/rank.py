@@ -1,7 +1,7 @@
 """Ranks the catalogue for many users with a model. Prompts are batched by length and divided among the processes.
 
-Every process returns the complete ranking, in the order of the rows. If a [`FinishedRows`] is given, finished rows are
-written there from time to time, and rows that an interrupted evaluation has written are not ranked again.
+Every process returns the complete ranking, in the order of the rows. If a [`FinishedRows`] is given, it stores the
+finished rows from time to time. Rows that an interrupted evaluation has stored are not ranked again.
 """
 
 from __future__ import annotations
@@ -245,8 +245,8 @@ def map_rows(
     # 1. Read the rows that an interrupted call has finished.
     kept_rows, kept_values = _read_finished(finished, width, dtype, desc, len(lengths))
 
-    # 2. Sort the other rows from longest to shortest and assign them to the processes round-robin. So the rows of a
-    #    batch have similar lengths, and all processes have about the same amount of work.
+    # 2. Sort the other rows from longest to shortest and assign them to the processes round-robin. Then the rows of
+    #    a batch have similar lengths, and all processes have about the same amount of work.
     state = PartialState()
     order = np.argsort(-lengths, kind="stable")
     order = order[~np.isin(order, kept_rows)]
@@ -285,7 +285,7 @@ def _read_finished(
     if state.num_processes > 1:
         rows = broadcast_object_list([rows])[0]
     if len(rows):
-        say(f"{desc}: {len(rows):,} of {num_rows:,} users are kept from an interrupted evaluation")
+        say(f"{desc}: {len(rows):,} of {num_rows:,} users were already finished by an interrupted evaluation")
     return rows, values
 
 

@@ -218,8 +218,8 @@ def _warn_of_known_targets(histories: Ragged, targets: Ragged, twins: Twins | No
     if is_new.mean() <= 0.9:
         logger.warning(
             "%d of %d targets are in their user's history, so no recommender can find them when histories are "
-            "excluded, and all metrics are low; prepare the data with repeats: first or last, or do not exclude "
-            "histories",
+            "excluded, and all metrics are low; prepare the data with repeats: first or repeats: last, or do not "
+            "exclude histories",
             (~is_new).sum(),
             len(is_new),
         )

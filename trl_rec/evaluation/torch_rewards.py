@@ -1,8 +1,8 @@
-"""The named rewards of lists as functions of tensors, so that training does not copy lists to the host.
+"""Computes the rewards of lists from tensors, so that training does not copy lists to the host.
 
-The functions return the same values as those of `rewards.py`. The values are also rounded to 12 decimals, so that
-equally good lists have equal rewards. On a device without float64, rewards are computed in float32 and rounded to 5
-decimals, so lists that are nearly equally good also get equal rewards.
+[`score_tensors`] returns the same values as `score_lists` in `rewards.py`. Both round rewards to 12 decimals, so that
+equally good lists have equal rewards. On a device without float64, `score_tensors` computes rewards in float32 and
+rounds them to 5 decimals, so lists that are nearly equally good also get equal rewards.
 
 Legend: B users, G lists per user, K ranks, T targets per user (padded), H items of the longest history, N items of the
 catalogue, D groups.
@@ -31,8 +31,10 @@ class ListTensors(NamedTuple):
         targets (`torch.Tensor` of shape `(B, T)`): The items that each user chose next, padded with -1. The rewards
             `ndcg` and `recall` of a user without targets are NaN.
         histories (`torch.Tensor` of shape `(B, H)`): The items that each user chose before, padded with -1.
-        shares (`torch.Tensor` of shape `(N, D)`, *optional*): As in `ListBatch`.
-        units (`torch.Tensor` of shape `(N, D)`, *optional*): The result of `unit_vectors` for `shares`.
+        shares (`torch.Tensor` of shape `(N, D)`, *optional*): The fraction of each item that belongs to each group.
+            Needed for the reward `mgu`.
+        units (`torch.Tensor` of shape `(N, D)`, *optional*): The rows of `shares`, each divided by its length, as
+            returned by `unit_vectors`. Needed for the reward `ild`.
     """
 
     lists: Tensor

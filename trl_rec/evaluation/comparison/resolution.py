@@ -7,9 +7,8 @@ to the study's number of users. The factor 2.8 is the sum of 1.96, for tests at 
 If the pilot and the study both have several seeds, the difference is larger, because a few seeds give only a rough
 estimate of the variance between seeds. To account for this, the module simulates studies with variances that agree
 with the pilot. As in [`verdict`], a study detects a difference only if the difference is significant and has the same
-sign with every seed.
-The returned difference is at least 2.8 standard errors. It is also large enough that 80 % of the simulated studies
-detect a true difference of this size, and that 90 % detect one twice as large.
+sign with every seed. The returned difference is at least 2.8 standard errors. It is also large enough that 80 % of the
+simulated studies detect a true difference of this size, and that 90 % detect one twice as large.
 """
 
 from __future__ import annotations
@@ -90,8 +89,8 @@ def smallest_difference(
     of_seeds = np.sqrt(num_seeds * (seeds + both))[:, None] * rng.standard_normal((NUM_STUDIES, num_seeds))
     found = of_users + of_seeds  # (NUM_STUDIES, num_seeds)
 
-    # 4. A study detects a true difference if adding this difference to `found` lifts the mean of the study above its
-    # threshold, and the lowest value of its seeds above 0.
+    # 4. Adding a true difference to `found` raises the values of all seeds. A study detects the difference if the mean
+    # over its seeds is then above the threshold of the study, and the lowest value is above 0.
     thresholds = _thresholds(found, users + both, both, alpha / num_comparisons, rng)
     needed = np.maximum(thresholds - found.mean(1), -found.min(1))
     lowest = FACTOR * np.sqrt(users + both + max(0.0, (observed - both) * seeds_of_pilot / num_seeds))

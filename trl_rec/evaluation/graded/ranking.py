@@ -43,7 +43,7 @@ class RankedLists(NamedTuple):
 
 
 def combine_orders(lists: RankedLists, count: int) -> RankedLists:
-    """Combines each `count` consecutive rankings of a list into one, by [`borda`].
+    """Combines every `count` consecutive rankings of a list into one, by [`borda`].
 
     Args:
         lists: Rankings of `S * count` orders per list.

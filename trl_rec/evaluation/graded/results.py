@@ -30,9 +30,9 @@ def evaluate_orders(
     Returns:
         The evaluation, with the metrics `graded_ndcg@k` for every k, and `tau`, which is Kendall's tau between a
         model's order and the order of the ratings. These metrics are averaged over the orders in which a list was
-        shown. If there are several such orders, the metrics also include `consistency` ([`order_consistency`]) and,
-        unless each ranking combines several prompts, `slot_bias` ([`slot_correlation`]). `rankings` contains only the
-        rankings of the first prompt order.
+        shown. If there are several such orders, the metrics also include `consistency` ([`order_consistency`]) and
+        `slot_bias` ([`slot_correlation`]). `slot_bias` is left out if each ranking combines several prompts.
+        `rankings` contains only the rankings of the first prompt order.
     """
     ratings = split_rows(rows, "ratings").padded(fill=-1).astype(float)  # (N, m)
     orders = [lists.places[:, order] for order in range(lists.places.shape[1])]  # S arrays (N, m)

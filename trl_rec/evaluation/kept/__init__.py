@@ -1,1 +1,1 @@
-"""Keeps an evaluation in a folder, and reads it back: results, values per user, ranked items and environment."""
+"""Writes an evaluation to a folder, and reads it back: results, values per user, ranked items and environment."""

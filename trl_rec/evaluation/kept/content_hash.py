@@ -96,6 +96,6 @@ def _plain(value: Any) -> str:
 
 def _describe(model: nn.Module) -> str:
     """Returns the configuration of a model and of its adapters."""
-    from trl_rec.trainer.base.saving.fingerprint import as_json, model_entries  # loads TRL
+    from trl_rec.trainer.base.saving.fingerprint import as_json, model_entries  # imported here, as it loads TRL
 
     return json.dumps(as_json(model_entries(model, "model")), sort_keys=True)

@@ -1,4 +1,4 @@
-"""The files of a kept evaluation, and the hash that shows that they belong together.
+"""Defines the files of an evaluation in its folder, and the hash that shows that the files belong together.
 
 The folder holds `metrics.json`, which is written last, and three Parquet files. In the Parquet files, the column `row`
 (the row number in the split) identifies a user, because user ids are not stored. These are the files and their
@@ -9,7 +9,7 @@ columns:
   where the recommender has no scores). Missing ranks are left out.
 - `users.parquet`: `row`, and the columns by which [`slices`] divides users, see [`describe_rows`].
 
-Until an evaluation is complete, the folder `finished-rows` contains the rows that it has ranked so far.
+Until the evaluation is complete, a subfolder `finished-rows` contains the rows that have been ranked so far.
 """
 
 from __future__ import annotations

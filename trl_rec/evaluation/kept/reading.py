@@ -95,7 +95,7 @@ def read_evaluation(folder: str | Path) -> KeptEvaluation:
     content = _read_metrics(folder)
     users = _read(folder, USERS, content)
     per_user = _read(folder, PER_USER, content)
-    _read(folder, RANKINGS, content, columns=[])  # only checks that the file is there and belongs to the others
+    _read(folder, RANKINGS, content, columns=[])  # reads no column, but checks the file
 
     try:
         results = {

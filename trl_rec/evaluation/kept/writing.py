@@ -135,7 +135,7 @@ def _schema(name: str, parts: Sequence[pa.Table]) -> pa.Schema:
 
 
 def _write_parts(path: Path, parts: Sequence[pa.Table], schema: pa.Schema, metadata: Mapping[bytes, bytes]) -> None:
-    """Writes one table after another. Each has its own row groups, so that it can be read without the others."""
+    """Writes tables to one file. Each table has its own row groups, so that it can be read alone."""
     with pq.ParquetWriter(path, schema.with_metadata(metadata), compression="zstd") as writer:
         for part in parts:
             writer.write_table(part.replace_schema_metadata(metadata))

@@ -1,4 +1,4 @@
-"""Chooses the setting of a prior on the validation split: its strength, and its eps, the weight of the popularity.
+"""Chooses the setting of a prior on the validation split: its strength, and its eps (the weight of popularity).
 
 `grid.py` decides which settings are compared, `measuring.py` measures them, `choice.py` chooses the best one,
 `choice_file.py` keeps the choice in the output folder, and `table.py` prints it.

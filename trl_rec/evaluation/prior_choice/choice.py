@@ -1,4 +1,4 @@
-"""Chooses the setting of a prior: the best one on the validation split, or a given one."""
+"""Chooses the setting of a prior, its strength and eps: the best one on the validation split, or a given one."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ def given_choice(
         prior ([`SavedPrior`]): The prior.
         strength (`float`): The strength.
         k (`int`): The cutoff of the metric.
-        recorded (*optional*): The choice that the output folder contains, from [`read_choice`]. If its kind of prior
-            and its strength are the given ones, the returned prior gets the recorded eps. The recorded setting is then
+        recorded (*optional*): The choice that the output folder contains, from [`read_choice`]. If it has the kind of
+            `prior` and the given strength, the returned prior gets the recorded eps, so that the recorded setting is
             repeated exactly. Otherwise, the prior keeps its own eps.
     """
-    # Use the recorded eps only if a prior can have it, because `choice.json` may have been edited.
+    # Use the recorded eps only if it is a valid value, because `choice.json` may have been edited.
     eps = getattr(prior, "eps", None)
     if recorded is not None and (recorded.get("prior"), recorded.get("strength")) == (prior.kind, strength):
         found = recorded.get("eps")

@@ -1,4 +1,4 @@
-"""Keeps the choice of a prior in the output folder.
+"""Keeps the chosen setting of a prior in the file `choice.json` of the output folder.
 
 Once the test split has been measured with a choice, another choice is refused. Otherwise, the setting could be chosen
 by its results on the test split.

@@ -1,4 +1,4 @@
-"""Measures settings of a prior on the validation split.
+"""Measures settings of a prior (its strength and eps) by NDCG on the validation split.
 
 Decoding the validation users again for every setting would take long. Models that score single items are therefore
 decoded once for many settings. Models that write lists have to be decoded for every setting.
@@ -90,7 +90,8 @@ def seconds_to_measure(policy: Policy, dataset: RecDataset, *, k: int, max_users
 
         return len(rows) * sum(policy.seconds_of([_rank, _score], rows))
 
-    # Lists are written once per setting of the first grid. Otherwise, the grid is usually extended about once.
+    # A model that writes lists makes one pass per setting of the first grid. With exact scores, one pass measures the
+    # whole first grid, and usually one more pass measures an extension of the grid.
     number = len(STRENGTH_STEPS) + len(EPS_STEPS) if how == "lists" else 2
     return number * len(rows) * policy.seconds_per_user(rows, [RankingPass(k)])[0]
 

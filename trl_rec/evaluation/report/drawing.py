@@ -229,7 +229,7 @@ def _inline(svg: str, label: str) -> str:
     prefix = f"c{hashlib.sha256((label + svg).encode()).hexdigest()[:10]}-"
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
 
-    # 1. Remove the elements that an SVG needs only as a file, and line breaks between elements.
+    # 1. Remove the elements that only an SVG file needs, and line breaks between elements.
     for parent in list(root.iter()):
         for child in list(parent):
             if _local(child.tag) in ("metadata", "style", "title"):

@@ -125,10 +125,10 @@ def slices_section(material: Material) -> Section | None:
     rows = [Row(name, _slice_cells(material, arms, mask)) for name, mask in masks.items()]
     return Section(
         "slices",
-        "For whom it works",
-        f"{material.primary} for parts of the users. The recommender that is best overall may not be best for every "
-        "part.",
-        [Table(["", "users", *(arm.name for arm in arms)], rows, notes=["Parts with few users have wide intervals."])],
+        "Slices of users",
+        f"{material.primary} for slices of the users. The recommender that is best overall may not be best for every "
+        "slice.",
+        [Table(["", "users", *(arm.name for arm in arms)], rows, notes=["Small slices have wide intervals."])],
     )
 
 

@@ -20,9 +20,9 @@ REMARK = (
 def verdicts_section(material: Material) -> Section | None:
     """Returns the section with the verdicts, or None if there is nothing to compare.
 
-    A study defines the comparisons itself. Without a study, there are two references: the strongest baseline, and the
-    first recommender that is not a baseline. All other recommenders except baselines are compared with both. On a page
-    with baselines only, each baseline is compared with the strongest one.
+    A study defines the comparisons itself. Without a study, all recommenders except baselines are compared with the
+    strongest baseline, and with the first recommender that is not a baseline. On a page with baselines only, each
+    baseline is compared with the strongest one.
     """
     if material.study is not None:
         blocks = _study_blocks(material.study)

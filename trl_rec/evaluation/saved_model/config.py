@@ -19,8 +19,9 @@ class EvaluationConfig:
     """Configuration of an evaluation: which model and rows are evaluated, and how lists are generated.
 
     If `surface`, `list_length`, `num_beams`, `length_penalty`, `renormalize`, `max_length` or `prior` is not set,
-    [`evaluation_settings`] reads it from the model's run folder, or from the hub repository that it was pushed to. Any
-    other model gets the values in `settings.DEFAULTS`, so set these fields to what the model was trained with.
+    [`evaluation_settings`] reads it from the model's run folder, or from the hub repository that the folder was pushed
+    to. A model without a run folder gets the values in `settings.DEFAULTS`. For such a model, set these fields to the
+    values that it was trained with.
 
     Args:
         model (`str`, *optional*): A hub id, a folder or a GGUF file. If neither `model` nor `lists` is set, only the
@@ -35,8 +36,9 @@ class EvaluationConfig:
         list_length (`int`, *optional*): Number of items in a list, for a model that writes lists.
         rewards (`dict`, *optional*): Weights of the rewards that score whole lists, as in [`score_lists`].
         best_of (`int`, *optional*): If set, also draws this number of lists per user and evaluates the list with the
-            highest reward. A policy that BLADE trains from this model with `target="best_of_n"`, the same `best_of`
-            and the default `beta` has at most the mean reward of these lists. Requires `rewards` and `list_length`.
+            highest reward. The mean reward of these lists is an upper bound for a policy that BLADE trains from this
+            model with `target="best_of_n"`, the same `best_of` and the default `beta`. Requires `rewards` and
+            `list_length`.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         max_users (`int`, *optional*): Maximum number of rows of the split to evaluate, spread evenly over the split.
             Defaults to all rows.
@@ -198,7 +200,7 @@ class EvaluationConfig:
 
     @property
     def folder(self) -> str | None:
-        """The run folder of the model, which may be the local copy of a hub repository, or else `model` itself."""
+        """`model`, or the local copy of a run folder if `model` is a hub repository with such a folder's files."""
         return None if self.model is None else model_folder(self.model)
 
     def __post_init__(self) -> None:

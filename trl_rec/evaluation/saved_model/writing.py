@@ -1,4 +1,4 @@
-"""Writes the results of [`evaluate_with_baselines`], and names the row of the model or of the lists."""
+"""Writes the results of [`evaluate_with_baselines`], and chooses the name of the model or of the lists in them."""
 
 from __future__ import annotations
 
