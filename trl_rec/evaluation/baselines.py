@@ -114,8 +114,8 @@ class TransitionBaseline:
     popularity, then by index. This includes the items with score 0, which come last.
 
     It is a strong baseline. With leave-one-out splits and excluded histories, it reaches Recall@10 .079 and NDCG@10
-    .050 on Amazon Beauty, and .184 and .106 on MovieLens-100k. The values on Beauty are higher than those that the
-    authors of TIGER and HSTU report for their models, and lower than those of well-trained models of the SASRec type.
+    .050 on Amazon Beauty, and .184 and .106 on MovieLens-100k. The values on Beauty are above the published values of
+    TIGER and HSTU, and below those of the best models of the SASRec type. `docs/results.md` names the sources.
 
     Args:
         window (`int`, *optional*, defaults to `3`): Maximum distance between two items that count as a transition.

@@ -192,8 +192,8 @@ def map_histories(
         width: Number of values per row.
         dtype (*optional*, defaults to `int64`): Type of the values.
         desc: Label of the progress bar.
-        finished (*optional*): Where the values of finished histories are kept. It must describe everything that the
-            values depend on besides `desc`, the prompts and the excluded items.
+        finished (*optional*): Where the values of finished histories are kept. It must describe everything that
+            `compute` depends on. This function adds a description of `desc`, the prompts and the excluded items.
     """
     prompts = prompt_format.encode(histories, users, max_length=max_length)
     if finished is not None:
@@ -235,8 +235,8 @@ def map_rows(
         dtype (*optional*, defaults to `int64`): Type of the values.
         desc: Label of the progress bar.
         batch_size: Rows per batch.
-        finished (*optional*): Where the values of finished rows are kept. It must describe everything that the values
-            depend on besides `desc`.
+        finished (*optional*): Where the values of finished rows are kept. It must describe everything that `compute`
+            depends on. This function adds `desc`, `width`, `dtype` and the number of rows.
     """
     COUNT.check("batch_size", batch_size)
     if finished is not None:

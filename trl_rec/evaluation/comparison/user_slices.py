@@ -40,7 +40,7 @@ def slices_table(kept: KeptEvaluation, metric: str) -> str:
 
     Args:
         kept (`KeptEvaluation`): The evaluation.
-        metric (`str`): A metric that was kept per user, such as `"ndcg@10"`.
+        metric (`str`): A metric that has a value per user, such as `"ndcg@10"`.
     """
     named = {name: one.per_user[metric] for name, one in kept.results.items() if metric in one.per_user}
     if not named:

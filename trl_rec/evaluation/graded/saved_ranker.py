@@ -30,7 +30,7 @@ INERT = ("rewards", "best_of", "list_length", "num_beams", "exhaustive", "prior_
 
 
 def is_ranker(model: str | None) -> bool:
-    """Returns whether `model` is a run folder of `trl-rec alro`, or a hub repository with such a folder's files."""
+    """Returns whether `model` is a run folder of `trl-rec alro`, or a hub repository made from such a folder."""
     return model is not None and (Path(model_folder(model)) / SETTINGS).is_file()
 
 

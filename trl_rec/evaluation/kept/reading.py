@@ -95,7 +95,7 @@ def read_evaluation(folder: str | Path) -> KeptEvaluation:
     content = _read_metrics(folder)
     users = _read(folder, USERS, content)
     per_user = _read(folder, PER_USER, content)
-    _read(folder, RANKINGS, content, columns=[])  # reads no column, but checks the file
+    _read(folder, RANKINGS, content, columns=[])  # reads no column, only checks the file
 
     try:
         results = {

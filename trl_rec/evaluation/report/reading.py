@@ -283,7 +283,7 @@ def _dataset(kept: KeptEvaluation, path: str | Path | None) -> RecDataset | None
 def _check_same_rows(kept: KeptEvaluation, dataset: RecDataset) -> None:
     """Raises `ValueError` if the evaluation was not made on this dataset."""
     is_same = dataset.catalog.fingerprint == kept.identity["catalog"]
-    if is_same and not is_rated(kept):  # for rated lists, the hash depends on settings
+    if is_same and not is_rated(kept):  # with rated items, settings of the run determine `identity["rows"]`
         is_same = describe_rows(dataset, kept.split, rows=kept.users["row"])[1] == kept.identity["rows"]
     if not is_same:
         raise ValueError(

@@ -200,7 +200,7 @@ class EvaluationConfig:
 
     @property
     def folder(self) -> str | None:
-        """`model`, or the local copy of a run folder if `model` is a hub repository with such a folder's files."""
+        """`model`, or its local copy if `model` is a hub repository that a run folder was pushed to."""
         return None if self.model is None else model_folder(self.model)
 
     def __post_init__(self) -> None:

@@ -51,8 +51,8 @@ def evaluate_model(
 ) -> dict[str, Evaluation]:
     """Evaluates the model, and returns the evaluations by name.
 
-    If there is a prior, also evaluates the prior alone and the product of both. If `best_of` is set, also evaluates
-    lists that the model draws.
+    If there is a prior, also evaluates the prior alone, and the product of the model and the prior. If `best_of` is
+    set, also evaluates lists that the model draws.
     """
     # 1. Print how long the evaluation takes, and evaluate the policy. With a prior, all rows are ranked a second time.
     rows = held_out(dataset, config.split)
