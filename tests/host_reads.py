@@ -1,4 +1,4 @@
-"""Counts how often code would make the host wait for the device. It needs no device: it runs on a CPU, and counts
+"""Counts how often code would make the host wait for the device. It needs no device: it runs on a CPU, and treats
 every tensor as a tensor of the device.
 
 Three kinds of operations are counted as reads: a scalar read (`item`, `bool`, `int`), a copy to the host (`tolist`,

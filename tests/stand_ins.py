@@ -19,8 +19,8 @@ CHAT = (
     "{% for message in messages %}<bos>{{ message.role }}\n{{ message.content }}<eos>\n{% endfor %}"
     "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
 )
-# Weights have multiples of 32 rows and of 64 columns, because bitsandbytes requires this to pack nf4 weights for a CPU
-# with AVX-512.
+# bitsandbytes packs nf4 weights for a CPU with AVX-512 only if the number of rows of a weight is a multiple of 32, and
+# the number of columns is a multiple of 64.
 SIZE = {"intermediate_size": 192, "num_hidden_layers": 2, "tie_word_embeddings": True}
 LLAMA_3_ROPE = {
     "rope_type": "llama3",

@@ -1,5 +1,5 @@
-"""Every non-public part of a dependency that `trl_rec.compat` uses still exists, and no other module of the package
-uses one.
+"""Every non-public part of a dependency that `trl_rec.compat` uses still exists. No other module of the package uses
+such parts.
 
 If a test fails after an upgrade, its name or message says which function, or which row of `MEMBERS` or `UNDOCUMENTED`,
 needs a change.
@@ -72,7 +72,7 @@ def trainer(tmp_path: Path) -> Trainer:
     return Trainer(make_model(), args)
 
 
-# The two tables
+# The tables `MEMBERS` and `UNDOCUMENTED`
 
 
 @pytest.mark.parametrize("name", compat.UNDOCUMENTED)
@@ -80,7 +80,7 @@ def test_undocumented_names_are_where_they_were(name: str) -> None:
     assert callable(getattr(compat, name)) and name in compat.__all__
 
 
-def test_no_other_name_is_found() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         compat.nothing  # noqa: B018
 

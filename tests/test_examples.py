@@ -1,4 +1,4 @@
-"""Each example runs unchanged on the toy world, for three training steps."""
+"""Each example runs unchanged on the synthetic data of `--source toy`, for three training steps."""
 
 import os
 import runpy

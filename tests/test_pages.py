@@ -92,13 +92,13 @@ def names_users(path: Path) -> bool:
     if path.suffix == ".parquet":
         columns = pq.read_table(path).to_pydict().values()
         return any(re.fullmatch(r"u\d+", value) for values in columns for value in values if isinstance(value, str))
-    if path.suffix in NUMBERS:  # any three bytes may occur in such a file by chance
+    if path.suffix in NUMBERS:  # such a file may contain the bytes of a user id by chance
         return False
     return re.search(rb"\bu\d+\b", path.read_bytes()) is not None
 
 
 class Found(Exception):
-    """Passes the parser of a verb to `options_of`."""
+    """Raised to pass the parser of a verb to `options_of`."""
 
 
 def options_of(verb: str) -> set[str]:

@@ -193,7 +193,7 @@ def provide(settings: dict[str, Any], world: Path, run: Callable[..., Any]) -> l
     makers = [name for name in TRAINING_RECIPES if recipe(name)["output_dir"] == model]
     if makers:
         run(makers[0])
-    else:  # run a recipe for the same data with these options, as the comments in the recipe say
+    else:  # train the model with a recipe for the same data, as the comments in the recipe say
         maker = next(
             name
             for name in TRAINING_RECIPES

@@ -90,7 +90,7 @@ assert_type(BladeConfig("b").max_steps, int)
 assert_type(SoftmaxDPOConfig("c").output_dir, str | None)
 """
 
-# For each mistake: the program, and the code of the error that mypy reports in its last line.
+# For each mistake: the program, and the code of the error that mypy reports in the last line of the program.
 BAD = {
     "a name that does not exist": ("from trl_rec import Nothing", "attr-defined"),
     "a name that a subpackage does not have": ("from trl_rec.trainer import Nothing", "attr-defined"),

@@ -1,4 +1,4 @@
-"""Small sources on disk, and the rows of a prepared dataset as ids."""
+"""Writes small sources to disk, and returns the rows of a prepared dataset as ids."""
 
 import csv
 

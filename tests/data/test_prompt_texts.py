@@ -1,5 +1,5 @@
-"""The texts of prompts: they equal the published ones, and prompts whose tokens differ from those of the whole text
-are counted."""
+"""Prompts equal the published texts. A prompt is tokenized in parts, and prompts whose tokens differ from those of the
+whole text are counted."""
 
 import json
 from pathlib import Path

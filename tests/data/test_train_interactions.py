@@ -45,7 +45,7 @@ RULES = [
 
 @settings(max_examples=60, deadline=None)
 @given(SEQUENCES, st.sampled_from([1, 5, 1000]), st.sampled_from([None, 1, 2]))
-def test_counted_pairs_equal_a_dictionary(sequences, num_pairs, most):
+def test_counted_pairs_equal_those_of_a_loop(sequences, num_pairs, most):
     log = TrainInteractions.from_split(make_split(whole_rows(sequences)), 6)
     with mock.patch("trl_rec.data.train_interactions.PAIRS", num_pairs):
         counted = count_pairs(log, RULES, most=most)

@@ -95,7 +95,7 @@ def test_equals_generate_with_the_processor(
     trie = TokenTrie.from_sequences(sequences)
     prompts, rows = random_prompts(rng, rng.randint(1, 3))
     exclude = None
-    if excludes:  # an item may occur twice, as in histories
+    if excludes:  # an excluded item may be given twice, as in a history
         chosen = [rng.sample(range(len(sequences)), rng.randint(0, len(sequences) // 2)) for _ in rows]
         exclude = [items + items[:1] for items in chosen]
     options = {"num_beams": rng.choice([2, 3, 5, 12]), "exclude": exclude, "renormalize": renormalize}

@@ -18,7 +18,7 @@ from trl_rec.ragged import Ragged
 
 
 HISTORIES = [["id 3"], ["id 0", "id 11", "id 6"], ["id 20", "id 1"]]
-KEPT = [17, 4, 6, 0, 3, 22, 9, 2, 15, 12]  # in another order, without 1, 11 and 20 of the histories
+KEPT = [17, 4, 6, 0, 3, 22, 9, 2, 15, 12]  # in another order; 1, 11 and 20 are in histories, but not here
 
 
 def some_items(kept: list[int], more: dict[str, list[object]] | None = None) -> ItemCatalog:

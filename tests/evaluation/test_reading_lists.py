@@ -104,7 +104,7 @@ def test_the_verb_measures_lists_beside_the_baselines(
     assert kept.recommender == "lists sasrec" and kept.settings["lists"] == str(lists)
     mine, baseline = kept.results["lists sasrec"], kept.results["transition"]
     assert mine.metrics.items() <= baseline.metrics.items() and mine.intervals.items() <= baseline.intervals.items()
-    assert baseline.metrics.keys() - mine.metrics.keys() <= {"preference_accuracy"}  # this needs scores of all items
+    assert baseline.metrics.keys() - mine.metrics.keys() <= {"preference_accuracy"}  # needs scores of all items
 
     evaluate.main([*words, "--name", "SASRec", "--max_users", "7"])
     results = json.loads((tmp_path / "out/metrics.json").read_text())["results"]

@@ -1,5 +1,5 @@
-"""BLADE's estimates, rewards, advantages and loss: compared with exact loops, with published figures, and with a
-policy so small that all of its lists are enumerated."""
+"""BLADE's estimates, rewards, advantages and loss: compared with exact loops, with figures from a separate simulation,
+and with a policy so small that all of its lists are enumerated."""
 
 import math
 from fractions import Fraction
@@ -29,7 +29,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def target(rewards: Tensor, references: Tensor, *, tau: float, best_of: float = 8, prior: float = 0.5) -> Tensor:
-    """Returns the reward R as the trainer computes it: the estimate, then the tilt."""
+    """Returns the reward R as the trainer computes it: `posterior_cdf`, then `best_of_n_reward`."""
     cdf = posterior_cdf(rewards, references, dynamic_coefficient=tau, prior=prior)
     return best_of_n_reward(*cdf, best_of=best_of)
 
@@ -483,7 +483,7 @@ def test_rollouts_of_an_old_policy_are_importance_weighted() -> None:
     assert_close(found, objective_gradient(ITEM_REWARDS, 0.0), rtol=1e-12, atol=1e-12)
 
 
-def test_at_the_tilt_every_advantage_vanishes() -> None:
+def test_at_the_optimum_every_advantage_vanishes() -> None:
     learned = target(ITEM_REWARDS[None], doubles([[0.2, 0.4, 0.4, 0.7, 0.1]]), tau=0.0)[0]
     tilt = (START + learned).log_softmax(-1)
     advantages = leave_one_out((learned - (tilt - START))[GROUPS])

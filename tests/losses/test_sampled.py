@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from trl_rec.losses import sampled_softmax_loss
 
 
-Q = np.array([0.4, 0.05, 0.05, 0.2, 0.3])  # the distribution over five negatives
+Q = np.array([0.4, 0.05, 0.05, 0.2, 0.3])  # the probability of drawing each of five negatives
 SCORES = torch.tensor([0.7, -1.0, 2.0, 0.0, 0.5, -0.3], dtype=torch.float64)  # the target, then the negatives
 
 

@@ -96,7 +96,7 @@ def test_what_the_launcher_has_set_is_not_the_choice_of_the_user(given: dict[str
 
 
 @pytest.mark.parametrize("module", ["trl_rec.cli", "trl_rec.scripts.verbs"])
-def test_a_verb_waits_passively_before_torch_is_imported(module: str) -> None:
+def test_a_verb_sets_passive_waiting_before_torch_is_imported(module: str) -> None:
     code = f"import os, sys, {module}; print('torch' in sys.modules, *[os.environ[name] for name in {[*PASSIVE]}])"
     environment = {name: value for name, value in os.environ.items() if name not in PASSIVE}
     for given in ({}, {"KMP_BLOCKTIME": "7"}):
