@@ -1,4 +1,4 @@
-"""Item embeddings that start from vectors."""
+"""The embeddings of new item tokens start from given vectors of the items."""
 
 from __future__ import annotations
 

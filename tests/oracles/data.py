@@ -1,4 +1,4 @@
-"""Preparing a log one interaction at a time, in plain lists."""
+"""Filters and splits a log one interaction at a time, in plain lists."""
 
 SPLITS = ("train", "validation", "test")
 
