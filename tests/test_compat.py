@@ -304,7 +304,7 @@ def test_attention_dropout_is_turned_off() -> None:
 # TRL, PEFT and argparse
 
 
-def test_mappings_of_our_own_may_be_json(tmp_path: Path) -> None:
+def test_mappings_in_our_configs_may_be_json(tmp_path: Path) -> None:
     assert BladeConfig(str(tmp_path), rewards='{"ndcg": 2.0}', list_length=3, eval_ks=[3], **QUIET).rewards == {
         "ndcg": 2
     }
@@ -536,7 +536,7 @@ def test_every_requirement_has_a_lower_bound_and_excludes_a_later_major_version(
     assert len(oldest(text)) == len(requirements) - 1 and "trl==1.16" in oldest(text)
 
 
-def test_dropout_that_a_layer_keeps_as_a_number_is_off() -> None:
+def test_dropout_that_a_layer_stores_as_a_number_is_turned_off() -> None:
     """OPT stores its dropout rates as numbers instead of modules, so TRL's `disable_dropout` does not find them."""
     config = OPTConfig(
         vocab_size=20,

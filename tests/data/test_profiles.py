@@ -1,4 +1,4 @@
-"""Texts about items and users."""
+"""Texts that describe items and users."""
 
 from collections import Counter
 from dataclasses import replace

@@ -106,7 +106,7 @@ def test_worked_by_hand():
     assert set(baselines["transition"].metrics) == set(evaluation.metrics) | {"preference_accuracy"}
 
 
-def test_users_without_pairs_leave_no_accuracy():
+def test_without_pairs_there_is_no_preference_accuracy():
     baselines = evaluate_baselines(make_dataset(num_users=2, test=rated_split([[(1, 5)], [(2, 1)]])), ks=[1])
     assert "preference_accuracy" not in baselines["popularity"].metrics
     assert baselines["popularity"].metrics["preference_users"] == 0

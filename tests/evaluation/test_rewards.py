@@ -163,7 +163,7 @@ def test_sums_that_differ_only_by_rounding_tie():
     assert total[0, 0] == total[0, 1] == 0.6
 
 
-def test_rewards_move_with_their_users_and_lists():
+def test_permuting_users_and_lists_permutes_the_rewards():
     batch = random_batch()
     users, places = np.array([4, 0, 5, 2, 1, 3]), np.array([2, 4, 0, 1, 3])
     moved = ListBatch(

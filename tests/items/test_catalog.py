@@ -85,7 +85,7 @@ def test_a_tokenizer_without_eos_is_refused(catalog: ItemCatalog, tokenizer_copy
         catalog.paths(tokenizer_copy)
 
 
-def test_a_changed_table_is_noticed(catalog: ItemCatalog, tmp_path) -> None:
+def test_a_changed_table_is_detected(catalog: ItemCatalog, tmp_path) -> None:
     catalog.save(tmp_path)
     ItemCatalog(catalog.items.set_column(1, "title", pa.array(["1", "2", "3"]))).save(tmp_path / "other")
     (tmp_path / "other" / "items.parquet").replace(tmp_path / "items.parquet")
