@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -329,32 +328,3 @@ def test_an_unknown_key_in_a_recipe_is_an_error(tmp_path: Path, capsys) -> None:
 def test_an_unknown_verb_is_named(capsys) -> None:
     with pytest.raises(SystemExit, match="there is no verb 'dance'; choose one of prepare, tokenize, bear"):
         main(["dance"])
-
-
-@pytest.mark.slow
-def test_the_wheel_contains_the_recipes(tmp_path: Path) -> None:
-    root, site = Path(__file__).parents[2], tmp_path / "site"
-    # Copy only the sources, because the root may contain the build folder of an earlier wheel.
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(root / name, tmp_path)
-    for name in ("trl_rec", "recipes"):
-        shutil.copytree(root / name, tmp_path / name)
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "dist", tmp_path]
-    subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, site], check=True)
-    packed = {path.relative_to(site) for path in site.rglob("*") if path.suffix in (".py", ".yaml", ".typed", ".json")}
-    suffixes = (".py", ".typed", ".json")
-    source = [path.relative_to(root) for path in (root / "trl_rec").rglob("*") if path.suffix in suffixes]
-    recipes = [
-        Path("trl_rec/recipes") / path.relative_to(root / "recipes") for path in (root / "recipes").rglob("*.yaml")
-    ]
-    assert packed == {*source, *recipes}
-    code = (
-        f"import sys; sys.path.insert(0, {str(site)!r}); "
-        "from trl_rec.scripts.options.recipe_files import find_recipe; print(find_recipe('prepare/toy'))"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    ).stdout
-    assert found.strip() == str(site / "trl_rec/recipes/prepare/toy.yaml")
