@@ -18,7 +18,7 @@ search finds. The table shows, for each strength:
 - **recall@B**: the probability that the next item is among the B items of the beam search;
 - **every item**: the same for the B items with the highest exact scores of the same model;
 - **best**: the same for the B items that are really the most likely;
-- **PruningRate@B**: the share of the probability of the B best items by exact scores that the beam search loses.
+- **PruningRate@B**: of the B items with the highest exact scores, the share of probability that beam search loses.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--items", type=int, default=1682)
     parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--measure", choices=("default", "chosen"), help="measure in this process")
+    parser.add_argument("--measure", choices=("default", "chosen"), help="for the program's own use")
     arguments = parser.parse_args()
     if arguments.measure is not None:
         measure(arguments)

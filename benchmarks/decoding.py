@@ -1,8 +1,8 @@
 """Times beam search over a catalogue of titles: `rank_items` against `generate` with `prefix_allowed_tokens_fn`.
 
-`prefix_allowed_tokens_fn` is the usual way in transformers. For every beam and every token, it walks a trie of Python
-dicts. Both methods renormalise log-probabilities over the legal tokens, get the same prompts, and should return the
-same items. The program prints for how many prompts they do.
+`prefix_allowed_tokens_fn` is the usual way to restrict the output in transformers. For every beam and every token, it
+walks a trie of Python dicts. Both methods renormalise log-probabilities over the legal tokens, get the same prompts,
+and should return the same items. The program prints the number of prompts for which they do.
 
     python benchmarks/decoding.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--prompts 8] [--num_beams 10]
         [--runs 3] [--dtype float32|bfloat16|nf4]

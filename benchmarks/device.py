@@ -179,7 +179,7 @@ def run_recipe(name: str, world: World, cap: int | None) -> dict[str, Any] | Non
 
 
 def short(settings: dict[str, Any], world: World) -> dict[str, Any]:
-    """Returns the keys of the same recipe, changed so that it takes a few steps in this world."""
+    """Returns the keys of a recipe, changed so that the run takes a few steps with the models and data of `world`."""
     changed = {key: value for key, value in settings.items() if key not in LEFT_OUT}
     rows = changed["per_device_train_batch_size"]
 

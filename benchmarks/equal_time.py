@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other keys of the recipe")
     arguments = parser.parse_args()
 
-    # 1. Build the trainer. The clock ends the run, so the recipe's number of steps is set too high to be reached.
+    # 1. Build the trainer. The clock ends the run, so the number of steps is set to a value that is never reached.
     argv = [*words_of(arguments), *(word for pair in arguments.set for word in as_option(pair))]
     data, model, config = parse((DataArguments, RecModelConfig, BearConfig), argv, "bear")
     show_progress()
@@ -108,7 +108,7 @@ def has_windows(dataset: RecDataset) -> bool:
 
 
 class HeldOut:
-    """Measures the loss per target on validation rows with at most `num_targets` targets.
+    """Measures the loss per target on validation rows with about `num_targets` targets in total.
 
     In both arms, the model reads all targets of a row at once. The loss equals that of one row per target.
     """

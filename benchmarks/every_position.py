@@ -11,8 +11,8 @@ these targets, in one of three ways:
 - one row per target, with `--batch_size` rows per micro-batch;
 - for TRL, one row per target, packed by TRL into rows of `--max_length` tokens.
 
-The three ways take turns on the same user. With the softmax over legal tokens, which TRL does not have, only tokens
-that are not forced are learned. With the softmax over the vocabulary, all tokens of titles are learned.
+The three ways take turns on the same user. With the softmax over legal tokens, which TRL does not have, a token that
+is the only legal one is not learned. With the softmax over the vocabulary, all tokens of titles are learned.
 
 Prints tokens per step (without padding), seconds per step (medians), their ratios, and the largest difference between
 the losses. `--tiny` uses 2 layers of random weights with the same vocabulary. OMP_NUM_THREADS sets the number of

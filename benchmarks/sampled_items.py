@@ -1,9 +1,9 @@
 """Times training with sampled items at several sizes of the catalogue, with one token per item.
 
 Prints the time of the forward and backward pass, of the whole step, and the optimizer's share of the step. The model,
-the batch and the draws are those of `BearTrainer` with `targets: all`. Clipping and AdamW read and write every
-embedding, so their share grows with the catalogue. Times are CPU seconds, which equal the elapsed time with one thread
-on an idle machine.
+the batch and the sampling of items are those of `BearTrainer` with `targets: all`. Clipping and AdamW read and write
+every embedding, so their share grows with the catalogue. Times are CPU seconds, which equal the elapsed time with one
+thread on an idle machine.
 
     OMP_NUM_THREADS=1 python benchmarks/sampled_items.py
 """
@@ -85,7 +85,7 @@ def measure(arguments: argparse.Namespace, num_items: int, *, sampled: bool = Tr
 
 
 def sampled_loss(arguments: argparse.Namespace, model: PreTrainedModel, num_items: int) -> Callable[[int], Tensor]:
-    """Returns a function that computes the loss of step `number`, including its draws."""
+    """Returns a function that samples the items of step `number`, and computes its loss."""
     tokens = NUM_SPECIAL + np.arange(num_items)
     popular = tokens[(num_items * np.random.default_rng(0).random(100_000) ** 3).astype(np.int64)]
     sampler = ItemSampler(tokens, popular, arguments.sampled_items, arguments.sampled_from)

@@ -86,7 +86,7 @@ class Curve(TrainerCallback):
         self.since = time.process_time()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Stops the clock, because an evaluation may follow."""
+        """Adds the time since the last step or evaluation."""
         now = time.process_time()
         self.seconds += now - self.since
         self.since = now

@@ -3,9 +3,9 @@
     python benchmarks/shared_prompt.py [--prompt 200] [--tokens 5] [--completions 16 4 3] [--batch_size 1] [--runs 7]
 
 Each run is a forward and a backward pass of the sum of log-probabilities, with a small Llama of random weights. Both
-methods compute logits only at the completions. They take turns. Prints seconds (medians), their ratio next to the
-ratio of tokens read, and the peak bytes of all tensors except weights and gradients. OMP_NUM_THREADS sets the number
-of threads.
+methods compute logits only at the completions. They take turns. Prints seconds (medians), the ratio of the seconds,
+the ratio of the numbers of tokens that are read, and the peak bytes of all tensors except weights and gradients.
+OMP_NUM_THREADS sets the number of threads.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--arriving", type=float, default=0.1, help="share of the log that arrives today")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of the models from scratch")
     parser.add_argument(
-        "--share", type=float, default=0.2, help="limit of the third model, as a share of the steps of the second"
+        "--share", type=float, default=0.2, help="maximum steps of the third model, relative to those of the second"
     )
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--continued_learning_rates", type=float, nargs="+", default=[1e-3, 3e-4, 1e-4])
@@ -68,7 +68,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     today = write_log(source, when >= when.min(), folder / "today")
     print(
         f"yesterday: {len(yesterday.catalog):,} items, {yesterday.card['num_interactions']:,} interactions; "
-        f"today: {len(today.catalog):,} items, {today.card['num_interactions']:,} interactions, the new ones of "
+        f"today: {len(today.catalog):,} items, {today.card['num_interactions']:,} interactions; the new ones are by "
         f"{len(np.unique(source.interactions['user'].to_numpy()[when >= cut])):,} of {len(today.users):,} users"
     )
 

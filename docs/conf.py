@@ -1,7 +1,7 @@
 """Settings of the documentation site, which `make docs` builds with Sphinx, MyST and furo.
 
-The pages are plain Markdown, so that they can also be read in the repository. What only the site needs is added while
-a page is read, by `site_source.py` (navigation, titles of links) and `api_pages.py` (reference of the public names).
+The pages are plain Markdown, so that they can also be read in the repository. While Sphinx reads a page,
+`site_source.py` adds navigation and titles of links, and `api_pages.py` adds the reference of the public names.
 Nothing is downloaded.
 """
 
@@ -27,7 +27,7 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx_copybutton"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
-myst_dmath_allow_digits = False  # two prices in a sentence are no formula
+myst_dmath_allow_digits = False  # two prices in dollars are not the ends of a formula
 html_math_renderer = "mathml"  # registered below
 myst_heading_anchors = 4
 exclude_patterns = ["device.json", "studies", "__pycache__"]

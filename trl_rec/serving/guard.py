@@ -92,7 +92,7 @@ class Guard:
         if self._token is None or scope["path"] in OPEN:
             return
         scheme, _, given = _header(scope, b"authorization").partition(b" ")
-        # `compare_digest` takes equally long for every wrong token, so its time does not help to guess the token.
+        # The time of `compare_digest` does not depend on how much of the token is right, so it gives no hint.
         if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
             raise Refused(
                 401,

@@ -150,7 +150,9 @@ def _read(path: Path, needed: tuple[str, ...], optional: tuple[str, ...]) -> pa.
     table = read_columns(path)
     for column in needed:
         if column not in table.column_names:
-            raise ValueError(f"{path.name} has no column {column}, only {', '.join(table.column_names)}")
+            raise ValueError(
+                f"{path.name} has no column {column}, only {', '.join(table.column_names)}; add or rename the column"
+            )
     return plain(table.select([column for column in (*needed, *optional) if column in table.column_names]), path.name)
 
 

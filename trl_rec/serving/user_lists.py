@@ -101,9 +101,11 @@ def write_lists(
     if output.suffix != ".parquet":
         raise ValueError(f"{output} must end in .parquet; choose another name")
     if not len(given):
-        raise ValueError("there are no users to recommend to")
+        raise ValueError("there are no users to recommend to; give at least one user")
     if recommender.prompt_format.users is not None and given.users is None:
-        raise ValueError("the prompts of the model name the user, so the users must come from its dataset")
+        raise ValueError(
+            "the prompts of the model name the user; take the users from the dataset that the model was trained on"
+        )
     one_filter = one_filter or ItemFilter()
     recommender.check_filter(one_filter)
     on_main_process(lambda: _check_output(output, overwrite))

@@ -59,7 +59,7 @@ class VllmRecommender(Recommender):
         """
         path = local_folder(folder)
         if device is not None:
-            raise ValueError("vLLM itself chooses the device that it was built for; leave device out")
+            raise ValueError("vLLM always uses the device that it was built for; leave device out")
         if catalog is not None:
             raise ValueError("vLLM reads the catalogue of the run folder; save it there, and leave catalog out")
         parts = load_parts(path, folder, with_prior=prior == "saved")

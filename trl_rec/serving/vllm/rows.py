@@ -111,7 +111,7 @@ class CatalogRows:
         self.rows.pop(index, None)
 
     def move(self, source: int, target: int, *, swap: bool) -> None:
-        """Moves a row to another index, or exchanges the rows at two indices. Either may be empty."""
+        """Moves a row to another index, or exchanges the rows at two indices. Either index may have no row."""
         first = self.rows.pop(source, None)
         second = self.rows.pop(target, None)
         if first is not None:
