@@ -158,7 +158,7 @@ def check(attack: Attack, whole: Path, folder: Path, read: Callable[[Path], obje
 
 
 @each(CATALOGS)
-def test_catalogues(attack: Attack, whole: Path, tmp_path: Path) -> None:
+def test_damaged_catalogues_are_refused(attack: Attack, whole: Path, tmp_path: Path) -> None:
     remedy = "restore it from a copy"
     read = partial(ItemCatalog.load, remedy=remedy)
     sentence = check(attack, whole, tmp_path / "copy", lambda folder: read(folder / "catalog"))
@@ -166,5 +166,5 @@ def test_catalogues(attack: Attack, whole: Path, tmp_path: Path) -> None:
 
 
 @each(FOLDERS)
-def test_dataset_folders(attack: Attack, whole: Path, tmp_path: Path) -> None:
+def test_damaged_dataset_folders_are_refused(attack: Attack, whole: Path, tmp_path: Path) -> None:
     check(attack, whole, tmp_path / "copy", load)

@@ -94,7 +94,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+def test_a_resume_skips_a_damaged_checkpoint_and_uses_the_one_before(
     name: str, damage: str, world: Path, output: Path, shared: BearTrainer, monkeypatch, caplog
 ) -> None:
     shutil.copytree(world / "strange", output.parent / "strange")

@@ -159,7 +159,7 @@ LISTS = [
 
 
 @each(LISTS)
-def test_lists_are_refused(attack: Attack, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malformed_lists_are_refused(attack: Attack, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused(attack, "evaluate", WORDS, folder, capsys)
 
 

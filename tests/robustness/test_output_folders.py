@@ -202,7 +202,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("size", [0, 1000, 2000, 4000])
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
-def test_a_full_disk_loses_nothing(
+def test_no_data_are_lost_on_a_full_disk(
     verb: Work, size: int, start_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"

@@ -121,14 +121,14 @@ every_format = pytest.mark.parametrize("name", FORMATS)
 @every_format
 @SHORT
 @given(data=st.data())
-def test_edited_files(name: str, data: st.DataObject) -> None:
+def test_edited_files_give_a_dataset_or_an_error(name: str, data: st.DataObject) -> None:
     fuzz(name, data)
 
 
 @every_format
 @SHORT
 @given(content=st.binary(max_size=200) | st.lists(piece, max_size=30).map(b"".join))
-def test_random_bytes(name: str, content: bytes) -> None:
+def test_random_bytes_give_a_dataset_or_an_error(name: str, content: bytes) -> None:
     fuzz_bytes(name, content)
 
 

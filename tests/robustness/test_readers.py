@@ -448,31 +448,37 @@ def check(attack: Attack, folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @each(TABLE)
-def test_tables(attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malformed_tables_are_refused(attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_table(tmp_path / "source", LOG)
     check(attack, tmp_path, capsys)
 
 
 @each(RECBOLE)
-def test_recbole_files(attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malformed_recbole_files_are_refused(
+    attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     texts = {"inter": test_recbole.INTER, "item": test_recbole.ITEM, "user": test_recbole.USER}
     test_recbole.write(tmp_path / "source", **texts)
     check(attack, tmp_path, capsys)
 
 
 @each(BIGREC)
-def test_bigrec_files(attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malformed_bigrec_files_are_refused(
+    attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     test_bigrec.write(tmp_path / "source")
     check(attack, tmp_path, capsys)
 
 
 @each(LCREC)
-def test_lcrec_files(attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malformed_lcrec_files_are_refused(attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     test_lcrec.write(tmp_path / "source", index=test_lcrec.INDEX)
     check(attack, tmp_path, capsys)
 
 
 @each(ML_100K)
-def test_ml_100k_files(attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malformed_ml_100k_files_are_refused(
+    attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     test_ml_100k.as_grouplens(tmp_path / "source")
     check(attack, tmp_path, capsys)

@@ -1,4 +1,4 @@
-"""`trl-rec serve` as a command: it serves a run folder, and a signal ends it normally after the last answer."""
+"""`trl-rec serve` serves a run folder. A signal ends it after the last answer, with exit status 0."""
 
 from __future__ import annotations
 

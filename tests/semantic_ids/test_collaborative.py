@@ -21,7 +21,8 @@ def train_split(sequences, split="train"):
 
 @pytest.fixture(scope="module")
 def circles():
-    """Sequences of users who each choose only from one of two groups of ten items. Item 20 is never chosen."""
+    """Makes the sequences of 200 users. There are two groups of ten items, and a user chooses items of only one group.
+    Item 20 is never chosen."""
     rng = np.random.default_rng(0)
     return [(rng.choice(10, 8, replace=False) + 10 * (user % 2)).tolist() for user in range(200)]
 

@@ -88,7 +88,7 @@ def test_residuals_shrink_with_every_level_and_the_centroids_sum_to_the_vectors(
     assert torch.equal(find_nearest(before_last, found.codebooks[-1]), found.codes[:, -1])
 
 
-def test_the_seed_decides():
+def test_the_seed_determines_the_codes():
     points = torch.randn(200, 6, generator=generator())
     copy = points.clone()
     first, second, other = (residual_kmeans(points, levels=2, codes=16, seed=seed).codes for seed in (3, 3, 4))

@@ -103,7 +103,7 @@ def test_only_items_that_share_a_code_are_neighbours(dataset):
     assert [len(entry["items"]) for entry in entries] == [min(5, number) for number in numbers] and min(numbers) < 5
 
 
-def test_the_seed_decides(dataset):
+def test_the_seed_determines_the_codes(dataset):
     first = texts(make_semantic_ids(dataset, **SMALL).catalog)
     assert texts(make_semantic_ids(dataset, **SMALL, overwrite=True).catalog) == first
     assert texts(make_semantic_ids(dataset, **SMALL, seed=1, overwrite=True).catalog) != first

@@ -59,7 +59,7 @@ def test_fewer_items_collide():
     assert len(repaired.unique(dim=0)) > 1.5 * len(codes.unique(dim=0))
 
 
-def test_distinct_codes_stay():
+def test_distinct_codes_are_not_changed():
     codes = torch.tensor([[0, 0], [0, 1], [1, 0]])
     assert torch.equal(sinkhorn_repair(codes, torch.randn(3, 2), torch.randn(4, 2)), codes)
 

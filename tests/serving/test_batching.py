@@ -97,7 +97,7 @@ def test_a_full_queue_refuses_requests_and_a_stop_answers_the_accepted_ones() ->
     assert asyncio.run(ask()) == [0, 1, 2]
 
 
-def test_a_request_whose_client_has_gone_is_forgotten() -> None:
+def test_a_cancelled_request_does_not_block_the_next_one() -> None:
     batcher, _ = make_batcher(lambda items: time.sleep(0.05) or items)
 
     async def ask() -> int:

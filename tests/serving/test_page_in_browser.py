@@ -200,7 +200,7 @@ def test_hostile_titles_are_shown_as_text(browser: Browser, server: Running) -> 
     assert browser.run("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_the_policy_stops_a_script_that_is_not_the_pages_own(browser: Browser, server: Running) -> None:
+def test_the_content_security_policy_stops_other_scripts(browser: Browser, server: Running) -> None:
     """The content security policy stops a script that is added to the page, and the browser reports this. So the test
     above would notice a script in a title."""
     open_page(browser, server)
@@ -210,7 +210,7 @@ def test_the_policy_stops_a_script_that_is_not_the_pages_own(browser: Browser, s
     assert any("Content Security Policy" in str(one) for one in browser.problems())
 
 
-def test_a_token_is_asked_for(browser: Browser, engine: ModelEngine) -> None:
+def test_the_page_asks_for_a_token(browser: Browser, engine: ModelEngine) -> None:
     with running(make_service(engine), token=b"s3cret") as server:
         browser.open(f"http://127.0.0.1:{server.port}/")
         browser.wait("!document.querySelector('#token-form').hidden && document.activeElement.id === 'token'")

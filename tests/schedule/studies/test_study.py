@@ -37,7 +37,7 @@ def again(finished: Path, tmp_path: Path) -> Study:
 
 
 @pytest.mark.slow
-def test_a_finished_study_holds_its_figures_and_their_source(finished: Path) -> None:
+def test_a_finished_study_contains_its_figures_and_names_their_runs(finished: Path) -> None:
     content = json.loads((finished / "study.json").read_text())
     assert (content["status"], content["against"], content["seeds"]) == ("complete", "counter", [0])
     arm = content["arms"]["sft"]
@@ -75,7 +75,7 @@ def test_another_study_in_the_same_folder_is_refused(again: Study) -> None:
 
 
 @pytest.mark.slow
-def test_arms_without_what_they_need_or_without_headroom_are_not_run(finished: Path, tmp_path: Path) -> None:
+def test_arms_with_unmet_needs_or_too_little_headroom_are_not_run(finished: Path, tmp_path: Path) -> None:
     sft = ARMS["sft"]
     arms = {
         "counter": ARMS["counter"],

@@ -346,7 +346,7 @@ def test_an_item_can_be_left_out_of_a_users_pool(dataset):
     assert torch.equal(without, shorter.users(user)) and not torch.equal(without, inputs.users(user))
 
 
-def test_behaviour_that_is_not_shown_is_zeros(dataset):
+def test_hidden_behaviour_is_replaced_by_zeros(dataset):
     inputs = inputs_of(dataset)
     rows = torch.arange(4)
     kept = inputs.items(rows, torch.tensor([True, False, True, False]))

@@ -35,7 +35,7 @@ def test_the_alignment_loss_keeps_its_weight_while_codes_are_learned(inputs):
 
 
 @pytest.mark.parametrize("align", [True, False])
-def test_aligned_vectors_stay_while_encoder_and_decoder_learn(inputs, align):
+def test_aligned_vectors_do_not_change_while_encoder_and_decoder_learn(inputs, align):
     training = towers_of(inputs)
     training.align = align
     tower = training.item_tower
@@ -57,7 +57,7 @@ def test_a_part_ends_with_the_weights_of_its_best_epoch(inputs):
     assert same(weights_after[2], training._towers().state_dict()) and not same(weights_after[2], weights_after[4])
 
 
-def test_a_part_ends_when_it_has_stalled(inputs):
+def test_a_part_ends_when_its_score_stops_improving(inputs):
     training = towers_of(inputs)
     training.max_epochs, training.patience = 9, 2
     training._train("aligning", training._alignment, lambda measured: 1.0)

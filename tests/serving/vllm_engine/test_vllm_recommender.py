@@ -65,7 +65,7 @@ def test_lists_are_those_of_the_recommender(
     assert [one.difference for one in found] == pytest.approx([one.difference for one in expected], abs=2e-5)
 
 
-def test_forced_tokens_cost_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forced_tokens_need_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A beam with a forced token needs no request. With one beam, the search therefore makes as many requests as the
     path has branches."""
     install(monkeypatch)

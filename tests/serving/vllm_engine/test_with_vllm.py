@@ -279,7 +279,7 @@ def test_bad_arguments_are_refused_with_status_400(
     assert answer.status == 400 and message in answer.body["error"]["message"]
 
 
-def test_requests_without_items_are_left_alone(server: tuple[Recommender, int]) -> None:
+def test_requests_without_items_are_answered_as_usual(server: tuple[Recommender, int]) -> None:
     assert complete(server, {}, max_tokens=4).status == 200
 
 

@@ -94,7 +94,7 @@ def test_nf4_bases_train_adapters_and_new_tokens(
     assert np.isfinite([entry["loss"] for entry in trainer.state.log_history if "loss" in entry]).all()
 
 
-def test_new_embeddings_follow_the_seed(base: Path, dataset: RecDataset) -> None:
+def test_the_seed_determines_the_new_embeddings(base: Path, dataset: RecDataset) -> None:
     """The seed determines the new embeddings of items and of prompt tokens. The pretrained embeddings do not
     change."""
     config, catalog = RecModelConfig(str(base)), dataset.with_surface("item_token").catalog

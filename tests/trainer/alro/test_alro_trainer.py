@@ -119,7 +119,7 @@ def test_the_loss_equals_a_loop_over_separate_rows(folder: Path, tmp_path: Path,
     assert loss.item() == pytest.approx(total, abs=1e-4)
 
 
-def test_lists_of_different_length_do_not_touch_each_other(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+def test_lists_of_different_length_do_not_affect_each_other(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     """The parts of the loss of a list do not change if the batch contains longer lists."""
     rows = build_rated_rows(dataset.train, num_candidates=4, max_history=20)
     counts = np.array([len(row) for row in rows["candidates"]])
@@ -323,7 +323,9 @@ def test_a_saved_run_orders_candidates_like_its_trainer(folder: Path, dataset: R
         CandidateRanker.from_pretrained(folder / "model")
 
 
-def test_a_run_is_concluded_beside_the_baselines(folder: Path, dataset: RecDataset, tmp_path: Path, capsys) -> None:
+def test_the_final_evaluation_contains_the_baselines(
+    folder: Path, dataset: RecDataset, tmp_path: Path, capsys
+) -> None:
     trainer = make_trainer(folder, tmp_path)
     results = conclude_ranking(trainer, dataset, {"dataset": "toy"})
     assert list(results) == ["random", "popularity", "item mean", "bias", "ALRO"]

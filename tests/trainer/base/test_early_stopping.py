@@ -28,7 +28,7 @@ def trainer_of(folder: Path, output: Path, **options: Any) -> Any:
 
 
 class Killed(BaseException):
-    """Stands in for a signal."""
+    """Interrupts a run as a signal would."""
 
 
 class KillAt(TrainerCallback):
@@ -95,7 +95,7 @@ def test_keys_without_effect_are_refused(tmp_path: Path, options: dict[str, Any]
         BearConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **options)
 
 
-def test_a_metric_is_needed(folder: Path, tmp_path: Path) -> None:
+def test_early_stopping_needs_a_metric(folder: Path, tmp_path: Path) -> None:
     trainer = trainer_of(folder, tmp_path, early_stopping_patience=2, metric_for_best_model=None)
     with pytest.raises(
         ValueError, match="metric_for_best_model, which is not set; set it, for example to eval_ndcg@5"

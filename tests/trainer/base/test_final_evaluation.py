@@ -72,13 +72,13 @@ def test_a_sample_of_users_is_the_same_for_every_run(data: Path, run: Path, tmp_
 
 
 class Killed(BaseException):
-    """Stands in for a signal."""
+    """Interrupts a run as a signal would."""
 
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Collects the sizes of the batches that are ranked. The ranks of each batch are kept at once, and the fourth
-    batch is interrupted."""
+    """Collects the sizes of the batches that are ranked. The ranks of each batch are saved at once, and the
+    fourth batch is interrupted."""
     sizes: list[int] = []
     usual = rank.rank_items
     monkeypatch.setitem(FinishedRows.of_model.__kwdefaults__, "seconds", 0.0)

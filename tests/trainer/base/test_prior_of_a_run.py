@@ -45,7 +45,9 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_keeps_its_prior_and_three_rows(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_saves_its_prior_and_reports_three_rows(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kept = read_evaluation(run)
     assert list(kept.results)[-3:] == ["BEAR", "prior", "BEAR x prior"] and kept.recommender == "BEAR"
     choice = json.loads((run / "choice.json").read_text())

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Died(BaseException):
-    """Stands in for a kill."""
+    """Ends a run as a kill would."""
 
 
 def die(*arguments: object, **options: object) -> None:
@@ -67,7 +67,7 @@ def test_a_half_written_checkpoint_does_not_count_as_the_complete_one_of_an_earl
     assert newest_complete(tmp_path) is None
 
 
-def test_the_limit_and_the_best_checkpoint_are_kept(folder: Path, tmp_path: Path) -> None:
+def test_only_the_best_and_the_newest_checkpoint_are_kept(folder: Path, tmp_path: Path) -> None:
     options = {
         "max_steps": 8,
         "eval_strategy": "steps",

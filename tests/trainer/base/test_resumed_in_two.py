@@ -1,4 +1,4 @@
-"""Runs in two processes that are resumed, or refused, together."""
+"""Resumes runs in two processes. Both processes must resume, or both must refuse the run."""
 
 from functools import partial
 from pathlib import Path

@@ -48,7 +48,7 @@ def test_two_processes_weight_targets_as_one(folder: Path, tmp_path: Path) -> No
     assert_same(trained("ddp", partial(run, folder, options(2, **weighted)), tmp_path / "two"), one, FIGURES)
 
 
-def test_two_processes_resume_within_the_order_of_the_epoch(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_resume_within_an_epoch_in_the_same_order(folder: Path, tmp_path: Path) -> None:
     """When a resumed run skips batches, Accelerate's wrappers hide the sampler from `set_epoch`."""
     epochs = options(2, train_sampling_strategy="batch_rebalance", seed=3, max_steps=14, targets="all")
     epochs |= {"save_strategy": "steps", "save_steps": 11}  # step 11 is in the second epoch

@@ -122,7 +122,7 @@ def test_loss_and_gradient_equal_one_row_per_target(
 
 
 @pytest.mark.parametrize("options", [{"max_row_tokens": 150, "max_length": 140}, {"max_history": 3}])
-def test_limits_with_rows_equal_one_row_per_target(options: dict[str, Any], tmp_path: Path) -> None:
+def test_long_histories_in_several_rows_equal_one_row_per_target(options: dict[str, Any], tmp_path: Path) -> None:
     every = make(tmp_path, targets="all", long_histories="rows", **options)
     assert len(every.train_dataset) > len(HISTORIES)
     options = {name: value for name, value in options.items() if name != "max_row_tokens"}
@@ -219,8 +219,7 @@ def test_targets_of_a_row_share_sampled_items(family: str, tmp_path: Path) -> No
 
 
 def test_mixtures_of_experts_count_each_token_once(tmp_path: Path) -> None:
-    """The load-balancing loss covers the columns that the model reads in these rows, and does not change the other
-    terms."""
+    """The load-balancing loss covers each token that the model reads, and does not change the other terms."""
     balanced = make(tmp_path, "qwen3_moe", targets="all", router_aux_loss_coef=0.5)
     plain = make(tmp_path, "qwen3_moe", targets="all", router_aux_loss_coef=0.0)
     batch = whole_batch(balanced)

@@ -25,7 +25,7 @@ def as_rows(batch: list[tuple]) -> list[dict[str, Any]]:
     return [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), row, strict=True)) for row in batch]
 
 
-def test_a_batch_written_out() -> None:
+def test_a_batch_equals_the_one_written_by_hand() -> None:
     rows = as_rows([([1, 2], [5, 7], [[5, 8], [6, 7, 9]]), ([3], [6, 7, 10], [[5, 7]])])
     batch = PreferenceCollator(PAD)(
         [{**row, "ref_logps": [-1.0, -2.0, -3.0][: 1 + len(row["rejected_ids"])]} for row in rows]
@@ -75,7 +75,7 @@ def test_each_token_has_the_trie_node_at_which_it_is_chosen(several: list) -> No
 
 
 @pytest.mark.parametrize("wrong", [[5, 9], [5], [6, 7], [4], [5, 7, 7]])
-def test_completions_off_the_catalogue_are_refused(wrong: list[int]) -> None:
+def test_completions_that_are_not_items_are_refused(wrong: list[int]) -> None:
     """The wrong completions are unknown, only the beginning of an item, or longer than an item."""
     rows = [([1], ITEMS[0], []), ([1], ITEMS[2], [ITEMS[1], ITEMS[3]]), ([1], ITEMS[0], [ITEMS[1]])]
     check_on_catalogue(Dataset.from_list(as_rows(rows)), TRIE)

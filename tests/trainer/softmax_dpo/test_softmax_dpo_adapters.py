@@ -158,7 +158,7 @@ def test_the_reference_of_an_existing_adapter_is_its_initial_state(
 
 
 @pytest.mark.parametrize("tie", TIES)
-def test_trls_own_copy_is_not_the_whole_adapter(
+def test_trls_own_copy_of_an_adapter_is_incomplete(
     bases: Any, catalog: ItemCatalog, table: Dataset, tie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When this test fails, huggingface/trl#6975 is released and `complete_ref_adapter` can be removed."""

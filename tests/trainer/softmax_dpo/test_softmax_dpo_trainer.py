@@ -271,7 +271,7 @@ def test_a_precomputed_reference_changes_nothing(folder: Path, tmp_path: Path, o
     ]
     at_once.train(), before.train()
     assert losses(before) == pytest.approx(losses(at_once), abs=1e-5)
-    # The policy has left its reference.
+    # The policy now differs from its reference.
     assert max(abs(entry.get("rewards/margins", 0)) for entry in before.state.log_history) > 0.02
     assert_close(before.model, weights(at_once.model))
 
