@@ -1,9 +1,9 @@
-"""Computes random permutations of the catalogue, one per row. An item is computed without the rest of its permutation.
+"""Computes random permutations of the catalogue, one per row.
 
-A Feistel network permutes the numbers below a power of four that is at least the size of the catalogue. As long as the
-output of the network is not an item index, the network is applied to this output again ("cycle walking"). The result
-is a permutation of the items. The key of the network is a hash of the seed and the row number, so the permutation does
-not depend on the batch or the process.
+The item at any position can be computed without the rest of the permutation. A Feistel network permutes the numbers
+below a power of four that is at least the size of the catalogue. As long as the output of the network is not an item
+index, the network is applied to this output again ("cycle walking"). The result is a permutation of the items. The key
+of the network is a hash of the seed and the row number, so a permutation does not depend on the batch or the process.
 """
 
 from __future__ import annotations

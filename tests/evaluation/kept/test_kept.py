@@ -176,7 +176,7 @@ def test_what_cannot_be_compared_is_refused(folder, dataset, results, tmp_path) 
             {"dataset": replace(dataset, catalog=replace(dataset.catalog, items=other_title))},
         ),
         "different splits, test and validation": (results, {"split": "validation"}),
-        "different users, 30 and 7 of them": (few, {"rows": spread(7, 30)}),
+        "different numbers of users, 30 and 7": (few, {"rows": spread(7, 30)}),
         "users whose histories or targets differ": (
             results,
             {"dataset": replace(dataset, test=dataset.test.select(range(29, -1, -1)))},

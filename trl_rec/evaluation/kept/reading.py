@@ -127,8 +127,8 @@ def check_comparable(first: KeptEvaluation, second: KeptEvaluation) -> None:
         )
     if first.num_users != second.num_users:
         raise ValueError(
-            f"{which} were evaluated on different users, {first.num_users} and {second.num_users} of them; evaluate "
-            "both on the same number (max_test_users of a training verb, max_users of trl-rec evaluate)"
+            f"{which} were evaluated on different numbers of users, {first.num_users} and {second.num_users}; "
+            "evaluate both on the same number (max_test_users of a training verb, max_users of trl-rec evaluate)"
         )
     if first.identity["rows"] != second.identity["rows"]:
         raise ValueError(
