@@ -6,10 +6,10 @@ A folder is a run folder, or a folder that contains run folders, such as that of
 `seed-N` in the same folder are seeds of one policy. Every policy scores all items once, and then searches with each
 number of beams. With B beams, both the search and the scores of all items are measured by NDCG@min(10, B).
 
-The output file keeps every finished run, so the same command continues after an interruption. A row of the table is
-worth a study if the mean gap over the seeds is at least the smallest difference that a study on the test split can
-detect (the column "detectable"). `trl-rec study` estimates this difference in the same way: from the transition and
-the popularity baseline on validation.
+The output file keeps every finished run, so the same command continues after an interruption. The column "detectable"
+contains the smallest difference that a study on the test split can detect. It says "above" if the absolute mean gap
+over the seeds is at least as large, so that a study is worthwhile. `trl-rec study` estimates this difference in the
+same way: from the transition and the popularity baseline on validation.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--only", choices=[*STEPS], help=argparse.SUPPRESS)
     options = parser.parse_args()
 
-    # A process that `measure` started: do one step on the given number of cores.
+    # If `measure` has started this process, run only one step, on the given number of cores.
     if options.only is not None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
         pa.set_cpu_count(options.cores)

@@ -1,4 +1,4 @@
-"""Times lists for all users in a file against `rank_split`, with the model of a run folder.
+"""Times `write_lists`, which writes the lists of all users to a file, against `rank_split`, with the same model.
 
 `rank_split` ranks the test split in one pass, with all prompts in memory. `write_lists` ranks the same histories in
 parts, stores each part on disk, and writes the lists to a Parquet file. Both leave out the items of the history, use

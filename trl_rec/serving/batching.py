@@ -109,7 +109,7 @@ class Batcher(Generic[T, R]):
             if number >= self._max_queue:
                 raise QueueFull(min(max(math.ceil(number * self._seconds_per_item), 1), 60))
             self._waiting.append(_Waiting(item, future))
-            # The worker waits either for a first request, or for as many requests as it expects.
+            # Wake the worker at the first request, and when there are as many requests as in the last batch.
             if number == 0 or number + 1 >= self._expected:
                 self._changed.notify()
         return await future

@@ -1,4 +1,4 @@
-"""Checks the token of every request, and the type, size and arrival time of its body, before the app sees it.
+"""Checks the token of every request, and the type, size and arrival time of its body, before the app gets the request.
 
 Also counts the answers. A body is read here completely, so that a request takes no place in the queue while its client
 is still sending it.

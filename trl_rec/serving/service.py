@@ -1,4 +1,4 @@
-"""Connects the parts of a server: the queue of requests, the engine that answers them, the metrics and the log."""
+"""Connects the parts of a server: the queue of requests, the engine that answers them, the counts and the list log."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def push_run(
 def export_published(
     run: str | Path, output: str | Path, *, include_catalog: bool = False, include_prior: bool = False
 ) -> list[str]:
-    """Writes the files that [`push_run`] would push into a new or empty folder, and returns their names.
+    """Copies the files that [`push_run`] would push to a new or empty folder instead, and returns their names.
 
     Args:
         run, include_catalog, include_prior: As in [`push_run`].

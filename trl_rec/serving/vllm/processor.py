@@ -40,8 +40,8 @@ class CatalogProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM may not b
     """Allows only tokens that continue an item of the catalogue, in requests whose `extra_args` have `items`.
 
     The catalogue and the tokenizer are those of the model's folder, which must be a run folder. See `arguments.py` for
-    what a request may ask for. Legal tokens get their log-probabilities, so with `logprobs_mode="processed_logits"`
-    vLLM returns the numbers of [`rank_items`] for single items, and of [`list_logps`] for lists.
+    what a request may ask for. Legal tokens get their log-probabilities. With `logprobs_mode="processed_logits"`, vLLM
+    therefore returns the same log-probabilities as [`rank_items`] for single items, and as [`list_logps`] for lists.
     """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
