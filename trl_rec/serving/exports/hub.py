@@ -53,7 +53,7 @@ def push_run(
 def export_published(
     run: str | Path, output: str | Path, *, include_catalog: bool = False, include_prior: bool = False
 ) -> list[str]:
-    """Copies the files that [`push_run`] would push to a new or empty folder instead, and returns their names.
+    """Writes the files of [`push_run`] to a new or empty folder, without a push. Returns their names.
 
     Args:
         run, include_catalog, include_prior: As in [`push_run`].
