@@ -36,7 +36,7 @@ def test_the_card_describes_data_results_and_recipe(folder: Path) -> None:
     headings = ["## Use", "## Data", "## Results", "## Recipe", "## Settings", "## Citation"]
     assert re.findall("^## .*", card, flags=re.MULTILINE) == headings
     assert "- 24 users, 60 items" in card and "split leave_one_out" in card
-    assert "the licence of the data (cc0-1.0) allows to redistribute the catalogue" in card
+    assert "the licence of the data (cc0-1.0) allows redistribution of the catalogue" in card
     results = card[card.index("## Results") : card.index("## Recipe")]
     assert all(f"\n{name} " in results for name in ("random", "popularity", "transition", "BEAR"))
     assert "\u00b1" in results and "test split" in results, "figures of the test split, with intervals"
@@ -48,7 +48,7 @@ def test_the_card_describes_data_results_and_recipe(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("license", "sentence"),
     [
-        ("cc-by-4.0", "the licence of the data (cc-by-4.0) allows to redistribute the catalogue"),
+        ("cc-by-4.0", "the licence of the data (cc-by-4.0) allows redistribution of the catalogue"),
         ("my own", "the licence of the data (my own) is not known to allow redistribution of the catalogue"),
         (None, "do not redistribute the catalogue"),
     ],

@@ -98,7 +98,7 @@ class RatedListCollator(EpochCounter):
         if self.given_order is None:
             return draw_slots(len(candidates), self.num_orders, key)
 
-        # Two random orders that follow each other differ, so at least one of them differs from the given one.
+        # Two consecutive random orders differ, so at least one of them differs from the given order.
         given = self.given_order.slots(candidates, ratings)
         others = [order for order in draw_slots(len(candidates), self.num_orders + 1, key) if (order != given).any()]
         return np.stack([given, *others[: self.num_orders - 1]])

@@ -53,10 +53,9 @@ class AlroConfig(RecConfig, SFTConfig):
             By default `num_candidates`, so that the lists do not overlap.
         max_history (`int`, *optional*, defaults to `20`): Maximum number of rated items in a history.
         candidate_order (`str`, *optional*, defaults to `"shuffled"`): Order in which training prompts show the
-            candidates. `"shuffled"`: a random order. `"given"`: the order in which a retriever would show them, which
-            is by mean rating in training, best first. The user's own ratings are left out of the means. If
-            `permutation_weight` is not 0, the second order is random in both cases. Evaluations always show random
-            orders.
+            candidates. `"shuffled"`: a random order. `"given"`: by mean rating in training, best first, as a retriever
+            might show them. The user's own ratings are left out of the means. If `permutation_weight` is not 0, the
+            second order is random in both cases. Evaluations always show random orders.
         letters (`bool`, *optional*): Whether candidates are named by letters. By default, candidates are named by
             their own tokens if every item is a single token, and by letters otherwise.
         prompt_candidates (`str`, *optional*): Text between the history and the candidates. (For this trainer, the
@@ -127,7 +126,8 @@ class AlroConfig(RecConfig, SFTConfig):
         metadata={"help": "order of the candidates in training prompts: shuffled, or given (by mean rating)"},
     )
     letters: bool | None = field(
-        default=None, metadata={"help": "name candidates by letters; by default, unless every item is a single token"}
+        default=None,
+        metadata={"help": "name candidates by letters; by default true, or false if every item is a single token"},
     )
     prompt_candidates: str | None = field(
         default=None, metadata={"help": "text between the history and the candidates"}

@@ -1,7 +1,7 @@
 """Orders the candidates of training lists as a retriever would show them: by mean rating in training, best first.
 
-The rating of the row's own user is left out of the mean. Otherwise the order of items with few ratings would reveal
-the labels.
+The ratings of the user whose list is ordered are left out of the means. Otherwise the order of items with few ratings
+would reveal the labels.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class GivenOrder:
 
         Args:
             candidates: The items of a training list, `(m,)`.
-            ratings: The ratings that the user of the list gave, `(m,)`. They are left out of the means.
+            ratings: The user's ratings of these items, `(m,)`. They are left out of the means.
         """
         overall = self.totals.sum() / self.counts.sum()
         totals = self.totals[candidates] - ratings + DAMPING * overall

@@ -2,8 +2,8 @@
 
 A row lists some items of the training split with their letters, as a prompt does. It then repeats the items in another
 order, and each is followed by its letter. Only the letters are labels. A pretrained language model can already look up
-what a letter names. A small model from scratch does not learn it from lists of candidates, where it would have to
-learn at the same time which items a user likes.
+what a letter names. A small model from scratch does not learn this from lists of candidates, because there it
+would have to learn at the same time which items a user likes.
 """
 
 from __future__ import annotations

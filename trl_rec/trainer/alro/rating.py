@@ -1,7 +1,8 @@
-"""The rating stage: a model from scratch first learns to predict the rating that follows an item (see `rating_rows`).
+"""Runs the rating stage, in which a model from scratch learns to predict ratings before it learns to order candidates.
 
-The stage is a separate run with its own folder, and can be resumed after an interruption. It saves a checkpoint after
-each epoch. When it is finished, it writes a mark (see `trainer/base/saving/checkpoints.py`).
+The training rows are those of `rating_rows.py` and, optionally, of `letter_rows.py`. The stage is a separate run with
+its own folder, and can be resumed after an interruption. It saves a checkpoint after each epoch. When it is finished,
+it writes a file that marks it as finished (see `trainer/base/saving/checkpoints.py`).
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class RatingStageConfig:
             stage. A pretrained model requires 0.
         rating_learning_rate (`float`, *optional*, defaults to `3e-3`): Learning rate of the rating stage.
         rating_max_length (`int`, *optional*, defaults to `128`): Maximum number of tokens per row.
-        letter_lists (`int`, *optional*, defaults to `0`): Number of lists that the stage contains besides the ratings.
-            They teach which item a letter names (see [`build_letter_rows`]), and need `letters`.
+        letter_lists (`int`, *optional*, defaults to `0`): Number of rows, besides those with ratings, that teach which
+            item a letter names (see [`build_letter_rows`]). Requires candidates that are named by letters.
     """
 
     rating_epochs: Annotated[float, NOT_NEGATIVE] = field(
@@ -82,7 +83,7 @@ class RatingStageConfig:
     )
     letter_lists: Annotated[int, COUNT_FROM_0] = field(
         default=0,
-        metadata={"help": "number of lists in the rating stage that teach which item a letter names; needs letters"},
+        metadata={"help": "number of rows in the rating stage that teach which item a letter names; needs letters"},
     )
 
     def __post_init__(self) -> None:
@@ -125,8 +126,8 @@ def learn_ratings(
         dataset: The dataset. Only its training split is used.
         output_dir: A folder that only this stage writes to.
         max_length (*optional*, defaults to `128`): Maximum number of tokens per row.
-        letter_lists (*optional*, defaults to `0`): Number of lists that teach which item a letter names.
-        num_candidates (*optional*, defaults to `10`): Number of items in each of these lists.
+        letter_lists (*optional*, defaults to `0`): Number of rows that teach which item a letter names.
+        num_candidates (*optional*, defaults to `10`): Number of items in each of these rows.
         resume (*optional*, defaults to `False`): Whether to resume from the newest checkpoint in `output_dir` or, if
             the stage is already finished, to load and return its model. By default, the stage starts at the beginning.
         options: Fields of [`BearConfig`]. By default, the stage trains for 8 epochs with a learning rate of 3e-3 and
@@ -167,7 +168,8 @@ def learn_ratings(
         logger.info("the rating stage in %s is already finished; loading its model", folder)
         return load_model(folder)
 
-    # 3. Train. Write the mark only after everything is saved, because a resumed run does not repeat a marked stage.
+    # 3. Train. Mark the stage as finished only after everything is saved, because a resumed run does not repeat a
+    # marked stage.
     logger.info("starting the rating stage; its model is saved in %s", folder)
     trainer.train(resume_from_checkpoint=resume)
     save_run(trainer)

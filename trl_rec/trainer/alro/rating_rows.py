@@ -37,11 +37,15 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     ratings = join(split_rows(split, "history_ratings"), split_rows(split, "target_ratings"))
     longest = int(prompt_format.items.lengths.max() + prompt_format.ratings.lengths.max())
     width = (max_length - len(prompt_format.prompt_head)) // longest
-    if width < 2 or len(items.values) != len(ratings.values):
+    if len(items.values) != len(ratings.values):
         raise ValueError(
-            f"a row needs room for at least 2 rated items, and max_length={max_length} leaves room for {width}; every "
-            f"item needs a rating, and {len(ratings.values)} of {len(items.values)} have one; increase max_length, or "
+            f"every item needs a rating, but there are {len(ratings.values)} ratings of {len(items.values)} items; "
             "use data with ratings"
+        )
+    if width < 2:
+        raise ValueError(
+            f"a row needs room for at least 2 rated items, and max_length={max_length} leaves room for {width}; "
+            "increase max_length (rating_max_length in a recipe)"
         )
 
     # 2. Divide each sequence into windows of at most `width` items. Consecutive windows overlap by half.

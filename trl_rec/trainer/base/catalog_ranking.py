@@ -65,7 +65,7 @@ class CatalogRankingMixin(RecTrainerMixin):
             self.trie = TokenTrie.from_catalog(catalog, processing_class, lists=args.list_length is not None)
 
     def _check_ranking(self) -> None:
-        """Also raises `ValueError` under FSDP if a prior is to be chosen, because the choice ranks a split."""
+        """Also raises `ValueError` if a prior is configured under FSDP, where a run ends before the prior is made."""
         super()._check_ranking()
         if self.is_fsdp_enabled and wants_prior(self.args):
             raise ValueError(
@@ -125,7 +125,7 @@ class CatalogRankingMixin(RecTrainerMixin):
     def save_settings(self, folder: Path) -> None:
         """Writes the files that [`Recommender`] reads besides the model.
 
-        They are the catalogue, `recommender.json`, and the prior if there is one.
+        These files are the catalogue, `recommender.json`, and the prior if there is one.
         """
         if self.catalog is None:
             return

@@ -71,8 +71,8 @@ class RecConfig(Base):
         eval_recall_at (`int`, *optional*, defaults to `50`): An additional cutoff for the table at the end of a run.
             Only recall is computed at this cutoff. Computing it takes a second pass over the users with as many beams
             as the cutoff, unless every item is a single token or `eval_num_beams` is at least the cutoff. The second
-            pass does not affect the other metrics. This recall is skipped if the cutoff is 0, not above the largest of
-            `eval_ks`, or not below the number of items. It is also skipped if `list_length` is set.
+            pass does not affect the other metrics. This recall is skipped if the cutoff is 0, at most the largest of
+            `eval_ks`, or at least the number of items. It is also skipped if `list_length` is set.
         eval_num_beams (`int`, *optional*): Beam width when ranking. If `list_length` is set, defaults to 1 (greedy
             decoding). Otherwise, defaults to the largest of `eval_ks`.
         eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether the items of a user's own history are
@@ -202,7 +202,7 @@ class RecConfig(Base):
         settle_checkpointing(self)
         check_ranges(self)
         super().__post_init__()  # type: ignore[no-untyped-call]  # TRL's config, which is next in the MRO
-        check_ranges(self)  # again, because mappings that were given as JSON have been parsed by now
+        check_ranges(self)  # again, because TRL's config has now parsed mappings that were given as JSON
 
         # 2. Check the fields of this package.
         if self.final_split not in get_args(FinalSplit):

@@ -18,7 +18,7 @@ def item_vectors(dataset: RecDataset, config: RecModelConfig, seed: int) -> Call
         return None
     if dataset.catalog.surface == "title":
         raise ValueError(
-            "item_vectors needs a surface with tokens of its own, but titles consist of words; choose the surface "
-            "item_token or semantic_id, or leave out item_vectors"
+            "item_vectors sets the embeddings of tokens that represent items, but titles consist of words; choose the "
+            "surface item_token or semantic_id, or leave out item_vectors"
         )
     return partial(signal_vectors, dataset, config.item_vectors, text_encoder=config.text_encoder, seed=seed)

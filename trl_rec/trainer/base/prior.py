@@ -1,7 +1,8 @@
-"""Makes the prior of a run: fits the prior, chooses its strength on the validation split, and saves it.
+"""Makes the prior of a run: fits the prior, chooses its setting on the validation split, and saves it.
 
-The strength is chosen for the trained model, so the prior is made after training. [`check_run_prior`] is called before
-training, and finds the problems that are certain to cause an error after training.
+The setting of a prior is its strength and, for some priors, a further number (see [`Setting`]). The setting is chosen
+for the trained model, so the prior is made after training. [`check_run_prior`] is called before training, and finds
+the problems that are certain to cause an error after training.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Prints the two or three measures of an evaluation that matter, instead of a mapping with thirty.
+"""Prints only the most important metrics of each evaluation. Transformers would print all of them, often about thirty.
 
-All measures are in `eval.jsonl`, in the log of the trainer and in the trackers.
+All metrics are still in `eval.jsonl`, in the log of the trainer and in the trackers.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
 
-# Measures that are printed if an evaluation has them. K is the largest cutoff.
+# Metrics that are printed if an evaluation has them. K is the largest of `eval_ks`.
 SHOWN = ("ndcg@K", "recall@K", "graded_ndcg@K", "reward")
-# Printed for an evaluation with none of these, as that of preferences without items.
+# Metrics that are printed if an evaluation has none of those in `SHOWN`, as on preferences among texts.
 OTHERWISE = ("loss", "rewards/accuracies")
 
 
 def shorten_evaluations(trainer: Trainer) -> None:
-    """Makes the trainer's own callback that prints logs print short lines for evaluations."""
+    """Replaces the callback that prints the trainer's logs by one that prints short lines for evaluations."""
     for usual, short in ((ProgressCallback, ShortProgress), (PrinterCallback, ShortPrinter)):
         if any(type(one) is usual for one in trainer.callback_handler.callbacks):
             trainer.remove_callback(usual)
@@ -26,12 +26,13 @@ def shorten_evaluations(trainer: Trainer) -> None:
 
 
 def short_evaluation(logs: Mapping[str, Any], args: Any) -> dict[str, Any]:
-    """Returns the entries of a log to print: all of them, unless they are the measures of an evaluation.
+    """Returns the entries of a log that are printed.
 
-    Of an evaluation, these are the measures in `SHOWN`, the one that `metric_for_best_model` names, and the epoch.
+    If the log is that of an evaluation, these are the metrics in `SHOWN` (or `OTHERWISE`), the metric that
+    `metric_for_best_model` names, and the epoch. Otherwise, all entries are printed.
 
     Args:
-        logs: The entries by name.
+        logs: The entries of the log by name.
         args: The configuration of the trainer.
     """
     if not any(name.startswith("eval_") for name in logs):
@@ -46,9 +47,9 @@ def short_evaluation(logs: Mapping[str, Any], args: Any) -> dict[str, Any]:
     return {name: value for name, value in logs.items() if name == "epoch" or _is(name, shown)}
 
 
-def _is(name: str, measures: list[str]) -> bool:
-    """Returns whether a name is one of the measures, after `eval_` or `eval_DATASET_`."""
-    return name.startswith("eval_") and any(name.endswith(f"_{measure}") for measure in measures)
+def _is(name: str, metrics: list[str]) -> bool:
+    """Returns whether a name consists of `eval_` or `eval_DATASET_` and one of the metrics."""
+    return name.startswith("eval_") and any(name.endswith(f"_{metric}") for metric in metrics)
 
 
 class ShortProgress(ProgressCallback):
@@ -60,7 +61,7 @@ class ShortProgress(ProgressCallback):
 
 
 class ShortPrinter(PrinterCallback):
-    """The printer of Transformers (with `disable_tqdm`), with short lines for evaluations."""
+    """The callback that prints logs if `disable_tqdm` is set, with short lines for evaluations."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Prints the log."""

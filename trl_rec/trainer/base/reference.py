@@ -1,4 +1,4 @@
-"""Manages the reference policy of preference training, and stores its log-probabilities on disk.
+"""Manages the reference, the policy that a trained policy is compared with, and stores its log-probabilities.
 
 By default, a model with an adapter is its own reference. If the trainer added the adapter (`peft_config`), the
 reference is the model with its adapter switched off. If the model already had an adapter, the reference is the model
@@ -124,7 +124,7 @@ def hash_weights(model: Any) -> str:
 
 
 def hash_rows(rows: Dataset, *settings: Any) -> str:
-    """Returns a hash of rows and settings, for the name of a file whose content depends on both."""
+    """Returns a hash of rows and settings. It is part of the name of a file or folder that depends on both."""
     digest = hashlib.sha256(repr(settings).encode())
     for table in rows.with_format("arrow").iter(10_000):
         for batch in table.combine_chunks().to_batches():

@@ -166,7 +166,7 @@ def conclude_run(
     # 1. Save first, so that the model is not lost if a later step fails.
     folder = trainer.args.output_dir
     trainer.card_data = dataset.card
-    trainer.card_results = None  # those of an earlier call were of other weights
+    trainer.card_results = None  # results of an earlier call were measured with other weights
     if recipe is None:
         recipe = {"dataset": str(dataset.path), "surface": dataset.catalog.surface, **settings}
     pushes_later = complete is not None and not trainer.is_fsdp_enabled
@@ -188,8 +188,8 @@ def conclude_run(
         discard_finished(folder)
         return {}
 
-    # 3. Measure on all processes. The main process writes and prints. The other processes wait for it, because a
-    # process that crashes while it exits would make the launcher end the main process before everything is written.
+    # 3. Measure on all processes. The main process writes and prints. The other processes wait. If one of them ended
+    # earlier and crashed on exit, the launcher would end the main process before everything is written.
     measured = measure()
     if trainer.is_world_process_zero():
         write_evaluation(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch.distributed
 
 
-SECONDS = 1.0  # enough for the threads to finish
+SECONDS = 1.0  # enough for gloo's threads to finish
 
 
 def end_processes(end: Callable[[], object]) -> None:

@@ -63,8 +63,9 @@ class NextItemCollator:
         If `age_decay` is not 1 and the rows have `trie_nodes`, the batch also contains `target_weights`, `(B, T)`: the
         weight of each label, or 0 where there is no label.
 
-        If the rows have branches, the batch also contains `seen` and `starts`, `(B, T)` each. A column attends to the
-        columns before `seen`, and to the columns from `starts` to itself (see [`Branches`]).
+        If the rows have branches (targets that are written after a common history, see [`Branches`]), the batch also
+        contains `seen` and `starts`, `(B, T)` each. A column attends to the columns before `seen`, and to the columns
+        from `starts` to itself.
         """
         # 1. Pad the rows.
         tokens = Ragged.from_lists([row["input_ids"] for row in rows])
@@ -87,7 +88,7 @@ class NextItemCollator:
         return batch
 
     def _add_branches(self, batch: dict[str, Tensor], branches: Branches) -> None:
-        """Adds `seen` and `starts` to a batch, and lets the positions of a branch continue those of its prefix."""
+        """Adds `seen` and `starts` to a batch. The positions of a branch continue from the items before its target."""
         # 1. Pad `seen` and `starts`, and compute the positions from them.
         offsets = np.concatenate([[0], np.cumsum(branches.row_lengths)])
         seen, starts = (self._pad(Ragged(values, offsets), 0) for values in branches.columns())
@@ -96,7 +97,7 @@ class NextItemCollator:
         first = real.long().argmax(1, keepdim=True)  # (B, 1): the number of columns of padding on the left
         batch["position_ids"] = torch.where(real, seen + column - first - starts, 0)
 
-        # 2. Count the columns from the beginning of the batch instead of the row. Padding attends only to itself.
+        # 2. Number the columns from the left edge of the batch, padding included. Padding attends only to itself.
         batch["seen"] = torch.where(real, seen + first, 0)
         batch["starts"] = torch.where(real, starts + first, column)
 

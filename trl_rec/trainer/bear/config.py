@@ -23,7 +23,7 @@ class BearConfig(PriorConfig, SFTConfig):
     `softmax="vocabulary"`, training is plain SFT.
 
     If `list_length` is set and `targets` is `"last"`, the model learns to write lists of distinct items, namely the
-    next new items that a user chooses, in order. The legal tokens are then the same as when lists are sampled: items
+    next new items that a user chooses, in order. The legal tokens are then the same as in decoding: items
     that are already in the list are illegal, and so are items of the history unless `eval_exclude_history` is false.
     The EOS after a list is learned only with `softmax="vocabulary"`.
 
@@ -71,10 +71,11 @@ class BearConfig(PriorConfig, SFTConfig):
             a target sees between half and all of the longest history that fits. With `"rows"`, each such target gets a
             row of its own, with the longest history that fits. The number of such targets is logged. Requires
             `targets="all"`.
-        max_row_tokens (`int`, *optional*): Maximum number of tokens of a row in which the targets follow the history
-            as branches, as with titles. Limits memory, because a sequence whose targets need more tokens becomes
-            several rows. Must be at least `max_length`. By default, the only limit is `max_length`, which applies to
-            the history together with one target. Requires `targets="all"`.
+        max_row_tokens (`int`, *optional*): Maximum number of tokens of a row in which all targets follow the history,
+            one branch per target (see [`Branches`]). Rows of titles are of this kind. Limits memory, because a
+            sequence whose targets need more tokens becomes several rows. Must be at least `max_length`. By default,
+            the only limit is `max_length`, which applies to the history together with one target. Requires
+            `targets="all"`.
         join_windows (`bool`, *optional*, defaults to `False`): Whether successive windows of a user are joined into
             one sequence. Meant for sources whose rows are windows (one target and the items before it), such as
             BIGRec's. Requires `targets="all"`.
@@ -141,7 +142,10 @@ class BearConfig(PriorConfig, SFTConfig):
     )
     max_row_tokens: Annotated[int | None, COUNT] = field(
         default=None,
-        metadata={"help": "maximum number of tokens of a row with branches, as with titles; requires targets=all"},
+        metadata={
+            "help": "maximum number of tokens of a row in which all targets follow the history, as with titles; "
+            "requires targets=all"
+        },
     )
     join_windows: bool = field(
         default=False,

@@ -46,7 +46,7 @@ def list_choices(
           EOS after a list is forced.
         - `ranks`, `(B, T)`: The rank of the label's item in the list, from 0. Arbitrary where there is no label.
         - `items`, `(B, K)`: The lists, padded with -1.
-        - `excluded`, `(B, E)`: The excluded items in the format of `Excluded.places`.
+        - `excluded`, `(B, E)`: The items of the history that are illegal, in the format of `Excluded.places`.
     """
     # 1. Tokenize each list, and look up the items that are illegal at all of its tokens.
     items = torch.from_numpy(Ragged.from_lists([row["items"] for row in rows]).padded())  # (B, K)
@@ -83,13 +83,13 @@ def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool, twins: Tw
     """
     # 1. Check the items.
     items = split_rows(rows, "items")
-    _check_none(_rows_with_repeats(items), "its list contains an item twice")
+    _check_none(_rows_with_repeats(items), "its list contains an item twice; list each item once")
     if exclude_history:
         histories = split_rows(rows, "history")
         known = _rows_with_known_items(items, histories if twins is None else twins.complete(histories))
         _check_none(known, "its list contains an item of the history; set eval_exclude_history to false to allow this")
 
-    # 2. Check the labels. Those that are not ignored must be the tokens of the list and then at most one token (EOS).
+    # 2. Check the labels. They must be the tokens of the list, optionally followed by one more token (EOS).
     labels = split_rows(rows, "labels")
     is_label = labels.values != IGNORED
     counts = np.bincount(labels.row_ids[is_label], minlength=len(labels))

@@ -180,7 +180,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         tokens = self.catalog.paths(tokenizer).first(self.catalog.num_recommendable).values
         sampler = ItemSampler(tokens, labels[labels != IGNORED], num_negatives, sampled_from)
         self._log_q = sampler.log_q(int(tokens.max()) + 1).to(self.args.device)
-        # DeepSpeed, FSDP, torch.compile, and devices other than CPU and CUDA need a dense gradient from the start.
+        # DeepSpeed, FSDP, torch.compile, and devices other than CPU and CUDA do not support sparse gradients.
         is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if not (is_sharded or self.args.torch_compile) and self.args.device.type in ("cpu", "cuda"):
             collect_rows(self.model)
@@ -372,8 +372,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         columns = tokens if among is None else self.trie.edge_columns[(nodes - 1).clamp(min=0)]
         if self.trie.only_choice is not None:  # all targets have the same children, as with the item_token surface
             place = torch.searchsorted(tokens[0], targets)
-            # The columns are distinct and ascending. So if their number is that of the logits' columns, they select
-            # all columns in order. The logits are then not copied, because a copy would cost as much as the softmax.
+            # The indices in `columns` are distinct and ascending. If there are as many indices as logits, they select
+            # all logits in order. Then skip the copy, because it would cost as much as the softmax.
             if len(columns[0]) < logits.shape[1]:
                 logits = logits.index_select(1, columns[0])
             return self.token_loss(logits, place, legal)
@@ -407,9 +407,9 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         All have the shape `(N, C)`. If the trie has a single node with several children, tokens and nodes have the
         shape `(1, C)`, and the mask of legal tokens is None if all are legal.
         """
-        # Pad to the number of children of the trie's widest node. The largest number of children in this batch would
-        # have to be copied from the device. It is nearly always the same number, because every batch contains the
-        # root, which is nearly always the widest node.
+        # Pad to the number of children of the trie's widest node. Padding to the widest node of this batch would need
+        # a copy from the device, and would rarely save anything: every batch contains the root, which is nearly always
+        # the widest node.
         trie = self.trie
         width = trie.max_width
         nodes = choices["trie_nodes"].flatten().index_select(0, places + 1)  # (N,)

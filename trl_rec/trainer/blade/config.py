@@ -49,12 +49,12 @@ class BladeConfig(RecConfig, DPOConfig):
         dynamic_coefficient (`float`, *optional*, defaults to `0.3`): Weight of the rollouts in the rank estimate with
             `target="blade"`, the paper's tau.
         best_of (`float`, *optional*, defaults to `8`): The N of Best-of-N.
-        num_references (`int`, *optional*, defaults to `16`): Number of reference lists per prompt. They are sampled
-            from the reference policy once, before training.
+        num_references (`int`, *optional*, defaults to `16`): Number of reference lists per prompt. By default, they
+            are sampled once, before training, from the reference policy (see also `reference_draws`).
         reference_draws (`int`, *optional*, defaults to `1`): Number of times that reference lists are drawn, evenly
             spaced over training. The first lists are drawn from the reference policy, and later ones from the policy
             that is being trained. With 4, for example, new lists are drawn after a quarter, a half and three quarters
-            of the steps. The KL divergence is always that from the reference policy.
+            of the steps. The KL divergence is always measured from the reference policy.
         prior (`float`, *optional*, defaults to `0.5`): Parameter a of the prior Beta(a, a) in the rank estimate.
         num_generations (`int`, *optional*, defaults to `8`): Number of rollouts per prompt and step, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`): Sampling temperature of rollouts and reference lists.
@@ -254,5 +254,6 @@ class BladeConfig(RecConfig, DPOConfig):
         if between is not None:
             raise ValueError(
                 f"num_iterations is {self.num_iterations}, and a checkpoint would be written at step {between:g}, "
-                "between two steps on the same rollouts; make save_steps and max_steps multiples of num_iterations"
+                "between two steps on the same rollouts; make max_steps and save_steps (with save_strategy=best: "
+                "eval_steps) multiples of num_iterations"
             )

@@ -349,7 +349,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         choices = self._choices(read, inputs, items, lists)
         logps = self._list_logps(read, choices)  # (B, G)
         if rollouts is None:
-            # The reference reads the lists in the same arrangement, so that they are arranged only once.
+            # Pass on the layout of the packed rows, so that it is not computed again for the reference.
             ref_logps = self._ref_logps(model, inputs, lists, choices, read.layout)
             rollouts = self._valued(inputs, items, logps.detach(), ref_logps)
             self._rollouts[(*rows,)] = rollouts

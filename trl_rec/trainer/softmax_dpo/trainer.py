@@ -1,8 +1,8 @@
 """Preference training with one chosen completion and any number of rejected completions per prompt.
 
-The policy and the reference each score all completions of a prompt in one row, if the model supports this (see
-`models.completions`). Without a catalogue, prompts and completions may be any texts. With a catalogue, the trainer can
-also rank the items at each evaluation.
+The policy and the reference each read a prompt and all of its completions as one row of tokens, if the model supports
+this (see `models.completions`). Without a catalogue, prompts and completions may be any texts. With a catalogue, the
+trainer can also rank the items at each evaluation.
 
 Legend: B rows, K maximum number of completions per row (the chosen one first), C tokens of the longest completion.
 """
@@ -235,7 +235,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         logps = self._token_logps(read, inputs).sum(-1)  # (B, K)
         ref_logps = inputs.get("ref_logps")
         if ref_logps is None:
-            # The reference reads the texts in the same arrangement, so that they are arranged only once.
+            # Pass on the layout of the packed rows, so that it is not computed again for the reference.
             texts: dict[str, Any] = {**inputs, "layout": read.layout}
             ref_logps = self.compute_ref_log_probs(self.reference_of(model), texts)
         logratios = logps - ref_logps.to(logps.dtype)

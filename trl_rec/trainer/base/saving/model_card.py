@@ -122,9 +122,9 @@ def _data_lines(card: ModelCard) -> list[str]:
 def _redistribution(license: str | None) -> str:
     """Says whether the catalogue may be redistributed."""
     if license is None:
-        return "no licence of the data is recorded, so do not redistribute the catalogue before you know it"
+        return "no licence of the data is recorded, so do not redistribute the catalogue before you know the licence"
     if allows_redistribution(license):
-        return f"the licence of the data ({license}) allows to redistribute the catalogue"
+        return f"the licence of the data ({license}) allows redistribution of the catalogue"
     return f"the licence of the data ({license}) is not known to allow redistribution of the catalogue"
 
 

@@ -96,10 +96,10 @@ def find_start(
 
 
 def default_output(model: str | PreTrainedModel | PeftModel | None, method: str) -> str:
-    """Returns the output folder of a run that names none: `MODEL-METHOD`, as in TRL's examples.
+    """Returns the default output folder, `MODEL-METHOD`, as in TRL's examples.
 
     Args:
-        model: The model to start from, by its hub id, folder or file, or loaded. None for a model from scratch.
+        model: The model to start from, or its hub id, folder or file. None for a model from scratch.
         method: Name of the method.
     """
     source = model if isinstance(model, str) else "" if model is None else name_or_path(model)

@@ -42,9 +42,9 @@ WEIGHTS = (
     "*.index.json",
     "adapter_config.json",
     "adapter_model.*",
-    "configuration_*.py",  # of models with code of their own
+    "configuration_*.py",  # the code of models that transformers does not contain
     "modeling_*.py",
-    "*/adapter_config.json",  # of a second adapter, such as the reference
+    "*/adapter_config.json",  # a second adapter, such as that of the reference
     "*/adapter_model.*",
 )
 TOKENIZER = (
@@ -143,7 +143,7 @@ def copy_published(
         logger.info("the catalogue is not published, because %s; to publish it as well, set include_catalog", why)
         sections += _without_catalog_text(why)
     if names_users(folder):
-        logger.info("the semantic IDs of users are never published; the model is loaded with its dataset (catalog=)")
+        logger.info("the semantic IDs of users are never published; to load the model, pass its dataset as catalog")
         sections += WITHOUT_USERS
     if CARD in names and sections:
         write_text(copy / CARD, (folder / CARD).read_text(encoding="utf-8") + sections)

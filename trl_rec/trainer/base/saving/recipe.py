@@ -1,8 +1,8 @@
-"""Writes `recipe.yaml`, with which a run can be repeated. It contains the options that differ from their defaults.
+"""Writes `recipe.yaml`, which contains the options that differ from their defaults, so that a run can be repeated.
 
 `trl-rec VERB --config RUN/recipe.yaml --output_dir OTHER` trains the same weights on the same machine, with the same
-package versions and the same number of threads. The recipe contains neither secrets nor options that concern the
-work of an earlier run, such as `overwrite`.
+package versions and the same number of threads. The recipe contains neither secrets nor options for files of earlier
+runs, such as `overwrite`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trl_rec.files import write_text
 
 
 RECIPE = "recipe.yaml"
-# Keys that are left out, because they are secret or concern the work of an earlier run.
+# Keys that are left out, because they are secret or are about files of earlier runs.
 NOT_REPEATED = ("overwrite", "overwrite_ids", "resume_from_checkpoint", "hub_token", "push_to_hub_token")
 
 
