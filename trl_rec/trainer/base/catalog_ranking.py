@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +23,13 @@ from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.trainer.base.checks import check_processes
 from trl_rec.trainer.base.prior_config import wants_prior
 from trl_rec.trainer.base.trainer import NO_RANKING_UNDER_FSDP, EvalSets, RecTrainerMixin, SecondsPerUser
+
+
+if TYPE_CHECKING:
+    from trl_rec.trainer.base.config import RecConfig
+    from trl_rec.trainer.bear.config import BearConfig
+    from trl_rec.trainer.blade.config import BladeConfig
+    from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 
 
 class CatalogRankingMixin(RecTrainerMixin):
@@ -48,7 +55,7 @@ class CatalogRankingMixin(RecTrainerMixin):
         self,
         catalog: ItemCatalog | None,
         processing_class: PreTrainedTokenizerBase,
-        args: Any,  # both a RecConfig and a config of TRL
+        args: RecConfig,
         eval_dataset: EvalSets | None,
     ) -> None:
         """Sets the catalogue, the prompt format, the trie, and the splits to rank at each evaluation."""
@@ -152,7 +159,7 @@ class CatalogRankingMixin(RecTrainerMixin):
         )
 
 
-def recommender_settings(args: Any, *, renormalize: bool) -> dict[str, Any]:
+def recommender_settings(args: BearConfig | BladeConfig | SoftmaxDPOConfig, *, renormalize: bool) -> dict[str, Any]:
     """Returns the content of `recommender.json` besides the catalogue and the prior.
 
     Args:

@@ -232,7 +232,7 @@ class RecConfig(Base):
         return options if self.prompt_separator is None else {**options, "prompt_separator": self.prompt_separator}
 
 
-def check_early_stopping(config: Any) -> None:
+def check_early_stopping(config: RecConfig) -> None:
     """Raises `ValueError` if early stopping would have no effect."""
     if config.early_stopping_patience is None:
         check_inert(config, ("early_stopping_threshold",), "early_stopping_patience is not set")

@@ -8,7 +8,7 @@ the first steps may take minutes.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -57,7 +57,7 @@ class CostEstimate(TrainerCallback):
         self._dataset = dataset
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
         """Ranks a few users, and announces the final evaluation if it will take long."""
         self._said = False
@@ -78,19 +78,19 @@ class CostEstimate(TrainerCallback):
             self._per_user = self._trainer.seconds_per_user(self._trainer.ranked_splits[0])
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
         """Starts the clock."""
         self._start = time.perf_counter()
 
     def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
         """Counts a batch that does not end a step, because gradients are accumulated over several batches."""
         self._count(args, state)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
         """Counts the batch that ends a step."""
         self._count(args, state)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+if TYPE_CHECKING:
+    from trl_rec.trainer.base.config import RecConfig
 
 
 class EarlyStopping(EarlyStoppingCallback):
@@ -21,7 +25,7 @@ class EarlyStopping(EarlyStoppingCallback):
     """
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
         """Restores the count of a resumed run. No further step is trained if the count reaches the patience."""
         super().on_train_begin(args, state, control, **others)  # type: ignore[no-untyped-call]
@@ -34,7 +38,7 @@ class EarlyStopping(EarlyStoppingCallback):
             control.should_training_stop = True
 
 
-def check_metric(args: Any) -> None:
+def check_metric(args: RecConfig) -> None:
     """Raises `ValueError` if early stopping is set without a metric."""
     if args.early_stopping_patience is not None and args.metric_for_best_model is None:
         raise ValueError(

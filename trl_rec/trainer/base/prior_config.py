@@ -34,7 +34,7 @@ class PriorConfig(RecConfig):
         default=None,
         metadata={
             "help": "prior to multiply the trained model by, kept in the run folder: popularity, transition, mixture "
-            "or none; if unset, there is none, unless the model comes from a run folder with a prior"
+            "or none; defaults to the kind of prior in the run folder that the model comes from, if there is one"
         },
     )
     prior_strength: str = field(

@@ -6,10 +6,13 @@ All metrics are still in `eval.jsonl`, in the log of the trainer and in the trac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
 
+
+if TYPE_CHECKING:
+    from trl_rec.trainer.base.config import RecConfig
 
 # Metrics that are printed if an evaluation has them. K is the largest of `eval_ks`.
 SHOWN = ("ndcg@K", "recall@K", "graded_ndcg@K", "reward")
@@ -25,7 +28,7 @@ def shorten_evaluations(trainer: Trainer) -> None:
             trainer.add_callback(short)
 
 
-def short_evaluation(logs: Mapping[str, Any], args: Any) -> dict[str, Any]:
+def short_evaluation(logs: Mapping[str, float], args: RecConfig) -> dict[str, float]:
     """Returns the entries of a log that are printed.
 
     If the log is that of an evaluation, these are the metrics in `SHOWN` (or `OTHERWISE`), the metric that
@@ -55,14 +58,30 @@ def _is(name: str, metrics: list[str]) -> bool:
 class ShortProgress(ProgressCallback):
     """The progress bar of Transformers, with short lines for evaluations."""
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         """Prints the log."""
-        super().on_log(args, state, control, short_evaluation(logs or {}, args), **kwargs)  # type: ignore[no-untyped-call]
+        short = short_evaluation(logs or {}, cast("RecConfig", args))
+        super().on_log(args, state, control, short, **kwargs)  # type: ignore[no-untyped-call]
 
 
 class ShortPrinter(PrinterCallback):
     """The callback that prints logs if `disable_tqdm` is set, with short lines for evaluations."""
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         """Prints the log."""
-        super().on_log(args, state, control, short_evaluation(logs or {}, args), **kwargs)  # type: ignore[no-untyped-call]
+        short = short_evaluation(logs or {}, cast("RecConfig", args))
+        super().on_log(args, state, control, short, **kwargs)  # type: ignore[no-untyped-call]

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from trl_rec.compat import REF_ADAPTER, held_weights, is_deepspeed_zero3_enabled, is_quantized_layer
 from trl_rec.files import atomic_file
@@ -58,7 +59,9 @@ class ReferenceMixin(RecTrainerMixin):
             yield
 
 
-def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
+def copy_of_policy(
+    model: str | PreTrainedModel | PeftModel, peft_config: PeftConfig | None = None
+) -> PreTrainedModel | None:
     """Returns a copy of the policy to be used as its reference.
 
     Returns None if the policy has or gets an adapter, because the policy is then its own reference. Also returns None
@@ -76,7 +79,7 @@ def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
 
 
 @contextmanager
-def as_reference(model: Any) -> Iterator[None]:
+def as_reference(model: nn.Module) -> Iterator[None]:
     """Inside the block, a PEFT model computes the outputs of its reference. Any other model is not changed."""
     if not isinstance(model, PeftModel):
         yield
@@ -93,7 +96,7 @@ def as_reference(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def not_training(model: Any) -> Iterator[None]:
+def not_training(model: nn.Module) -> Iterator[None]:
     """Inside the block, the model is in evaluation mode, without dropout and activation checkpointing.
 
     Layers of bitsandbytes are an exception: they are put into training mode. In evaluation mode on a CPU, bitsandbytes
@@ -109,7 +112,7 @@ def not_training(model: Any) -> Iterator[None]:
             module.training = training
 
 
-def hash_weights(model: Any) -> str:
+def hash_weights(model: nn.Module) -> str:
     """Returns a hash of the model's weights. Every process returns the same hash.
 
     Under ZeRO-3 the parameters themselves are empty, so each process hashes its own shard, and the hashes of all
@@ -123,7 +126,7 @@ def hash_weights(model: Any) -> str:
     return repr(sorted({*gather_object([digest.hexdigest()])}))
 
 
-def hash_rows(rows: Dataset, *settings: Any) -> str:
+def hash_rows(rows: Dataset, *settings: object) -> str:
     """Returns a hash of rows and settings. It is part of the name of a file or folder that depends on both."""
     digest = hashlib.sha256(repr(settings).encode())
     for table in rows.with_format("arrow").iter(10_000):
@@ -132,7 +135,7 @@ def hash_rows(rows: Dataset, *settings: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def reference_file(folder: str | Path, rows: Dataset, *settings: Any) -> Path:
+def reference_file(folder: str | Path, rows: Dataset, *settings: object) -> Path:
     """Returns the path of the file for the rows' reference log-probabilities.
 
     The file name contains a hash of the rows and the settings.

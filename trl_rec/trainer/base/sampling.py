@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +96,7 @@ class EpochOrder(TrainerCallback):
         self.sampler = sampler
 
     def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
         """Sets the epoch of the sampler. Called before the first batch of an epoch is made."""
         set_epoch = getattr(self.sampler, "set_epoch", None)
@@ -112,11 +111,11 @@ class EpochCounter(TrainerCallback):
     Add the collator to the trainer as a callback, so that `epoch` is set at the start of each epoch.
     """
 
-    # The tensor is in shared memory, so that data loader workers that outlive an epoch see the new value.
+    # The tensor is in shared memory, so that persistent data loader workers see the new value.
     epoch: Tensor = field(init=False, default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_())
 
     def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
         """Sets the epoch. Called before the first batch is made. In a resumed run, `state.epoch` may be a fraction."""
         self.epoch.fill_(int(state.epoch or 0))

@@ -130,7 +130,7 @@ class RecTrainerMixin(ABC, Base):
         choose_threads(self.model)
         shorten_evaluations(self)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "method"):
             cls._tag_names = ["trl", "trl-rec", cls.method]
@@ -324,7 +324,7 @@ class RecTrainerMixin(ABC, Base):
             except KeyboardInterrupt as interrupt:
                 raise KeyboardInterrupt(describe_interrupt(output_dir, self.state.global_step)) from interrupt
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: object, **kwargs: object) -> None:
         """Same as `Trainer._run_epoch`, except that a finished run that is resumed trains no further step.
 
         `Trainer` compares the number of steps with the maximum only after a step. So if the run had ended in the

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -26,7 +27,7 @@ from trl_rec.trainer.base.reference import hash_rows
 PART_SIZE = 256  # rows per part
 
 
-def reference_store(output_dir: str | Path, rows: Dataset, *settings: Any) -> PartStore:
+def reference_store(output_dir: str | Path, rows: Dataset, *settings: object) -> PartStore:
     """Returns the store for the reference lists of `rows`. Its folder name contains a hash of rows and settings.
 
     Args:
@@ -43,7 +44,7 @@ def draw_reference_lists(
     rows: Dataset,
     draw: Callable[[dict[str, Tensor]], Tensor],
     collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
-    accelerator: Any,
+    accelerator: Accelerator,
     *,
     batch_size: int,
 ) -> None:

@@ -33,6 +33,8 @@ from trl_rec.items import ItemCatalog
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from trl_rec.trainer.base.config import RecConfig
+
 Entries = dict[str, Any]
 
 # Fields of TRL's and transformers' configurations on which the weights at a given step depend. These weights also
@@ -114,11 +116,11 @@ def setting_entries(config: TrainingArguments, inherited: Collection[str]) -> En
     return {name: value for name, value in config.to_dict().items() if name in inherited or name not in of_parents}
 
 
-def run_entries(config: Any, num_processes: int) -> Entries:
+def run_entries(config: RecConfig, num_processes: int) -> Entries:
     """Returns the settings of a run that determine its weights at any given step.
 
     Args:
-        config: The configuration, a [`RecConfig`] that is also a config of TRL.
+        config: The configuration.
         num_processes: Number of processes. On resume it may differ if the number of rows per step is the same.
     """
     entries = setting_entries(config, DECIDING)
@@ -194,17 +196,18 @@ def update_by_content(digest: hashlib.blake2b, array: pa.Array) -> None:
         digest.update(np.ascontiguousarray(values).view(np.uint8).data if plain else repr(values.tolist()).encode())
 
 
-def model_entries(model: Any, name: str) -> Entries:
+def model_entries(model: nn.Module, name: str) -> Entries:
     """Returns entries for a model's configuration and adapters, and a hash of a sample of its weights.
 
     The weights of an adapter that is being trained are left out, because PEFT initialises them randomly and resuming
     replaces them.
 
     Args:
-        model: The unwrapped model before the first step.
+        model: The unwrapped model before the first step, a `PreTrainedModel` or `PeftModel`.
         name: Name of the model in messages.
     """
-    config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
+    model_config: Any = model.config
+    config = {key: value for key, value in model_config.to_dict().items() if not key.startswith("_")}
     entries: Entries = {f"{name} config {key}": value for key, value in config.items() if key not in CONFIG_NOISE}
     if isinstance(model, PeftModel):
         for adapter, options in model.peft_config.items():
@@ -231,10 +234,11 @@ def _weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _to_json(value: Any) -> Any:
+def _to_json(value: object) -> object:
     """Converts a value that `json.dumps` does not support to a type that it supports."""
     if isinstance(value, set):  # such as target modules, whose order varies
         return sorted(value)
-    if callable(getattr(value, "to_dict", None)):  # such as a quantisation configuration
-        return value.to_dict()
+    to_dict = getattr(value, "to_dict", None)
+    if callable(to_dict):  # such as a quantisation configuration
+        return to_dict()
     return str(value)  # such as a dtype

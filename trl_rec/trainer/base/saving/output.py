@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 from peft import PeftModel
@@ -27,6 +27,9 @@ from trl_rec.trainer.base.saving.checkpoints import (
 )
 from trl_rec.trainer.base.saving.recipe import RECIPE
 
+
+if TYPE_CHECKING:
+    from trl_rec.trainer.base.config import RecConfig
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 NOT_WEIGHTS = ("training_args.bin",)  # the arguments of Trainer, pickled
@@ -107,7 +110,7 @@ def default_output(model: str | PreTrainedModel | PeftModel | None, method: str)
     return f"{name}-{method}"
 
 
-def check_output(args: Any) -> None:
+def check_output(args: RecConfig) -> None:
     """Raises `ValueError` if `output_dir` contains the work of an earlier run that may not be replaced."""
     if not args.overwrite and not args.resume_from_checkpoint:
         check_no_work(Path(str(args.output_dir)))
@@ -186,7 +189,7 @@ class RunStart(TrainerCallback):
         self.replaced = replaced
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
         """Removes the work of an earlier run, and sets the logging, saving and evaluation intervals from `args`.
 

@@ -92,7 +92,7 @@ RESUME = (
 def files_of(folder: Path, patterns: Sequence[str]) -> list[str]:
     """Returns the files of a folder that match any of the patterns, as relative paths, sorted.
 
-    Files in its checkpoints and in hidden folders, such as those that a killed run leaves behind, do not count.
+    Files in checkpoints are left out. So are files in hidden folders, which a killed run may leave behind.
     """
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     names = [name for name in names if not name.startswith(("checkpoint-", "."))]

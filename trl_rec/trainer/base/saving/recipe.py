@@ -11,19 +11,22 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from trl_rec.files import write_text
 
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 RECIPE = "recipe.yaml"
 # Keys that are left out, because they are secret or are about files of earlier runs.
 NOT_REPEATED = ("overwrite", "overwrite_ids", "resume_from_checkpoint", "hub_token", "push_to_hub_token")
 
 
-def given_values(*configs: Any) -> dict[str, Any]:
+def given_values(*configs: DataclassInstance) -> dict[str, Any]:
     """Returns the fields of dataclass instances that differ from their defaults, as values that YAML can store.
 
     Fields without a default are returned as well. Values that YAML cannot store, such as objects, are left out.
@@ -53,12 +56,12 @@ def write_recipe(folder: str | Path, verb: str, recipe: Mapping[str, Any]) -> No
     write_text(Path(folder) / RECIPE, head + text)
 
 
-def _as_parsed(default: Any) -> Any:
+def _as_parsed(default: object) -> object:
     """Returns the value that the command line's parser turns a default into: None for "", and False for "no"."""
     return {"": None, "no": False}.get(default, default) if isinstance(default, str) else default
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Converts enumerations, paths and tuples to values that YAML can store, also inside lists and mappings."""
     if isinstance(value, Enum):
         return value.value
@@ -71,7 +74,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     """Returns whether YAML can store a value."""
     if isinstance(value, list):
         return all(map(_is_plain, value))
