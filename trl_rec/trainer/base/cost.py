@@ -86,13 +86,13 @@ class CostEstimate(TrainerCallback):
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
-        """Counts a batch that does not end a step, because gradients are accumulated over several batches."""
+        """Counts a batch that is not the last of its step. With gradient accumulation, a step has several batches."""
         self._count(args, state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
-        """Counts the batch that ends a step."""
+        """Counts the last batch of a step."""
         self._count(args, state)
 
     def _count(self, args: TrainingArguments, state: TrainerState) -> None:
