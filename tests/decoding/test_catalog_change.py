@@ -12,7 +12,7 @@ import pytest
 from tests.decoding.recommenders import NUM_ITEMS, UnevenPrior, catalogue, make_recommender
 from trl_rec import ItemCatalog, PromptFormat, Recommender, TokenTrie
 from trl_rec.decoding import ItemFilter
-from trl_rec.decoding.priors import PopularityPrior
+from trl_rec.decoding.priors import ArrayPrior, FunctionPrior, PopularityPrior
 from trl_rec.decoding.priors.matched import MatchedPrior
 from trl_rec.ragged import Ragged
 
@@ -108,3 +108,19 @@ def test_a_prior_weighs_a_new_item_like_an_item_without_interactions() -> None:
     weights = MatchedPrior(prior, sources, 3).weights(Ragged.from_lists([[0, 1], [4]])).dense(2, 3)
     old = prior.weights(Ragged.from_lists([[]])).dense(1, 4)[0]
     assert weights.tolist() == [[old[3], old[1], old[0]]] * 2
+
+
+@pytest.mark.parametrize("kind", ["array", "function"])
+def test_a_prior_never_excludes_an_item_that_it_does_not_know(kind: str) -> None:
+    """Weights of 0 exclude the items that they were given to, but no new item."""
+    table = np.array([[0.0, 2.0, 0.5], [3.0, 0.0, 4.0]])
+    prior = ArrayPrior(table[0]) if kind == "array" else FunctionPrior(lambda histories: table[: len(histories)])
+    matched = MatchedPrior(prior, np.array([2, -1, 0, 1]), 4)
+    weights = matched.weights(Ragged.from_lists([[0], [3]])).dense(2, 4)
+    expected = [[0.5, 0.5, 0.0, 2.0], [0.5, 0.5, 0.0, 2.0] if kind == "array" else [4.0, 3.0, 3.0, 0.0]]
+    assert weights.tolist() == expected
+
+
+def test_a_prior_that_excludes_every_item_leaves_the_new_ones() -> None:
+    matched = MatchedPrior(ArrayPrior(np.zeros(2)), np.array([0, -1, 1]), 3)
+    assert matched.weights(Ragged.from_lists([[]])).dense(1, 3).tolist() == [[0.0, 1.0, 0.0]]

@@ -3,7 +3,8 @@
 A prior refers to the items of the catalogue that it was fitted on. If items have been removed or added since then, or
 have other indices, the prior still applies to the items that both catalogues contain.
 
-Legend: I: items that can be recommended, O: items that the prior has weights for, F: filters.
+Legend: I: items that can be recommended, O: items that the prior has weights for, F: filters,
+N: items that can be recommended and that the prior has no weights for, S: as in `ItemWeights`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from trl_rec.ragged import Ragged
 class MatchedPrior:
     """Weighs the items of a catalogue with a prior that was fitted on another catalogue.
 
-    Items that the prior has no weights for are ignored in histories. As recommendations, they get the smallest of the
-    weights that are the same for all prompts (`ItemWeights.shared`). If the prior counts how often items were chosen,
-    this is the weight of the item that was chosen least often.
+    Items that the prior has no weights for are ignored in histories. As recommendations, they get the smallest weight
+    that is not 0, so a prior never excludes them. It is taken from the weights that are the same for all prompts
+    (`ItemWeights.shared`), or, if those are all 0, from the weights of each prompt. If the prior counts how often items
+    were chosen, it is the weight of the item that was chosen least often.
 
     Args:
         prior (`Prior`): The prior.
@@ -50,8 +52,9 @@ class MatchedPrior:
 
         # 2. Replace the prior's item indices in these weights by those of the catalogue.
         changes: dict[str, Any] = {}
+        is_own = weights.items is not None and (weights.shared is None or not bool(weights.shared.any()))
         if weights.shared is not None:
-            smallest = weights.shared.min().expand(1)
+            smallest = weights.shared.new_zeros(1) if is_own else smallest_positive(weights.shared)
             changes["shared"] = torch.cat([weights.shared, smallest])[self._known_to(weights.shared)]
         if weights.allowed is not None:
             allowed = torch.cat([weights.allowed, torch.ones_like(weights.allowed[:, :1])], 1)  # (F, O + 1)
@@ -61,6 +64,12 @@ class MatchedPrior:
             targets = self._targets.to(items.device)
             inside = (items >= 0) & (items < len(targets))
             changes["items"] = torch.where(inside, targets[torch.where(inside, items, 0)], -1)
+
+        # 3. Without shared weights, give each prompt's smallest weight to the items that the prior lacks.
+        if weights.items is not None and weights.values is not None and is_own:
+            new = self._new.to(weights.items.device).expand(len(weights.items), -1)
+            changes["items"] = torch.cat([changes["items"], new], 1)
+            changes["values"] = torch.cat([weights.values, smallest_positive(weights.values).expand(new.shape)], 1)
         return replace(weights, **changes)
 
     def _known_to(self, table: Tensor) -> Tensor:
@@ -77,12 +86,23 @@ class MatchedPrior:
         return torch.from_numpy(self.sources[: self.num_recommendable])
 
     @cached_property
+    def _new(self) -> Tensor:
+        """`(N,)`: the items that can be recommended, but for which the prior has no weights."""
+        return torch.nonzero(self._sources < 0).squeeze(1)
+
+    @cached_property
     def _targets(self) -> Tensor:
         """The index of each of the prior's items in the catalogue; -1 if it cannot be recommended."""
         targets = torch.full((int(self.sources.max(initial=-1)) + 1,), -1)
         known = torch.nonzero(self._sources >= 0).squeeze(1)
         targets[self._sources[known]] = known
         return targets
+
+
+def smallest_positive(weights: Tensor) -> Tensor:
+    """Returns the smallest of the weights `(..., S)` that is not 0, `(..., 1)`. It is 1 if all weights are 0."""
+    smallest = torch.where(weights > 0, weights, torch.inf).amin(-1, keepdim=True)
+    return torch.where(smallest.isfinite(), smallest, 1)
 
 
 def known_to(prior: Prior | None, catalog: ItemCatalog) -> Prior | None:
