@@ -29,7 +29,7 @@ class MatchedPrior:
 
     Items that the prior has no weights for are ignored in histories. As recommendations, they get the smallest weight
     that is not 0, so a prior never excludes them. It is taken from the weights that are the same for all prompts
-    (`ItemWeights.shared`), or, if those are all 0, from the weights of each prompt. If the prior counts how often items
+    (`ItemWeights.shared`) or, if those are all 0, from the weights of each prompt. If the prior counts how often items
     were chosen, it is the weight of the item that was chosen least often.
 
     Args:
