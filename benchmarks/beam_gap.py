@@ -1,6 +1,6 @@
 """Measures what saved policies lose because their beam search prunes items, for several numbers of beams.
 
-    OMP_NUM_THREADS=1 python benchmarks/beam_gap.py runs/study-ml-100k-beam-gap --output runs/beam-gap-ml-100k.json
+    OMP_NUM_THREADS=1 python benchmarks/beam_gap.py runs/study-ml-100k-beam --output runs/beam-gap-ml-100k.json
 
 A folder is a run folder, or a folder that contains run folders, such as that of a study. Runs whose folders are named
 `seed-N` in the same folder are seeds of one policy. Every policy scores all items once, and then searches with each
