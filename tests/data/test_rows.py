@@ -183,7 +183,7 @@ def test_bad_input_is_refused(titles, tokenizer_copy) -> None:
 
 def test_rows_of_several_splits_are_refused_without_a_split_name() -> None:
     train, test = make_split([([0], [1, 2])]), make_split([([0, 1, 2, 3], [4])], "test")
-    with pytest.raises(ValueError, match="several splits .one row of user 0 continues another."):
+    with pytest.raises(ValueError, match="several splits .one row of user 0 continues another row of this user"):
         build_rows(concatenate_datasets([train, test]), FORMATS["item_token"])
     with pytest.raises(ValueError, match="must use only the training split, not the test"):
         build_rows(make_split([([0], [1])], "test[:50%]"), FORMATS["item_token"])

@@ -232,12 +232,12 @@ TABLE = [
     Attack("other format", "(for other text set timestamp_format)", swap(CSV, ",1,", ",28/03/2024,")),
     Attack(
         "zone in one row",
-        "row 2: the timestamp '2024-01-02T00:00:00' has no time zone, but those before it have one",
+        "row 2: the timestamp '2024-01-02T00:00:00' has no time zone, but the timestamps before it have one",
         put(CSV, "user_id,item_id,timestamp\nu,a,2024-01-01T00:00:00Z\nu,b,2024-01-02T00:00:00\n"),
     ),
     Attack(
         "no zone in others",
-        "row 3: the timestamp '2024-01-02T00:00:00+01:00' has a time zone, but those before it have none",
+        "row 3: the timestamp '2024-01-02T00:00:00+01:00' has a time zone, but the timestamps before it have none",
         put(
             CSV, "user_id,item_id,timestamp\nu,a,2024-01-01\nu,a,2024-01-01T00:00:00\nu,b,2024-01-02T00:00:00+01:00\n"
         ),

@@ -67,7 +67,7 @@ def make_card(
         cold_users: As above.
         left_out: As above, including reasons with a count of 0.
         merged_timestamps: As above.
-        notes: Remarks on the source, made by its reader.
+        notes: Remarks on the source, as in `Log.notes`.
         license: The licence of the data, if it is known.
     """
     num_users = log.users.num_rows

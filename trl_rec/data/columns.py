@@ -147,7 +147,7 @@ def distinct_ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
 
 
 def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """Numbers the distinct values in order of first appearance.
+    """Numbers the distinct values of a column in order of first appearance.
 
     Returns an int32 array that contains the number of each row's value, and an array of the distinct values in the
     order of their numbers, which start at 0.

@@ -45,8 +45,9 @@ class RecDataset:
     """A dataset made by [`prepare`] and returned by [`load`].
 
     A row of a split has the columns `user, history, history_ratings, targets, target_ratings, timestamp`. Users and
-    items are row numbers in `users` and `catalog.items`. If the source has no ratings, both rating columns contain
-    empty lists. `timestamp` is the time of the first target, or of the last history item if the row has no targets.
+    items are given as row numbers in `users` and `catalog.items`. If the source has no ratings, both rating columns
+    contain empty lists. `timestamp` is the time of the first target, or of the last history item if the row has no
+    targets.
 
     Args:
         path (`Path`): The dataset folder.
@@ -79,8 +80,8 @@ class RecDataset:
         """Table of the interactions with items that the catalogue lacks, sorted by user and time.
 
         The columns are `user`, `item_id`, `timestamp` and `place`: how many rows of `interactions` precede the
-        interaction. No split contains these interactions. Without `unknown_items="keep"`, there is no
-        table, and the value is None.
+        interaction. No split contains these interactions. If the dataset was prepared without `unknown_items="keep"`,
+        the value is None.
         """
         return _read(self.path, UNLISTED, _read_unlisted) if (self.path / UNLISTED).is_file() else None
 
@@ -133,11 +134,11 @@ def load(path: str | Path) -> RecDataset:
         raise ValueError(f"{path}: the catalogue is not the one that card.json describes; {REMEDY}")
     if catalog.user_ids is not None and len(catalog.user_ids) != users.num_rows:
         raise ValueError(
-            f"{path} has {users.num_rows} users, but semantic IDs for {len(catalog.user_ids)}; make the IDs "
-            "again with trl-rec tokenize"
+            f"{path} has {users.num_rows} users, but semantic IDs for {len(catalog.user_ids)} users; run trl-rec "
+            "tokenize again"
         )
 
-    # 3. Load the splits, and check their numbers of rows, their indices, and that they do not overlap.
+    # 3. Load the splits. Check their numbers of rows and their indices, and that no items leak between them.
     splits = {name: _read(path, name, _load_split) for name in SPLITS}
     num_rows = {name: len(rows) for name, rows in splits.items()}
     num_interactions = _read(path, "interactions.parquet", pq.read_metadata).num_rows
@@ -202,7 +203,7 @@ def check_is_train(split: Dataset, what: str) -> None:
         if len(mixed):
             raise ValueError(
                 f"{what} must use only the training split, but these rows come from several splits (one row of user "
-                f"{mixed[0]} continues another); pass dataset.train"
+                f"{mixed[0]} continues another row of this user); pass dataset.train"
             )
 
 
@@ -245,7 +246,7 @@ def save(
 
 
 def _read(path: Path, name: str, read: Callable[[Path], T]) -> T:
-    """Reads one file or split of the dataset folder. If it cannot be read, the error message names it."""
+    """Reads one file or split of the dataset folder. If this fails, the error message contains its name."""
     try:
         return read(path / name)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:

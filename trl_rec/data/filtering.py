@@ -74,14 +74,14 @@ def drop_repeats(log: IndexedLog, kept: str) -> IndexedLog:
 
 
 def _without_unused(log: IndexedLog) -> IndexedLog:
-    """Removes users and items without interactions. The remaining ones keep their order and get new indices."""
+    """Removes users and items without interactions. The others keep their order and are numbered without gaps."""
     user, kept_users = _renumbered(log.user, log.users.num_rows)
     item, kept_items = _renumbered(log.item, log.items.num_rows)
     return replace(log, users=log.users.take(kept_users), items=log.items.take(kept_items), user=user, item=item)
 
 
 def _renumbered(indices: np.ndarray, size: int) -> tuple[np.ndarray, pa.Array]:
-    """Returns the indices renumbered without gaps, and an array that maps new indices to old ones."""
+    """Returns the indices renumbered without gaps, and an array that maps the new indices to the old indices."""
     used = np.bincount(indices, minlength=size) > 0  # (size,)
     new_index = (np.cumsum(used) - 1).astype(np.int32)  # (size,)
     return new_index[indices], pa.array(np.flatnonzero(used))

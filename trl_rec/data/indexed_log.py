@@ -1,7 +1,8 @@
 """Replaces the user and item ids of a log by row numbers, and sorts its interactions by user and time.
 
-[`code_log`] replaces the ids, and [`sort_log`] sorts. These are two functions, so that the table of the source can be
-released in between. For a large log, the table, the coded log and the sorted log together would take too much memory.
+[`code_log`] replaces the ids, and [`sort_log`] sorts the interactions. These are two functions, so that the caller can
+release the table of the source between the two calls. For a large log, the table, the coded log and the sorted log
+together would take too much memory.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class CodedLog:
     """Interactions as arrays of equal length, in the order of the source.
 
     Args:
-        users, items, user, item, timestamp, rating: As in [`IndexedLog`].
+        users, items, user, item, timestamp, rating: Same as in [`IndexedLog`].
         exact_time (`np.ndarray`, *optional*): The timestamps before rounding, int64, if `timestamp` is rounded.
         unlisted_ids (`pa.Array`, *optional*): Ids of items that `items` lacks, if interactions with them are kept. In
             the array `item`, these items are numbered from `items.num_rows`.
@@ -94,7 +95,7 @@ class CodedLog:
 
 
 def code_log(log: Log, *, unknown_items: str = "refuse") -> tuple[CodedLog, int]:
-    """Replaces ids by row numbers.
+    """Replaces the user and item ids of a log by row numbers in its tables of users and items.
 
     If the log has no table of users or items, the table is made from the ids in order of first appearance.
 
@@ -117,8 +118,8 @@ def code_log(log: Log, *, unknown_items: str = "refuse") -> tuple[CodedLog, int]
         table = table.filter(pa.array(known))
         if not table.num_rows:
             raise ValueError(
-                f"{log.names['interactions']} contains none of the items of {log.names['items']}; check that both "
-                "files belong to the same data set"
+                f"{log.names['interactions']} contains none of the items of {log.names['items']}; check that these "
+                "files belong to the same dataset"
             )
 
     # 2. Look up the ids.
@@ -154,7 +155,7 @@ def _with_unlisted(log: CodedLog, table: pa.Table, known: np.ndarray) -> CodedLo
     rows = rows[user >= 0]
     codes, unlisted_ids = encode(table["item_id"].take(pa.array(rows)))
 
-    # 2. Merge them with the interactions with known items, ordered by their rows in the source.
+    # 2. Merge these interactions with those with known items, in the order of the source.
     order = np.argsort(np.concatenate([np.flatnonzero(known), rows]), kind="stable")
     more = table.take(pa.array(rows))
     item = np.concatenate([log.item, (codes + log.items.num_rows).astype(log.item.dtype)])[order]
@@ -210,11 +211,13 @@ def separate_unlisted(log: IndexedLog, unlisted_ids: pa.Array) -> tuple[IndexedL
 
 
 def place_unlisted(unlisted: pa.Table, before: pa.Table, log: IndexedLog) -> pa.Table:
-    """Updates a table of [`separate_unlisted`] after the log was filtered. Interactions of dropped users are removed.
+    """Updates the table returned by [`separate_unlisted`] after the log was filtered.
+
+    Interactions of users that filtering dropped are removed from the table.
 
     Args:
         unlisted: The table.
-        before: The users before filtering.
+        before: The table of users before filtering.
         log: The filtered log, with `place`.
     """
     assert log.place is not None
@@ -293,7 +296,7 @@ def _order(user: np.ndarray, num_users: int, time: np.ndarray) -> np.ndarray:
 def _index(
     ids: pa.ChunkedArray, table: pa.Table | None, numbers: np.ndarray, name: str, where: str, table_name: str | None
 ) -> tuple[np.ndarray, pa.Table]:
-    """Returns the row of each id in `table`, and the table itself. A missing table is made from the ids."""
+    """Returns the row of each id in `table`, and the table. If `table` is None, a table is made from the ids."""
     codes, values = encode(ids)  # (num_interactions,), and the distinct ids in order of first appearance
     if table is None:
         columns = {"user_id": values} if name == "user_id" else {"item_id": values, "title": values}

@@ -1,6 +1,7 @@
 """Checks the interactions of a source, and turns events such as views and purchases into ratings.
 
-Options may drop rows. Dropped rows are counted, and error messages use the row numbers of the file.
+Some options drop rows. The number of dropped rows is returned. Error messages contain the row numbers of the file, in
+which dropped rows are counted as well.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def interactions_table(table: Columns, where: str) -> pa.Table:
 def read_interactions(table: Columns, where: str, options: Options) -> tuple[pa.Table, dict[str, int]]:
     """Checks interactions, and drops the rows that the options exclude.
 
-    The columns of a large log do not fit in memory together as text. So each column is read, converted and
-    released before the next.
+    As text, the columns of a large log do not all fit in memory at once. Each column is therefore read, converted and
+    released before the next column is read.
 
     Args:
         table: The interactions. Columns that are not needed are not read.
@@ -145,7 +146,7 @@ def _rate_events(table: Columns, where: str, options: Options) -> pa.ChunkedArra
     for code, event in enumerate(events.to_pylist()):
         if event not in ratings:
             row = int(np.argmax(codes == code))
-            remedy = "add it to event_ratings (with the rating null, its rows are left out)"
+            remedy = "add it to event_ratings (the rating null leaves its rows out)"
             raise RowError(where, row, f"the event {shown(event)} has no rating; {remedy}")
         values.append(ratings[event])
     return pa.chunked_array([pa.array(values, pa.float64()).take(pa.array(codes))])

@@ -12,8 +12,8 @@ weaker rules apply to windows:
 2. No validation or test target occurs in a row of the same user in an earlier split, unless the target also occurs in
    the history of its own row.
 
-Rule 2 also rejects a source in which users choose an item again after it has left the window. Such a source has to be
-prepared from its interactions.
+Rule 2 also rejects a source in which users choose an item again when the window is too short to contain its previous
+occurrence. Such a source has to be prepared from a table of its interactions.
 """
 
 from __future__ import annotations

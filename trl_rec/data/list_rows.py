@@ -33,8 +33,8 @@ def build_list_rows(
         prompt_format: How histories and lists are written. It must have a `list_length`.
         every_position (*optional*, defaults to `False`): Whether a list begins at every new target, so that lists
             overlap. By default a list begins where the previous list ends.
-        max_length (*optional*): Maximum number of tokens of a prompt and the longest list together. The oldest items
-            of the history are dropped first.
+        max_length (*optional*): Maximum number of tokens of a prompt and the longest list together. If they are too
+            long, the oldest items of the history are dropped.
 
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 in the prompt), `user`, `history` (all items before the
@@ -94,8 +94,8 @@ def complete_list_prompts(prompts: Dataset, items: Ragged, prompt_format: Prompt
 def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None) -> Dataset:
     """Returns rows for measuring the loss on a validation or test split. Never train on these rows.
 
-    Each row of the split gives one row, whose list contains the first `list_length` new items among the targets. Rows
-    of the split whose targets contain no new item are left out.
+    Each row of the split becomes one row, whose list contains the first `list_length` new items among the targets.
+    Rows of the split whose targets contain no new item are left out.
 
     Args:
         split: A split of a `RecDataset`.
@@ -124,7 +124,7 @@ def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_len
 def list_targets(split: Dataset, list_length: int, twins: Twins | None = None) -> Ragged:
     """Returns the first `list_length` new items among the targets of each row of a split.
 
-    A row with fewer new items gives a shorter list, which may be empty. With `twins`, an item is new only if neither
+    For a row with fewer new items, the list is shorter and may be empty. With `twins`, an item is new only if neither
     the item nor any of its twins occurs earlier in the row.
     """
     targets = split_rows(split, "targets")
@@ -161,7 +161,7 @@ def new_targets(history: Ragged, targets: Ragged, twins: Twins | None = None) ->
 def _prompts(
     split: Dataset, prompt_format: PromptFormat, every_position: bool, max_length: int | None
 ) -> tuple[Ragged, Ragged, Ragged, pa.Array]:
-    """Returns the prompts of all lists, the items before each list, the items of each list, and the users."""
+    """Returns the prompt of each list, the items before it, the items of the list, and its user."""
     check_is_train(split, "models")
     length = _list_length(prompt_format)
     before, items, source = _cut_lists(split, length, 1 if every_position else length, prompt_format.twins)
@@ -196,13 +196,13 @@ def _cut_lists(split: Dataset, length: int, stride: int, twins: Twins | None) ->
     items = Ragged.from_lengths(targets.values[new], num_new)
     position = within(targets.lengths)[new]
 
-    # 2. Cut them into lists.
+    # 2. Cut the new targets of each row into lists.
     num_lists = -(-num_new // stride)  # rounded up
     source = np.repeat(np.arange(len(targets)), num_lists)
     start = within(num_lists) * stride
     lists = items.take(source).slice(start, np.minimum(start + length, num_new[source]))
 
-    # 3. Take everything before the first item of a list, including repeated items.
+    # 3. Take all items before the first item of a list, including repeated items.
     first = position[items.offsets[:-1][source] + start]  # where each list begins among the targets of its row
     stop = history.lengths[source] + first
     before = join(history, targets).take(source).head(stop)

@@ -19,7 +19,7 @@ SPLITS = ("train", "validation", "test")  # in chronological order
 
 @dataclass(frozen=True)
 class Options:
-    """Options of all readers. [`Reader.options`] lists the ones that a reader uses.
+    """Options of all readers. [`Reader.options`] lists the options that a reader uses.
 
     Args:
         columns (`Mapping[str, str]`, *optional*): Maps our column names to those of the source, in all tables.
@@ -104,7 +104,10 @@ class Reader(ABC):
 
     @abstractmethod
     def find(self, folder: Path) -> dict[str, Path]:
-        """Returns a dict from table names to the files in a folder; empty if the folder is not in this format."""
+        """Returns a dict from table names to the files in a folder.
+
+        The dict is empty if the folder is not in this format.
+        """
 
     @abstractmethod
     def read(self, files: dict[str, Path], options: Options) -> Log:

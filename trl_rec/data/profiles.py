@@ -99,7 +99,7 @@ def item_labels(catalog: ItemCatalog) -> tuple[list[str], Ragged]:
 
 
 def _most_frequent(labels: Ragged, num_labels: int, most: int) -> Ragged:
-    """Returns the `most` most frequent labels of each row. Equally frequent labels are in ascending order."""
+    """Returns the `most` most frequent labels of each row. Equally frequent labels are in order of their indices."""
     # 1. Encode each pair of row and label as one number, and count the pairs.
     base = max(num_labels, 1)
     pairs, counts = np.unique(labels.row_ids * base + labels.values, return_counts=True)

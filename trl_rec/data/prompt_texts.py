@@ -1,11 +1,11 @@
-"""The texts that prompts consist of, before they are tokenised.
+"""Defines the texts that a prompt consists of, and compares ways to tokenise them.
 
     text = head + item 1 + separator + item 2 + ... + separator + item n + tail
 
 [`PromptFormat`] tokenises the parts separately. A tokenizer that reads the whole text may merge characters of
-neighbouring parts, such as a quotation mark and the comma after it. The prompt then has the same text, but other
-tokens. [`compare_tokens`] counts such prompts. The difference matters if a model was trained with whole texts, or if a
-paper's figures were measured with them.
+neighbouring parts, such as a quotation mark and the comma after it. The text of the prompt is then the same, but its
+tokens differ. [`compare_tokens`] counts such prompts. The difference matters if a model was trained on whole texts, or
+if a paper's figures were measured with whole texts.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class PromptTexts:
         chat_template: bool = False,
         list_length: int | None = None,
     ) -> PromptTexts:
-        """Returns the given texts, and the default of each text that is None.
+        """Returns the given texts, with the default in place of each text that is None.
 
         Args:
             surface: The surface of the catalogue.
@@ -137,7 +137,7 @@ class TokenComparison:
         whole_mean = self.num_whole_tokens / self.num_prompts
         return (
             f"{share:.1%} of {self.num_prompts:,} prompts have other tokens than their whole texts, because their "
-            f"parts are tokenised separately ({mean:.1f} tokens on average, not {whole_mean:.1f})"
+            f"parts are tokenised separately ({mean:.1f} tokens on average, instead of {whole_mean:.1f})"
         )
 
 
@@ -145,7 +145,7 @@ def compare_tokens(prompts: Ragged, texts: Sequence[str], tokenizer: PreTrainedT
     """Compares the tokens of prompts with the tokens of their whole texts. Ignores BOS at the beginning of both.
 
     Args:
-        prompts: Token ids, one prompt per row, at least one.
+        prompts: Token ids, one prompt per row. At least one prompt is required.
         texts: The text of each prompt.
         tokenizer: The tokenizer that made the prompts.
     """

@@ -4,7 +4,7 @@ A prompt consists of a head, one piece per item of the history, and a tail. The 
 item are tokenised separately, and only once. Prompts are then concatenated from token ids. This has two advantages:
 
 - The tokenizer cannot merge text across pieces, so the boundary between prompt and completion is always the same.
-- The oldest items of a long history can be dropped without tokenising it again.
+- The oldest items of a long history can be dropped without tokenising the remaining items again.
 
 By default, a prompt of item tokens or semantic IDs contains only the items, and a prompt of titles is an instruction
 with one title per line. `{user}` in the head is replaced by the user's semantic ID. A prompt may have a separator
@@ -82,8 +82,8 @@ class PromptFormat:
             prompt_item (*optional*): Text of an item in the history. It must contain `{surface}`.
             prompt_tail (*optional*): Text between the history and the completion.
             prompt_separator (*optional*): Text before every item of the history except the first, such as `", "`.
-            chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's
-                chat template.
+            chat_template (*optional*, defaults to `False`): Whether prompts are formatted as a user message with the
+                tokenizer's chat template.
             list_length (*optional*): If set, a completion is a list of this many distinct items, followed by EOS. By
                 default, a completion is a single item.
         """
@@ -129,7 +129,7 @@ class PromptFormat:
         """
         if len(self.prompt_tail) or len(self.separator):
             return False
-        # Items have the same tokens in histories and completions if the rows of both tables are equal.
+        # Items have the same tokens in histories and completions if `pieces` and `paths` are equal.
         same_values = np.array_equal(self.pieces.values, self.paths.values)
         return same_values and np.array_equal(self.pieces.offsets, self.paths.offsets)
 
@@ -147,7 +147,8 @@ class PromptFormat:
         """Returns how many tokens a history may have, so that prompt and completion together fit into `max_length`.
 
         The length of a history is the sum of its `piece_lengths`, although its first item is written without a
-        separator. Therefore the room is larger by one separator. The completion is assumed to be the longest one.
+        separator. The returned number is therefore larger by the length of one separator. The completion is assumed to
+        be as long as the longest possible completion.
 
         Returns None if `max_length` is None. Raises ValueError if the longest item would not fit into a history.
         """
@@ -198,7 +199,7 @@ class PromptFormat:
 
     @cached_property
     def _first_and_later(self) -> Ragged:
-        """The pieces of all items, first without a separator, then with one before them: `2 * num_items` rows."""
+        """The pieces of all items without a separator, then all pieces with one before them: `2 * num_items` rows."""
         later = join(Ragged.repeated(self.separator, len(self.pieces)), self.pieces)
         values = np.concatenate([self.pieces.values, later.values])
         return Ragged.from_lengths(values, np.concatenate([self.pieces.lengths, later.lengths]))
@@ -213,7 +214,7 @@ class PromptFormat:
     def encode_heads(self, count: int, users: np.ndarray | None = None) -> Ragged:
         """Returns the tokens before the history for each of `count` prompts, one prompt per row.
 
-        If prompts name users, row `i` names `users[i]`.
+        If prompts name users, prompt `i` contains the semantic ID of `users[i]`.
         """
         heads = Ragged.repeated(self.prompt_head, count)
         if self.users is None:
@@ -226,7 +227,7 @@ class PromptFormat:
         if len(unknown):
             raise ValueError(
                 f"user {users[unknown[0]]} has no semantic ID; choose a user from 0 to {len(self.users) - 1}, or "
-                "make the IDs again with trl-rec tokenize"
+                "run trl-rec tokenize again"
             )
         return join(heads, self.users.take(users))
 

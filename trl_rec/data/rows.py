@@ -3,8 +3,8 @@
 - `targets="last"` makes one row per target: a prompt with the history, and the target as completion.
 - `targets="all"` makes one row per sequence, so that one forward pass trains all of its targets. In a compact format
   (item tokens or semantic IDs), the row contains the items of the sequence once, and each target is predicted from the
-  items before it. In all other formats, rows have a branch per target (see `branches/structure.py`), which only
-  [`BearTrainer`] can read.
+  items before it. In all other formats, rows have a branch per target (see `branches/structure.py`). Only
+  [`BearTrainer`] can read such rows.
 
 A row contains items of one user only, and is never cut inside an item. Rows are built with array operations on
 [`Ragged`], without a Python loop over interactions.
@@ -67,8 +67,8 @@ def build_rows(
             `max_length` or `max_history`.
         max_length (*optional*): Maximum number of tokens of a prompt and the longest completion together. With
             `"last"`, the oldest items of a longer history are dropped. With `"all"`, see `long_histories`.
-        max_history (*optional*): Maximum number of items before a target. Longer histories are treated as with
-            `max_length`.
+        max_history (*optional*): Maximum number of items before a target. Histories with more items are shortened or
+            cut in the same way as histories that exceed `max_length`.
         long_histories (*optional*, defaults to `"windows"`): With `targets="all"`, what happens to a target whose
             history exceeds `max_length` or `max_history`. With `"windows"`, the sequence is cut into rows that overlap
             by half, so the target still sees at least half as much history as the limits allow. With `"rows"`, the
@@ -76,10 +76,11 @@ def build_rows(
         max_row_tokens (*optional*): With `targets="all"`, maximum number of tokens of a row with branches. If the
             targets of a sequence need more, they are divided among several rows.
         join_windows (*optional*, defaults to `False`): Whether successive windows of a user are joined into one
-            sequence (see `branches/joining.py`). Use it with `targets="all"` if the source consists of windows, as
-            BIGRec's does.
-        trie (*optional*): Trie of the catalogue. Give it if the loss is a softmax over legal tokens. The loss of a
-            forced token, which is the only legal one, is then 0, so branches end at the last token that is not forced.
+            sequence (see `branches/joining.py`). Use it with `targets="all"` if the source consists of windows, such
+            as BIGRec's files.
+        trie (*optional*): Trie of the catalogue. Pass it if the loss is a softmax over legal tokens. The loss of a
+            forced token, which is the only legal token, is then 0, so branches end at the last token that is not
+            forced.
 
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 for tokens that are excluded from the loss) and `user`.
@@ -196,8 +197,9 @@ def _rows_with_branches(
     """Returns one row per sequence, with a branch per target. A sequence that is too long gets several rows."""
     if prompt_format.list_length is not None:
         raise ValueError(
-            "targets='all' with list_length needs items written without text between them: the surface item_token or "
-            "semantic_id; set targets to 'last', and every_position to true to begin a list at every item"
+            "targets='all' with list_length requires a prompt in which no text separates the items, and the surface "
+            "item_token or semantic_id; otherwise set targets to 'last', and every_position to true if a list should "
+            "begin at every item"
         )
     # 1. Separate the targets whose whole history fits into a prompt from the rest.
     items = join(history, target)
@@ -240,9 +242,12 @@ def _separate(
 
 def _log_long_histories(rest: HistoryWindows, long_histories: str) -> None:
     count = int((rest.last - rest.first + 1).sum())
-    consequence = "see only their newest items" if long_histories == "windows" else "get a row each"
+    if long_histories == "windows":
+        consequence = "these targets are predicted from the newest items of their histories"
+    else:
+        consequence = "each of these targets gets a row of its own"
     if count:
-        logger.info("the history of %d targets exceeds max_length or max_history; they %s", count, consequence)
+        logger.info("the history of %d targets exceeds max_length or max_history; %s", count, consequence)
 
 
 def _compact_rows(

@@ -4,7 +4,7 @@ A row has the columns `user, history, history_ratings, targets, target_ratings, 
 where training, validation and test end in the item sequence of each user:
 
 - In a training row, the history is the first item of the sequence. The targets are the following training items.
-- In a validation or test row, the targets are the user's items in that split. The history is everything before them.
+- In a validation or test row, the targets are the user's items in that split. The history is all items before them.
 
 Windows are already split. Their last item is the target, and the items before it are the history.
 """
@@ -44,8 +44,8 @@ def split_log(log: IndexedLog, rule: str, num_held_out: int = 1) -> tuple[dict[s
     Args:
         log: The interactions, sorted by user and time.
         rule: `"leave_one_out"`, `"leave_last"` or `"time"`.
-        num_held_out (*optional*, defaults to `1`): With `"leave_last"`, the number of targets per user in each of
-            validation and test. 1 gives the same rows as `"leave_one_out"`.
+        num_held_out (*optional*, defaults to `1`): With `"leave_last"`, the number of targets per user in the
+            validation split, and also in the test split. With 1, the rows are the same as with `"leave_one_out"`.
 
     Returns:
         The rows of each split, and the numbers of cold users in validation and test. A cold user has items in the
@@ -94,7 +94,7 @@ def _ends_of_last(lengths: np.ndarray, num_held_out: int) -> list[np.ndarray]:
 
 
 def _split_times(timestamp: np.ndarray) -> tuple[float, float]:
-    """Returns when validation and test begin.
+    """Returns the times at which the validation split and the test split begin.
 
     Interactions at exactly one of these times belong to the later split, so interactions with equal timestamps stay
     together.

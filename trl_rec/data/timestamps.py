@@ -1,8 +1,8 @@
-"""Converts the timestamps of a source to float64. Numbers keep their unit, and dates and times become seconds.
+"""Converts the timestamps of a source to float64. Numbers keep their unit, and dates become seconds since 1970.
 
 Times without a time zone are interpreted as UTC. float64 cannot represent all integers above 2**53, such as
-nanoseconds since 1970. A column that contains such an integer, or whose type is a timestamp in nanoseconds, is
-therefore sorted by its original values.
+nanoseconds since 1970. If a column contains such an integer, or if its type is a timestamp in nanoseconds, the
+interactions are therefore sorted by the original values.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def _check_zones(column: pa.ChunkedArray, where: str) -> None:
     if not len(times) or flags.all() or not flags.any():
         return
     row = int(times[np.flatnonzero(flags != flags[0])[0]])
-    difference = "has no time zone, but those before it have one"
+    difference = "has no time zone, but the timestamps before it have one"
     if not flags[0]:
-        difference = "has a time zone, but those before it have none"
+        difference = "has a time zone, but the timestamps before it have none"
     problem = f"the timestamp {shown(column[row].as_py())} {difference}"
     raise RowError(where, row, f"{problem}; write all timestamps with a time zone, or all without")
 

@@ -20,11 +20,13 @@ from trl_rec.data.item_rows import item_rows
 from trl_rec.ragged import Ragged, join, row_blocks, stable_order, within
 
 
-PAIRS = 1 << 24  # about how many pairs are sorted together
+PAIRS = 1 << 24  # approximate number of pairs that are sorted together
 
 
 class Pairs(NamedTuple):
-    """Pairs of items of the same row, sorted by first item, second item and kind. The first items are from one range.
+    """Pairs of items of the same row, sorted by first item, second item and kind.
+
+    The first items of all pairs are in one range of item indices.
 
     Args:
         keys (`np.ndarray` of shape `(P,)`): `first * num_items + second` for each pair, where `first` is counted from
@@ -89,9 +91,10 @@ class TrainInteractions:
         return np.argsort(-self.popularity, kind="stable")
 
     def pair_blocks(self, kinds: np.ndarray) -> Iterator[tuple[slice, Pairs]]:
-        """Yields the pairs of items of the same row at the relative positions `kinds`. The later item must be new.
+        """Yields the pairs of items of the same row at the relative positions `kinds`.
 
-        The items are divided into ranges, so that only the pairs of one range are in memory.
+        Only pairs whose later interaction is new are yielded (see `is_new`). The items are divided into ranges, so
+        that only the pairs of one range are in memory.
 
         Args:
             kinds (`np.ndarray` of shape `(num_kinds,)`): Positions of the second item of a pair relative to the first:

@@ -1,4 +1,4 @@
-"""Counts which items follow which in a training split, and scores the items that may follow a history.
+"""Counts how often one item follows another in a training split, and scores the items that may follow a history.
 
 All counts and scores are sparse. Memory and time grow with the number of counted pairs and with the number of items
 that are scored per history, not with the square of the number of items.
@@ -29,7 +29,7 @@ class TransitionCounts:
     Args:
         targets (`Ragged`): Row `i` contains the items that followed item `i`, in ascending order.
         shares (`np.ndarray` of shape `(len(targets.values),)`): The share T[i, j] of each of these items.
-        max_history (`int`): Maximum number of history items to use, the newest first.
+        max_history (`int`): Maximum number of history items to use. Older items are ignored.
         decay (`float`, *optional*, defaults to `1.0`): How fast the weight of history items falls with their age w;
             0 gives all of them the same weight.
     """
@@ -66,12 +66,12 @@ class TransitionCounts:
         max_history: int,
         decay: float = 1.0,
     ) -> TransitionCounts:
-        """Sums the weights of equal pairs, and divides the sums of each first item by their total.
+        """Sums the weights of equal pairs, and divides each sum by the total over all pairs with the same first item.
 
         Args:
             first, second, weights (`np.ndarray` of shape `(P,)`): The two items of each pair, and its weight.
             num_items (`int`): Size of the catalogue.
-            max_history, decay: As in the class.
+            max_history, decay: Same as the arguments of the class.
         """
         # Number the distinct pairs. They are the entries of the sparse matrix S, in the order of its rows.
         keys, inverse = np.unique(first * num_items + second, return_inverse=True)
@@ -125,9 +125,9 @@ class PairRule(NamedTuple):
         nearest, farthest (`int`): Smallest and largest distance between the two items of a pair.
         forward (`bool`): Whether the later item of a pair is predicted from the earlier one.
         backward (`bool`): Whether the earlier item of a pair is predicted from the later one.
-        far (`float`): A pair at the distance d counts 1 / d ** far.
-        rare (`float`): A pair counts 1 / (n + 1) ** rare, where n is how often the predicted item was chosen in
-            training.
+        far (`float`): The weight of a pair at the distance d contains the factor 1 / d ** far.
+        rare (`float`): The weight of a pair contains the factor 1 / (n + 1) ** rare, where n is the number of
+            interactions with the predicted item in the training split.
     """
 
     nearest: int = 1
@@ -160,7 +160,8 @@ def count_pairs(
     Args:
         interactions: The interactions of a training split.
         rules: Which pairs are counted.
-        most (*optional*): Maximum number of followers to keep per item, those with the largest shares.
+        most (*optional*): Maximum number of followers to keep per item. The followers with the largest shares are
+            kept.
 
     Returns:
         For each rule, the `targets` and the `shares` of [`TransitionCounts`]. If only the largest shares of a row are
@@ -206,7 +207,7 @@ def _shares(
 
 
 def _largest(targets: Ragged, shares: np.ndarray, most: int) -> tuple[Ragged, np.ndarray]:
-    """Keeps the `most` largest shares of each row. If shares are equal, those of lower item indices are kept."""
+    """Keeps the `most` largest shares of each row. Of equal shares, those with the lowest item indices are kept."""
     lengths = targets.lengths
     is_long = lengths > most
     place = np.flatnonzero(np.repeat(is_long, lengths))  # indices of the values in long rows

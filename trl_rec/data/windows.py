@@ -22,7 +22,7 @@ from trl_rec.ragged import Ragged
 class Windows:
     """The windows of one split, sorted by user and then by time.
 
-    Windows of a user with equal timestamps keep the order of the source.
+    If windows of a user have equal timestamps, they keep the order of the source.
 
     Args:
         user (`np.ndarray`): The row of each window's user in the table of users, int32.

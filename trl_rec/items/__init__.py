@@ -1,4 +1,4 @@
-"""The items that can be recommended: their catalogue, and the trie of the token sequences that identify them."""
+"""Defines the catalogue of the items that can be recommended, and the trie of the items' token sequences."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The catalogue: a table of the items that can be recommended, and the exact text that a model uses for each item.
+"""Defines the catalogue: a table of all items, and the exact text that a model reads and writes for each item.
 
 The code refers to an item by its index, which is its row in the catalogue. The text of an item is called its surface.
 The path of an item consists of the token ids of its surface, followed by a terminator if the surface is a title. The
@@ -249,7 +249,7 @@ class ItemCatalog:
         return _token_ids(self.user_ids, _checked_vocabulary(tokenizer, tokens_of(self.user_ids)))
 
     def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Returns the path of each item: the token ids that the model writes to recommend the item.
+        """Returns the path of each item: the token ids that the model generates to recommend the item.
 
         Row `i` is the path of item `i`. No path is a prefix of a longer path. For titles, EOS at the end ensures this.
         """

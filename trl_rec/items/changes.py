@@ -55,11 +55,11 @@ class CatalogChange:
 
     @property
     def keeps_indices(self) -> bool:
-        """Whether every item has the same index as before."""
+        """Whether both catalogues have the same items, and every item has the same index in both."""
         return len(self.catalog) == len(self.old) and bool((self.sources == np.arange(len(self.sources))).all())
 
     def describe(self) -> str:
-        """Returns the counts as text."""
+        """Returns the numbers of kept, new and removed items as text."""
         text = f"{self.num_kept:,} items kept, {self.num_new:,} new, {self.num_removed:,} removed"
         if self.num_removed:
             text += " (removed items stay readable in histories, and are not recommended)"
@@ -67,15 +67,16 @@ class CatalogChange:
 
 
 def match_items(old: ItemCatalog, new: ItemCatalog) -> CatalogChange:
-    """Matches the items of two catalogues by `item_id`. The joint catalogue has the surface of the new one.
+    """Matches the items of two catalogues by `item_id`. The joint catalogue has the surface of the new catalogue.
 
     Raises ValueError if the surface is `"semantic_id"` and the old catalogue has no semantic IDs for its items.
     """
-    # 1. Find the items of each catalogue in the other one.
+    # 1. Find the old index of each new item, and the old items that the new catalogue lacks.
     known = pc.index_in(_ids(new), _ids(old)).fill_null(-1).to_numpy().astype(np.int64)  # (len(new),)
     removed = np.setdiff1d(np.arange(len(old)), known)
 
-    # 2. Append the removed items. They keep a further column only if both catalogues have it with the same type.
+    # 2. Append the removed items. Their values in a further column are kept only if both catalogues have this column
+    # with the same type.
     columns = [_joined(new.items, old.items.take(pa.array(removed)), name) for name in new.items.column_names]
     items = pa.table(columns, schema=new.items.schema)
     semantic_ids = None
@@ -83,7 +84,8 @@ def match_items(old: ItemCatalog, new: ItemCatalog) -> CatalogChange:
         semantic_ids = append(new.semantic_ids, old.semantic_ids.take(removed))
     elif new.surface == "semantic_id":
         raise ValueError("the old catalogue has no semantic IDs, so its items cannot be kept; choose another surface")
-    license = new.license if new.license == old.license or not len(removed) else None  # None if they differ
+    # With removed items, the joint catalogue contains data of both catalogues, so different licences give None.
+    license = new.license if new.license == old.license or not len(removed) else None
     catalog = replace(
         new, items=items, semantic_ids=semantic_ids, num_retired=new.num_retired + len(removed), license=license
     )
@@ -91,7 +93,7 @@ def match_items(old: ItemCatalog, new: ItemCatalog) -> CatalogChange:
 
 
 def changed_ids(change: CatalogChange) -> np.ndarray:
-    """Returns the items of the old catalogue that have other semantic IDs now, as indices into the joint catalogue."""
+    """Returns the items whose semantic IDs differ from those in the old catalogue, as indices into the joint one."""
     ids = change.catalog.semantic_ids
     old = change.old.semantic_ids
     assert ids is not None and old is not None

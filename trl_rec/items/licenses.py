@@ -1,4 +1,4 @@
-"""Lists the licences of data that allow redistribution of a catalogue, such as pushing it to the hub beside a model.
+"""Lists the data licences that allow redistribution of a catalogue, such as pushing it to the hub beside a model.
 
 A licence is recorded as it was given to `trl-rec prepare --license`. Only the licences that are listed here count as
 allowing redistribution. With any other licence, or without one, the catalogue is not redistributed.

@@ -1,8 +1,8 @@
-"""Twins: items with the same title, which are indistinguishable if items are written as titles.
+"""Finds twins: items with the same title, which are indistinguishable if items are written as titles.
 
 If a user's history contains an item, the item's twins are excluded from recommendations too, because the user would
-see the same title again. Items that share a semantic ID but have different titles are not twins, because they are
-different products.
+see the same title again. Items that share a semantic ID but have different titles are not twins, because a user can
+tell them apart.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ def tokens_of(ids: Ragged | None) -> list[str]:
 def check_shared_tokens(user_ids: Ragged, semantic_ids: Ragged | None) -> None:
     """Raises ValueError if a user has no tokens, or has a token of an item.
 
-    Tokens of items are those of their semantic IDs and, with any surface, all tokens like `<item_17>`.
+    The tokens of items are the tokens of their semantic IDs and, whatever the surface is, all tokens of the form
+    `<item_17>`.
     """
     items = set(tokens_of(semantic_ids))
     shared = [token for token in tokens_of(user_ids) if token in items or re.fullmatch(r"<item_\d+>", token)]

@@ -1,4 +1,4 @@
-"""Losses as pure functions of tensors, one file per method. Each loss returns a `LossOutput`."""
+"""Implements the losses as pure functions of tensors, with one file per method. Each loss returns a `LossOutput`."""
 
 from typing import TYPE_CHECKING
 

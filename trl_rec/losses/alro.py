@@ -1,9 +1,9 @@
-"""The two list-wise losses of ALRO, for a model that reads candidates in its prompt and answers with their ranking.
+"""Implements the two list-wise losses of ALRO, for a model that reads candidates and answers with their ranking.
 
 Both losses read tables of log-probabilities. Entry (k, i) of a table is the log-probability that answer position k
 names candidate i. `soft_lambda_loss` takes one table per list, and penalises candidates at wrong positions.
 `permutation_loss` takes two tables per list, for two orders of the candidates in the prompt, and penalises differences
-between the two. The caller has to sort the columns, so that column i belongs to the same candidate in both tables. If
+between the tables. The caller has to sort the columns, so that column i belongs to the same candidate in both. If
 a list has n candidates, only its first n answer positions count, and the log-probabilities of its candidates at these
 positions must be finite.
 

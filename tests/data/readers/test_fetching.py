@@ -144,7 +144,7 @@ def test_other_bytes_than_published_are_refused(tmp_path, monkeypatch, origins):
         fetching.ml_100k_folder()
     monkeypatch.setattr(fetching, "RATINGS_SHA256", "0" * 64)
     play_grouplens(monkeypatch, origins[0])
-    with pytest.raises(FetchError, match="GroupLens: the ratings differ from those published"):
+    with pytest.raises(FetchError, match="GroupLens: the ratings differ from the published ratings"):
         fetching.ml_100k_folder()
     assert cached(tmp_path) in ([], ["trl-rec"])
 

@@ -88,7 +88,7 @@ def test_unclear_and_missing_hub_datasets_are_refused(tmp_path, tables, monkeypa
     pretend(monkeypatch, tmp_path, {"default": splits})
     with pytest.raises(ValueError, match="shop/log has the splits train, test, so it is not clear which one"):
         prepare(SOURCE, tmp_path / "out")
-    with pytest.raises(ValueError, match="does not name a data set; write hf://datasets/owner/name"):
+    with pytest.raises(ValueError, match="is not the name of a dataset on the Hub; write hf://datasets/owner/name"):
         prepare(f"{SOURCE}/deeper", tmp_path / "out")
 
     def fail(name, revision=None):

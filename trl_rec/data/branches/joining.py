@@ -1,7 +1,7 @@
 """Joins successive windows of a user into one sequence.
 
 Some sources, such as BIGRec's, consist of windows: rows with one target and the items before it. Successive windows of
-a user overlap in all but one item. Joined together, they form one sequence with many targets.
+a user overlap in all but one item. When they are joined, they form one sequence with many targets.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from trl_rec.ragged import Ragged, join, within
 
 
 def join_windows(history: Ragged, target: Ragged, users: np.ndarray) -> tuple[Ragged, Ragged, np.ndarray]:
-    """Joins each row to the previous row if it continues the previous row.
+    """Joins the rows of windows into sequences. A row is joined to the previous row if it continues that row.
 
-    A row continues the previous row under three conditions:
+    It does so under three conditions:
 
     - Both rows belong to the same user.
     - Both rows have exactly one target.
-    - The history of the row is not empty, and the previous row (its history, then its target) ends with the items of
-      this history.
+    - The history of the row is not empty, and the previous row (its history followed by its target) ends with the
+      same items as this history.
 
     Returns:
-        The history, the targets and the user of each sequence. The history of a sequence is that of its first row.
+        The history, the targets and the user of each sequence. The history of a sequence is the history of its first
+        row.
     """
     # 1. Compare each history with the end of the previous row, item by item.
     rows = join(history, target)
@@ -37,7 +38,7 @@ def join_windows(history: Ragged, target: Ragged, users: np.ndarray) -> tuple[Ra
     continues = np.zeros(len(users), bool)
     continues[after[num_differing == 0]] = True
 
-    # 2. A sequence begins with a row that does not continue the previous one. Join the targets of all of its rows.
+    # 2. A sequence begins with a row that does not continue the previous row. Its targets are those of all its rows.
     firsts = np.flatnonzero(~continues)
     bounds = np.append(firsts, len(users))
     return history.take(firsts), Ragged(target.values, target.offsets[bounds]), users[firsts]

@@ -17,16 +17,16 @@ from trl_rec.ragged import Ragged, join, within
 
 
 class HistoryWindows(NamedTuple):
-    """Windows of sequences. Each array has one entry per window.
+    """Windows of sequences of items. Each array has one entry per window.
 
     The targets of a window are the items `first` to `last` of its sequence, both included. The history of a target
     consists of the items from `start` up to the item before the target.
 
     Args:
-        source (`np.ndarray`): The sequence.
-        start (`np.ndarray`): The first item of the histories.
-        first (`np.ndarray`): The first target.
-        last (`np.ndarray`): The last target.
+        source (`np.ndarray`): Index of the sequence.
+        start (`np.ndarray`): Position in the sequence at which the histories begin.
+        first (`np.ndarray`): Position of the first target in the sequence.
+        last (`np.ndarray`): Position of the last target in the sequence.
     """
 
     source: np.ndarray
@@ -39,18 +39,18 @@ class HistoryWindows(NamedTuple):
         return HistoryWindows(*(values[kept] for values in self))
 
     def targets(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the window and the position of each target, `(num_targets,)` each."""
+        """Returns the window of each target and its position in the sequence, `(num_targets,)` each."""
         counts = self.last - self.first + 1
         return np.repeat(np.arange(len(counts)), counts), np.repeat(self.first, counts) + within(counts)
 
 
 class Limits:
-    """Finds the items that fit into a prompt.
+    """Computes which items of a sequence fit into a prompt.
 
     Args:
         items (`Ragged`): The sequences.
         piece_lengths (`np.ndarray`): Number of tokens of each item in a history, with the separator before it.
-        room (`int`, *optional*): Maximum number of tokens of a history, where every item counts with its separator.
+        room (`int`, *optional*): Maximum number of tokens of a history, including a separator before every item.
         max_history (`int`, *optional*): Maximum number of items of a history.
     """
 
@@ -64,14 +64,17 @@ class Limits:
     def length(self, source: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Returns how many tokens the items `start` to `stop - 1` of each sequence in `source` have together.
 
-        Every item counts with the separator before it.
+        The separator before each item is counted as well.
         """
         base = self.offsets[source]
         lengths: np.ndarray = self.tokens[base + stop] - self.tokens[base + start]
         return lengths
 
     def latest(self, source: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """Returns the latest target whose history can begin at `start`. It may be after the end of the sequence."""
+        """Returns the position of the latest target whose history can begin at `start` and fit into a prompt.
+
+        The returned position may be after the end of the sequence.
+        """
         base = self.offsets[source]
         last = np.searchsorted(self.tokens, self.tokens[base + start] + self.room, side="right") - 1 - base
         latest: np.ndarray = np.minimum(last, start + self.max_history)
@@ -103,8 +106,8 @@ def whole_histories(
 ) -> tuple[HistoryWindows, HistoryWindows]:
     """Returns the targets whose whole history fits into a prompt, and the remaining targets.
 
-    Both are returned as windows, at most one of each kind per sequence. The windows of the remaining targets begin at
-    the first item of their sequence, so they are too long for a prompt.
+    Both are returned as windows. A sequence has at most one window of each kind. The windows of the remaining targets
+    begin at the first item of their sequence, so they are too long for a prompt and must be cut (see [`cut`]).
 
     Args:
         num_known: For each sequence, the number of items at its beginning that are not targets.
@@ -209,8 +212,8 @@ def write_branches(
     tokens = join(heads.take(window[firsts]), prompt_format.encode_histories(trunk), branch_tokens)
     branches = Branches(tokens.lengths, Ragged.from_lengths(prefixes, counts), Ragged.from_lengths(lengths, counts))
 
-    # 4. Write the labels. A token is the label of the column after the column that predicts it. Without a tail, the
-    # last column of the prefix predicts the first token of the path.
+    # 4. Write the labels. A token of a path is the label of the column after the column that predicts it. If the tail
+    # is empty, the last column of the prefix predicts the first token of the path.
     row_starts = np.repeat(branches.row_starts(), counts)
     places = np.repeat(row_starts + branches.firsts() + len(tail), learned) + within(learned)
     if not len(tail):
@@ -230,8 +233,8 @@ def _begins(prefixes: np.ndarray, lengths: np.ndarray, window: np.ndarray, max_c
         return begins
 
     # A row from branch i to branch j has prefixes[j] + ends[j] - ends[i - 1] + 1 columns. Within a window,
-    # prefixes[j] + ends[j] ascends with j. Adding a multiple of the window's number makes it ascend over all windows,
-    # so that a single call of `searchsorted` finds the last branch of every row.
+    # prefixes[j] + ends[j] ascends with j. Adding a multiple of the window's number makes this sum ascend over all
+    # windows, so that a single call of `searchsorted` finds the last branch of every row.
     ends = np.cumsum(lengths)
     step = prefixes.max(initial=0) + 1
     needed = prefixes + ends + 1 + window * step

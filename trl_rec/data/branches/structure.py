@@ -1,6 +1,7 @@
 """Describes rows in which every item of a history is a target.
 
-These rows are needed if items have different tokens in histories and completions. Otherwise, a row of items is enough.
+These rows are needed if an item is written with different tokens in a history and in a completion. If the tokens are
+the same, an ordinary row, in which the items simply follow each other, is enough.
 
 Such a row begins with a trunk: the head of the prompt and the pieces of the history. One branch per target follows:
 the tail of the prompt and the target's path. A branch continues a prefix of the trunk, namely the head and the items
@@ -27,7 +28,7 @@ from trl_rec.ragged import Ragged, within
 
 
 IGNORED = -100  # label of a token that is excluded from the loss
-COLUMNS = ("branch_prefixes", "branch_lengths")  # names of the dataset columns that contain branches
+COLUMNS = ("branch_prefixes", "branch_lengths")  # names under which a `Dataset` stores the branches of its rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +72,8 @@ class Branches:
         columns without a label.
         """
         numbers = np.arange(len(self.lengths.values))
-        # The column after the end of a row is the first column of the next row. The surplus entry is the column after
-        # the last row.
+        # The column after the end of a row is the first column of the next row. The additional entry at the end of
+        # `owners` is for the column after the last row.
         owners = np.full(int(self.row_lengths.sum()) + 1, -1)
 
         # The labels of a branch are in the columns that follow its own columns, and in the column after its prefix.

@@ -66,7 +66,7 @@ def check_own(folder: Path, name: Path) -> None:
     """Raises ValueError if a dataset folder contains a file that does not belong to the dataset.
 
     Args:
-        folder: The current path of the folder. It is a temporary one if the folder is being replaced.
+        folder: The current path of the folder. While the folder is being replaced, this is a temporary path.
         name: The path that the user has given for the folder, for the error message.
     """
     for path in sorted(folder.rglob("*")):

@@ -1,6 +1,6 @@
 """Records the licence of the data in a dataset folder: in `card.json`, and in `catalog/catalog.json`.
 
-Run folders contain the catalogue, and so also the licence of the data that their models were trained on.
+A run folder contains the catalogue, and therefore also the licence of the data that its model was trained on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def license_of(format: str, license: str | None) -> str | None:
-    """Returns the licence of a source: the given one, or else the licence that all sources of the format have.
+    """Returns the licence of a source: `license` if it is given, or else the known licence of the format, if any.
 
     Raises ValueError if the given licence is empty, or differs from the known licence of the format.
     """
@@ -32,7 +32,7 @@ def license_of(format: str, license: str | None) -> str | None:
 
 
 def record_license(folder: Path, license: str | None) -> None:
-    """Records a licence in an existing dataset folder, unless it is None or is recorded already."""
+    """Records a licence in an existing dataset folder. Does nothing if it is None or already recorded."""
     if license is None or read_card(folder).get("license") == license:
         return
     with exclusive(folder):

@@ -55,17 +55,17 @@ def prepare(
 
     Args:
         source (`str` or `Path`): Folder with the files of the source; `"toy"`, which is generated from the seed;
-            `"ml-100k"`, which is downloaded once and cached; or `"hf://datasets/owner/name"`, a data set of the
-            Hugging Face Hub. Write `"./toy"` for a folder of that name.
+            `"ml-100k"`, which is downloaded once and cached; or `"hf://datasets/owner/name"`, a dataset on the
+            Hugging Face Hub. If your folder is named `toy`, write `"./toy"`.
         output_dir (`str` or `Path`): The dataset folder. It is created in one step at the end, so a failure leaves no
             incomplete folder.
         format (`str`, *optional*): `table`, `recbole`, `bigrec`, `lcrec`, `ml-100k` or `toy`; detected from the files
             by default.
         split (`str`, *optional*): `"leave_one_out"` (the default), `"leave_last"` or `"time"`. Sources of windows,
-            such as `bigrec`, are already split and take no other value than `"windows"`.
-        num_held_out (`int`, *optional*): With `"leave_last"`, the number of items per user in the test split, and in
-            the validation split before it; 10 by default. Users with fewer than `2 * num_held_out + 1` items are used
-            for training only.
+            such as `bigrec`, are already split and accept only `"windows"`.
+        num_held_out (`int`, *optional*): With `"leave_last"`, the number of items per user in the test split, which is
+            also the number of items per user in the validation split; 10 by default. Users with fewer than
+            `2 * num_held_out + 1` items are used for training only.
         min_user_interactions (`int`, *optional*, defaults to `0`): Users with fewer interactions are dropped,
             repeatedly, until every user and item has enough interactions (k-core).
         min_item_interactions (`int`, *optional*, defaults to `0`): Items with fewer interactions are dropped in the
@@ -88,17 +88,18 @@ def prepare(
         empty_ratings (`str`, *optional*, defaults to `"refuse"`): `"drop"` drops interactions without a rating;
             `"refuse"` raises a ValueError.
         unknown_items (`str`, *optional*, defaults to `"refuse"`): `"drop"` drops interactions with items that are not
-            in the item table; `"refuse"` raises a ValueError. `"keep"` keeps them in `RecDataset.unlisted`, but in no
-            split. They are used only as parts of histories when a model recommends. A model can read them there if
-            it was trained on an earlier log that contained the items.
+            in the item table; `"refuse"` raises a ValueError. `"keep"` keeps these interactions in
+            `RecDataset.unlisted`, but in no split. They are used only when a model recommends, as part of the user's
+            history. A model can read such an item if it was trained on an earlier log that contained the item.
         repeats (`str`, *optional*): Which interactions to keep if a user chose an item several times: `"first"`,
             `"last"`, or `"keep"` for all. By default all are kept, but validation and test targets are checked: a
             target that is in the history of its row cannot be recommended if histories are excluded. If validation or
             test has such targets, `prepare` logs a warning. If all targets of a split are in the histories of their
-            rows, it raises a ValueError, except for windows.
+            rows, `prepare` raises a ValueError, except for windows.
         license (`str`, *optional*): The licence of the data, such as `"cc-by-4.0"`. It is recorded in the folder, even
-            if the folder already exists. The catalogue is pushed to the hub beside a model only if its licence allows
-            redistribution ([`allows_redistribution`]). The licences of `ml-100k` and `toy` are known.
+            if the folder already exists. The catalogue is pushed to the hub beside a model only if this licence allows
+            redistribution ([`allows_redistribution`]). The licences of `ml-100k` and `toy` are known, and need not be
+            given.
         seed (`int`, *optional*, defaults to `0`): Seed of the toy log.
         toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
         toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.

@@ -1,4 +1,4 @@
-"""The steps that make the contents of a dataset from a log: filtering, splitting, and the catalogue."""
+"""Makes the contents of a dataset from a source: reads the log, filters and splits it, and makes the catalogue."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def read_and_split(reader: Reader, files: dict[str, Path], options: Options, set
     if unlisted is not None:
         num_unlisted = unlisted.num_rows
         unlisted = place_unlisted(unlisted, users, indexed)
-        left_out["unknown_items"] += num_unlisted - unlisted.num_rows  # those of dropped users
+        left_out["unknown_items"] += num_unlisted - unlisted.num_rows  # interactions of dropped users
         logger.info("keeping %d interactions with unknown items, for use in histories only", unlisted.num_rows)
     return Made(
         indexed,
@@ -100,7 +100,7 @@ class Made:
 
 
 def checked_splits(tables: dict[str, pa.Table], rule: str) -> dict[str, Dataset]:
-    """Converts the splits to datasets. Raises ValueError if a split is empty or overlaps with another."""
+    """Converts the splits to datasets. Raises ValueError if a split is empty, or if items leak between splits."""
     for name, table in tables.items():
         if table.num_rows == 0:
             raise ValueError(

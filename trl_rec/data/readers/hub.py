@@ -1,8 +1,8 @@
-"""Downloads a data set of the Hugging Face Hub, and saves its tables in a cache folder that can be read as a source.
+"""Downloads a dataset from the Hugging Face Hub, and saves its tables in a cache folder that can be read as a source.
 
 The source is written `hf://datasets/owner/name` or `hf://datasets/owner/name@revision`. Its tables are configurations
 or splits with the names `interactions`, `items` and `users`. If no configuration or split is called `interactions`,
-the data set must have a single split, which contains the interactions.
+the dataset must have a single split, which contains the interactions.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ KINDS = ("interactions", "items", "users")
 
 
 def is_hub_source(source: str | Path) -> bool:
-    """Returns whether a source names a data set of the Hub."""
+    """Returns whether a source is the name of a dataset on the Hub."""
     return str(source).startswith(PREFIX)
 
 
 def hub_folder(source: str) -> Path:
-    """Returns a folder with the tables of a data set of the Hub. Raises FetchError if they cannot be downloaded.
+    """Returns a folder with the tables of a dataset on the Hub. Raises FetchError if they cannot be downloaded.
 
-    A data set that has changed on the Hub is downloaded again, into another folder.
+    A dataset that has changed on the Hub is downloaded again, into another folder.
     """
     # 1. Download.
     name, _, revision = source.removeprefix(PREFIX).strip("/").partition("@")
     if name.count("/") > 1 or not name:
-        raise ValueError(f"{source} does not name a data set; write {PREFIX}owner/name")
+        raise ValueError(f"{source} is not the name of a dataset on the Hub; write {PREFIX}owner/name")
     try:
         downloaded = _download(name, revision or None)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
@@ -62,7 +62,10 @@ def hub_folder(source: str) -> Path:
 
 
 def _download(name: str, revision: str | None) -> dict[str, DatasetDict]:
-    """Downloads the configurations with the names of tables, or the default one if none is called `interactions`."""
+    """Downloads the configurations with the names of tables.
+
+    If no configuration is called `interactions`, the default configuration is downloaded instead.
+    """
     configs = get_dataset_config_names(name, revision=revision)
     if "interactions" not in configs:
         return {"default": load_dataset(name, revision=revision)}

@@ -4,7 +4,7 @@
 items to the tokens of their semantic IDs.
 
 The files have no timestamps. The position of an interaction in the list of its user is used instead, and a split by
-time raises an error. The published data sets contain a few items with an empty title. Such an item gets the title
+time raises an error. The published datasets contain a few items with an empty title. Such an item gets the title
 "item", followed by its id.
 """
 
@@ -29,13 +29,13 @@ PARTS = {"interactions": "inter", "items": "item", "semantic_ids": "index"}
 
 
 class LcRecReader(Reader):
-    """Reader of one list of items per user, and of the items' semantic IDs if the source contains them."""
+    """Reader of LC-Rec's files: a list of items per user, and the items' semantic IDs if the source has them."""
 
     options = frozenset({"group_column", "group_separator"})
     has_timestamps = False
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """Returns a dict from table names to files; empty if there are no interactions."""
+        """Returns a dict from table names to files. The dict is empty if there is no file of interactions."""
         paths = sorted([*folder.glob("*.inter.json"), *folder.glob("*.inter.json.gz")])
         check_single(paths, folder)
         if not paths:

@@ -1,4 +1,4 @@
-"""Reads MovieLens-100k from the files of GroupLens or from RecBole's copy. Both give the same log.
+"""Reads MovieLens-100k from the files of GroupLens or from RecBole's copy. The log is the same in both cases.
 
 RecBole's copy has the year in a separate column, which contains "unkonwn" for the item with the title "unknown". Two
 items have the genre "unknown", which is converted to an empty list of genres.
@@ -53,7 +53,10 @@ class MovieLensReader(Reader):
     license = "non-commercial, no redistribution"  # the terms of GroupLens in a few words
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """Returns a dict from table names to the files of interactions, items and users; empty unless all exist."""
+        """Returns a dict from table names to the files of interactions, items and users.
+
+        The dict is empty unless all three files exist.
+        """
         return find_ml_100k(folder)
 
     def fetch(self) -> dict[str, Path]:

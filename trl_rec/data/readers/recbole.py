@@ -22,7 +22,7 @@ TITLES = ("title", "movie_title", "name", "item_name")  # default names of the t
 
 
 class RecBoleReader(Reader):
-    """Reader of atomic files."""
+    """Reader of RecBole's atomic files."""
 
     options = frozenset({"title_column", "group_column", "group_separator", "timestamp_format", "empty_ratings"}) | {
         "event_column",
@@ -30,7 +30,7 @@ class RecBoleReader(Reader):
     }
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """Returns a dict from table names to atomic files; empty if there are no interactions."""
+        """Returns a dict from table names to atomic files. The dict is empty if there is no file of interactions."""
         paths = sorted([*folder.glob("*.inter"), *folder.glob("*.inter.gz")])
         check_single(paths, folder)
         if not paths:

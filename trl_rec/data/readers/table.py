@@ -1,10 +1,11 @@
 """Reads plain tables: `interactions`, `items` and `users` as CSV, Parquet or JSON Lines, with any column names.
 
-Only the interactions are required, and their ratings are optional. Without an item table, ids are used as titles. CSV
-files may be separated by commas, semicolons, tabs or vertical bars. CSV and JSON Lines may be gzipped. A Parquet table
-may be a folder of parts, as Spark and DuckDB write it: `interactions/` or `interactions.parquet/`. A table may also be
-a folder that `save_to_disk` of `datasets` has written. So a saved `DatasetDict` is a source if its splits have the
-names of the tables, and a saved `Dataset` is a source without tables of items and users.
+Only the table of interactions is required, and ratings are optional. Without an item table, the item ids are used as
+titles. The columns of CSV files may be separated by commas, semicolons, tabs or vertical bars. CSV and JSON Lines
+files may be gzipped. A Parquet table may be a folder of parts, as Spark and DuckDB write it: `interactions/` or
+`interactions.parquet/`. A table may also be a folder that `save_to_disk` of `datasets` has written. A saved
+`DatasetDict` is therefore a valid source if its splits have the names of the tables, and a saved `Dataset` is a valid
+source that contains only interactions.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 
 
 class TableReader(Reader):
-    """Reader of plain tables, whose columns are renamed as given by `Options.columns`."""
+    """Reader of plain tables, whose columns are renamed as `Options.columns` specifies."""
 
     options = frozenset({"columns", "group_column", "group_separator", "timestamp_format", "empty_ratings"}) | {
         "event_column",
@@ -45,7 +46,7 @@ class TableReader(Reader):
     }
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """Returns a dict from table names to files or folders; empty if there are no interactions."""
+        """Returns a dict from table names to files or folders. The dict is empty if no table has the interactions."""
         if is_saved(folder):
             return {"interactions": folder}
         files: dict[str, Path] = {}
@@ -83,7 +84,7 @@ class TableReader(Reader):
 
 
 class FolderColumns:
-    """The columns of a Parquet file, a folder of Parquet files or a saved `Dataset`. Each is read only on request.
+    """The columns of a Parquet file, a folder of Parquet files or a saved `Dataset`, each of which is read on request.
 
     Args:
         path (`Path`): The file or folder.
@@ -136,7 +137,7 @@ def _has_parts(folder: Path) -> bool:
 
 
 def _check_renames(renames: Mapping[str, str], files: dict[str, Path]) -> None:
-    """Raises ValueError if a column to rename is in none of the files. `renames` maps our names to the source's."""
+    """Raises ValueError if a column to rename is in none of the files. `renames` maps our names to the old names."""
     columns = {name for path in files.values() for name in _column_names(path)} if renames else set()
     for our_name, name in renames.items():
         if name not in columns:
@@ -161,7 +162,7 @@ def _column_names(path: Path) -> list[str]:
 
 
 def _read_interactions(path: Path, renames: Mapping[str, str], used: set[str]) -> Columns:
-    """Returns the used columns of the interactions, renamed. Unless the file is text, they are read on request."""
+    """Returns the used columns of the interactions, renamed. Unless the file is text, columns are read on request."""
     if _is_text(path):
         table: Columns = _renamed(_read(path, renames, used), renames)
         return table
@@ -178,8 +179,8 @@ def _is_text(path: Path) -> bool:
 def _read(path: Path, renames: Mapping[str, str], used: set[str] | None = None) -> pa.Table:
     """Reads a file without renaming its columns.
 
-    If `used` is given, only the columns in `used`, the columns with our own names and the columns to be renamed are
-    read. Tables that are not text are read as a whole.
+    If `used` is given, only the columns in `used`, the columns that already have our names and the columns to be
+    renamed are read. Tables that are not text are read as a whole.
     """
     if not _is_text(path):
         return _read_columns(path, _column_names(path))
@@ -197,7 +198,7 @@ def _read(path: Path, renames: Mapping[str, str], used: set[str] | None = None) 
 def _read_json(path: Path, timestamp: str) -> pa.Table:
     """Reads a JSON Lines file. Text that looks like a date stays text, except in the column named by `timestamp`.
 
-    Arrow converts text that looks like a date to timestamps, for example the title "2001-01-01". If it has converted
+    Arrow converts text that looks like a date, such as the title "2001-01-01", to timestamps. If it has converted
     columns other than `timestamp`, the file is read again with those columns as text.
     """
     table = read_json_lines(path)

@@ -116,7 +116,8 @@ def make_material(name: str, count: int, key: list[int], tables: TokenTables) ->
 
 
 def sample_evenly(total: int, count: int, key: list[int]) -> np.ndarray:
-    """Returns a sorted sample of `count` numbers below `total`. Their frequencies differ by at most 1."""
+    """Returns a sorted sample of `count` numbers below `total`. The numbers occur equally often, up to a difference of
+    1."""
     if not total:
         return np.empty(0, np.int64)
     rest = np.random.default_rng(key).choice(total, count % total, replace=False)
@@ -124,8 +125,8 @@ def sample_evenly(total: int, count: int, key: list[int]) -> np.ndarray:
 
 
 def _about_items(name: str, count: int, key: list[int], tables: TokenTables) -> Material:
-    """Makes rows about an item. `id_to_item` asks for the title of a path, `item_to_id` for the path of a title or
-    text."""
+    """Makes rows about an item. In `id_to_item`, the prompt contains the path and the answer is the title. In
+    `item_to_id`, the prompt contains the title or the text, and the answer is the path."""
     catalog = tables.dataset.catalog
     items = sample_evenly(len(catalog), count, key)
     users = np.full(len(items), NOBODY)
@@ -133,7 +134,7 @@ def _about_items(name: str, count: int, key: list[int], tables: TokenTables) -> 
     titles = tables.titles.take(items)
     if name == "id_to_item":
         return Material(users, {"item": item_ids}, tables.with_eos(titles))
-    texts = tables.tokenize(item_texts(catalog)).take(items)  # tokenise each text once, even if drawn repeatedly
+    texts = tables.tokenize(item_texts(catalog)).take(items)  # tokenise each text once, even if its item is repeated
     return Material(users, {"title": titles, "text": texts}, item_ids)
 
 

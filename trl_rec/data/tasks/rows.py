@@ -1,10 +1,10 @@
-"""Builds rows of several tasks: predicting the next item, and tasks that relate items and users to text.
+"""Builds training rows of several tasks: predicting the next item, and tasks that relate items and users to text.
 
 Align3GR trains a model on these tasks before its preference stages, and calls this the behaviour level. A row contains
 the token ids of the slots of its prompt (placeholders such as `{title}`) and of its answer. The prompt template is
 drawn when the batch is made, and drawn anew in every epoch.
 
-Rows are made from the catalogue, the columns of users and the training split. In rows with a target, the user's
+Rows are made from the catalogue, the table of users and the training split. In rows with a target, the user's
 preferences are described only by the items before the target. Only profiles and semantic IDs of users depend on the
 user's whole training sequence.
 
@@ -87,9 +87,10 @@ def build_task_rows(
         prompt_format: Prompt format of the task `next_item`. If it names users, the prompts of the other tasks do so
             too; otherwise their slot `user` is empty.
         tasks: Maps the name of each task to its number of rows, relative to the number of rows that [`build_rows`]
-            makes. If a task has fewer distinct rows than requested, they are repeated; if more, they are sampled. Rows
-            of `history_to_preference` and `query_to_item` are dropped if no item before the target has a group (or, in
-            a catalogue without groups, a word in its title). A task without any row raises a ValueError.
+            makes. If a task has fewer distinct rows than requested, they are repeated; if it has more, a sample of
+            them is taken. Rows of `history_to_preference` and `query_to_item` are dropped if no item before the target
+            has a group (or, in a catalogue without groups, a word in its title). A task without any row raises a
+            ValueError.
         cap (*optional*): Maximum number of rows per task. It does not apply to `next_item`.
         targets, max_length, max_history: Same as in [`build_rows`], for `next_item`. `max_length` applies to the other
             tasks too: texts in their prompts are truncated, and the oldest items of the history are dropped.
@@ -244,7 +245,7 @@ def _history_slot(name: str, histories: Ragged, tables: TokenTables, room: int |
                 f"max_length leaves {room} tokens for the history in the task {name}, too few for one item; raise "
                 "max_length"
             )
-        # Every item counts with a separator, although the first has none.
+        # A separator is counted for every item, although the first item has none.
         histories = newest_that_fit(histories, pieces.lengths + separator, room + separator)
     return {slot: prompt_format.encode_histories(histories) if slot == "history" else histories.flatten(pieces)}
 

@@ -1,4 +1,4 @@
-"""The prefix tree of a catalogue's token paths.
+"""Defines the trie: the prefix tree of the token paths of a catalogue's items.
 
 This package does not import the catalogue, which belongs to a higher layer of the project.
 """

@@ -1,4 +1,4 @@
-"""A prefix tree of the items' token paths, stored in a few tensors on the model's device.
+"""Defines the trie: a prefix tree of the items' token paths, stored in a few tensors on the model's device.
 
 A level consists of all nodes with the same depth, which is the number of tokens on the way from the root to the node.
 Nodes are numbered level by level, and within a level by parent and then by token. Edges are numbered in the order of
@@ -399,7 +399,8 @@ class TokenTrie:
     def unforced_lengths(self, paths: Tensor) -> Tensor:
         """Returns the number of tokens of each path up to its last token that is not forced, `(...)`.
 
-        A token is forced if it is the only continuation of its node. A path of forced tokens alone gives 0.
+        A token is forced if it is the only continuation of its node. If all tokens of a path are forced, the number is
+        0.
 
         Args:
             paths (`torch.Tensor` of shape `(..., T)`): Paths of items, padded on the right with -1.
@@ -461,5 +462,5 @@ class TokenTrie:
 
 
 def _pick(table: Tensor, index: Tensor) -> Tensor:
-    """Returns `table[index]`. `index_select` is three times faster if the table exceeds the caches of the CPU."""
+    """Returns `table[index]`. If the table exceeds the CPU's caches, `index_select` is three times faster."""
     return table.index_select(0, index.flatten()).view(index.shape)
