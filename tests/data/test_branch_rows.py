@@ -189,7 +189,9 @@ def test_windows_of_a_user_are_joined_where_they_overlap() -> None:
 
 def test_lists_of_titles_have_no_branches() -> None:
     prompt_format = make_format("title", list_length=2)
-    with pytest.raises(ValueError, match="with list_length requires a prompt in which no text separates the items"):
+    with pytest.raises(
+        ValueError, match="targets='all' with list_length requires the surface item_token or semantic_id"
+    ):
         build_rows(make_split([([0], [1])]), prompt_format, targets="all")
     with pytest.raises(ValueError, match="long_histories must be 'windows' or 'rows', not 'none'"):
         build_rows(make_split([([0], [1])]), FORMATS["title"], targets="all", long_histories="none")

@@ -197,8 +197,8 @@ def _rows_with_branches(
     """Returns one row per sequence, with a branch per target. A sequence that is too long gets several rows."""
     if prompt_format.list_length is not None:
         raise ValueError(
-            "targets='all' with list_length requires a prompt in which no text separates the items, and the surface "
-            "item_token or semantic_id; otherwise set targets to 'last', and every_position to true if a list should "
+            "targets='all' with list_length requires the surface item_token or semantic_id and a prompt without text "
+            "between or after the items; otherwise set targets to 'last', and every_position to true if a list should "
             "begin at every item"
         )
     # 1. Separate the targets whose whole history fits into a prompt from the rest.

@@ -55,7 +55,7 @@ class CatalogChange:
 
     @property
     def keeps_indices(self) -> bool:
-        """Whether both catalogues have the same items, and every item has the same index in both."""
+        """Whether the joint catalogue has the same items as the old catalogue, at the same indices."""
         return len(self.catalog) == len(self.old) and bool((self.sources == np.arange(len(self.sources))).all())
 
     def describe(self) -> str:

@@ -1,9 +1,9 @@
-"""BEAR: cross-entropy plus a term on the margin between the target token and the last token that a beam search keeps.
+"""Implements the loss of BEAR: cross-entropy plus a term on whether a beam search would keep the target token.
 
-The margin is the log-probability of the target token minus a threshold, the log-probability of the last token that the
-search keeps. As in the authors' code, the threshold is detached. The margin must not be computed as the difference
-between the two logits, which has the same value but a different gradient. The gradient of the margin is zero where the
-target is the only legal token.
+The term depends on a margin: the log-probability of the target token minus a threshold, which is the log-probability
+of the last token that the search keeps. As in the authors' code, the threshold is detached. The margin must not be
+computed as the difference between the two logits, which has the same value but a different gradient. The gradient of
+the margin is zero where the target is the only legal token.
 
 Legend: N positions; C tokens to choose from, which are either the legal tokens (padded) or the whole vocabulary.
 """
@@ -34,7 +34,7 @@ def bear_loss(
     variant: Variant = "paper",
     smoothing: float = 0.0,
 ) -> LossOutput:
-    r"""Beam-search-aware regularisation (BEAR, arXiv 2601.22925), one value per position.
+    r"""Computes the loss of beam-search-aware regularisation (BEAR, arXiv 2601.22925), with one value per position.
 
     Let $y$ be the target, $p$ the softmax over the legal tokens, and $b$ the smaller of `num_beams` and the number of
     legal tokens. Let $p_{(b)}$ be the $b$-th largest value of $p$, held constant, and
@@ -48,10 +48,10 @@ def bear_loss(
     $$ -(1 - \epsilon) \log p_y - \frac{\epsilon}{n} \sum_j \log p_j $$
 
     Without smoothing, both variants multiply the gradient of the cross-entropy by a factor between 1 and
-    $1 + w / \xi$. The variant `paper` gives larger factors to targets that are already inside the beam. This loss has
-    no lower bound, so do not use it to select checkpoints. The variant `survival` gives larger factors to targets
-    outside the beam. With weight 0, both variants reduce to cross-entropy: to MSL if `legal` is given, and to plain
-    SFT if `legal` is `None`. At a position with one legal token, the gradient is zero and the loss is constant:
+    $1 + w / \xi$. The variant `paper` gives larger factors to targets that are already inside the beam. Its loss has
+    no lower bound, so do not use this loss to select checkpoints. The variant `survival` gives larger factors to
+    targets outside the beam. With weight 0, both variants reduce to cross-entropy: to MSL if `legal` is given, and to
+    plain SFT if `legal` is `None`. At a position with one legal token, the gradient is zero and the loss is constant:
     $-w \log 2$ (`paper`) or $w \log 2$ (`survival`).
 
     Reconstruction: the paper's body was not available; `paper` follows two independent notes on the paper. The
@@ -112,8 +112,8 @@ def _mean(log_probs: Tensor, legal: Tensor | None) -> Tensor:
 
 def _threshold(log_probs: Tensor, num_beams: int) -> Tensor:
     """Returns the b-th largest log-probability of each row, `(N,)`."""
-    # Illegal tokens have the value -inf. So the b-th largest value is the smallest finite value among the `num_beams`
-    # largest. This avoids counting the legal tokens.
+    # Illegal tokens have the value -inf, so the b-th largest value is the smallest finite value among the `num_beams`
+    # largest values. Finding it in this way avoids counting the legal tokens.
     best = log_probs.topk(min(num_beams, log_probs.shape[-1]), sorted=False).values
     return best.where(best.isfinite(), torch.inf).amin(-1)
 

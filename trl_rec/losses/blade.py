@@ -1,4 +1,4 @@
-"""BLADE: converts the rewards of lists to Best-of-N rewards, and computes the policy gradient loss from them.
+"""Implements BLADE: converts the rewards of lists to Best-of-N rewards, and computes the policy gradient loss.
 
 The Best-of-N reward of a list depends only on the rank of the list's reward, not on the scale of the rewards. The
 rank is computed among the reference lists, which were sampled from the initial policy. With a positive
@@ -44,8 +44,8 @@ def posterior_cdf(
     evidence and a dynamic coefficient; the formula is ours.
 
     Args:
-        rewards (`torch.Tensor` of shape `(B, G)`): Finite rewards of the rollouts. They are only compared with each
-            other, so equally good lists must have exactly equal rewards, without rounding errors.
+        rewards (`torch.Tensor` of shape `(B, G)`): Finite rewards of the rollouts. Only the order of the rewards
+            matters, so equally good lists must have exactly equal rewards, without rounding errors.
         reference_rewards (`torch.Tensor` of shape `(B, M)`): Rewards of the reference lists, in the same dtype as
             `rewards`, because the same reward in float32 and in float64 would not compare as equal.
         dynamic_coefficient (`float`): Weight of the rollouts in the estimate, from 0 to 1; the paper's tau.
@@ -189,7 +189,7 @@ def _count(thresholds: Tensor, rewards: Tensor, inclusive: bool) -> Tensor:
     """Returns how many `rewards` of the same row are below each threshold, `(B, G)`. If `inclusive`, rewards equal to
     the threshold are counted too."""
     counts = torch.searchsorted(rewards.sort(-1).values, thresholds.contiguous(), right=inclusive)
-    return counts.to(thresholds.dtype)  # dividing integers would give the default dtype, which may be another one
+    return counts.to(thresholds.dtype)  # otherwise, the division would convert the integers to torch's default dtype
 
 
 def _check_estimate(rewards: Tensor, reference_rewards: Tensor, dynamic_coefficient: float, prior: float) -> None:

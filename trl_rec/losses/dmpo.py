@@ -1,7 +1,7 @@
-"""DMPO: a preference loss for one chosen completion and the mean of several negatives. Rows may differ in their number
-of negatives.
+"""Implements DMPO, a preference loss for one chosen completion and the mean of several negatives.
 
-The signature and the metrics are the same as in `softmax_dpo_loss`, so that a trainer can use either loss.
+Rows may have different numbers of negatives. The signature and the metrics are the same as in `softmax_dpo_loss`, so
+that a trainer can use either loss.
 
 Legend: B rows, K negatives (padded).
 """
@@ -17,7 +17,7 @@ from trl_rec.losses.softmax_dpo import check_beta, preference_metrics
 
 
 def dmpo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, mask: Tensor | None, *, beta: float) -> LossOutput:
-    r"""Direct multi-preference optimization (DMPO, arXiv 2405.16127), one value per row.
+    r"""Computes the loss of direct multi-preference optimization (DMPO, arXiv 2405.16127), with one value per row.
 
     Let $h_w$ be $\beta \log(\pi_\theta / \pi_{ref})$ of the chosen completion $w$, and $h_l$ the same for each of the
     K negatives $l$:
@@ -51,8 +51,8 @@ def dmpo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, mask: Tensor
     chosen = beta * at_least_float32(chosen_logratios)  # (B,)
     rejected = beta * at_least_float32(rejected_logratios)  # (B, K)
 
-    # The first mask keeps infinite entries out of the gradient. The second one sets the loss to 0 for rows without
-    # negatives.
+    # The first `where` keeps infinite masked entries out of the gradient. The second `where` sets the loss to 0 for
+    # rows without negatives.
     excess = torch.where(mask, rejected - chosen[:, None], 0)
     mean_excess = excess.sum(-1) / mask.sum(-1).clamp(min=1)
     loss = torch.where(mask.any(-1), -F.logsigmoid(-mean_excess), 0)

@@ -1,4 +1,4 @@
-"""The return type of all losses, and the promotion of their inputs to at least float32."""
+"""Defines the return type of all losses, and converts their inputs to at least float32."""
 
 from typing import NamedTuple
 

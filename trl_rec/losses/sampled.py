@@ -1,4 +1,4 @@
-"""Sampled softmax: cross-entropy over a large catalogue, estimated from a few sampled items per target.
+"""Implements sampled softmax: cross-entropy over a large catalogue, estimated from a few sampled items per target.
 
 Legend: N positions, L sampled columns, K columns (among the L) that count at a position.
 """
@@ -14,8 +14,8 @@ from trl_rec.losses.output import LossOutput, at_least_float32
 def sampled_softmax_loss(
     logits: Tensor, log_q: Tensor, counted: Tensor | None = None, *, temperature: float = 1.0
 ) -> LossOutput:
-    r"""Cross-entropy against sampled negatives, corrected for their sampling probabilities, one value per position
-    (Bengio and Senécal, 2008; Jean et al., arXiv 1412.2007).
+    r"""Computes the cross-entropy against sampled negatives, with one value per position, and corrects it for the
+    sampling probabilities of the negatives (Bengio and Senécal, 2008; Jean et al., arXiv 1412.2007).
 
     Let $y$ be the target, $s$ the logits divided by the temperature, and $j_1, \dots, j_K$ negatives that are drawn
     with replacement from a distribution $q$ over all tokens but the target:

@@ -1,9 +1,8 @@
-"""Softmax-DPO: a preference loss for one chosen completion and several negatives. Rows may differ in their number of
-negatives.
+"""Implements Softmax-DPO, a preference loss for one chosen completion and several negatives.
 
-Missing negatives are masked. If a row were filled up with copies of one of its negatives instead, the loss would
-change, because log m would be added to the exponent of a negative that occurs m times. The inputs are log-ratios
-between policy and reference, so this file needs neither a model nor tokens.
+Rows may have different numbers of negatives, and missing negatives are masked. If a row were filled up with copies of
+one of its negatives instead, the loss would change, because log m would be added to the exponent of a negative that
+occurs m times. The inputs are log-ratios between policy and reference, so this file needs neither a model nor tokens.
 
 Legend: B rows, K negatives (padded).
 """
@@ -20,7 +19,8 @@ from trl_rec.losses.output import LossOutput, at_least_float32
 def softmax_dpo_loss(
     chosen_logratios: Tensor, rejected_logratios: Tensor, mask: Tensor | None, *, beta: float
 ) -> LossOutput:
-    r"""Softmax-DPO (S-DPO, arXiv 2406.09215; equation 3 of Align³GR, arXiv 2511.11255), one value per row.
+    r"""Computes the Softmax-DPO loss, with one value per row (S-DPO, arXiv 2406.09215; equation 3 of Align³GR, arXiv
+    2511.11255).
 
     Let $h_w$ be $\beta \log(\pi_\theta / \pi_{ref})$ of the chosen completion $w$, and $h_l$ the same for each
     negative $l$. These values are called rewards. The loss is:

@@ -2,9 +2,9 @@
 
 A row with branches contains the trunk, which is the head of the prompt and a history, and then one branch per target.
 A branch is the tail of the prompt and the target, and continues a prefix of the trunk (see `trl_rec/data/branches`).
-A branch attends to its prefix and to itself, and its position ids continue those of its prefix. So the logits are the
-same as with one row per target, up to rounding. The mask is computed from columns, not from position ids, because
-later items of the history can have lower position ids than the branches of earlier targets.
+A branch attends to its prefix and to itself, and its position ids continue those of its prefix. The logits are
+therefore the same as with one row per target, up to rounding. The mask is computed from columns, not from position
+ids, because later items of the history can have lower position ids than the branches of earlier targets.
 
 A model that cannot read such rows, for example because it does not accept a custom mask, gets one row per branch.
 The choice is made before the forward pass, and its reason is logged once. In a mixture of experts, every column that
@@ -59,7 +59,7 @@ def prepare_branches(model: PreTrainedModel, inputs: dict[str, Tensor], max_leng
         inputs: `input_ids`, `attention_mask`, `position_ids` and `labels`, `(B, T)` each. If the rows have branches,
             also `seen` and `starts`, `(B, T)` each: a column attends to the columns before `seen`, and to those from
             `starts` to itself. Without `seen` and `starts`, the batch is returned unchanged. All further entries have
-            one value per label or one per row.
+            one value per label or one value per row.
         max_length (*optional*): An upper bound of the number of tokens of a prefix and its branch together.
     """
     inputs = dict(inputs)
@@ -97,7 +97,7 @@ def visible(seen: Tensor, starts: Tensor, real: Tensor) -> Tensor:
 
 
 def _separate(inputs: dict[str, Tensor], seen: Tensor, starts: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns the batch with one row per branch, and the original row of each.
+    """Returns the batch with one row per branch, and the original row of each new row.
 
     A trunk that predicts labels itself gets a row too. Branches without labels are dropped.
     """

@@ -1,4 +1,4 @@
-"""Builds the model of a recipe: a pretrained model, optionally quantised or with an adapter, or a small new model."""
+"""Builds a recipe's model: a pretrained model (optionally quantised or with an adapter) or a model from scratch."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class RecModelConfig(ModelConfig):
             output of each sublayer.
         embedding_dropout (`float`, *optional*, defaults to `0.0`): Dropout probability for the input embeddings.
         item_vectors (`str`, *optional*, defaults to `"random"`): What the embeddings of item tokens and semantic IDs
-            start from. `"random"`: random numbers. `"text"`: vectors of the items' texts. `"behaviour"`: vectors of
-            co-occurrences in the training split. `"both"`: both kinds of vectors. Also applies to tokens that are
-            added to a pretrained model. See [`start_from_vectors`].
+            start from. `"random"` uses random numbers, `"text"` uses vectors of the items' texts, `"behaviour"` uses
+            vectors of co-occurrences in the training split, and `"both"` uses both kinds of vectors. The option also
+            applies to tokens that are added to a pretrained model. See [`start_from_vectors`].
         text_encoder (`str`, *optional*, defaults to `"words"`): Encoder of the texts for `item_vectors`: `"words"`, or
             the hub id or folder of a sentence-transformers model.
     """
@@ -90,7 +90,7 @@ def build_model(
     Args:
         catalog (`ItemCatalog`): The items. Their surface determines which tokens are added.
         config (`RecModelConfig`): The model to load or make.
-        max_length (`int`, *optional*): Maximum number of tokens per text for a model from scratch. By default 1024.
+        max_length (`int`, *optional*): Maximum number of tokens per text for a model from scratch; 1024 by default.
         seed (`int`, *optional*, defaults to `0`): Random seed for a model from scratch and for the embeddings of new
             tokens.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run custom code from the model's
@@ -126,7 +126,7 @@ def build_model(
         if knows_tokens:
             raise ValueError(
                 f"{config.model_name_or_path} already has the tokens of the items, and item_vectors would overwrite "
-                "what it has learned about them; leave out item_vectors"
+                "the embeddings that it has learned for these tokens; leave out item_vectors"
             )
         start_from_vectors(model, tokenizer, catalog, item_vectors(), seed=seed)
 
@@ -162,9 +162,9 @@ def build_policy(
 
     Returns:
         The policy, the reference, the tokenizer and the adapter configuration. The reference is a second copy of the
-        model. It is None if `with_reference` is False, if the policy was loaded with an adapter, or if it gets a new
-        one. In the last two cases, the policy's model also computes the outputs of the reference: with a frozen copy
-        of the loaded adapter, or with the new adapter switched off.
+        model. It is None if `with_reference` is False, if the policy was loaded with an adapter, or if the policy gets
+        a new adapter. In the last two cases, the policy's model also computes the outputs of the reference: with a
+        frozen copy of the loaded adapter, or with the new adapter switched off.
     """
     name = config.model_name_or_path
     if name is None:
@@ -186,8 +186,8 @@ def build_policy(
         return policy, reference, tokenizer, adapter
 
     # 3. Item tokens are numbered by item index. If the indices have changed, move each item's embedding to its new
-    # token, and make embeddings for the tokens of new items, in both models. A new adapter must then also contain
-    # these embeddings, because the base model is not saved with it.
+    # token, and make embeddings for the tokens of new items, in the policy and in the reference. A new adapter must
+    # then also contain these embeddings, because saving an adapter does not save the base model.
     if reference is not None:
         reference, _ = follow_items(reference, deepcopy(tokenizer), change)
     policy, token_ids = follow_items(policy, tokenizer, change)

@@ -83,16 +83,16 @@ class Layout(NamedTuple):
     Args:
         shared (`bool`): Whether all completions of a prompt are in one row.
         token_ids (`torch.Tensor` of shape `(B, W)`): The tokens.
-        positions (`torch.Tensor` of shape `(B, W)`): Their position ids.
+        positions (`torch.Tensor` of shape `(B, W)`): The position ids of the tokens.
         owners (`torch.Tensor` of shape `(B, W)`): The index of the completion that each token belongs to; -1 for the
             prompt.
         real (`torch.Tensor` of shape `(B, W)`): False for padding.
         repeated (`torch.Tensor` of shape `(B,)`): True for each row that has the same prompt as the previous row.
         predicting (`torch.Tensor` of shape `(N,)`): The columns that predict a scored token, as indices among all
             B * W columns.
-        rows (`torch.Tensor` of shape `(M,)`): As in [`CompletionLogits`].
-        places (`torch.Tensor` of shape `(M,)`): The indices of the scored tokens among all completion tokens that
-            were given, masked ones included.
+        rows (`torch.Tensor` of shape `(M,)`): Same as in [`CompletionLogits`].
+        places (`torch.Tensor` of shape `(M,)`): The indices of the scored tokens among all B * K * C completion
+            tokens, including masked tokens.
     """
 
     shared: bool
@@ -122,7 +122,7 @@ def read_completions(
     """Runs one forward pass over prompts and their completions.
 
     Masked tokens do not affect the result, but their ids must be in the vocabulary. The host waits for the device
-    once, to size the rows, unless a suitable `layout` is passed.
+    once, to compute the sizes of the rows, unless a suitable `layout` is passed.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): The model itself, not the wrapper of a distributed engine.
@@ -133,8 +133,8 @@ def read_completions(
             so prompts may have different numbers of completions. If all completions are absent, the logits are empty
             but still require a gradient, so that `backward` can be called.
         scored (`torch.Tensor` of shape `(B, K, C)`, *optional*): True for the completion tokens whose logits are
-            needed. By default, the logits of all completion tokens are computed. A token that is the only legal one
-            at its trie node needs no logits, because its log-probability among the legal tokens is 0.
+            needed. By default, the logits of all completion tokens are computed. A forced token (the only legal token
+            at its trie node) needs no logits, because its log-probability among the legal tokens is 0.
         tokens (`torch.Tensor` of shape `(V,)`, *optional*): The tokens whose logits are needed, ascending, such as
             `trie.tokens`. By default, the logits of the whole vocabulary are computed, which takes more time and
             memory.
@@ -142,8 +142,8 @@ def read_completions(
             engine.
         balanced (`bool`, *optional*, defaults to `False`): Whether to compute the load-balancing loss of a mixture of
             experts as well.
-        layout (`Layout`, *optional*): The layout that was made when another model read the same texts. It is used if
-            it suits this model too.
+        layout (`Layout`, *optional*): The layout that was made when another model read the same texts. It is used only
+            if this model reads the same kind of rows, shared or separate.
 
     Returns:
         [`CompletionLogits`]: The logits, and the index of the row that predicts each scored token.
@@ -169,10 +169,10 @@ def completion_logps(
         read (`CompletionLogits`): The result of [`read_completions`] over the whole vocabulary.
         completion_ids (`torch.Tensor` of shape `(B, K, C)`): The completions.
         completion_mask (`torch.Tensor` of shape `(B, K, C)`): True for the tokens that were scored.
-        temperature (`float`, *optional*, defaults to `1.0`): Divides the logits.
+        temperature (`float`, *optional*, defaults to `1.0`): Divisor of the logits.
 
     Returns:
-        `torch.Tensor` of shape `(B, K, C)`: At least float32; 0 where masked.
+        `torch.Tensor` of shape `(B, K, C)`: The log-probabilities, in at least float32; 0 where masked.
     """
     if read.tokens is not None:
         raise ValueError("the logits cover only some tokens; call read_completions without tokens")
@@ -195,14 +195,14 @@ def legal_completion_logps(
 
     Args:
         read (`CompletionLogits`): The result of [`read_completions`]. The logits of `trie.tokens` are enough.
-        completion_ids, completion_mask: As in [`completion_logps`].
+        completion_ids, completion_mask: Same as in [`completion_logps`].
         trie (`TokenTrie`): The trie of the catalogue, on the same device.
         nodes (`torch.Tensor` of shape `(B, K, C)`): The node before each token, as in `TokenTrie.walk`. A token that
             is not legal at its node has log-probability -inf and no gradient.
-        temperature (`float`, *optional*, defaults to `1.0`): Divides the logits.
+        temperature (`float`, *optional*, defaults to `1.0`): Divisor of the logits.
 
     Returns:
-        `torch.Tensor` of shape `(B, K, C)`: At least float32; 0 where masked.
+        `torch.Tensor` of shape `(B, K, C)`: The log-probabilities, in at least float32; 0 where masked.
     """
     places = read.places_in(completion_mask.bool())  # (M,)
     # Pad to the children of the widest node instead of counting the children of these nodes, which would need a copy
@@ -223,7 +223,7 @@ def chosen_legal_logps(
         tokens: The legal tokens at the place of each target, padded, `(M, L)`, or `(1, L)` if they are the same
             for all targets.
         legal: False for padding, `(M, L)`.
-        temperature: Divides the logits.
+        temperature: Divisor of the logits.
     """
     scores = read.at(tokens) / temperature
     log_probs = torch.where(legal, scores, -torch.inf).log_softmax(-1)  # (M, L)
@@ -260,7 +260,8 @@ def _read(
             outputs = wrapped(attention_mask=attention_mask, **inputs)
         return CompletionLogits(outputs.logits[0], layout.rows, tokens=tokens, layout=layout)
 
-    # 2. Or run it with the load-balancing loss. The loss counts each prompt once, even if several rows repeat it.
+    # 2. Otherwise, run the model with the load-balancing loss. The loss counts each prompt once, even if several rows
+    # repeat the prompt.
     counted = layout.real & ((layout.owners >= 0) | ~layout.repeated.unsqueeze(1))
     with logits_at(model, layout.predicting, tokens=tokens), attending_by(model, attention_mask):
         outputs = wrapped(attention_mask=counted.long(), **inputs)
@@ -278,9 +279,9 @@ def lay_out(
 ) -> Layout:
     """Packs texts into rows, with all completions of a prompt in one row if `shared`.
 
-    The masks are boolean. Otherwise, the texts are as in [`read_completions`].
+    The masks must be boolean. Apart from this, the arguments are the same as those of [`read_completions`].
     """
-    # 1. Compute the sizes that the host needs, and copy them together:
+    # 1. Compute the sizes that the host needs, and copy them to the host together:
     # - the width of the rows,
     # - the number of scored tokens,
     # - the number of predicting columns that shared rows save, because the last column of a prompt predicts the first

@@ -25,7 +25,7 @@ def is_mixture(model: PreTrainedModel) -> bool:
 
 
 def routing(model: PreTrainedModel, balanced: bool) -> dict[str, bool]:
-    """Returns arguments for a forward pass, which make it compute the load-balancing loss if and only if `balanced`.
+    """Returns arguments for a forward pass that computes the load-balancing loss if and only if `balanced` is True.
 
     The arguments override the model's configuration. The dict is empty for a model that is not a mixture of experts.
     """
@@ -54,7 +54,7 @@ def balancing_loss(model: PreTrainedModel, outputs: Mapping[str, Any]) -> Tensor
 
 @contextmanager
 def attending_by(model: PreTrainedModel, mask: Tensor) -> Iterator[None]:
-    """Inside the block, the layers of the model use `mask` for attention.
+    """Makes the layers of the model use `mask` for attention inside the `with` block.
 
     The `attention_mask` of a forward pass then only selects the tokens over which the load-balancing loss is computed.
 
@@ -65,7 +65,7 @@ def attending_by(model: PreTrainedModel, mask: Tensor) -> Iterator[None]:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
 
     def exchange(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Returns the arguments of the decoder, with the mask exchanged."""
+        """Returns the arguments of the decoder, with `mask` as the attention mask."""
         return args, {**kwargs, "attention_mask": mask}
 
     # Keep the hook out of compiled code, which would not notice that the hook is added and removed.

@@ -1,8 +1,8 @@
 """Initialises the embeddings of item tokens and semantic IDs with vectors of the items.
 
-New embeddings are random, so a model has to learn from scratch which items are alike. On a small log, learning this
-takes most of the training. If the embeddings start from vectors of texts or of co-occurrences, similar items are alike
-from the first step.
+New embeddings are random, so a model has to learn from scratch which items are similar. On a small log, learning this
+takes most of the training. If the embeddings start from vectors of texts or of co-occurrences, similar items have
+similar embeddings from the first step.
 
 Legend: I items, D width of the vectors, U distinct tokens of the items, W width of the embeddings.
 """
@@ -37,8 +37,8 @@ def start_from_vectors(
 
     With item tokens, the vector of a token is the item's vector. With semantic IDs, the first code of an item gets the
     mean vector of all items with this code. A later code gets the mean remainder of its items, where the remainder of
-    an item is its vector minus the vectors of its earlier codes. So the vectors of an item's codes add up to about the
-    item's vector.
+    an item is its vector minus the vectors of its earlier codes. Therefore the sum of the vectors of an item's codes
+    is close to the item's vector.
 
     The vectors are projected onto their principal components, partly whitened, rotated at random, and mixed with a
     little noise. Then they are scaled to the variance of the model's embeddings. The new embedding of a token is its
@@ -51,7 +51,8 @@ def start_from_vectors(
         model (`PreTrainedModel`): The model, without an adapter.
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer, which contains the tokens of the catalogue.
         catalog (`ItemCatalog`): The items. Their surface must not be the title.
-        vectors (`torch.Tensor` of shape `(I, D)`): One vector per item, centred; 0 for an item without one.
+        vectors (`torch.Tensor` of shape `(I, D)`): One vector per item, centred. All entries must be 0 for an item
+            that has no vector.
         seed (`int`, *optional*, defaults to `0`): Random seed.
     """
     if len(vectors) != len(catalog):
@@ -81,13 +82,13 @@ def start_from_vectors(
 
 
 def _token_vectors(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the distinct tokens of all paths, `(U,)`, and the vector of each, `(U, D)`."""
+    """Returns the distinct tokens of all paths, `(U,)`, and the vector of each token, `(U, D)`."""
     paths = catalog.paths(tokenizer)
     tokens, places = torch.from_numpy(paths.values).unique(return_inverse=True)
     owners = torch.from_numpy(paths.row_ids)
     levels = torch.from_numpy(within(paths.lengths))
 
-    # Level by level, give each token the mean remainder of its items, and subtract it from these items.
+    # Level by level, give each token the mean remainder of its items, and subtract this mean from their remainders.
     token_vectors = torch.zeros(len(tokens), vectors.shape[1])
     remainders = vectors.clone()  # (I, D)
     for level in range(int(levels.max()) + 1):
@@ -120,9 +121,9 @@ def _principal_components(vectors: Tensor, most: int) -> Tensor:
 
 
 def _rotated(vectors: Tensor, width: int, generator: torch.Generator) -> Tensor:
-    """Rotates the vectors at random into a space of `width` dimensions, `(U, W)`, so that they use all of them.
+    """Rotates the vectors at random into a space of `width` dimensions, `(U, W)`, so that they vary in all dimensions.
 
-    Their mean square stays the same.
+    The mean square of the vectors stays the same.
     """
     rotation: Tensor = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q
     scale: float = (width / max(vectors.shape[1], 1)) ** 0.5
@@ -131,7 +132,8 @@ def _rotated(vectors: Tensor, width: int, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def _write(weight: nn.Parameter, tokens: Tensor, starts: Tensor) -> None:
-    """Writes `starts` to the rows of `tokens`, with the mean and the standard deviation of all rows of the weight."""
+    """Writes `starts` to the rows of `tokens`, after scaling them to the standard deviation of all rows of the weight
+    and adding the mean of all rows."""
     rows = weight.float()
     mean = rows.mean(0)
     deviation = (rows - mean).square().mean().sqrt()

@@ -116,7 +116,7 @@ def _readable(name_or_path: str | Path, part: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # The package tokenizers raises a bare Exception for a file in another format.
+        # The package `tokenizers` raises a bare Exception for a file in another format.
         is_damaged = isinstance(
             error, OSError | KeyError | SafetensorError | json.JSONDecodeError | UnicodeDecodeError
         )

@@ -25,11 +25,12 @@ def load_merged(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
     Raises `ValueError` if the adapter cannot be merged, or if the base model cannot be dequantised.
 
     Args:
-        name_or_path (`str` or `Path`): A folder, with or without an adapter, or a hub id or GGUF file without one.
+        name_or_path (`str` or `Path`): A folder, with or without an adapter; or the hub id or GGUF file of a model
+            without an adapter.
         options: Passed to the `from_pretrained` of the base model (`dtype`, `device_map`, ...).
     """
-    # 1. Load the base model, and dequantise it before the adapter is put onto it. PEFT chooses the classes of the
-    # adapter's layers by the layers that the base model has at that time.
+    # 1. Load the base model, and dequantise it before the adapter is put onto it, because the classes of the adapter's
+    # layers depend on the layers that the base model has at that time.
     adapter = PeftConfig.from_pretrained(str(name_or_path)) if _has_adapter(name_or_path) else None
     if adapter is None:
         model: Any = load_model(name_or_path, **options)

@@ -25,13 +25,13 @@ PART_ROWS = 4096  # rows of the output embedding that are converted at a time
 
 
 class PreciseLinear(TorchFunctionMode):
-    """Inside the block, linear layers with V outputs compute only the outputs of `tokens`, in at least float32.
+    """Context manager that makes linear layers with V outputs compute only those of `tokens`, in at least float32.
 
     Args:
         num_outputs (`int`): V. Layers with a different number of outputs, such as the first matrix of a LoRA adapter,
             are not affected.
         tokens (`torch.Tensor` of shape `(U,)` or `SampledColumns`, *optional*): The outputs to compute. With
-            `SampledColumns`, they differ by position. Defaults to all outputs.
+            `SampledColumns`, different outputs are computed at each position. Defaults to all outputs.
     """
 
     def __init__(self, num_outputs: int, tokens: Tensor | SampledColumns | None = None) -> None:

@@ -137,7 +137,7 @@ class DenseGradient:
 
 @contextmanager
 def collecting_rows(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block, the input embedding gets a sparse gradient if [`collect_rows`] has prepared it."""
+    """Makes the gradient of the input embedding sparse inside the `with` block, if `collect_rows` has prepared it."""
     layer: Any = model.get_input_embeddings()
     with ExitStack() as changed:
         if isinstance(layer, nn.Embedding) and _collects(layer.weight):

@@ -4,7 +4,7 @@ A forward pre-hook on the output embedding selects the hidden states, so the sel
 of any wrapper. Therefore the selection works with adapters, activation checkpointing, DDP, ZeRO-3 and FSDP2. If the
 model transforms its logits, for example by soft-capping or scaling, it transforms the selected logits in float32.
 
-The selection changes the output embedding while it lasts, so threads that share a model take turns.
+The selection temporarily changes the output embedding, so threads that share a model have to take turns.
 
 Legend: B rows, T tokens per row, N selected positions, U tokens whose logits are computed, V vocabulary.
 """
@@ -35,7 +35,7 @@ _turns_lock = Lock()
 def logits_at(
     model: PreTrainedModel, positions: Tensor | None = None, *, tokens: Tensor | SampledColumns | None = None
 ) -> Iterator[None]:
-    """Inside the block, forward passes of `model` return logits `(1, N, V)`, only for the N selected positions.
+    """Makes forward passes of `model` inside the `with` block return only the logits of N positions, `(1, N, V)`.
 
     The logits are at least float32, as described in `precision.py`.
 
@@ -94,7 +94,7 @@ def _turn(head: nn.Module) -> RLock:
 
 @contextmanager
 def _precise(head: nn.Module, tokens: Tensor | SampledColumns | None) -> Iterator[None]:
-    """Inside the block, the output embedding computes only the logits of `tokens`, in at least float32."""
+    """Makes the output embedding compute only the logits of `tokens` inside the `with` block, in at least float32."""
     # 1. Find the layers that compute logits.
     layers = list(head.modules())  # more than one under an adapter
     quantized = any(is_quantized_layer(layer) for layer in layers)

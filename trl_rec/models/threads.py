@@ -1,7 +1,7 @@
 """Chooses the number of CPU threads for a model.
 
-A small model computes with one thread. Its operations are so short that several threads would spend most of their time
-waiting for each other, and on a busy machine also for a processor.
+A small model uses one thread. Its operations are so short that several threads would spend most of their time waiting
+for each other and, on a busy machine, for a free core.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SMALL = 20_000_000
 def choose_threads(model: nn.Module) -> None:
     """Sets torch's number of threads for a model on the CPU: to 1 if the model is small, otherwise to torch's default.
 
-    Nothing changes if the model is on another device, or if the user has chosen a number of threads, by
+    Nothing changes if the model is on another device, or if the user has chosen a number of threads with
     `OMP_NUM_THREADS`, `MKL_NUM_THREADS` or `torch.set_num_threads`.
 
     Args:
@@ -47,7 +47,7 @@ def _default_threads() -> int | None:
 
 
 def _physical_cores() -> int | None:
-    """Returns the number of cores, which torch prefers to the number of hardware threads."""
+    """Returns the number of physical cores, which torch may use as its default number of threads."""
     import psutil  # a dependency of accelerate
 
     count: int | None = psutil.cpu_count(logical=False)

@@ -1,16 +1,18 @@
 """Moves the embeddings of item tokens, and makes embeddings for new tokens, when the items of a catalogue change.
 
-The token `<item_17>` belongs to row 17 of a catalogue. If tomorrow's catalogue has another product in this row, the
-embeddings must move along with the products. Otherwise, a product would start with what the model has learned about
-another one. Semantic-ID tokens keep their meaning, so only tokens that did not occur before need embeddings.
+The token `<item_17>` belongs to row 17 of a catalogue. If a later catalogue has a different item in this row, the
+embeddings must move with the items. Otherwise, an item would start with the embedding that the model has learned for
+a different item. Semantic-ID tokens keep their meaning, so only tokens that did not occur before need embeddings.
 
 - The token of a known item (an item of the old catalogue) gets the embedding that the item had.
 - The token of a new item gets the mean of the vectors of its groups, such as its genres. The vector of a group is the
-  mean embedding of the known items in the group. An item without groups, or without known items in them, gets the mean
-  of all known items.
-- A new semantic-ID token gets the mean of the known tokens of its level. For `<b_7>`, these are all known `<b_...>`.
+  mean embedding of the known items in the group. If an item has no groups, or none of its groups contains a known
+  item, its token gets the mean embedding of all known items.
+- A new semantic-ID token gets the mean embedding of the known tokens of its level. The level of `<b_7>` consists of
+  all tokens of the form `<b_...>`.
 
-The same is done for the input embeddings, for the output embeddings unless they are tied, and for their bias.
+These rules apply to the input embeddings, to the output embeddings if they are not tied, and to the bias of the output
+layer if it has one.
 
 Legend: T known tokens, N new tokens, G groups, V tokens in the vocabulary, W width of the embeddings.
 """
@@ -40,11 +42,13 @@ class RowStarts:
     """Where the embeddings of tokens come from.
 
     Args:
-        targets (`np.ndarray` of shape `(T,)`): Tokens that get the embedding of another token, or keep their own.
+        targets (`np.ndarray` of shape `(T,)`): Tokens that get the embedding of another token or keep their own
+            embedding.
         sources (`np.ndarray` of shape `(T,)`): The token whose embedding each of the targets gets.
         new (`np.ndarray` of shape `(N,)`): Tokens that get the mean of the vectors of their groups.
-        groups (`Ragged`): Row `n` contains the groups of `new[n]`, at least one.
-        members (`Ragged`): Row `g` contains the tokens whose embeddings are averaged for group `g`, at least one.
+        groups (`Ragged`): Row `n` contains the indices of the groups of `new[n]`. Each row has at least one group.
+        members (`Ragged`): Row `g` contains the tokens whose embeddings are averaged to get the vector of group `g`.
+            The row of a group that occurs in `groups` has at least one token.
     """
 
     targets: np.ndarray
@@ -60,12 +64,13 @@ def follow_items(
     """Adds the tokens that the changed catalogue needs, and gives every token the embedding of its item.
 
     If the model has an adapter, the adapter is rebuilt, so that it trains and saves the embeddings of all tokens of
-    the catalogue. The base model is not saved with an adapter, so changes to its own embeddings would be lost.
+    the catalogue. Saving an adapter does not save the base model, so changes to the base model's embeddings would be
+    lost.
 
     Args:
         model (`PreTrainedModel`): The model that was trained with the catalogue `change.old`.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer. The tokens are added in place.
-        change (`CatalogChange`): The change.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the model. The tokens are added in place.
+        change (`CatalogChange`): The change of the catalogue.
 
     Returns:
         The model, and the ids of the catalogue's tokens.
@@ -111,11 +116,11 @@ def _item_starts(change: CatalogChange, vocabulary: dict[str, int]) -> RowStarts
     new = np.flatnonzero(change.sources < 0)
     if len(new) and not len(kept):
         raise ValueError(
-            "the catalogue has no item that the model was trained on, so nothing can be kept; check that both "
-            "datasets use the same item ids, or train from scratch"
+            "the new catalogue has none of the items that the model was trained on, so no embedding can be kept; "
+            "check that the new dataset uses the same item ids as the dataset of the model, or train from scratch"
         )
 
-    # 2. Collect the known items of each group. One more group contains all known items.
+    # 2. Collect the known items of each group. An additional group contains all known items.
     names, groups = change.catalog.groups()
     of_kept = groups.take(kept)
     members = Ragged.from_lengths(
@@ -137,8 +142,8 @@ def _item_starts(change: CatalogChange, vocabulary: dict[str, int]) -> RowStarts
 
 
 def _level_starts(tokens: list[str], vocabulary: dict[str, int], known: dict[str, int]) -> RowStarts:
-    """Returns where the embeddings of new semantic-ID tokens come from. If no token of a level is known, the tokens of
-    this level keep the random embeddings that they have."""
+    """Returns where the embeddings of new semantic-ID tokens come from. If no token of a level is known, the new
+    tokens of this level keep their random embeddings."""
     levels: dict[str, list[int]] = {}
     for token in tokens:
         if token in known:
@@ -183,7 +188,7 @@ def start_rows(model: PreTrainedModel, starts: RowStarts) -> None:
 
 
 def _write(table: nn.Parameter, starts: RowStarts) -> None:
-    """Writes the rows of one table, `(V, W)` or `(V,)`. All rows are read before any is written."""
+    """Writes the rows of one table, `(V, W)` or `(V,)`. All rows are read before the first row is written."""
     copied = table[_index(starts.sources, table)]
     means = _mean_rows(table, starts.members)  # (G, W)
     new = _mean_rows(means, starts.groups)  # (N, W)
@@ -192,7 +197,7 @@ def _write(table: nn.Parameter, starts: RowStarts) -> None:
 
 
 def _mean_rows(table: Tensor, rows: Ragged) -> Tensor:
-    """Returns, for each row of `rows`, the mean of those rows of the table that it lists, in float32."""
+    """Returns one float32 mean per row of `rows`: the mean of the table rows whose indices that row contains."""
     sums = torch.zeros(len(rows), *table.shape[1:], device=table.device)
     owners = _index(rows.row_ids, table)
     places = _index(rows.values, table)
@@ -222,9 +227,9 @@ class _Adapter:
     """An adapter that was taken off its base model.
 
     Args:
-        name: Its name in the PEFT model.
-        config: Its configuration.
-        weights: Its weights, without those of embeddings.
+        name: The name of the adapter in the PEFT model.
+        config: The configuration of the adapter.
+        weights: The weights of the adapter, without those of embeddings.
     """
 
     name: str

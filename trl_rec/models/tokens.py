@@ -19,8 +19,8 @@ from trl_rec.items.catalog import ItemCatalog
 def add_item_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalog: ItemCatalog) -> list[int]:
     """Adds the catalogue's tokens to the tokenizer and the model. Existing tokens remain unchanged.
 
-    Many models have more embeddings than their tokenizer has tokens. The unused embeddings are used first. If they do
-    not suffice, transformers adds embeddings that are random, around the mean of the existing embeddings.
+    Many models have more embeddings than their tokenizer has tokens. The unused embeddings are assigned first. If they
+    do not suffice, transformers adds embeddings with random values around the mean of the existing embeddings.
 
     Returns:
         The ids of the catalogue's tokens. The list is empty if items are written as titles and users have no semantic
