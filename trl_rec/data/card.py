@@ -38,7 +38,7 @@ def make_card(
 ) -> dict[str, Any]:
     """Returns the fields of the card, in the order in which they are written.
 
-    Most fields are explained by their names. The following are not:
+    The names of most fields explain their contents. The following fields need an explanation:
 
     - `rows`, `targets`: numbers of rows and targets per split.
     - `sparsity`: 1 - interactions / (users x items).
@@ -97,7 +97,7 @@ def make_card(
         "sources": dict(sources),
         "settings": dict(settings),
         "fingerprint": catalog.fingerprint,
-        # Informational: `prepare` ignores versions, so a dataset remains valid after an upgrade.
+        # The versions are informational. `prepare` ignores them, so a dataset remains valid after an upgrade.
         "versions": {
             "python": platform.python_version(),
             "trl-rec": __version__,

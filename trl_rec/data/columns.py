@@ -1,7 +1,7 @@
 """Converts the tables of a source to common columns and types.
 
-A value that cannot be converted raises an error that names the file and the row. Messages count rows from 1, without
-the header.
+If a value cannot be converted, an error is raised, and its message contains the file and the row. Messages count rows
+from 1, without the header.
 """
 
 from __future__ import annotations
@@ -351,7 +351,7 @@ def _can_parse(parse: Parser, column: pa.ChunkedArray) -> bool:
 def _first_failing(fits: Callable[[pa.ChunkedArray], bool], column: pa.ChunkedArray) -> int:
     """Returns the index of the first row whose value makes `fits` return False.
 
-    Arrow's errors do not name the row, so it is found by binary search.
+    Arrow's errors do not contain the row, so the row is found by binary search.
     """
     low = 0
     high = len(column)

@@ -25,7 +25,8 @@ def k_core(log: IndexedLog, min_user_interactions: int, min_item_interactions: i
         return log
 
     # Dropping a user lowers the counts of items, and dropping an item lowers the counts of users, so repeat until no
-    # interaction is dropped. Each step subtracts what it drops from the counts, rather than counting everything again.
+    # interaction is dropped. Each step subtracts the dropped interactions from the counts, which is faster than
+    # counting the remaining interactions again.
     per_user = np.diff(log.offsets)  # (num_users,)
     user_counts = per_user.copy()  # (num_users,)
     item_counts = np.bincount(log.item, minlength=log.items.num_rows)  # (num_items,)

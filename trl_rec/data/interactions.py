@@ -146,7 +146,7 @@ def _rate_events(table: Columns, where: str, options: Options) -> pa.ChunkedArra
     for code, event in enumerate(events.to_pylist()):
         if event not in ratings:
             row = int(np.argmax(codes == code))
-            remedy = "add it to event_ratings (the rating null leaves its rows out)"
+            remedy = "add it to event_ratings (if its rating is null, its rows are left out)"
             raise RowError(where, row, f"the event {shown(event)} has no rating; {remedy}")
         values.append(ratings[event])
     return pa.chunked_array([pa.array(values, pa.float64()).take(pa.array(codes))])

@@ -7,7 +7,7 @@ is compared with the user's training row. This rules out any leak.
 Windows do not satisfy this rule, because their length is limited and the source may have dropped some of them. Two
 weaker rules apply to windows:
 
-1. All rows of a split precede all rows of the later splits. Equal times are allowed, because published data sets are
+1. All rows of a split precede all rows of the later splits. Equal times are allowed, because published datasets are
    often cut in the middle of a day.
 2. No validation or test target occurs in a row of the same user in an earlier split, unless the target also occurs in
    the history of its own row.
@@ -151,8 +151,8 @@ def _check_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly
 def _check_continued(earlier: Dataset, later: Dataset) -> None:
     """Raises ValueError unless each user's history in `later` equals the user's history and targets in `earlier`.
 
-    Also raises ValueError if the user's row in `later` has the smaller timestamp. Only users who have a row in both
-    splits are checked.
+    Also raises ValueError if the user's row in `later` has an earlier timestamp than the user's row in `earlier`. Only
+    users who have a row in both splits are checked.
     """
     users, earlier_rows, later_rows = np.intersect1d(
         _column(earlier, "user"), _column(later, "user"), return_indices=True
@@ -161,7 +161,7 @@ def _check_continued(earlier: Dataset, later: Dataset) -> None:
     targets = _ragged(earlier, "targets")
     history = _ragged(later, "history")
 
-    # Sequences of different lengths cannot be equal. Compare the remaining ones item by item, in blocks of users.
+    # Sequences of different lengths cannot be equal. Compare the remaining sequences item by item, in blocks of users.
     lengths = history.lengths[later_rows]  # (num_users,)
     broken = before.lengths[earlier_rows] + targets.lengths[earlier_rows] != lengths
     comparable = np.flatnonzero(~broken)

@@ -66,8 +66,8 @@ class PromptTexts:
         Args:
             surface: The surface of the catalogue.
             tokenizer: The tokenizer, which may have a chat template.
-            prompt_head, prompt_item, prompt_tail, prompt_separator, chat_template, list_length (*optional*): As in
-                [`PromptFormat.for_catalog`].
+            prompt_head, prompt_item, prompt_tail, prompt_separator, chat_template, list_length (*optional*): Same as
+                in [`PromptFormat.for_catalog`].
         """
         defaults = TITLE_PROMPT if surface == "title" else COMPACT_PROMPT
         if list_length is not None:

@@ -125,7 +125,7 @@ class PromptFormat:
     def is_compact(self) -> bool:
         """Whether items have the same tokens in histories and completions, and prompts end with the history.
 
-        In such a format, a model can learn from one row to predict every item of a history.
+        In such a format, one row of items is enough to train a model to predict every item of a history.
         """
         if len(self.prompt_tail) or len(self.separator):
             return False

@@ -71,10 +71,10 @@ def build_rows(
             cut in the same way as histories that exceed `max_length`.
         long_histories (*optional*, defaults to `"windows"`): With `targets="all"`, what happens to a target whose
             history exceeds `max_length` or `max_history`. With `"windows"`, the sequence is cut into rows that overlap
-            by half, so the target still sees at least half as much history as the limits allow. With `"rows"`, the
-            target gets a row of its own, as with `targets="last"`. Each target is trained once in either case.
+            by half, so the history of the target is still at least half as long as the limits allow. With `"rows"`,
+            the target gets a row of its own, as with `targets="last"`. Each target is trained once in either case.
         max_row_tokens (*optional*): With `targets="all"`, maximum number of tokens of a row with branches. If the
-            targets of a sequence need more, they are divided among several rows.
+            targets of a sequence need more tokens, they are divided among several rows.
         join_windows (*optional*, defaults to `False`): Whether successive windows of a user are joined into one
             sequence (see `branches/joining.py`). Use it with `targets="all"` if the source consists of windows, such
             as BIGRec's files.
@@ -221,7 +221,7 @@ def _rows_with_branches(
 
 def _unforced_lengths(paths: Ragged, trie: TokenTrie) -> np.ndarray:
     """Returns the number of tokens of each path up to its last token that is not forced."""
-    import torch  # here, because everything else in this module works without it
+    import torch  # imported here, because everything else in this module works without torch
 
     lengths: np.ndarray = trie.to("cpu").unforced_lengths(torch.from_numpy(paths.padded())).numpy()
     return lengths

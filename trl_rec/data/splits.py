@@ -59,7 +59,7 @@ def split_log(log: IndexedLog, rule: str, num_held_out: int = 1) -> tuple[dict[s
         lengths = np.diff(log.offsets[users.start : users.stop + 1])  # (users of the block,)
         ends = _ends_of_last(lengths, num_held_out) if moments is None else _ends_by_time(block, lengths, moments)
 
-        # The targets of a split begin where the previous split ends. In training, they begin after the first item.
+        # The targets of a split begin where the previous split ends. The training targets begin after the first item.
         starts = [np.minimum(1, ends[0]), ends[0], ends[1]]
         for split, start, end in zip(SPLITS, starts, ends, strict=True):
             # A user with a single training item has a training row without targets.

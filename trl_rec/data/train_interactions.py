@@ -87,7 +87,7 @@ class TrainInteractions:
 
     @property
     def by_popularity(self) -> np.ndarray:
-        """The items by descending [`popularity`], `(num_items,)`. Equally popular items are in ascending order."""
+        """The items sorted by descending [`popularity`] and then by ascending index, `(num_items,)`."""
         return np.argsort(-self.popularity, kind="stable")
 
     def pair_blocks(self, kinds: np.ndarray) -> Iterator[tuple[slice, Pairs]]:
@@ -121,7 +121,7 @@ class TrainInteractions:
             for number, kind in enumerate(kinds.tolist()):
                 other = place + kind
                 exists = (other >= 0) & (other < total)
-                other[~exists] = 0  # any valid index will do, because `found` leaves these out
+                other[~exists] = 0  # any valid index will do, because `found` excludes these entries
                 found = exists & (row[other] == row[place]) & self.is_new[np.maximum(place, other)]
                 pair = source[found] * self.num_items + values[other[found]]
                 keys.append(pair << bits | number)

@@ -24,7 +24,7 @@ class TransitionCounts:
     S[i, j] is the sum of the weights of all pairs in which item j follows item i. `from_interactions` counts the pairs
     at a distance d of at most `window` and gives them the weight 1/d. The share T[i, j] is S[i, j] divided by the sum
     of row i of S. The score of item j after a history is the sum of T[i, j] / (1 + w) ** decay over the last
-    `max_history` items i of the history, where w = 0 for the newest item, 1 for the one before, and so on.
+    `max_history` items i of the history, where w is 0 for the newest item, 1 for the item before it, and so on.
 
     Args:
         targets (`Ragged`): Row `i` contains the items that followed item `i`, in ascending order.
@@ -117,7 +117,7 @@ class TransitionCounts:
 
 
 class PairRule(NamedTuple):
-    """Which pairs of training interactions are counted, and with which weight.
+    """Determines which pairs of training interactions are counted, and with which weight.
 
     A pair consists of two items of the same row. The later item must be new (see [`TrainInteractions`]).
 
@@ -140,7 +140,7 @@ class PairRule(NamedTuple):
     def weights(self, offsets: np.ndarray) -> np.ndarray:
         """Returns the weight of a pair for each offset of the predicted item from the other item.
 
-        The factor for rare items is left out. Pairs that are not counted have the weight 0.
+        The returned weights do not contain the factor for rare items. Pairs that are not counted have the weight 0.
         """
         distance = np.abs(offsets)
         is_counted = (distance >= self.nearest) & (distance <= self.farthest)

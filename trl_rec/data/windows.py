@@ -1,7 +1,7 @@
 """Replaces the ids in the windows of a source by row numbers, and derives the interactions from the windows.
 
-A window is a list of successive items of one user. The last item is the target. The row numbers are those of users and
-items in their tables.
+A window is a list of successive items of one user. The last item is the target. The row numbers refer to the tables of
+users and items.
 """
 
 from __future__ import annotations

@@ -99,13 +99,13 @@ class ItemCatalog:
 
     @cached_property
     def ids(self) -> list[str]:
-        """Item ids, by index."""
+        """The ids of all items, in the order of the catalogue."""
         ids: list[str] = self.items["item_id"].to_pylist()
         return ids
 
     @cached_property
     def titles(self) -> list[str]:
-        """Titles, by index."""
+        """The titles of all items, in the order of the catalogue."""
         titles: list[str] = self.items["title"].to_pylist()
         return titles
 
@@ -200,7 +200,7 @@ class ItemCatalog:
 
     @cached_property
     def surfaces(self) -> list[str]:
-        """The text of each item, by index."""
+        """The surfaces of all items, in the order of the catalogue."""
         if self.surface == "title":
             return [f'"{title}"' for title in self.titles]
         if self.surface == "item_token":
@@ -210,7 +210,7 @@ class ItemCatalog:
 
     @cached_property
     def user_surfaces(self) -> list[str]:
-        """The text of each user's semantic ID, by user index; empty if users have no semantic IDs."""
+        """The texts of all users' semantic IDs, in the order of users; empty if users have no semantic IDs."""
         return [] if self.user_ids is None else ["".join(self.user_ids[user]) for user in range(len(self.user_ids))]
 
     @cached_property

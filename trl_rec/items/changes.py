@@ -49,7 +49,7 @@ class CatalogChange:
 
     @property
     def num_removed(self) -> int:
-        """Number of items that could be recommended before, and are retired now."""
+        """Number of items that could be recommended with the old catalogue and are retired in the joint catalogue."""
         retired = self.sources[self.catalog.num_recommendable :]
         return int(((retired >= 0) & (retired < self.old.num_recommendable)).sum())
 
@@ -71,7 +71,7 @@ def match_items(old: ItemCatalog, new: ItemCatalog) -> CatalogChange:
 
     Raises ValueError if the surface is `"semantic_id"` and the old catalogue has no semantic IDs for its items.
     """
-    # 1. Find the old index of each new item, and the old items that the new catalogue lacks.
+    # 1. Find the old index of each item of the new catalogue, and the old items that the new catalogue lacks.
     known = pc.index_in(_ids(new), _ids(old)).fill_null(-1).to_numpy().astype(np.int64)  # (len(new),)
     removed = np.setdiff1d(np.arange(len(old)), known)
 
@@ -84,7 +84,7 @@ def match_items(old: ItemCatalog, new: ItemCatalog) -> CatalogChange:
         semantic_ids = append(new.semantic_ids, old.semantic_ids.take(removed))
     elif new.surface == "semantic_id":
         raise ValueError("the old catalogue has no semantic IDs, so its items cannot be kept; choose another surface")
-    # With removed items, the joint catalogue contains data of both catalogues, so different licences give None.
+    # With removed items, the joint catalogue contains data of both catalogues. Its licence is None if theirs differ.
     license = new.license if new.license == old.license or not len(removed) else None
     catalog = replace(
         new, items=items, semantic_ids=semantic_ids, num_retired=new.num_retired + len(removed), license=license
@@ -93,7 +93,7 @@ def match_items(old: ItemCatalog, new: ItemCatalog) -> CatalogChange:
 
 
 def changed_ids(change: CatalogChange) -> np.ndarray:
-    """Returns the items whose semantic IDs differ from those in the old catalogue, as indices into the joint one."""
+    """Returns the known items whose semantic IDs have changed, as indices into the joint catalogue."""
     ids = change.catalog.semantic_ids
     old = change.old.semantic_ids
     assert ids is not None and old is not None

@@ -1,7 +1,7 @@
 """Lists the data licences that allow redistribution of a catalogue, such as pushing it to the hub beside a model.
 
 A licence is recorded as it was given to `trl-rec prepare --license`. Only the licences that are listed here count as
-allowing redistribution. With any other licence, or without one, the catalogue is not redistributed.
+allowing redistribution. With any other licence, or without a licence, the catalogue is not redistributed.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 
-# Identifiers as on the Hugging Face hub. Licences that forbid derivatives (-nd) are missing, because a prepared
-# catalogue is a derivative.
+# Licence identifiers of the Hugging Face hub. Licences that forbid derivatives (-nd) are not listed, because a
+# prepared catalogue is a derivative.
 REDISTRIBUTABLE = frozenset(
     {
         "afl-3.0",

@@ -30,8 +30,8 @@ def posterior_cdf(
     r"""Estimates two probabilities for each rollout: that another list has at most the rollout's reward, and that
     another list has a lower reward than the rollout.
 
-    BLADE, arXiv 2605.04559. Let $S_{ref}(t)$ be the number of reference lists, and $S_{on}(t)$ the number of rollouts,
-    with a reward of at most $t$:
+    The estimate follows BLADE (arXiv 2605.04559). Let $S_{ref}(t)$ be the number of reference lists, and $S_{on}(t)$
+    the number of rollouts, with a reward of at most $t$:
 
     $$ F_\tau(t) = (1 - \tau) \frac{S_{ref}(t) + a}{M + 2a} + \tau \frac{S_{on}(t)}{G} $$
 
@@ -40,8 +40,8 @@ def posterior_cdf(
     reference lists, so it does not change during training. With `dynamic_coefficient=1`, it depends only on the
     rollouts of the prompt.
 
-    Reconstruction: the paper's body was not available. Notes on it mention a Beta model with a static prior, on-policy
-    evidence and a dynamic coefficient; the formula is ours.
+    Reconstruction: the paper's body was not available. Notes on the paper mention a Beta model with a static prior,
+    on-policy evidence and a dynamic coefficient; the formula is ours.
 
     Args:
         rewards (`torch.Tensor` of shape `(B, G)`): Finite rewards of the rollouts. Only the order of the rewards
@@ -104,8 +104,8 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
     The policy gradient is unbiased if a reward does not depend on the other rollouts. With a positive
     `dynamic_coefficient`, rewards depend on the other rollouts: a list with a high reward lowers the ranks of the
-    other lists, and thereby the mean that is subtracted from its own reward. So the advantage of the list, and thus
-    the gradient of E[R], is overestimated. This bias shrinks as G grows.
+    other lists, and thereby the mean that is subtracted from its own reward. Therefore the advantage of the list, and
+    thus the gradient of E[R], is overestimated. This bias shrinks as G grows.
     """
     num_rollouts = rewards.shape[-1]
     if num_rollouts < 2:

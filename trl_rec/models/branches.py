@@ -1,7 +1,8 @@
 """Prepares batches of rows with branches for a forward pass.
 
 A row with branches contains the trunk, which is the head of the prompt and a history, and then one branch per target.
-A branch is the tail of the prompt and the target, and continues a prefix of the trunk (see `trl_rec/data/branches`).
+A branch consists of the tail of the prompt and the target, and continues a prefix of the trunk (see
+`trl_rec/data/branches`).
 A branch attends to its prefix and to itself, and its position ids continue those of its prefix. The logits are
 therefore the same as with one row per target, up to rounding. The mask is computed from columns, not from position
 ids, because later items of the history can have lower position ids than the branches of earlier targets.
@@ -75,7 +76,7 @@ def prepare_branches(model: PreTrainedModel, inputs: dict[str, Tensor], max_leng
     if reason is None:
         return Prepared(inputs, mask_for(model, visible(seen, starts, inputs["attention_mask"].bool())), None)
 
-    # 2. If it cannot, make separate rows.
+    # 2. If the model cannot read the rows, make separate rows.
     warn_once(
         reason,
         "each target is processed in a separate row, which is slower and takes more memory; if memory runs out, lower "

@@ -112,7 +112,7 @@ def build_model(
             start_from_vectors(model, item_tokenizer, catalog, item_vectors(), seed=seed)
         return model, item_tokenizer, get_peft_config(config)
 
-    # 2. Or load a pretrained model, and add the catalogue's tokens.
+    # 2. Otherwise, load a pretrained model, and add the catalogue's tokens.
     options = loading_options(config, trust_remote_code)
     model = load_policy(config.model_name_or_path, **options)
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=trust_remote_code or None)

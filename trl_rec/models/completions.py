@@ -65,8 +65,8 @@ class CompletionLogits(NamedTuple):
         """Returns the logits of `tokens` for each scored token, `(M, L)` in at least float32.
 
         Row `m` of `tokens` `(M, L)` is looked up in the logits that predict scored token `m`. If `tokens` has the
-        shape `(1, L)`, its row is looked up for all of them. Tokens whose logits were not requested get arbitrary
-        values.
+        shape `(1, L)`, its only row is used for all scored tokens. Tokens whose logits were not requested get
+        arbitrary values.
         """
         columns = tokens
         if self.tokens is not None:
@@ -205,8 +205,8 @@ def legal_completion_logps(
         `torch.Tensor` of shape `(B, K, C)`: The log-probabilities, in at least float32; 0 where masked.
     """
     places = read.places_in(completion_mask.bool())  # (M,)
-    # Pad to the children of the widest node instead of counting the children of these nodes, which would need a copy
-    # from the device. The widest node is nearly always the root, at which every completion begins.
+    # Pad to the number of children of the widest node. Counting the children of the given nodes would need a copy from
+    # the device. The widest node is nearly always the root, at which every completion begins.
     tokens, _, legal = trie.children(nodes.flatten()[places], trie.max_width)
     chosen = chosen_legal_logps(read, completion_ids.flatten()[places], tokens, legal, temperature)
     return unpacked(chosen, places, completion_ids.shape)
@@ -235,7 +235,7 @@ def chosen_legal_logps(
 
 
 def unpacked(values: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
-    """Returns a tensor of the given shape. Flattened, it has `values` at the indices `places`, and 0 elsewhere."""
+    """Returns a tensor of the given shape, with `values` at the flat indices `places` and 0 elsewhere."""
     return values.new_zeros(shape.numel()).scatter(0, places, values).view(shape)
 
 

@@ -19,8 +19,8 @@ from trl_rec.models.loading import attach_adapter, load_model
 def load_merged(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
     """Loads a causal language model in evaluation mode, merges its adapter if it has one, and undoes quantisation.
 
-    The logits equal those of the model that [`load_model`] loads, up to rounding. As in that function, the base model
-    is loaded as it was saved, even if the adapter was trained with `load_in_4bit`.
+    The logits equal those of the model that [`load_model`] loads, up to rounding. Both functions load the base model
+    as it was saved, even if the adapter was trained with `load_in_4bit`.
 
     Raises `ValueError` if the adapter cannot be merged, or if the base model cannot be dequantised.
 

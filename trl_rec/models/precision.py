@@ -25,7 +25,7 @@ PART_ROWS = 4096  # rows of the output embedding that are converted at a time
 
 
 class PreciseLinear(TorchFunctionMode):
-    """Context manager that makes linear layers with V outputs compute only those of `tokens`, in at least float32.
+    """Context manager in which linear layers with V outputs compute only selected outputs, in at least float32.
 
     Args:
         num_outputs (`int`): V. Layers with a different number of outputs, such as the first matrix of a LoRA adapter,

@@ -6,8 +6,8 @@ negatives for each position would need one gathered embedding per logit.
 
 The gradient of an embedding matrix is collected as a sparse tensor. It becomes dense only once per backward pass,
 after autograd has added up the gradients of all uses of the matrix. If the input and the output embedding are tied,
-autograd alone would make one dense tensor for each of the two uses, and another one for their sum. Engines, optimizers
-and post-accumulate hooks that are registered later see a dense gradient, as usual.
+autograd alone would make one dense tensor for each of the two uses, and a third tensor for their sum. Engines,
+optimizers and post-accumulate hooks that are registered later receive a dense gradient, as usual.
 
 Legend: B batch rows, N positions, T positions of the longest row, L negatives per row, H hidden size, V vocabulary.
 """

@@ -119,7 +119,8 @@ def _check_size(hidden_size: int, num_layers: int, num_heads: int, max_length: i
     for name, size in sizes.items():
         COUNT.check(name, size)
 
-    # All heads have the same width. It must be even, because rotary position embeddings rotate pairs of dimensions.
+    # All heads have the same width. The width must be even, because rotary position embeddings rotate pairs of
+    # dimensions.
     if hidden_size % (2 * num_heads):
         near = max(1, round(hidden_size / (2 * num_heads))) * 2 * num_heads
         raise ValueError(

@@ -45,7 +45,8 @@ class RowStarts:
         targets (`np.ndarray` of shape `(T,)`): Tokens that get the embedding of another token or keep their own
             embedding.
         sources (`np.ndarray` of shape `(T,)`): The token whose embedding each of the targets gets.
-        new (`np.ndarray` of shape `(N,)`): Tokens that get the mean of the vectors of their groups.
+        new (`np.ndarray` of shape `(N,)`): Tokens that get the mean of the vectors of their groups. A semantic-ID
+            token has one group, which is its level.
         groups (`Ragged`): Row `n` contains the indices of the groups of `new[n]`. Each row has at least one group.
         members (`Ragged`): Row `g` contains the tokens whose embeddings are averaged to get the vector of group `g`.
             The row of a group that occurs in `groups` has at least one token.

@@ -29,7 +29,7 @@ def test_a_given_licence_is_recorded_also_later(tmp_path: Path, caplog: pytest.L
     dataset = prepare(source, tmp_path / "data")
     assert recorded(tmp_path / "data") == [None, None] and "license" not in dataset.card["settings"]
     dataset = prepare(source, tmp_path / "data", license="CC BY 4.0")
-    assert recorded(tmp_path / "data") == ["CC BY 4.0"] * 2 and "now records the licence" in caplog.text
+    assert recorded(tmp_path / "data") == ["CC BY 4.0"] * 2 and "recorded the licence CC BY 4.0 in" in caplog.text
     assert "licence of the data: CC BY 4.0" in describe(dataset.card)
     prepare(source, tmp_path / "data")  # a call without a licence keeps the recorded one
     assert recorded(tmp_path / "data") == ["CC BY 4.0"] * 2

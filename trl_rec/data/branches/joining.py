@@ -12,9 +12,9 @@ from trl_rec.ragged import Ragged, join, within
 
 
 def join_windows(history: Ragged, target: Ragged, users: np.ndarray) -> tuple[Ragged, Ragged, np.ndarray]:
-    """Joins the rows of windows into sequences. A row is joined to the previous row if it continues that row.
+    """Joins the rows of windows into sequences.
 
-    It does so under three conditions:
+    A row is joined to the previous row under three conditions:
 
     - Both rows belong to the same user.
     - Both rows have exactly one target.
@@ -38,7 +38,7 @@ def join_windows(history: Ragged, target: Ragged, users: np.ndarray) -> tuple[Ra
     continues = np.zeros(len(users), bool)
     continues[after[num_differing == 0]] = True
 
-    # 2. A sequence begins with a row that does not continue the previous row. Its targets are those of all its rows.
+    # 2. A sequence begins with a row that does not continue the previous row, and has the targets of all its rows.
     firsts = np.flatnonzero(~continues)
     bounds = np.append(firsts, len(users))
     return history.take(firsts), Ragged(target.values, target.offsets[bounds]), users[firsts]

@@ -17,7 +17,7 @@ from trl_rec.ragged import Ragged, join, within
 
 
 class HistoryWindows(NamedTuple):
-    """Windows of sequences of items. Each array has one entry per window.
+    """Windows, each of which is a part of a sequence of items. Each array has one entry per window.
 
     The targets of a window are the items `first` to `last` of its sequence, both included. The history of a target
     consists of the items from `start` up to the item before the target.
@@ -81,7 +81,7 @@ class Limits:
         return latest
 
     def earliest(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Returns the earliest item at which the history of a target can begin."""
+        """Returns the earliest item at which the history of a target can begin and fit into a prompt."""
         base = self.offsets[source]
         start = np.searchsorted(self.tokens, self.tokens[base + target] - self.room, side="left") - base
         earliest: np.ndarray = np.maximum(np.maximum(start, target - self.max_history), 0)
@@ -127,8 +127,9 @@ def whole_histories(
 def cut(rest: HistoryWindows, limits: Limits) -> HistoryWindows:
     """Cuts windows that are too long into windows that overlap by half.
 
-    Each target occurs in one window. Its history has at least half as many tokens, or half as many items, as the
-    limits allow. The last window of a sequence begins as early as the limits allow for the history of its last target.
+    Each target occurs in one window. The history of a target has at least half as many tokens, or half as many items,
+    as the limits allow. The last window of a sequence begins as early as the limits allow for the history of its last
+    target.
     """
     source, _, first, end = rest
     parts = [rest.where(np.zeros(len(source), bool))]  # an empty part, because `joined` needs at least one
@@ -177,12 +178,12 @@ def write_branches(
         limits: The limits of a prompt.
         users: The user of each sequence.
         prompt_format: How histories are written.
-        learned_lengths: For each item, how many tokens at the beginning of its path are learned. An item without
-            learned tokens gets no branch.
-        max_columns: Maximum number of columns of a row. If a window needs more, it becomes several rows, each with
-            some of its targets and their histories.
+        learned_lengths: For each item, how many tokens at the beginning of its path are learned (have a label). An
+            item without learned tokens gets no branch.
+        max_columns: Maximum number of columns of a row. If a window needs more columns, it is divided into several
+            rows, each of which contains some of the targets and their histories.
     """
-    # 1. Find the N targets with at least one learned token. Each gets a branch.
+    # 1. Find the N targets with at least one learned token. Each of them gets a branch.
     window, position = windows.targets()
     target = items.values[items.offsets[windows.source[window]] + position]
     learned = learned_lengths[target]

@@ -3,10 +3,10 @@
 These rows are needed if an item is written with different tokens in a history and in a completion. If the tokens are
 the same, an ordinary row, in which the items simply follow each other, is enough.
 
-Such a row begins with a trunk: the head of the prompt and the pieces of the history. One branch per target follows:
-the tail of the prompt and the target's path. A branch continues a prefix of the trunk, namely the head and the items
-before its target. One such row replaces the separate rows of all its targets, and contains their common beginning only
-once. A row without branches consists of its trunk alone.
+A row with branches begins with a trunk: the head of the prompt and the pieces of the history. One branch per target
+follows: the tail of the prompt and the target's path. A branch continues a prefix of the trunk, namely the head and
+the items before its target. One row with branches replaces the separate rows of all its targets, and contains their
+common beginning only once. A row without branches consists of its trunk alone.
 
     trunk                        branches
     head | item 1 | item 2 | ... | tail, path of target 1 | tail, path of target 2 | ...
@@ -55,7 +55,7 @@ class Branches:
         - `starts`: The column also attends to the columns from `starts` to itself: the earlier columns of its branch
           and itself. For a column of the trunk, `starts` is the next column, so this range is empty.
 
-        The position of column `c` is `seen + c - starts`.
+        The position id of column `c` is `seen + c - starts`.
         """
         seen = within(self.row_lengths) + 1
         starts = seen.copy()

@@ -1,4 +1,4 @@
-"""Checks an existing dataset folder: whether it is already the dataset to be made, and whether it may be replaced."""
+"""Checks whether a folder already contains the requested dataset, and whether an existing folder may be replaced."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ OWN = [
 
 
 def is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str], overwrite: bool) -> bool:
-    """Returns whether the folder contains the dataset of these settings and sources, and can be used as it is.
+    """Returns whether the folder contains a dataset that was made from these sources with these settings.
 
     With `overwrite`, the result is always False. Raises ValueError if the folder contains anything that must not be
-    replaced. Without `overwrite`, this includes a dataset of other settings or sources.
+    replaced. Without `overwrite`, this includes a dataset that was made with other settings or from other sources.
     """
     if not (output_dir / "card.json").is_file():
         if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):

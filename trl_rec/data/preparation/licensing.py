@@ -39,4 +39,4 @@ def record_license(folder: Path, license: str | None) -> None:
         card = read_card(folder)  # again, because another process may have replaced the dataset
         replace(ItemCatalog.load(folder / "catalog"), license=license).save(folder / "catalog")
         write_json(folder / "card.json", {**card, "license": license}, ensure_ascii=False)
-    logger.info("%s now records the licence %s", folder, license)
+    logger.info("recorded the licence %s in %s", license, folder)

@@ -59,9 +59,9 @@ def ml_100k_folder() -> Path:
 
 
 def find_ml_100k(folder: Path) -> dict[str, Path]:
-    """Returns a dict from table names to the files of interactions, items and users; empty unless all three exist.
+    """Returns a dict from table names to the files of interactions, items and users.
 
-    The files must have the names that GroupLens or RecBole uses.
+    The files must have the names that GroupLens or RecBole uses. The dict is empty unless all three files exist.
     """
     for names in (GROUPLENS, RECBOLE):
         found = {kind: find_file(folder, [name]) for kind, name in names.items()}

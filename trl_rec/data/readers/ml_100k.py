@@ -94,7 +94,7 @@ def _read_plain(path: Path, delimiter: str, names: list[str]) -> pa.Table:
 
 
 def _grouplens_items(path: Path) -> tuple[pa.Table, pa.ChunkedArray]:
-    """Returns the ids and titles, and the genres. The file has one column of zeros and ones per genre."""
+    """Returns a table of ids and titles, and a column of genres. The file has a column of zeros and ones per genre."""
     table = _read_plain(path, "|", ITEMS)
     flags = np.stack([pc.equal(table[name], "1").to_numpy() for name in GENRES], axis=1)  # (num_items, num_genres)
     offsets = np.concatenate([[0], np.cumsum(flags.sum(1))])
@@ -104,7 +104,10 @@ def _grouplens_items(path: Path) -> tuple[pa.Table, pa.ChunkedArray]:
 
 
 def _recbole_items(path: Path) -> tuple[pa.Table, pa.ChunkedArray]:
-    """Returns the ids and titles, and the genres. Appends the year to the title, as in the files of GroupLens."""
+    """Returns a table of ids and titles, and a column of genres.
+
+    The year is appended to the title, as in the files of GroupLens.
+    """
     table = read_atomic(path, texts=("movie_title", "class"))
     year = table["release_year"]
     in_brackets = pc.binary_join_element_wise("(", year, ")", "")

@@ -18,7 +18,7 @@ from trl_rec.data.readers.files import check_repeats, check_single, find_file, r
 
 
 SUFFIXES = {"interactions": ".inter", "items": ".item", "users": ".user"}
-TITLES = ("title", "movie_title", "name", "item_name")  # default names of the title column, the preferred one first
+TITLES = ("title", "movie_title", "name", "item_name")  # default names of the title column, in order of preference
 
 
 class RecBoleReader(Reader):

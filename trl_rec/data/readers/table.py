@@ -46,7 +46,10 @@ class TableReader(Reader):
     }
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """Returns a dict from table names to files or folders. The dict is empty if no table has the interactions."""
+        """Returns a dict from table names to files or folders.
+
+        The dict is empty if there is no table of interactions.
+        """
         if is_saved(folder):
             return {"interactions": folder}
         files: dict[str, Path] = {}
@@ -210,7 +213,7 @@ def _read_json(path: Path, timestamp: str) -> pa.Table:
 
 
 def _without_dates(kind: pa.DataType) -> pa.DataType:
-    """Returns the type with timestamps replaced by text, also in lists."""
+    """Returns the type with text in place of timestamps, including timestamps in lists."""
     if pa.types.is_list(kind):
         return pa.list_(_without_dates(kind.value_type))
     return pa.string() if pa.types.is_timestamp(kind) else kind

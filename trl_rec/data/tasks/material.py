@@ -116,8 +116,10 @@ def make_material(name: str, count: int, key: list[int], tables: TokenTables) ->
 
 
 def sample_evenly(total: int, count: int, key: list[int]) -> np.ndarray:
-    """Returns a sorted sample of `count` numbers below `total`. The numbers occur equally often, up to a difference of
-    1."""
+    """Returns a sorted sample of `count` numbers below `total`.
+
+    All numbers occur equally often, up to a difference of 1.
+    """
     if not total:
         return np.empty(0, np.int64)
     rest = np.random.default_rng(key).choice(total, count % total, replace=False)
