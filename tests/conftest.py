@@ -1,4 +1,4 @@
-"""Settings of all tests, and tiny models and tokenizers made from scratch. No test uses the network."""
+"""Configures all tests, and makes tiny models and tokenizers from scratch. No test uses the network."""
 
 import logging
 import os
@@ -34,8 +34,8 @@ from transformers import (
 
 
 class LoggedDeprecations(logging.Handler):
-    """Raises an error for a deprecation that a library logs. For deprecations that are Python warnings,
-    `filterwarnings` in setup.cfg does the same."""
+    """Raises an error when a library logs a deprecation. Python warnings about deprecations are turned into errors by
+    `filterwarnings` in setup.cfg."""
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
@@ -46,10 +46,11 @@ class LoggedDeprecations(logging.Handler):
 for name in ("accelerate", "datasets", "peft", "transformers", "trl"):
     logging.getLogger(name).addHandler(LoggedDeprecations())
 
-# One thread, as in the processes that tests start, because the rounding of sums depends on the number of threads.
+# Use one thread, because the rounding of sums depends on the number of threads. The processes that tests start also
+# use one thread.
 torch.set_num_threads(1)
 
-# All phases of Hypothesis except the one that explains a failure, which can take minutes.
+# All phases of Hypothesis except `explain`, which can take minutes.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 settings.register_profile("default", deadline=None, max_examples=30, print_blob=True, phases=PHASES)
 settings.load_profile("default")
@@ -119,5 +120,5 @@ def tokenizer(titles: list[str]) -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def tokenizer_copy(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """A tokenizer that a test may change."""
+    """A copy of `tokenizer` that a test may modify."""
     return deepcopy(tokenizer)

@@ -1,10 +1,10 @@
-"""Counts how often code would make the host wait for the device. It needs no device: it runs on a CPU, and treats
-every tensor as a tensor of the device.
+"""Counts host reads: the operations that would make the host wait for a GPU. No GPU is needed: the code under test
+runs on a CPU, and every tensor is treated as if it were on a GPU.
 
-Three kinds of operations are counted as reads: a scalar read (`item`, `bool`, `int`), a copy to the host (`tolist`,
-`numpy`, `cpu`), and an operation whose output has a size that depends on values (`nonzero`, indexing by a boolean
-mask, `masked_select`, `unique`, `bincount`, `equal`, and `repeat_interleave` without an output size). Reads in the
-model's own forward pass are not counted. Reads in our hooks, which run during the forward pass, are counted.
+Three kinds of operations are counted as host reads: a scalar read (`item`, `bool`, `int`), a copy to the host
+(`tolist`, `numpy`, `cpu`), and an operation whose output has a size that depends on values (`nonzero`, indexing by a
+boolean mask, `masked_select`, `unique`, `bincount`, `equal`, and `repeat_interleave` without an output size). Reads in
+the model's own forward pass are not counted. Reads in our hooks, which run during the forward pass, are counted.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ READS = {
     aten.equal.default,
 }
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
-COPIES = ("tolist", "numpy", "cpu", "__array__")  # seen only as methods of a tensor, not as operations
+COPIES = ("tolist", "numpy", "cpu", "__array__")  # visible only as tensor methods, not as dispatched operations
 
 
 class HostReads(TorchDispatchMode):
-    """Counts the reads inside the block.
+    """Counts the host reads of the code inside a `with` block.
 
     Attributes:
         places: The number of reads at each place of our code, such as `"file.py:line"`.
-        everywhere: Whether to count the reads of all code, at the single place `"elsewhere"`.
+        everywhere: Whether to count the reads of all code, under the single key `"elsewhere"`. By default, only the
+            reads that our code makes are counted.
     """
 
     def __init__(self, *, everywhere: bool = False) -> None:
@@ -104,13 +105,14 @@ def _reads(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _to_cpu(tensor: Tensor, *args: Any, **kwargs: Any) -> bool:
-    """Whether the arguments of `to` name the CPU as text. A device object does not count: it is the model's device,
-    which is a CPU in tests."""
+    """Returns whether the arguments of `Tensor.to` contain the string `"cpu"`. A `torch.device` does not count: it is
+    the device of the model, which is the CPU in tests."""
     return any(isinstance(value, str) and value == "cpu" for value in (*args, *kwargs.values()))
 
 
 def _place() -> str | None:
-    """Returns the innermost line of our code that leads to the read, or None in a model's own forward pass."""
+    """Returns the innermost line of our code that leads to the read. Returns None if there is no such line, or if the
+    read happens in a model's own forward pass."""
     frame: Any = sys._getframe(3)
     while frame is not None:
         path = frame.f_code.co_filename
@@ -124,7 +126,8 @@ def _place() -> str | None:
 
 @contextmanager
 def reads_of_steps(trainer: Any) -> Iterator[list[Counter[str]]]:
-    """Inside the block, counts the reads of each micro-batch, in `_prepare_inputs` and `compute_loss`."""
+    """Yields a list that receives one counter per micro-batch: the host reads of `_prepare_inputs` and
+    `compute_loss`."""
     steps: list[Counter[str]] = []
     compute_loss, prepare = trainer.compute_loss, trainer._prepare_inputs
 

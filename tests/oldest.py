@@ -1,6 +1,6 @@
-"""Prints the oldest versions that setup.cfg allows, as constraints for pip.
+"""Prints the oldest versions of the dependencies that setup.cfg allows, as constraints for pip.
 
-torch is left out: `make test-oldest` uses the version in constraints.txt, which exists as a build without CUDA.
+torch is left out: `make test-oldest` uses the torch version of constraints.txt, because it has a build without CUDA.
 """
 
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def oldest(text: str) -> list[str]:
-    """Returns `name==version` for each requirement in the text of a setup.cfg that has a lower bound."""
+    """Returns `name==version` for each requirement with a lower bound in the text of a setup.cfg, except for torch."""
     parser = ConfigParser(interpolation=None)
     parser.read_string(text)
     requirements = [parser["options"]["install_requires"], *parser["options.extras_require"].values()]

@@ -1,6 +1,6 @@
-"""Finds the code blocks of README and of the pages in `docs/`, and makes a folder with small data in which they run.
+"""Finds the code blocks of README and of the pages in `docs/`, and makes the small dataset that they run on.
 
-A block runs, unless the line before it is `<!-- not run: REASON -->`.
+Every block is run, unless the line before it is `<!-- not run: REASON -->`.
 """
 
 import os
@@ -32,7 +32,7 @@ class Block(NamedTuple):
     """A code block of a page.
 
     Args:
-        name: The page and the number of the block, for messages.
+        name: The page and the number of the block, as shown in messages.
         text: The code.
         reason: Why the block is not run, or None.
     """
@@ -43,7 +43,7 @@ class Block(NamedTuple):
 
 
 def pages() -> list[Path]:
-    """Returns the pages in `docs/` in the order in which the start page lists them, then all others."""
+    """Returns the pages in `docs/` in the order of the start page, followed by the pages that it does not list."""
     order = re.findall(r"^- \[[^\]]*\]\(([\w/.]+)\)", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
     listed = [DOCS / name for name in order if not name.startswith("..")]
     others = [path for path in sorted(DOCS.rglob("*.md")) if path not in listed and "site" not in path.parts]
@@ -51,7 +51,7 @@ def pages() -> list[Path]:
 
 
 def blocks(page: Path, language: str) -> Iterator[Block]:
-    """Yields the blocks of a page in a language, such as `python`."""
+    """Yields the code blocks of a page that are written in `language`, such as `python`."""
     found = [match for match in BLOCK.finditer(page.read_text(encoding="utf-8")) if match["language"] == language]
     for number, match in enumerate(found):
         name = f"{page.relative_to(ROOT)}, {language} {number}"
@@ -66,11 +66,11 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 
 def make_log(folder: Path) -> None:
-    """Writes the files that the pages use into a folder.
+    """Writes the files that the code blocks of the pages read.
 
-    - `my-log`: a log with 24 users, `u0` to `u23`, and 40 items, `i0` to `i39`. The items have columns for filters.
+    - `my-log`: a log with 24 users, `u0` to `u23`, and 40 items, `i0` to `i39`. The items have columns to filter by.
     - `today.csv`: a log without a catalogue.
-    - `sasrec.csv`: the lists of another recommender.
+    - `sasrec.csv`: ranked lists, as if made by another recommender.
     """
     chosen = [[f"i{(5 * user + step) % 40}" for step in range(10)] for user in range(24)]
     interactions = [
@@ -99,10 +99,11 @@ def write_csv(path: Path, heading: str, lines: list[str]) -> None:
 
 
 def make_world(folder: Path) -> None:
-    """Makes the folders that the quick start makes: `data/my-log` and, with two steps of training, `runs/bear-my-log`.
+    """Makes the folders that the quick start makes: `data/my-log`, and `runs/bear-my-log` with only two training
+    steps.
 
     Args:
-        folder: The current directory.
+        folder: Where to make them. It must be the current directory.
     """
     make_log(folder)
     dataset = prepare("my-log", "data/my-log").with_surface("item_token")
@@ -113,7 +114,7 @@ def make_world(folder: Path) -> None:
 
 
 def train(verb: str, argv: list[str], output: Path) -> None:
-    """Runs a training verb for four steps, as a process under `accelerate launch` would."""
+    """Runs the script of a training verb for four steps, in the way in which `accelerate launch` runs it."""
     os.chdir(output)
     sys.argv = [verb, *argv, "--max_steps", "4"]
     runpy.run_module(f"trl_rec.scripts.{verb}", run_name="__main__", alter_sys=True)

@@ -1,9 +1,9 @@
-"""A simulated device that finds code which mixes tensors of the CPU and of a device. It needs no hardware.
+"""Simulates a device, in order to find code that mixes CPU tensors and device tensors. No hardware is needed.
 
-Its tensors store their values on the CPU, but only operations of the device can read them. As on a GPU, an operation
-on tensors of both devices raises an error, and a tensor must be copied before the host can read it. A process that has
-called `make_pretend_device` keeps the device, and libraries then choose the device by default. Therefore, call
-`make_pretend_device` in a separate process.
+The tensors of the device store their values on the CPU, but only operations of the device can read them. As on a GPU,
+an operation on tensors of both devices raises an error, and a tensor must be copied before the host can read it. After
+a call of `make_pretend_device`, the device stays registered until the process ends, and libraries choose it by
+default. Therefore, call `make_pretend_device` in a separate process.
 
 The device is a torch backend written in Python. Torch calls this interface experimental.
 """
@@ -91,7 +91,7 @@ def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
     values, options = tree_map(_value, (args, kwargs))
     output = func(*values, **options)
 
-    # 3. Return the given tensor if the operation worked in place.
+    # 3. Wrap the result. If the operation works in place, return the same tensor that it was given.
     if not stays:
         return output
     given = {id(tensor.value): tensor for tensor in ours}
@@ -105,7 +105,7 @@ def _placed(leaf: Any, given: dict[int, PretendTensor]) -> Any:
 
 
 def _value(leaf: Any) -> Any:
-    """Returns the argument for an operation on the CPU."""
+    """Converts an argument for an operation on the CPU: returns the CPU for a device, and the values of a tensor."""
     if isinstance(leaf, torch.device):
         return torch.device("cpu")
     return leaf.value if isinstance(leaf, PretendTensor) else leaf
@@ -113,7 +113,7 @@ def _value(leaf: Any) -> Any:
 
 def _moved_afterwards(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Returns `torch.tensor` or `torch.as_tensor`, changed to make the tensor on the CPU and then move it. Torch's own
-    functions cannot call a backend in Python."""
+    functions cannot call a backend that is written in Python."""
 
     def moved(data: Any, *, device: torch.device | str | None = None, **options: Any) -> Tensor:
         made = make(data, **options)

@@ -1,10 +1,11 @@
-"""Runs the work of a test in one other process, or in two that train together. A test may kill the process.
+"""Runs a function of a test in a separate process, or in two processes that train together.
 
-The processes are forked from a server that has already imported the trainers. They end as a script does: Python shuts
-down and calls the `atexit` functions. Unlike launched processes, they share a hash seed.
+The processes are forked from a server that has already imported the trainers. At its end, each process shuts Python
+down completely and calls the `atexit` functions, as a script does. Unlike the processes of `accelerate launch`, these
+processes share one hash seed.
 
-The work is a function at the top level of a module, or a `partial` of one, and is called with its output folder. The
-processes print to `OUTPUT.log`.
+The function, called the work, is defined at the top level of a module, or is a `partial` of such a function. It is
+called with its output folder. The processes print to a log file next to this folder, with the suffix `.log`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ Work = Callable[[Path], object]
 
 
 def start(work: Work, output: Path, environment: Mapping[str, str] | None = None) -> BaseProcess:
-    """Starts the work in a process, by default with the environment of this process."""
+    """Starts the work in a new process, which has the environment of this process unless another one is given. The
+    caller may kill the process."""
     forkserver.set_forkserver_preload(PRELOADED)
     with chdir(Path(__file__).parents[1]):  # the server imports the tests from there
         forkserver.ensure_running()
@@ -65,7 +67,7 @@ def _work(work: Work, output: Path, environment: dict[str, str]) -> None:
     torch.set_num_threads(1)
     random.seed(), np.random.seed()
     work(output)
-    ctypes.pythonapi.Py_Exit(0)  # a forked process would exit without `atexit` and without joining threads
+    ctypes.pythonapi.Py_Exit(0)  # a forked process would otherwise not call `atexit` functions or join threads
 
 
 def run_alone(work: Work, output: Path) -> None:
@@ -76,7 +78,7 @@ def run_alone(work: Work, output: Path) -> None:
 def run_in_two(recipe: str, work: Work, output: Path) -> None:
     """Runs the work in two processes with the environment that `accelerate launch` sets for a shipped recipe.
 
-    If one fails, the other is killed, and the `AssertionError` contains the end of their log.
+    If one process fails, the other process is killed, and the `AssertionError` contains the end of their common log.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -92,7 +94,7 @@ def run_in_two(recipe: str, work: Work, output: Path) -> None:
 
 
 def _launch_environment(name: str) -> dict[str, str]:
-    """Returns the environment that `accelerate launch` gives to a process that trains in full precision. The work
+    """Returns the environment that `accelerate launch` sets for a shipped recipe, changed to full precision. The work
     itself must choose the CPU."""
     recipe = {
         **yaml.safe_load(find_recipe(f"accelerate/{name}").read_text()),

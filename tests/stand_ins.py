@@ -1,4 +1,5 @@
-"""Tiny models in place of the pretrained ones in recipes, with the same architecture and the same special tokens."""
+"""Makes tiny models that replace the pretrained models of recipes in tests. Each tiny model has the architecture and
+the special tokens of the pretrained model."""
 
 from pathlib import Path
 
@@ -33,7 +34,7 @@ LLAMA_3_ROPE = {
 
 
 def save_stand_in(name: str, texts: list[str], folder: Path) -> Path:
-    """Saves a model and a tokenizer in place of the hub id `name`; the tokenizer is trained on the texts."""
+    """Saves a tiny model that replaces the Hub model `name`, and a tokenizer that is trained on `texts`."""
     family = next((known for known in FAMILIES if known in name), None)
     if family is None:
         raise ValueError(f"{name} has no stand-in; add its family to tests/stand_ins.py")
@@ -48,8 +49,8 @@ def save_stand_in(name: str, texts: list[str], folder: Path) -> Path:
 
 
 def llama_3(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Returns a model with four attention heads per key head and long-context rotary positions. The tokenizer puts BOS
-    before every text, and has no padding token."""
+    """Returns a model with four query heads per key-value head and long-context rotary positions. The tokenizer puts
+    BOS before every text, and has no padding token."""
     bos = tokenizer.bos_token_id
     eos = tokenizer.eos_token_id
     begin_with_bos(tokenizer)
@@ -61,7 +62,7 @@ def llama_3(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def llama_2(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Returns a model with one attention head per key head and an untied output layer. The tokenizer puts BOS before
+    """Returns a model with one query head per key-value head and an untied output layer. The tokenizer puts BOS before
     every text, and has no padding token."""
     begin_with_bos(tokenizer)
     heads = {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 8}

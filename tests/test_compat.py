@@ -1,8 +1,8 @@
-"""Every non-public part of a dependency that `trl_rec.compat` uses still exists. No other module of the package uses
-such parts.
+"""Checks that the non-public parts of dependencies that `trl_rec.compat` uses still exist, and that no other module of
+the package uses non-public parts.
 
 If a test fails after an upgrade, its name or message says which function, or which row of `MEMBERS` or `UNDOCUMENTED`,
-needs a change.
+must be changed.
 """
 
 import ast
@@ -76,11 +76,11 @@ def trainer(tmp_path: Path) -> Trainer:
 
 
 @pytest.mark.parametrize("name", compat.UNDOCUMENTED)
-def test_undocumented_names_are_where_they_were(name: str) -> None:
+def test_undocumented_names_can_still_be_imported(name: str) -> None:
     assert callable(getattr(compat, name)) and name in compat.__all__
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_raises_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         compat.nothing  # noqa: B018
 
@@ -119,7 +119,7 @@ def test_private_members_that_are_overridden_are_declared(kind: type) -> None:
 
 ROOTS = {"accelerate", "bitsandbytes", "deepspeed", "peft", "transformers", "trl"}
 DOCUMENTED = {"accelerate", "accelerate.utils", "peft", "transformers", "trl"}
-# From transformers.trainer_utils, which documents them as types of fields.
+# These names come from transformers.trainer_utils. The documentation of transformers uses them as types of fields.
 TYPES = {"IntervalStrategy", "SaveStrategy"}
 ATTRIBUTES = {"ds_tensor", "ds_id", "fwd_pre_hook", "parameter_offload", "support_avx512bf16_for_cpu", "hf_quantizer"}
 PYTHON = {"_replace", "_asdict", "_fields", "_make", "_exit"}  # documented, although their names look private
@@ -185,7 +185,7 @@ def test_name_or_path_is_where_a_model_was_loaded_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_attention_kind_is_that_of_the_model(attention: str) -> None:
+def test_attention_kind_returns_the_attention_of_the_model(attention: str) -> None:
     assert compat.attention_kind(make_model(attention=attention)) == attention
 
 
@@ -195,7 +195,7 @@ def test_a_recurrent_model_is_stateful() -> None:
 
 
 @pytest.mark.parametrize("make", [make_model, adapted])
-def test_the_cache_is_given_under_the_name_that_a_model_takes(make: Any) -> None:
+def test_the_cache_is_passed_under_the_argument_name_of_the_model(make: Any) -> None:
     model, cache = make(), DynamicCache()
     tokens = torch.arange(3, 8).unsqueeze(0)
     with torch.no_grad(), warnings.catch_warnings():
@@ -238,7 +238,7 @@ def test_a_dequantised_model_can_be_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [AlroConfig, BearConfig, BladeConfig, SoftmaxDPOConfig])
 @pytest.mark.parametrize(("given", "expected"), [(None, True), (True, True), (False, False)])
-def test_checkpointing_has_its_new_name_with_any_transformers(
+def test_checkpointing_can_be_set_by_its_new_name_with_any_transformers(
     kind: Any, given: bool | None, expected: bool, tmp_path: Path
 ) -> None:
     with warnings.catch_warnings():
@@ -250,7 +250,7 @@ def test_checkpointing_has_its_new_name_with_any_transformers(
     assert config.gradient_checkpointing_kwargs == options
 
 
-def test_checkpointing_still_has_its_old_name(tmp_path: Path) -> None:
+def test_checkpointing_can_still_be_set_by_its_old_name(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         config = BearConfig(str(tmp_path), gradient_checkpointing=False, **QUIET)
@@ -287,7 +287,7 @@ def test_checkpoint_folder_is_where_a_trainer_saves(trainer: Trainer, tmp_path: 
     assert folder == tmp_path / "checkpoint-7" and (folder / "trainer_state.json").is_file()
 
 
-def test_train_batch_size_is_that_of_the_arguments(trainer: Trainer) -> None:
+def test_train_batch_size_is_read_from_the_arguments(trainer: Trainer) -> None:
     assert compat.train_batch_size(trainer) == 3
 
 
@@ -373,7 +373,7 @@ def test_an_uploaded_copy_is_kept_until_its_upload_ends(monkeypatch: pytest.Monk
             events.clear()
     first = {"repo_id": "mine", "ignore_patterns": ["_*"]}
     assert asked[0] == {"folder_path": Path("run/copy"), "delete_patterns": ["old/*"], **first} and len(asked) == 4
-    assert announced == [(Path("run/copy"), ["file of mine"])] * 2  # not for uploads in the background
+    assert announced == [(Path("run/copy"), ["file of mine"])] * 2  # uploads in the background are not announced
 
 
 def test_the_reference_copies_the_whole_adapter() -> None:
@@ -389,7 +389,7 @@ def test_the_reference_copies_the_whole_adapter() -> None:
     compat.complete_ref_adapter(adapted()), compat.complete_ref_adapter(make_model())  # nothing to copy
 
 
-def test_dpo_trainer_calls_the_frozen_adapter_ref() -> None:
+def test_dpo_trainer_names_its_frozen_adapter_ref() -> None:
     from trl import DPOTrainer
 
     assert f'"{compat.REF_ADAPTER}"' in inspect.getsource(DPOTrainer.__init__)
@@ -482,7 +482,7 @@ def test_the_step_hook_is_removed_and_restored() -> None:
         ("deepspeed.runtime.zero.stage3", r"self\.parameter_offload"),
     ],
 )
-def test_deepspeed_still_contains(module: str, part: str) -> None:
+def test_the_source_of_deepspeed_still_contains_the_part(module: str, part: str) -> None:
     pytest.importorskip("deepspeed")
     assert re.search(part, inspect.getsource(import_module(module)))
 
@@ -494,7 +494,7 @@ def test_layers_of_bitsandbytes_are_recognised() -> None:
     modules = pytest.importorskip("bitsandbytes").nn
     layer = modules.Linear4bit(64, 64, quant_type="nf4")
     assert compat.is_quantized_layer(layer) and not compat.is_quantized_layer(nn.Linear(2, 2))
-    if "support_avx512bf16_for_cpu" in inspect.getsource(modules.Linear4bit):  # versions that repack on a CPU
+    if "support_avx512bf16_for_cpu" in inspect.getsource(modules.Linear4bit):  # versions that repack weights on a CPU
         layer.support_avx512bf16_for_cpu = True
         assert compat.keep_differentiable(nn.Sequential(layer))[0].support_avx512bf16_for_cpu is False
     else:

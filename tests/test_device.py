@@ -1,4 +1,5 @@
-"""The benchmark for a GPU, run in tiny shapes on a CPU, and the tables that are written from its figures."""
+"""Tests the GPU benchmark with tiny shapes on a CPU, and the tables that `docs/write_device.py` makes from its
+results."""
 
 import importlib.util
 import json
@@ -28,14 +29,14 @@ write_device = load_program(ROOT / "docs" / "write_device.py")
 
 @pytest.fixture(scope="module")
 def device() -> Any:
-    """The module of the benchmark, which imports other files of its folder."""
+    """The benchmark as a module. Its folder must be in `sys.path`, because it imports other files of this folder."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     yield load_program(ROOT / "benchmarks" / "device.py")
     sys.path.remove(str(ROOT / "benchmarks"))
 
 
 @pytest.mark.slow
-def test_a_trainer_is_measured_beside_that_of_trl(device: ModuleType, tmp_path: Path) -> None:
+def test_a_trainer_is_measured_beside_the_trainer_of_trl(device: ModuleType, tmp_path: Path) -> None:
     world = device.World(tmp_path / "world", torch.device("cpu"), is_tiny=True)
     bench = device.Bench(world, tmp_path / "trainers", 3)
     _, _, ours, theirs = device.PAIRS[0]
@@ -46,7 +47,7 @@ def test_a_trainer_is_measured_beside_that_of_trl(device: ModuleType, tmp_path: 
 
 
 @pytest.mark.long
-def test_everything_is_measured_in_tiny_shapes(device: ModuleType, tmp_path: Path) -> None:
+def test_everything_is_measured_with_tiny_shapes(device: ModuleType, tmp_path: Path) -> None:
     output = tmp_path / "device.json"
     figures = device.measure(tmp_path / "world", output, 5, MEASURED, is_tiny=True)
     assert json.loads(output.read_text()) == figures
@@ -60,7 +61,7 @@ def test_everything_is_measured_in_tiny_shapes(device: ModuleType, tmp_path: Pat
     assert figures["decoder"]["num_beams"] == 50
     assert 0 < figures["decoder"]["overhead_seconds"] < figures["decoder"]["seconds"]
 
-    # The second recipe starts from the model that the first one has trained.
+    # The second recipe starts from the model that the first recipe has trained.
     assert [recipe["name"] for recipe in figures["recipes"]] == MEASURED
     assert all(recipe["fits"] == 16 and recipe["seconds"] > 0 for recipe in figures["recipes"])
     table = {row[0]: row for row in write_device.recipes(figures)}
@@ -68,7 +69,7 @@ def test_everything_is_measured_in_tiny_shapes(device: ModuleType, tmp_path: Pat
     assert table["`bear/office-qwen2.5-1.5b-qlora`"][2:] == ["not measured"] * 4
 
 
-def test_what_lacks_time_or_memory_is_listed_as_not_measured(
+def test_parts_without_enough_time_or_memory_are_listed_as_not_measured(
     device: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = device.measure(tmp_path, tmp_path / "device.json", -1, None, is_tiny=True)
@@ -104,13 +105,13 @@ def test_a_recipe_comes_after_the_one_that_it_starts_from(device: ModuleType) ->
     assert set(names) == set(write_device.consumer_recipes())
 
 
-def test_the_pages_are_what_their_command_writes() -> None:
+def test_the_pages_contain_what_their_command_writes() -> None:
     for page in write_device.PAGES:
         text = page.read_text(encoding="utf-8")
         assert write_device.written(text, write_device.kept()) == text, "run python docs/write_device.py"
 
 
-def test_figures_become_cells() -> None:
+def test_figures_are_written_as_table_cells() -> None:
     own = {"seconds": 0.5, "peak_bytes": 7_300_000_000, "reads": 3, "waits": 9}
     other = {**own, "seconds": 1.25, "waits": 40}
     pair = {"ours": "BearTrainer", "theirs": "SFTTrainer", "figures": own, "their_figures": other}

@@ -1,4 +1,4 @@
-"""A file or folder that is written is either complete or unchanged, even if writing fails."""
+"""After a write, a file or folder is either complete or unchanged, even if the write has failed."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A layer imports only from itself and from lower layers, and light modules load nothing heavy."""
+"""A layer imports only from itself and from lower layers, and light modules load no heavy libraries."""
 
 import ast
 import configparser
@@ -44,7 +44,7 @@ def layer(module: str) -> int | None:
 
 
 def imports(path: Path) -> set[str]:
-    """Returns the modules of this package that a file imports, also inside of functions."""
+    """Returns the modules of this package that a file imports, including imports inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trl_rec."):
@@ -73,7 +73,7 @@ def test_lower_layers_load_no_more_than_they_need(module: str, refused: tuple[st
     assert loaded_by(f"import {module}", refused) == []
 
 
-def test_no_module_imports_from_above() -> None:
+def test_no_module_imports_from_a_higher_layer() -> None:
     for path in PACKAGE.rglob("*.py"):
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
         mine = layer(module)
@@ -82,9 +82,9 @@ def test_no_module_imports_from_above() -> None:
             assert mine is None or theirs is None or theirs <= mine, f"{module} imports {name} from a higher layer"
 
 
-def test_a_trainer_does_not_import_those_of_other_methods() -> None:
+def test_a_trainer_imports_no_trainer_of_another_method() -> None:
     """The trainer of a method imports nothing from the trainers of other methods. The exception is ALRO's rating
-    stage: it is plain fine-tuning, and uses BEAR's trainer."""
+    stage, which is plain fine-tuning and therefore uses BEAR's trainer."""
     methods = {"bear", "alro", "blade", "softmax_dpo"}
     found = set()
     for path in (PACKAGE / "trainer").rglob("*.py"):
@@ -97,7 +97,7 @@ def test_a_trainer_does_not_import_those_of_other_methods() -> None:
 
 
 def test_each_package_is_in_setup_cfg() -> None:
-    """The wheel would lack a folder that `setup.cfg` does not name."""
+    """If `setup.cfg` does not list a folder of the package, the wheel does not contain it."""
     setup = configparser.ConfigParser()
     setup.read(PACKAGE.parent / "setup.cfg")
     packages = set(setup["options"]["packages"].split())

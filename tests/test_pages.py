@@ -1,5 +1,5 @@
-"""The documentation is true: its programs run, its commands run or name options that exist, and its links lead
-somewhere. The questions in `docs/tasks.md` are answered at most two links away from the start page.
+"""Checks the documentation: its programs run, its commands run or name options that exist, and its links lead to files
+and headings that exist. The questions in `docs/tasks.md` are answered at most two links away from the start page.
 """
 
 import re
@@ -49,7 +49,7 @@ def test_programs_run(block: Block, world: Path, monkeypatch: pytest.MonkeyPatch
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    # `trl-rec serve` would wait for requests.
+    # Without this change, `trl-rec serve` would wait for requests.
     monkeypatch.setattr("trl_rec.serving.server._Server.run", lambda self, sockets: None)
     monkeypatch.setattr(cli, "launch", train_here)
     make_log(tmp_path)
@@ -57,7 +57,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     of_readme = [command for block in blocks(ROOT / "README.md", "bash") for command in commands(block)]
     for block in COMMANDS:
         # On pages of methods, skip the training commands that README also has. test_readme.py runs them, and no other
-        # page needs their runs.
+        # page needs the run folders that they make.
         known = [*done, *of_readme] if block.name.startswith("docs/methods/") else done
         for command in commands(block) if block.reason is None else ():
             if command not in known:
@@ -136,7 +136,7 @@ def test_commands_name_verbs_recipes_and_options_that_exist() -> None:
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in WRITTEN])
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_to_existing_files_and_headings(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for match in LINK.finditer(text):
         target, _, anchor = unquote(match["target"]).partition("#")

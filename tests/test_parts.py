@@ -1,5 +1,5 @@
-"""Parts of a computation are read as they were written. Damaged parts, and parts of other rows or settings, count as
-missing."""
+"""The saved parts of a computation are read as they were written. A part counts as missing if it is damaged, or if it
+was computed from other rows or settings."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_parts_cover_the_rows_in_order() -> None:
     assert make_store(None, num_rows=0).parts == []
 
 
-def test_what_is_written_is_read(store: PartStore, tmp_path: Path) -> None:
+def test_the_parts_that_were_written_are_read_back(store: PartStore, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"part-0000{number}.parquet" for number in range(3)]
     again = make_store(tmp_path)
     assert again.missing() == []
@@ -44,7 +44,7 @@ def test_what_is_written_is_read(store: PartStore, tmp_path: Path) -> None:
 
 
 @given(st_numpy.arrays(np.int32, st_numpy.array_shapes(min_dims=1, max_dims=4), elements=st.integers(-1, 2**31 - 1)))
-def test_arrays_of_any_shape_survive_as_columns(rows: np.ndarray) -> None:
+def test_arrays_of_any_shape_are_restored_from_columns(rows: np.ndarray) -> None:
     column = to_column(rows)
     assert column.to_pylist() == rows.tolist() and np.array_equal(parts._to_array(column), rows)
 
@@ -55,7 +55,7 @@ def test_without_a_folder_every_part_is_missing() -> None:
     assert store.missing() == store.parts
 
 
-def test_a_call_that_was_killed_resumes_with_the_parts_that_are_left(tmp_path: Path) -> None:
+def test_a_call_that_was_killed_resumes_with_the_missing_parts(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     store.write(range(5, 10), ROWS[5:10])
     assert store.missing() == [range(5), range(10, 13)]

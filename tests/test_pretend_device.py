@@ -1,7 +1,7 @@
-"""The main code paths on a simulated device: they give the CPU's results, and no operation mixes devices.
+"""On a simulated device, the main code paths give the same results as on the CPU, and no operation mixes devices.
 
-Each case is a function of `move`, which puts tensors, tries and models on the device. Everything that is not moved,
-such as the rows of `exclude`, stays on the host, as in a trainer.
+Each case is a function of `move`, which moves tensors, tries and models to the simulated device, or leaves them on the
+CPU for comparison. Everything that is not moved, such as the rows of `exclude`, stays on the host, as in a trainer.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ pytestmark = [
 Move = Callable[[Any], Any]
 Case = Callable[[Move], list[Tensor]]
 EOS, END = 1, 2
-# Forced chains, a title that is the beginning of another one, and two items with the same path.
+# These titles contain chains of forced tokens, a title that is the beginning of another title, and two items with the
+# same path.
 TITLES = [[30, 31, 5, END], [30, 31, 5, 8, 8, END], [30, 31, 5, 8, 8, END], [30, 31, 7, 9, 9, END], [6, 5, END]]
 EQUALLY_LONG = [[5, 11, 20], [5, 11, 21], [5, 12, 20], [6, 11, 20], [6, 13, 22]]
 PROMPTS = {
@@ -122,7 +123,8 @@ def bear(move: Move) -> list[Tensor]:
 
 
 def blade(move: Move) -> list[Tensor]:
-    """Computes targets and loss. The rewards are on the device too, although a trainer computes them on the host."""
+    """Computes the targets and the loss of BLADE. The rewards are also on the device, although a trainer computes them
+    on the host."""
     rewards = move(torch.tensor([[0.1, 0.5, 0.5], [0.0, 1.0, 0.2]], dtype=torch.float64))
     references = move(torch.tensor([[0.2, 0.5], [0.3, 0.3]], dtype=torch.float64))
     at_most, below = posterior_cdf(rewards, references, dynamic_coefficient=0.5)
@@ -151,8 +153,8 @@ def softmax_dpo(move: Move) -> list[Tensor]:
 
 
 def shared_rows(move: Move, *, family: str) -> list[Tensor]:
-    """Computes values and gradients over three sets of tokens: the vocabulary, the legal tokens, and the legal tokens
-    of the items that are not yet in the list."""
+    """Computes log-probabilities and their gradients. They are normalized over three sets of tokens: the vocabulary,
+    the legal tokens, and the legal tokens of the items that are not yet in the list."""
     model = _model(move, family)
     tree = move(TokenTrie.from_sequences(EQUALLY_LONG))
     items = move(torch.tensor([[[0, 3], [4, 1]], [[2, 0], [3, 4]]]))
@@ -169,8 +171,8 @@ def shared_rows(move: Move, *, family: str) -> list[Tensor]:
 
 
 def prior_choice(move: Move, *, surface: str, kind: str, list_length: int | None = None) -> list[Tensor]:
-    """Chooses a prior as `trl-rec evaluate` does, and as a training verb does after training. Only the model is on the
-    device."""
+    """Chooses a prior in the same way as `trl-rec evaluate`, and as a training verb after training. Only the model is
+    on the device."""
     ids = [f"i{number}" for number in range(6)]
     codes = Ragged.from_lists([[f"<a_{number % 2}>", f"<b_{number // 2}>"] for number in range(6)], object)
     catalog = ItemCatalog(pa.table({"item_id": ids, "title": ids})).with_surface(surface, codes)
@@ -225,7 +227,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_results_are_those_of_the_cpu(name: str, outcomes: dict[str, str]) -> None:
+def test_results_equal_those_of_the_cpu(name: str, outcomes: dict[str, str]) -> None:
     assert not outcomes[name], outcomes[name]
 
 
@@ -234,7 +236,7 @@ def test_a_planted_mismatch_is_caught(tmp_path: Path) -> None:
 
 
 def run_all(output: Path) -> None:
-    """Compares each case on both devices, and saves the tracebacks."""
+    """Compares the results of each case on the two devices, and saves the tracebacks of failures."""
     device = make_pretend_device()  # before the first backward pass, which starts a thread per device
     outcomes = dict.fromkeys(CASES, "")
     for name, case in CASES.items():

@@ -72,7 +72,7 @@ def test_the_table_of_versions_agrees_with_the_requirements(setup: ConfigParser)
     assert table["make test-oldest"][:3] == [pinned["torch"], *oldest]
 
 
-def test_the_citation_has_the_papers_of_all_trainers() -> None:
+def test_the_citation_lists_the_papers_of_all_trainers() -> None:
     citation = yaml.safe_load(read("CITATION.cff"))
     cited = {reference["url"].rpartition("/")[2]: reference["title"] for reference in citation["references"]}
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "trl_rec/trainer").rglob("*.py"))
@@ -83,7 +83,7 @@ def test_the_citation_has_the_papers_of_all_trainers() -> None:
     assert set(re.findall(r"^Paper:.*?arXiv (\d+\.\d+)", pages, re.MULTILINE)) <= cited.keys()
 
 
-def test_a_bug_report_needs_the_environment() -> None:
+def test_a_bug_report_requires_the_environment() -> None:
     fields = {field.get("id"): field for field in yaml.safe_load(read(".github/ISSUE_TEMPLATE/bug.yml"))["body"]}
     assert "trl-rec env" in fields["env"]["attributes"]["label"]
     assert fields["env"]["validations"]["required"] is True

@@ -1,5 +1,5 @@
 """Every public name can be imported and is typed. README, documentation and examples import only public names of
-packages in CONTRIBUTING's map."""
+packages that the map in CONTRIBUTING.md lists."""
 
 import ast
 import re
@@ -22,11 +22,11 @@ PACKAGES = {
     for file in sorted(PACKAGE.rglob("__init__.py"))
     if "__all__" in file.read_text(encoding="utf-8")
 }
-# The packages in CONTRIBUTING's map, and those that contain them.
+# The packages that the map in CONTRIBUTING.md lists, and the packages that contain them.
 FOLDERS = [path.split("/") for path in re.findall(r"^(trl_rec/[\w/]+)/ ", MAP, re.MULTILINE)]
 DOCUMENTED = {".".join(folder[:depth]) for folder in FOLDERS for depth in range(1, len(folder) + 1)}
 
-# These names are for people who write their own trainer. They are not at the top level.
+# These names are for people who write their own trainer. `trl_rec` itself does not export them.
 BASE_CLASSES = {"RecConfig"}
 
 
@@ -42,14 +42,14 @@ def test_public_names_are_imported(package: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_the_lists_of_a_package_agree(package: str) -> None:
-    """The public names are the names that a type checker imports, and the names that are loaded on first use. A type
-    checker imports each name from the module that it is loaded from."""
+def test_the_lists_of_names_in_a_package_agree(package: str) -> None:
+    """`__all__` contains the names that a type checker imports, which are also the names that are loaded on first use.
+    A type checker imports each name from the module from which it is loaded on first use."""
     names = public_names(package)
     assert len(set(names)) == len(names)
     assert set(names) <= {*dir(import_module(package)), "__version__"}
 
-    # A package that loads nothing heavy may import its names as usual.
+    # A package that loads no heavy libraries may import its names directly.
     tree = ast.parse(PACKAGES[package].read_text(encoding="utf-8"))
     branches = [node for node in tree.body if isinstance(node, ast.If)]
     if not branches:
@@ -67,7 +67,8 @@ def test_the_lists_of_a_package_agree(package: str) -> None:
 
 
 def test_the_top_level_has_what_a_first_program_needs() -> None:
-    """The top level has every loss, evaluation, trainer and config, and every function that makes a model or IDs."""
+    """`trl_rec` exports every loss, `evaluate_` function, trainer and config, and every function that makes or loads a
+    model or a tokenizer, or makes IDs."""
     patterns = {
         "trl_rec.losses": ".*",
         "trl_rec.evaluation": "evaluate_.*",

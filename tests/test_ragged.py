@@ -1,4 +1,4 @@
-"""`Ragged` and its functions against lists of lists and against NumPy."""
+"""Compares `Ragged` and the functions of its module with lists of lists and with NumPy."""
 
 import numpy as np
 import pyarrow as pa

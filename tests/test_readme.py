@@ -1,6 +1,6 @@
-"""The README's code blocks run: each Python block alone, and the `trl-rec` commands in order in one folder.
+"""The README's code blocks run: each Python block alone, and the `trl-rec` commands one after another in one folder.
 
-Commands that need a model from the hub are left out.
+Commands that need a model from the Hugging Face Hub are left out.
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ def test_python_blocks_run(block: Block, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    # `trl-rec serve` would wait for requests.
+    # Without this change, `trl-rec serve` would wait for requests.
     monkeypatch.setattr("trl_rec.serving.server._Server.run", lambda self, sockets: None)
     monkeypatch.setattr(cli, "launch", lambda verb, argv: run_alone(partial(train, verb, argv), tmp_path))
     make_log(tmp_path)

@@ -1,7 +1,9 @@
-"""Every recipe parses, and every training recipe takes two real steps with small data and models in place of its own.
+"""Every recipe can be parsed, and every training recipe takes two real training steps on a small dataset with a tiny
+model.
 
-All recipes in the folder `recipes` are tested, so a new recipe needs no entry here. The recipes run in a folder with
-the datasets that they name. If a recipe starts from the output of another recipe, the other recipe runs first.
+All recipes in the folder `recipes` are tested, so a new recipe needs no entry here. The recipes run in a folder that
+contains the datasets that they name. If a recipe starts from the output of another recipe, that recipe is run before
+it.
 """
 
 import csv
@@ -29,7 +31,7 @@ from trl_rec.scripts.options.recipe_files import find_recipe, recipe_names, reci
 from trl_rec.scripts.verbs import SCRIPTS, TRAINING
 
 
-# Replaces a recipe's settings for GPUs, except for nf4.
+# Options that replace the GPU settings of a recipe. A recipe with 4-bit weights keeps them.
 ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--dtype", "float32"]
 TWO_STEPS = ["--max_steps", "2", "--disable_tqdm", "true"]
 TRAINING_RECIPES = [name for name in recipe_names() if name.split("/")[0] in TRAINING]
@@ -50,7 +52,7 @@ class Parsed(Exception):
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_recipe_parses_and_an_unknown_key_does_not(
+def test_a_recipe_can_be_parsed_and_an_unknown_key_is_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = script_of(name)
@@ -70,8 +72,8 @@ def test_a_recipe_parses_and_an_unknown_key_does_not(
 
 @pytest.mark.parametrize("path", sorted((recipes_folder() / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_reads_its_configurations(path: Path) -> None:
-    """Accelerate refuses unknown keys, but not in the sections for DeepSpeed and FSDP. The keys of these sections must
-    be options of `accelerate launch`."""
+    """Accelerate refuses unknown keys, except in the sections for DeepSpeed and FSDP. For these sections, the test
+    checks that each key is an option of `accelerate launch`."""
     config = load_config_from_file(str(path))
     assert config.num_processes == (1 if path.stem == "cpu" else 2)
     known = {option.dest for option in launch_command_parser()._actions}
@@ -80,7 +82,7 @@ def test_accelerate_reads_its_configurations(path: Path) -> None:
 
 
 class Watch(TrainerCallback):
-    """Records what the training steps of one trainer did."""
+    """Records the steps, the losses and the changed parameters of one training."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -112,7 +114,7 @@ class Watch(TrainerCallback):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which the recipes run, with small datasets under the names that they use."""
+    """The folder in which the recipes run. It contains small datasets with the names that the recipes use."""
     folder = tmp_path_factory.mktemp("world")
     for seed, name in enumerate(("toy", "ml-100k", "beauty", "my-log")):
         prepare("toy", folder / "data" / name, seed=seed, **TOY)
@@ -132,8 +134,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_windows(folder: Path, titles: list[str], num_users: int = 10, num_windows: int = 10) -> Path:
-    """Writes files like BIGRec's Amazon Office. Rows are sliding windows over a user's items, with ten items before
-    each target."""
+    """Writes files in the format of BIGRec's Amazon Office data. Each row is a window over a user's items: a target
+    and up to ten items before it."""
     folder.mkdir()
     draw = random.Random(0)
     walks = [draw.sample(range(len(titles)), num_windows + 2) for _ in range(num_users)]
@@ -149,7 +151,7 @@ def write_windows(folder: Path, titles: list[str], num_users: int = 10, num_wind
 
 @pytest.fixture
 def take_two_steps(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Watch]]:
-    """A function that runs a recipe in the world, and returns a record of each trainer that the recipe uses."""
+    """A function that runs a recipe in the folder `world`, and returns a record of each training in the recipe."""
     watches: list[Watch] = []
     train = Trainer.train
 
@@ -206,7 +208,7 @@ def provide(settings: dict[str, Any], world: Path, run: Callable[..., Any]) -> l
 
 
 def name_users(folder: Path) -> None:
-    """Gives the users of a dataset folder semantic IDs if they have none."""
+    """Adds semantic IDs of users to the catalogue of a dataset folder, if it has none."""
     dataset = load(folder)
     if dataset.catalog.user_ids is None:
         ids = Ragged.from_lists(
@@ -237,7 +239,9 @@ def test_a_training_recipe_takes_two_steps(name: str, take_two_steps: Callable[.
 
 
 @pytest.mark.slow
-def test_an_adapter_and_new_tokens_learn_several_tasks_on_nf4(take_two_steps: Callable[..., list[Watch]]) -> None:
+def test_an_adapter_and_new_tokens_learn_several_tasks_on_an_nf4_model(
+    take_two_steps: Callable[..., list[Watch]],
+) -> None:
     adapter = ["--use_peft", "true", "--load_in_4bit", "true", "--lora_target_modules", "all-linear"]
     (watch,) = take_two_steps("bear/ml-100k-multitask", "--model_name_or_path", "Qwen/Qwen2.5-1.5B", *adapter)
     assert watch.quantized and watch.steps == 2 and all(map(math.isfinite, watch.losses))

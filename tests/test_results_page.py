@@ -14,7 +14,7 @@ write_results = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(write_results)
 
 
-def test_the_page_is_what_its_command_writes() -> None:
+def test_the_page_contains_what_its_command_writes() -> None:
     page = (DOCS / "results.md").read_text(encoding="utf-8")
     assert write_results.written(page) == page, "run python docs/write_results.py"
 

@@ -1,4 +1,4 @@
-"""The documentation site builds without a warning: every link and reference leads somewhere."""
+"""The documentation site builds without warnings, so every link and reference has an existing target."""
 
 import importlib.util
 import re
@@ -23,7 +23,7 @@ def test_links_to_files_become_links_to_pages() -> None:
     )
 
 
-def test_the_start_page_makes_the_navigation() -> None:
+def test_the_navigation_is_made_from_the_start_page() -> None:
     text = "# trl-rec\n\nRun the [quick start](quickstart.md).\n\n## In use\n\n- [Serving](serving.md): over HTTP\n"
     written = site_source.for_site("index", text)
     assert written.startswith(text)
@@ -39,19 +39,19 @@ def test_the_start_page_makes_the_navigation() -> None:
 
 
 @pytest.mark.slow
-def test_the_site_builds_strictly(tmp_path: Path) -> None:
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     pytest.importorskip("sphinx", reason="install the extra docs")
     command = [sys.executable, "-m", "sphinx", "-W", "-n", "-q", "--keep-going", "-b", "html", "docs", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
-    # The reference contains names with their arguments, and names in docstrings are links.
+    # The API reference contains names with their arguments, and names in docstrings are links.
     page = (tmp_path / "site/api/decoding.html").read_text(encoding="utf-8")
     assert 'id="trl_rec.decoding.rank_items"' in page and "num_beams" in page
     assert 'href="#trl_rec.decoding.ItemWeights"' in page
     assert "[`" not in re.sub("<[^>]+>", "", page)
 
-    # Formulas are MathML, and nothing is loaded from elsewhere.
+    # Formulas are written in MathML, and no scripts or styles are loaded from other servers.
     for page in (tmp_path / "methods").glob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert "<math" in text and "$$" not in text

@@ -1,5 +1,5 @@
-"""A user's type checker sees real types: mypy accepts programs that use trl_rec correctly, and finds the errors in
-other programs."""
+"""A user's type checker sees real types: mypy accepts programs that use trl_rec correctly, and reports the errors in
+programs that use it wrongly."""
 
 import os
 import re
@@ -90,7 +90,7 @@ assert_type(BladeConfig("b").max_steps, int)
 assert_type(SoftmaxDPOConfig("c").output_dir, str | None)
 """
 
-# For each mistake: the program, and the code of the error that mypy reports in the last line of the program.
+# Maps each mistake to a program, and to the code of the error that mypy reports for the last line of the program.
 BAD = {
     "a name that does not exist": ("from trl_rec import Nothing", "attr-defined"),
     "a name that a subpackage does not have": ("from trl_rec.trainer import Nothing", "attr-defined"),
@@ -109,11 +109,11 @@ BAD = {
         "call-arg",
     ),
     "a missing argument": ("from trl_rec import BearTrainer\nBearTrainer('model')", "call-arg"),
-    "an attribute of a result": (
+    "an attribute that a result does not have": (
         'from trl_rec import prepare\nprepare("toy", "data").catalogue',
         "attr-defined",
     ),
-    "a method of a trainer": (
+    "a method that a trainer does not have": (
         "from trl_rec import BearTrainer\ndef f(trainer: BearTrainer) -> None: trainer.rank_all()",
         "attr-defined",
     ),
@@ -123,7 +123,7 @@ BAD = {
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The errors that mypy finds in each program, by the name of the program. One run checks all programs, because
-    mypy needs long to read torch and transformers."""
+    mypy needs a long time to read torch and transformers."""
     folder = tmp_path_factory.mktemp("programs")
     programs = {"good": GOOD, **{f"readme_{number}": block for number, block in enumerate(BLOCKS)}}
     programs |= {f"bad_{number}": program for number, (program, _) in enumerate(BAD.values())}
@@ -131,7 +131,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         (folder / f"{name}.py").write_text(program)
     (folder / "mypy.ini").write_text(SETTINGS)
 
-    # A cache saves a minute in later runs. `make lint` has a different one, because its settings differ.
+    # The cache saves about a minute in later runs. `make lint` uses a different cache, because its settings differ.
     options = [
         "--config-file",
         "mypy.ini",

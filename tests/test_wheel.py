@@ -1,4 +1,5 @@
-"""The wheel and the sdist are complete, and a user who has only the wheel gets from the README to recommendations."""
+"""The wheel and the sdist are complete. If only the wheel is installed, the commands of the README work and print
+recommendations."""
 
 from __future__ import annotations
 
@@ -36,13 +37,14 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def released_files() -> list[str]:
-    """Returns the files that git tracks or would track, without those that are not released."""
+    """Returns the files of a release: all files that git tracks or would track, except for `NOT_RELEASED`."""
     listed = run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], ROOT).splitlines()
     return sorted(name for name in listed if not name.startswith(NOT_RELEASED) and (ROOT / name).is_file())
 
 
 def run(command: Sequence[str | Path], folder: Path, **environment: str) -> str:
-    """Runs a command in a folder, and returns what it printed. If it fails, the error contains the last lines."""
+    """Runs a command in a folder, and returns what it printed. If the command fails, the error contains the end of its
+    output."""
     done = subprocess.run(
         command, cwd=folder, env={**os.environ, **environment}, text=True, capture_output=True, check=False
     )
@@ -71,7 +73,8 @@ def test_the_wheel_contains_the_package_and_the_recipes(releases: Path, tmp_path
 def test_the_readme_leads_to_recommendations_and_a_page(installs: bool, releases: Path, tmp_path: Path) -> None:
     """The commands of the README run in a new environment, exactly as they are printed.
 
-    With `installs`, pip also installs the dependencies. Otherwise, the environment finds those of the tests.
+    With `installs`, pip also installs the dependencies. Otherwise, the environment uses the dependencies that are
+    installed for the tests.
     """
     (wheel,) = releases.glob("*.whl")
     environment = tmp_path / "environment"
@@ -96,12 +99,12 @@ def test_the_readme_leads_to_recommendations_and_a_page(installs: bool, releases
     listed = shell(recommend, folder, variables)
     assert "history, newest first" in listed and "Item number" in listed
 
-    # 2. The snippets. Each is a program of its own.
+    # 2. Run each Python snippet as a separate program.
     for block in blocks(README, "python"):
         (folder / "snippet.py").write_text(block.text, encoding="utf-8")
         assert "item_id=" in shell("python snippet.py", folder, variables)
 
-    # 3. The page and the HTTP API.
+    # 3. Open the page, and request recommendations over HTTP.
     process = subprocess.Popen(
         f"exec {serve} --port 0",
         shell=True,
@@ -123,7 +126,8 @@ def test_the_readme_leads_to_recommendations_and_a_page(installs: bool, releases
 
 
 def make_environment(folder: Path, wheel: Path, installs: bool) -> None:
-    """Makes a virtual environment with the wheel, and with its dependencies or a path to those of the tests."""
+    """Makes a virtual environment and installs the wheel. The dependencies are either installed too, or found through
+    a path to the packages of the tests."""
     if installs:
         run([sys.executable, "-m", "venv", folder], folder.parent)
         pip = [folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -132,7 +136,7 @@ def make_environment(folder: Path, wheel: Path, installs: bool) -> None:
     run([sys.executable, "-m", "venv", "--without-pip", folder], folder.parent)
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "--quiet", "--no-deps"]
     run([*pip, "--disable-pip-version-check", wheel], folder.parent)
-    # Python ignores `.pth` files in a folder that a `.pth` file names, so the checkout is not found.
+    # Python ignores `.pth` files in a folder that a `.pth` file names, so the environment does not find the checkout.
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
 

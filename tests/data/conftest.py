@@ -1,4 +1,4 @@
-"""Real data sets, for tests on machines that have them."""
+"""Fixtures for real datasets. Tests that use them are skipped on machines that do not have the data."""
 
 import os
 from pathlib import Path

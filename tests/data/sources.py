@@ -17,7 +17,7 @@ ITEMS = [("a", "Apple"), ("b", "Bread"), ("c", "Cheese"), ("d", "Dates"), ("e", 
 
 
 def write_csv(path, header, rows):
-    """Writes a CSV file; text is quoted where necessary."""
+    """Writes a CSV file, and quotes text where necessary."""
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
 
@@ -34,7 +34,8 @@ def write_table(folder, log=LOG, items=ITEMS, users=None, header=("user_id", "it
 
 
 def rows_of(dataset, split):
-    """Returns `user -> (history, targets)` as ids, for a split with one row per user."""
+    """Returns a dict from user id to `(history, targets)`, which are lists of item ids. The split must have one row
+    per user."""
     users, items = dataset.users["user_id"].to_pylist(), dataset.catalog.ids
     return {
         users[row["user"]]: ([items[item] for item in row["history"]], [items[item] for item in row["targets"]])

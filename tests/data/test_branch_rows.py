@@ -1,4 +1,4 @@
-"""Rows with a branch per target are read back as texts, and compared with one row per target."""
+"""Reads rows with one branch per target back as texts, and compares these texts with those of one row per target."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def texts_of(row: dict[str, Any]) -> list[Text]:
         assert list(places) == list(range(places[0], places[0] + len(places)))
         before = [tokens[column] for column in columns[: places[0] + 1]]
         read = [tokens[column] for column in columns[places[0] + 1 :]]
-        assert read[: len(path) - 1] == list(path)[:-1]  # each predicted token is read next
+        assert read[: len(path) - 1] == list(path)[:-1]  # each predicted token is the next token that is read
         found.append((row["user"], before, list(path)))
         start += length
     return found or [ordinary(row)]
@@ -83,7 +83,9 @@ def test_rows_contain_the_texts_of_one_row_per_target(rows: list, name: str, max
 
 @settings(max_examples=10)
 @given(rows_of_items, formats, st.sampled_from([None, 60, 90]), st.sampled_from([None, 1, 3, 4]))
-def test_histories_that_exceed_a_limit(rows: list, name: str, max_length: int | None, max_history: int | None) -> None:
+def test_histories_that_exceed_a_limit_are_shortened(
+    rows: list, name: str, max_length: int | None, max_history: int | None
+) -> None:
     """A target keeps its whole history if the history fits. Otherwise, `long_histories="windows"` keeps a part of the
     history, and `long_histories="rows"` keeps the longest part that fits."""
     rows = [([0], targets) if not history else (history, targets) for history, targets in rows]
@@ -127,7 +129,7 @@ def count_items(prompt_format: PromptFormat, history: list[int]) -> int:
 
 @pytest.mark.parametrize("surface", ["item_token", "semantic_id"])
 def test_compact_formats_obey_the_same_limits(surface: str) -> None:
-    """In a compact format, one row without branches trains every item of a history."""
+    """In a compact format, every item of a history is a target of the same row, which has no branches."""
     split = make_split([([0], [1, 2, 3, 4, 5, 6, 7]), ([3], [4])])
     built = build_rows(split, FORMATS[surface], targets="all", max_history=3, long_histories="rows")
     exact = build_rows(split, FORMATS[surface], max_history=3)
@@ -165,7 +167,7 @@ def test_a_small_row_by_hand() -> None:
     assert branches.of_labels().tolist() == [-1, -1, -1, 0, -1, 1, 0, 0, 1, 1]
 
 
-def test_lengths_until_the_last_choice() -> None:
+def test_unforced_lengths_end_at_the_last_choice() -> None:
     trie = TokenTrie.from_sequences([[4, 5, 6], [4, 5, 7], [8, 9]])
     paths = torch.tensor([[4, 5, 6], [4, 5, 7], [8, 9, -1]])
     assert trie.unforced_lengths(paths).tolist() == [3, 3, 1]

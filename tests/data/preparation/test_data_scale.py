@@ -1,4 +1,4 @@
-"""The benchmark of large logs, at a hundredth of its size."""
+"""Runs the benchmark of large logs with a hundredth of its interactions."""
 
 import os
 import re

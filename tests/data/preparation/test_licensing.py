@@ -23,7 +23,7 @@ def recorded(folder: Path) -> list[str | None]:
     return [json.loads((folder / name).read_text()).get("license") for name in ("card.json", "catalog/catalog.json")]
 
 
-def test_a_given_licence_is_recorded_also_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_licence_is_recorded_even_if_it_is_given_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "trl_rec")
     source = write_table(tmp_path / "source")
     dataset = prepare(source, tmp_path / "data")
@@ -39,7 +39,8 @@ def test_a_given_licence_is_recorded_also_later(tmp_path: Path, caplog: pytest.L
 
 
 def before_the_lock(monkeypatch: pytest.MonkeyPatch, module: ModuleType, act: Callable[[], object]) -> None:
-    """Lets another process act after this one has looked at the folder, and before it has the lock."""
+    """Simulates another process: calls `act` after this process has looked at the folder, and before it gets the
+    lock."""
 
     @contextmanager
     def late(folder: Path) -> Iterator[None]:
@@ -51,7 +52,7 @@ def before_the_lock(monkeypatch: pytest.MonkeyPatch, module: ModuleType, act: Ca
     monkeypatch.setattr(module, "exclusive", late)
 
 
-def test_a_process_that_finds_the_dataset_made_records_its_licence(
+def test_a_process_that_finds_the_dataset_already_made_records_its_licence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_table(tmp_path / "source")
@@ -60,7 +61,7 @@ def test_a_process_that_finds_the_dataset_made_records_its_licence(
     assert recorded(tmp_path / "data") == ["mit"] * 2
 
 
-def test_a_licence_is_recorded_in_the_dataset_that_is_there_now(
+def test_a_licence_is_recorded_in_a_dataset_that_was_replaced_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_table(tmp_path / "source")
@@ -74,7 +75,7 @@ def test_a_licence_is_recorded_in_the_dataset_that_is_there_now(
     assert recorded(tmp_path / "data") == ["mit"] * 2 and card["settings"]["min_user_interactions"] == 1
 
 
-def test_formats_with_one_source_have_their_own(tmp_path: Path) -> None:
+def test_formats_with_a_single_source_have_its_licence(tmp_path: Path) -> None:
     prepare("toy", tmp_path / "toy", toy_users=20, toy_items=50)
     assert recorded(tmp_path / "toy") == ["cc0-1.0"] * 2
     source = as_recbole(tmp_path / "source")
@@ -103,7 +104,7 @@ def test_only_known_licences_allow_redistribution(license: str | None, allows: b
     assert allows_redistribution(license) == allows
 
 
-def test_items_of_another_licence_make_it_unknown(tmp_path: Path) -> None:
+def test_the_licence_is_unknown_after_items_of_another_licence_are_added(tmp_path: Path) -> None:
     catalog = prepare("toy", tmp_path / "toy", toy_users=20, toy_items=50).catalog
     fewer = ItemCatalog(catalog.items.slice(0, 10), license="mit")
     assert match_items(catalog, fewer).catalog.license is None

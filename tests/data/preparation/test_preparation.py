@@ -1,4 +1,5 @@
-"""`prepare`: splits against a slow oracle, the card, and a folder that is complete or absent."""
+"""`prepare` makes the same splits as a slow oracle, writes a correct card, and leaves either a complete folder or
+none."""
 
 import json
 import tempfile
@@ -22,7 +23,8 @@ def test_leave_one_out_by_hand(tmp_path):
     assert rows_of(dataset, "train") == {"u1": (["b"], ["a"]), "u2": (["a"], []), "u3": (["a"], [])}
     assert rows_of(dataset, "validation") == {"u1": (["b", "a"], ["c"]), "u2": (["a"], ["c"])}
     assert rows_of(dataset, "test") == {"u1": (["b", "a", "c"], ["d"]), "u2": (["a", "c"], ["b"])}
-    assert dataset.train["timestamp"][:] == [3, 2, 7]  # the time of the first target, or of the last history item
+    # The time of a row is that of its first target, or of its last history item if it has no targets.
+    assert dataset.train["timestamp"][:] == [3, 2, 7]
     assert dataset.test["timestamp"][:] == [5, 6]
     assert dataset.test[0]["history_ratings"] == [5, 3, 2] and dataset.test[0]["target_ratings"] == [5]
     assert dataset.interactions.to_pydict() == {
@@ -31,7 +33,7 @@ def test_leave_one_out_by_hand(tmp_path):
         "timestamp": [1, 3, 3, 5, 2, 4, 6, 7],
         "rating": [5, 3, 2, 5, 4, 1, 4, 3],
     }
-    # Eggs stay, although nobody chose them.
+    # The item "Eggs" is kept, although no user chose it.
     assert dataset.catalog.titles == ["Apple", "Bread", "Cheese", "Dates", "Eggs"]
     assert dataset.train.column_names == [
         "user",
@@ -54,7 +56,7 @@ def test_leave_one_out_by_hand(tmp_path):
     ]
 
 
-def test_card(tmp_path):
+def test_the_card_describes_the_dataset(tmp_path):
     source = write_table(tmp_path / "source")
     card = prepare(source, tmp_path / "out", min_item_interactions=2).card
     assert (card["num_users"], card["num_items"], card["num_interactions"]) == (3, 3, 7)
@@ -117,7 +119,7 @@ def test_time_split_keeps_ties_together_and_counts_cold_users(tmp_path):
 
 
 def test_k_core_repeats_until_nothing_changes(tmp_path):
-    chain = ["pe", "pf", "qf", "qg", "rg", "rh", "sh"]  # each pair is dropped once the next one is gone
+    chain = ["pe", "pf", "qf", "qg", "rg", "rh", "sh"]  # each interaction is dropped after the next one
     log = [(user, item, 0, 1) for user, item in ["ua", "ub", "ue", "va", "vb", "ve", *chain]]
     source = write_table(tmp_path / "source", log, [(item, item) for item in "abefgh"])
     dataset = prepare(source, tmp_path / "out", min_user_interactions=2, min_item_interactions=2)
@@ -172,8 +174,8 @@ def test_prepare_equals_the_slow_oracle(log, minima, rule, with_items, block):
 
 @given(st.integers(1, 4), st.lists(st.integers(1, 12), max_size=5), st.randoms(use_true_random=False))
 def test_leave_last_equals_the_slow_oracle(num_held_out, lengths, rng):
-    """Users have any number of interactions, such as the smallest sufficient number, with equal times and repeated
-    items."""
+    """The log contains users with the smallest sufficient number of interactions, with one interaction less, and with
+    random numbers. Times may be equal, and items may be repeated."""
     sizes = [2 * num_held_out + 1, 2 * num_held_out, *lengths]
     log = [
         (f"u{user}", rng.choice("abcdefg"), rng.randint(0, 9), 1)
@@ -204,7 +206,7 @@ def _compare(dataset, kept, expected):
     assert dataset.card["tied_timestamps"] == round(sum(tied) / len(kept), 4)
 
 
-def test_the_same_settings_and_files_only_load(tmp_path, monkeypatch):
+def test_the_same_settings_and_files_load_the_existing_dataset(tmp_path, monkeypatch):
     source = write_table(tmp_path / "source")
     first = prepare(source, tmp_path / "out")
     monkeypatch.setattr(module, "save", None)  # writing would raise
@@ -271,8 +273,8 @@ def test_a_failure_while_writing_changes_nothing(tmp_path, monkeypatch, overwrit
         assert load(tmp_path / "out").card == before
 
 
-@pytest.mark.parametrize("end", [".old", "out"])  # the ends of the names in the first and the second rename
-def test_a_failure_while_swapping_brings_the_old_files_back(tmp_path, monkeypatch, end):
+@pytest.mark.parametrize("end", [".old", "out"])  # how the target paths of the first and of the second rename end
+def test_a_failure_while_swapping_restores_the_old_files(tmp_path, monkeypatch, end):
     source = write_table(tmp_path / "source")
     before = prepare(source, tmp_path / "out").card
     rename = Path.rename

@@ -12,11 +12,12 @@ from trl_rec.serving import UserHistories
 
 
 ITEMS = [(item, f"Title {item}") for item in "abcdefgh"]
-START = 1_700_000_000_000_000_000  # nanoseconds since 1970; neighbours are equal in float64
+START = 1_700_000_000_000_000_000  # nanoseconds since 1970; neighbouring integers are equal in float64
 
 
 def make_log(seed: int) -> list[tuple[str, str, int, int]]:
-    """A log of five users and a rare item a, with repeats, and times that are equal, in part only after rounding."""
+    """Returns a log of five users with repeated items and the rare item `a`. Some times are equal, and some become
+    equal only when they are rounded."""
     draw = random.Random(seed)
     return [
         (f"u{draw.randrange(5)}", draw.choice("a" + 7 * "bcdefgh"), START + draw.choice([0, 1, 2, 3, 10**9]), 1)
@@ -27,7 +28,7 @@ def make_log(seed: int) -> list[tuple[str, str, int, int]]:
 @pytest.mark.parametrize("minimum", [0, 4])
 @pytest.mark.parametrize("repeats", ["keep", "first", "last"])
 @pytest.mark.parametrize("seed", range(2))
-def test_unlisted_items_have_the_place_of_listed_ones(tmp_path, seed, repeats, minimum):
+def test_unlisted_items_have_the_same_place_as_listed_items(tmp_path, seed, repeats, minimum):
     log = make_log(seed)
     listed = "abdfg"
     whole = prepare(write_table(tmp_path / "whole", log, ITEMS), tmp_path / "all", repeats=repeats)
@@ -35,7 +36,8 @@ def test_unlisted_items_have_the_place_of_listed_ones(tmp_path, seed, repeats, m
     options = {"unknown_items": "keep", "repeats": repeats, "min_item_interactions": minimum}
     dataset = prepare(source, tmp_path / "data", **options)
 
-    # 1. The histories are those of the whole table without the listed items that were dropped.
+    # 1. The histories equal those of the dataset whose table lists all items, without the listed items that were
+    # dropped.
     dropped = set(listed) - set(dataset.catalog.ids)
     assert dropped == ({"a"} if minimum else set())
     expected = {
@@ -49,12 +51,12 @@ def test_unlisted_items_have_the_place_of_listed_ones(tmp_path, seed, repeats, m
     found = [[catalog[item] for item in given.histories[row]] for row in range(len(given))]
     assert dict(zip(given.user_ids.to_pylist(), found, strict=True)) == expected and given.num_unknown == 0
 
-    # 2. The card counts the dropped repeats, of listed and unlisted items alike.
+    # 2. The card counts the dropped repeats of both listed and unlisted items.
     if not minimum:
         assert dataset.card["left_out"] == whole.card["left_out"]
 
 
-def test_users_of_unlisted_items_alone_are_left_out(tmp_path):
+def test_users_with_only_unlisted_items_are_left_out(tmp_path):
     log = [*make_log(0), ("u9", "h", START, 1)]
     source = write_table(tmp_path / "source", log, ITEMS[:4])
     dataset = prepare(source, tmp_path / "data", unknown_items="keep", repeats="keep")

@@ -1,4 +1,4 @@
-"""BIGRec's files."""
+"""Tests the reader of BIGRec's files."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def rows_of(dataset, split):
     ]
 
 
-def test_windows(tmp_path):
+def test_windows_are_read_as_rows(tmp_path):
     dataset = prepare(write(tmp_path / "source"), tmp_path / "out")
     assert rows_of(dataset, "train") == TRAIN[:3]
     assert rows_of(dataset, "validation") == TRAIN[3:]  # two rows have time 5, and stay together
@@ -49,7 +49,7 @@ def test_windows(tmp_path):
     assert card["cold_users"] == {"validation": 1, "test": 1} and card["cold_targets"] == {"validation": 2, "test": 2}
 
 
-def test_interactions_are_first_windows_and_then_targets(tmp_path):
+def test_interactions_are_the_first_window_of_each_user_and_then_the_targets(tmp_path):
     dataset = prepare(write(tmp_path / "source"), tmp_path / "out")
     ids, users = np.array(dataset.catalog.ids), dataset.users["user_id"].to_pylist()
     table = dataset.interactions.to_pydict()
@@ -70,7 +70,7 @@ def test_a_validation_file_may_share_a_time_with_training(tmp_path):
     assert dataset.card["notes"] == []
 
 
-def test_rows_out_of_order_and_quoted_ids(tmp_path):
+def test_rows_out_of_order_and_quoted_ids_are_read(tmp_path):
     shuffled = [TRAIN[4], TRAIN[2], TRAIN[1], ("v", "['3', '1', '4']", 5), TRAIN[0]]
     dataset = prepare(write(tmp_path / "source", train=shuffled), tmp_path / "out")
     assert rows_of(dataset, "train") == TRAIN[:3] and rows_of(dataset, "validation") == TRAIN[3:]
@@ -92,7 +92,7 @@ def test_rows_out_of_order_and_quoted_ids(tmp_path):
         ({"names": ["a"]}, "id2name4Rec.json contains a JSON list where a dict is expected"),
     ],
 )
-def test_bad_files(tmp_path, files, message):
+def test_bad_files_are_refused(tmp_path, files, message):
     source = write(tmp_path / "source", **files)
     with pytest.raises(ValueError, match=message):
         prepare(source, tmp_path / "out")
@@ -105,7 +105,7 @@ def test_windows_are_neither_split_nor_filtered(tmp_path, arguments):
         prepare(write(tmp_path / "source"), tmp_path / "out", **arguments)
 
 
-def test_office(tmp_path, shared_data):
+def test_the_office_data_is_read(tmp_path, shared_data):
     dataset = prepare(shared_data("office"), tmp_path / "out")
     rows = dataset.card["rows"]
     assert rows["train"] + rows["validation"] == 15_400 and rows["test"] == 1_925 and rows["validation"] >= 1_540

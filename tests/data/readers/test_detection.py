@@ -1,4 +1,4 @@
-"""How a source's format is detected, named and extended."""
+"""Tests how the format of a source is detected, how it can be chosen, and how a new format is added."""
 
 import pyarrow as pa
 import pytest
@@ -32,13 +32,13 @@ def test_the_format_is_detected_from_the_files(tmp_path, name):
         assert [other for other, reader in READERS.items() if reader.find(folder)] in ([name], ["ml-100k", "recbole"])
 
 
-def test_a_folder_of_something_else(tmp_path):
+def test_a_folder_without_a_known_format_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(ValueError, match="no files of a known format .ml-100k, recbole, bigrec, lcrec, table, toy"):
         detect(tmp_path)
 
 
-def test_the_format_can_be_named(tmp_path):
+def test_the_format_can_be_chosen_by_name(tmp_path):
     assert locate(as_recbole(tmp_path / "source"), "recbole")[0] == "recbole"
     with pytest.raises(ValueError, match="contains no files of the format lcrec"):
         locate(tmp_path / "source", "lcrec")
@@ -48,9 +48,9 @@ def test_toy_needs_no_folder():
     assert locate("toy") == locate("toy", "toy") == ("toy", {})
 
 
-def test_a_new_format_needs_a_reader_and_its_entry(tmp_path, monkeypatch):
+def test_a_new_format_needs_only_a_reader_and_an_entry(tmp_path, monkeypatch):
     class Lines(Reader):
-        """One user and one item per line, in time order."""
+        """Reads files with one user and one item per line, in order of time."""
 
         has_timestamps = False
 

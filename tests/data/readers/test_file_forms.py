@@ -1,4 +1,5 @@
-"""Files in other forms: gzipped, with other delimiters, in parts, with very long rows."""
+"""Readers accept files in other forms: compressed with gzip, with other delimiters, split into parts, or with very
+long rows."""
 
 from __future__ import annotations
 
@@ -40,14 +41,14 @@ def write_delimited(folder: Path, delimiter: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("rename", [True, False], ids=["with the name", "without the name"])
-def test_gzipped_tables(tmp_path: Path, rename: bool) -> None:
+@pytest.mark.parametrize("rename", [True, False], ids=["with the suffix .gz", "without the suffix"])
+def test_gzipped_tables_are_read(tmp_path: Path, rename: bool) -> None:
     plain = prepare(write_table(tmp_path / "plain"), tmp_path / "one")
     packed = prepare(zipped(write_table(tmp_path / "packed"), rename), tmp_path / "two")
     assert packed.interactions == plain.interactions and packed.catalog.titles == plain.catalog.titles
 
 
-def test_gzipped_json_lines(tmp_path: Path) -> None:
+def test_gzipped_json_lines_are_read(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     lines = [f'{{"user_id": "{user}", "item_id": "{item}", "timestamp": {time}}}' for user, item, time, _ in LOG]
     (tmp_path / "source" / "interactions.jsonl").write_text("\n".join(lines))
@@ -56,7 +57,7 @@ def test_gzipped_json_lines(tmp_path: Path) -> None:
     assert packed.interactions == plain.interactions
 
 
-def test_gzipped_folders_of_other_formats(tmp_path: Path) -> None:
+def test_gzipped_folders_of_other_formats_are_read(tmp_path: Path) -> None:
     texts = {"inter": test_recbole.INTER, "item": test_recbole.ITEM, "user": test_recbole.USER}
     writers: dict[str, Callable[[Path], Path]] = {
         "bigrec": test_bigrec.write,
@@ -72,7 +73,7 @@ def test_gzipped_folders_of_other_formats(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
-def test_other_delimiters(tmp_path: Path, delimiter: str) -> None:
+def test_other_delimiters_are_detected(tmp_path: Path, delimiter: str) -> None:
     plain = prepare(write_table(tmp_path / "plain"), tmp_path / "one")
     other = prepare(write_delimited(tmp_path / "source", delimiter), tmp_path / "two")
     assert other.interactions == plain.interactions and rows_of(other, "test") == rows_of(plain, "test")
@@ -82,14 +83,14 @@ def test_other_delimiters(tmp_path: Path, delimiter: str) -> None:
     ("header", "expected"),
     [("a,b,c;d", ","), ("a;b;c,d", ";"), ("a", ","), ('"a;b;c",d', ","), ("a\tb", "\t"), ("a,b;c", ",")],
 )
-def test_the_delimiter_is_that_of_most_names(tmp_path: Path, header: str, expected: str) -> None:
+def test_the_delimiter_that_gives_the_most_names_is_found(tmp_path: Path, header: str, expected: str) -> None:
     (tmp_path / "a.csv").write_text(f"{header}\n")
     assert find_delimiter(tmp_path / "a.csv") == expected
 
 
 @pytest.mark.parametrize("name", ["interactions", "interactions.parquet"])
-def test_a_folder_of_parquet_parts(tmp_path: Path, name: str) -> None:
-    """The folder is like those of Spark: numbered parts, a marker file and hidden checksums."""
+def test_a_folder_of_parquet_parts_is_read(tmp_path: Path, name: str) -> None:
+    """The folder looks like the output of Spark: it contains numbered parts, a marker file and hidden checksums."""
     plain = prepare(write_table(tmp_path / "plain"), tmp_path / "one")
     folder = tmp_path / "source" / name
     folder.mkdir(parents=True)
@@ -102,7 +103,7 @@ def test_a_folder_of_parquet_parts(tmp_path: Path, name: str) -> None:
     parts = prepare(tmp_path / "source", tmp_path / "two")
     assert rows_of(parts, "test") == rows_of(plain, "test")
 
-    # The card notices when a part changes.
+    # If a part of the source has changed, the existing dataset is refused.
     pq.write_table(table[:2], folder / "part-00000-c000.snappy.parquet")
     with pytest.raises(ValueError, match="other settings or from other files"):
         prepare(tmp_path / "source", tmp_path / "two")
@@ -120,7 +121,7 @@ def test_partitions_of_duckdb_become_a_column(tmp_path: Path) -> None:
     assert sorted(dataset.interactions["rating"].to_pylist()) == sorted(row[3] for row in LOG)
 
 
-def test_categories_of_pandas_are_values(tmp_path: Path) -> None:
+def test_categories_of_pandas_are_read_as_values(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     columns = dict(zip(HEADER, map(list, zip(*LOG, strict=True)), strict=True))
     table = pa.table(columns)
@@ -130,7 +131,7 @@ def test_categories_of_pandas_are_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_titles_longer_than_a_block(tmp_path: Path, suffix: str) -> None:
+def test_titles_longer_than_a_block_are_read(tmp_path: Path, suffix: str) -> None:
     source = write_table(tmp_path / "source", items=None)
     title = "word " * 500_000  # 2.5 MB
     if suffix == "csv":
@@ -142,7 +143,7 @@ def test_titles_longer_than_a_block(tmp_path: Path, suffix: str) -> None:
     assert prepare(source, tmp_path / "out").catalog.titles[1] == f"{title}b"
 
 
-def test_objects_may_extend_over_several_lines(tmp_path: Path) -> None:
+def test_json_objects_may_extend_over_several_lines(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     names = ("user_id", "item_id", "timestamp")
     rows = [json.dumps(dict(zip(names, row[:3], strict=True)), indent=2) for row in LOG]
@@ -150,7 +151,7 @@ def test_objects_may_extend_over_several_lines(tmp_path: Path) -> None:
     assert prepare(tmp_path / "source", tmp_path / "out").card["num_interactions"] == len(LOG)
 
 
-def test_brackets_in_text_are_not_levels(tmp_path: Path) -> None:
+def test_brackets_in_json_text_do_not_count_as_nesting(tmp_path: Path) -> None:
     source = write_table(tmp_path / "source", items=None)
     rows = [json.dumps({"item_id": item, "title": f'\\ "{"[" * 99}{{ {item}'}) for item, _ in ITEMS]
     (source / "items.jsonl").write_text("\n".join(rows))

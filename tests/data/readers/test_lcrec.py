@@ -1,4 +1,4 @@
-"""LC-Rec's files."""
+"""Tests the reader of LC-Rec's files."""
 
 import json
 
@@ -26,7 +26,7 @@ def write(folder, **files):
     return folder
 
 
-def test_files(tmp_path):
+def test_the_files_are_read(tmp_path):
     dataset = prepare(write(tmp_path / "source", index=INDEX), tmp_path / "out", group_column="categories")
     assert rows_of(dataset, "test") == {"u": (["0", "2", "1"], ["3"]), "w": (["3", "0"], ["1"])}
     assert rows_of(dataset, "train")["v"] == (["1"], [])
@@ -46,12 +46,12 @@ def test_files(tmp_path):
     ]
 
 
-def test_items_without_a_group_are_in_none(tmp_path):
+def test_items_without_a_value_in_the_group_column_are_in_no_group(tmp_path):
     catalog = prepare(write(tmp_path / "source"), tmp_path / "out", group_column="brand").catalog
     assert catalog.group_shares()[0] == ["A", "B"] and catalog.group_shares()[1].sum(1).tolist() == [1, 0, 1, 1]
 
 
-def test_missing_and_empty_groups(tmp_path):
+def test_missing_and_empty_groups_are_ignored(tmp_path):
     items = ITEM | {"2": {"title": None, "item_id": "9"}, "3": {"title": "Comb", "categories": [None, " ", "Hair "]}}
     catalog = prepare(write(tmp_path / "source", item=items), tmp_path / "out", group_column="categories").catalog
     assert catalog.titles[2] == "item 2" and catalog.ids == list("0123")
@@ -67,7 +67,7 @@ def test_semantic_ids_stay_with_their_items_after_filtering(tmp_path):
     assert dataset.catalog.with_surface("semantic_id").surfaces == ["<a_1><b_2>", "<a_1><b_3>", "<a_3><b_1><c_0>"]
 
 
-def test_without_items_titles_are_ids(tmp_path):
+def test_without_an_item_file_titles_are_ids(tmp_path):
     dataset = prepare(write(tmp_path / "source", item=None), tmp_path / "out")
     assert dataset.catalog.titles == ["0", "2", "1", "3"] and dataset.catalog.semantic_ids is None
 
@@ -118,14 +118,14 @@ def test_without_items_titles_are_ids(tmp_path):
         ),
     ],
 )
-def test_bad_files(tmp_path, files, arguments, message):
+def test_bad_files_are_refused(tmp_path, files, arguments, message):
     source = write(tmp_path / "source", **files)
     with pytest.raises(ValueError, match=message):
         prepare(source, tmp_path / "out", **arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_beauty(tmp_path, shared_data):
+def test_the_beauty_data_is_read(tmp_path, shared_data):
     dataset = prepare(shared_data("beauty"), tmp_path / "out")
     card = dataset.card
     assert (card["num_users"], card["num_items"], card["num_interactions"]) == (22_363, 12_101, 198_502)

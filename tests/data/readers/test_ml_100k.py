@@ -1,4 +1,4 @@
-"""MovieLens-100k from its two origins."""
+"""MovieLens-100k is read from the files of GroupLens and of RecBole, with the same result."""
 
 import pytest
 
@@ -41,7 +41,7 @@ def as_grouplens(folder):
     return folder
 
 
-def test_both_origins_give_the_same(tmp_path):
+def test_both_origins_give_the_same_dataset(tmp_path):
     one, other = (
         prepare(write(tmp_path / name), tmp_path / f"{name}-out")
         for name, write in (("r", as_recbole), ("g", as_grouplens))
@@ -78,7 +78,7 @@ def test_both_origins_give_the_same(tmp_path):
     }
 
 
-def test_the_published_data(tmp_path, ml_100k_folder):
+def test_the_published_data_is_read(tmp_path, ml_100k_folder):
     dataset = prepare(ml_100k_folder, tmp_path / "out")
     card = dataset.card
     assert (card["num_users"], card["num_items"], card["num_interactions"]) == (943, 1_682, 100_000)
@@ -88,7 +88,7 @@ def test_the_published_data(tmp_path, ml_100k_folder):
     assert dataset.catalog.items["year"].null_count == 1 and len(set(dataset.catalog.titles)) == 1_664
 
 
-def test_it_can_be_read_as_any_recbole_dataset(tmp_path, ml_100k_folder):
+def test_the_files_of_recbole_can_also_be_read_in_the_format_recbole(tmp_path, ml_100k_folder):
     if not (ml_100k_folder / "ml-100k.inter").is_file():
         pytest.skip("this copy of ml-100k does not come from RecBole")
     dataset = prepare(ml_100k_folder, tmp_path / "out", format="recbole", group_column="class")

@@ -1,4 +1,4 @@
-"""RecBole's atomic files."""
+"""Tests the reader of RecBole's atomic files."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def write(folder, **files):
     return folder
 
 
-def test_atomic_files(tmp_path):
+def test_atomic_files_are_read(tmp_path):
     dataset = prepare(
         write(tmp_path / "source", inter=INTER, item=ITEM, user=USER), tmp_path / "out", group_column="class"
     )
@@ -71,14 +71,14 @@ def test_without_an_item_file_titles_are_ids(tmp_path):
         ({"inter": INTER.replace("\t12\t", "\t13\t"), "item": ITEM}, {}, "X.inter, row 3: item '13' is not in X.item"),
     ],
 )
-def test_bad_files(tmp_path, files, arguments, message):
+def test_bad_files_are_refused(tmp_path, files, arguments, message):
     source = write(tmp_path / "source", **({"inter": INTER} | files))
     with pytest.raises(ValueError, match=message):
         prepare(source, tmp_path / "out", **arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_two_datasets_in_a_folder_are_refused(tmp_path):
+def test_two_datasets_in_one_folder_are_refused(tmp_path):
     source = write(tmp_path / "source", inter=INTER)
     (source / "Y.inter").write_text(INTER)
     with pytest.raises(ValueError, match="contains X.inter and Y.inter; keep only one of them"):

@@ -1,4 +1,5 @@
-"""Sources that `datasets` has saved, and data sets of the Hub, for which local ones are substituted."""
+"""Tests sources that the library `datasets` has saved, and datasets of the Hugging Face Hub. Local tables replace the
+Hub."""
 
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset
@@ -51,8 +52,8 @@ def test_an_incomplete_saved_dataset_is_refused(tmp_path, tables):
 
 
 def pretend(monkeypatch, tmp_path, configs):
-    """Pretends that the Hub has one data set. `configs` maps the names of configurations to splits, and splits to
-    tables."""
+    """Pretends that the Hub contains a single dataset. `configs` maps each name of a configuration to its splits, and
+    each name of a split to a table."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def load(name, config=None, *, revision=None):
@@ -83,7 +84,7 @@ def test_a_hub_dataset_is_saved_once(tmp_path, tables, expected, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_unclear_and_missing_hub_datasets_are_refused(tmp_path, tables, monkeypatch):
+def test_ambiguous_and_missing_hub_datasets_are_refused(tmp_path, tables, monkeypatch):
     splits = {"train": tables["interactions"], "test": tables["interactions"]}
     pretend(monkeypatch, tmp_path, {"default": splits})
     with pytest.raises(ValueError, match="shop/log has the splits train, test, so it is not clear which one"):

@@ -1,4 +1,4 @@
-"""Plain tables as CSV, Parquet and JSON Lines."""
+"""Tests the reader of plain tables in CSV, Parquet and JSON Lines."""
 
 import datetime
 import json
@@ -47,7 +47,7 @@ def test_columns_are_renamed(tmp_path):
     assert dataset.catalog.items.column_names == ["item_id", "title", "price"] and dataset.catalog.titles[0] == "Apple"
 
 
-def test_line_breaks_in_a_file_of_several_blocks(tmp_path):
+def test_line_breaks_in_text_are_read_in_a_file_of_several_blocks(tmp_path):
     review = "line\n" * 50
     log = [(f"u{row // 4}", "abcd"[row % 4], row, 1, review) for row in range(10_000)]
     source = write_table(tmp_path / "source", log, header=("user_id", "item_id", "timestamp", "rating", "review"))
@@ -77,7 +77,7 @@ def test_groups_are_split(tmp_path):
         [0.5, 0, 0.5],
         [0, 1, 0],
     ]
-    # Users are in the order of the table.
+    # Users have the order of the user table.
     assert dataset.users.to_pydict() == {"user_id": ["u3", "u2", "u1"], "age": [30, 20, 10]}
     assert rows_of(dataset, "test")["u1"] == (["b", "a", "c"], ["d"])
     other = prepare(source, tmp_path / "other", group_column="kinds", group_separator="/")
@@ -109,7 +109,7 @@ def test_broken_parquet_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_quoted_headers_byte_order_mark_and_text_that_looks_like_null(tmp_path):
+def test_quoted_headers_a_byte_order_mark_and_text_that_looks_like_null_are_read(tmp_path):
     source = write_table(tmp_path / "source", items=None)
     text = '\ufeff"item_id","title","note, long"\r\na,NA,1\r\nb,null,2\r\nc,"3",3\r\nd,nan,4\r\n'
     (source / "items.csv").write_text(text, encoding="utf-8")
@@ -189,7 +189,7 @@ def test_columns_of_another_type_are_refused(tmp_path, column, value, message):
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
-def test_a_broken_file_is_refused_if_columns_are_renamed_too(tmp_path, suffix):
+def test_a_broken_file_is_refused_even_if_columns_are_renamed(tmp_path, suffix):
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / f"interactions.{suffix}").write_text('{"a": oops')
     with pytest.raises(ValueError, match=f"interactions.{suffix} cannot be read: ") as error:
@@ -197,7 +197,7 @@ def test_a_broken_file_is_refused_if_columns_are_renamed_too(tmp_path, suffix):
     assert "\n" not in str(error.value)
 
 
-def test_lists_as_groups(tmp_path):
+def test_lists_are_read_as_groups(tmp_path):
     source = write_table(tmp_path / "source", items=None)
     kinds = [[" x", None], ["x", ""], None, ["y"], []]
     table = columns_of(ITEMS, ["item_id", "title"]).append_column("kinds", pa.array(kinds, pa.list_(pa.string())))

@@ -1,4 +1,4 @@
-"""The log that the format `toy` generates."""
+"""Tests the log that the format `toy` generates."""
 
 import time
 
@@ -11,7 +11,7 @@ from trl_rec.ragged import Ragged
 
 
 def hits(dataset, score):
-    """Returns the share of test targets that are among the ten best items outside the history."""
+    """Returns the share of test targets that are among the ten items with the highest scores outside the history."""
     found = 0
     for row in dataset.test.to_list():
         scores = score(row["history"])
@@ -35,7 +35,7 @@ def test_transitions_beat_popularity_and_popularity_beats_chance(tmp_path, seed)
     assert by_transitions > 1.5 * by_popularity and by_popularity > 1.5 * by_chance
 
 
-def test_shape_of_the_log(tmp_path):
+def test_the_log_has_the_documented_shape(tmp_path):
     dataset = prepare("toy", tmp_path / "out")
     card, interactions = dataset.card, dataset.interactions
     assert (card["num_users"], card["num_items"], card["format"]) == (300, 200, "toy") and card["sources"] == {}
@@ -59,7 +59,7 @@ def test_the_seed_decides_the_log(tmp_path):
     assert (first.card["num_users"], first.card["num_items"]) == (20, 60) and len(rows_of(first, "test")) == 20
 
 
-def test_it_is_made_in_under_a_second(tmp_path):
+def test_the_log_is_made_in_less_than_a_second(tmp_path):
     prepare("toy", tmp_path / "warm", toy_users=10)
     start = time.process_time()
     prepare("toy", tmp_path / "out")

@@ -1,4 +1,5 @@
-"""Rows of several tasks: their contents, lengths and shares, and tests that they leak nothing."""
+"""Tests the rows of several tasks: their contents, lengths and shares, and that they contain nothing from the
+validation and test splits."""
 
 import re
 from collections import Counter
@@ -44,7 +45,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 
 class Read:
-    """Decodes rows: the slots by name, and the answer."""
+    """Decodes the slots and the answer of a row."""
 
     def __init__(self, dataset: RecDataset, tokenizer: Any) -> None:
         self.catalog, self.tokenizer = dataset.catalog, tokenizer
@@ -86,7 +87,7 @@ def known(dataset: RecDataset) -> dict[int, list[int]]:
     return {row["user"]: row["history"] + row["targets"] for row in dataset.train.to_list()}
 
 
-def test_item_to_id_and_id_to_item(dataset: RecDataset) -> None:
+def test_item_to_id_and_id_to_item_describe_the_same_item(dataset: RecDataset) -> None:
     rows, read = build(dataset, {"item_to_id": 1.0, "id_to_item": 1.0})
     catalog, described = dataset.catalog, item_texts(dataset.catalog)
     for row in rows:
@@ -100,7 +101,7 @@ def test_item_to_id_and_id_to_item(dataset: RecDataset) -> None:
             assert read.text(answer) == f"{title} <eos>"
 
 
-def test_profile_to_user_and_user_to_profile(dataset: RecDataset) -> None:
+def test_profile_to_user_and_user_to_profile_describe_the_same_user(dataset: RecDataset) -> None:
     rows, read = build(dataset, {"profile_to_user": 1.0, "user_to_profile": 1.0})
     profile = user_profiles(dataset)
     for row in rows:
@@ -174,8 +175,8 @@ def split_targets(dataset: RecDataset) -> list[int]:
 @pytest.mark.parametrize("surface", ["semantic_id", "item_token"])
 @pytest.mark.parametrize("chat_template", [False, True])
 def test_rows_fit_max_length_with_every_template(dataset: RecDataset, surface: str, chat_template: bool) -> None:
-    """A byte tokenizer makes texts long. To fit, histories lose their oldest items and texts lose their ends. Answers
-    stay whole."""
+    """A byte-level tokenizer is used, because it makes texts long. If a row is too long, its history loses the oldest
+    items and its texts lose their ends. Answers are never shortened."""
     plots = dataset.catalog.items.append_column("plot", pa.array(["and then " * 30] * NUM_ITEMS))
     dataset = replace(dataset, catalog=replace(dataset.catalog.with_surface(surface), items=plots))
     tokenizer = make_bpe(["plain"], vocab_size=270)
@@ -217,7 +218,7 @@ def test_templates_use_the_slots_of_their_task() -> None:
             )  # as `_cut_texts` assumes
 
 
-def test_tasks_name_users_only_if_the_next_item_does(dataset: RecDataset) -> None:
+def test_tasks_name_users_only_if_the_prompts_of_next_item_do(dataset: RecDataset) -> None:
     rows, read = build(dataset, dict.fromkeys(OF_USERS, 1.0), prompt_head="")
     assert all(read.slots(row)["user"] == [] for row in rows)
     nobody = replace(dataset, catalog=replace(dataset.catalog, user_ids=None))
@@ -250,10 +251,10 @@ def test_senseless_tasks_are_refused(dataset: RecDataset) -> None:
 
 
 def held_out(dataset: RecDataset) -> RecDataset:
-    """Returns the dataset with new items as the targets of validation and test, which nobody chose in training.
+    """Returns the dataset with different targets in validation and test: new items that no user chose in training.
 
-    Every item has a genre of its own. The genres of the new items come first in alphabetical order, so that a row that
-    contained one would be noticed.
+    Every item has a genre of its own. The genres of the new items come first in alphabetical order, so that a text
+    about a leaked item contains its genre.
     """
     catalog, count = dataset.catalog, len(dataset.catalog)
     names = [f"Secret{split}{user}" for split in ("validation", "test") for user in range(NUM_USERS)]
@@ -276,8 +277,8 @@ def held_out(dataset: RecDataset) -> RecDataset:
 
 
 def tasks_with_secrets(dataset: RecDataset, rows: Dataset, read: Read) -> set[str]:
-    """Returns the tasks that have rows with a held-out item. Rows without a user are skipped: they are about all items
-    of the catalogue."""
+    """Returns the tasks that have rows with a held-out item. Rows without a user are skipped, because they describe
+    all items of the catalogue."""
     found = set()
     for row in rows:
         everything = " ".join(read.text(tokens) for tokens in [*row["slots"], row["input_ids"]])
@@ -296,7 +297,7 @@ def test_no_task_contains_validation_or_test_items(dataset: RecDataset) -> None:
         planted.append({**row, "targets": [*row["targets"], *later["targets"], row["targets"][0]]})
     train = Dataset.from_list(planted, features=dataset.train.features, split="train")
     leaking = tasks_with_secrets(dataset, *build(replace(dataset, train=train)))
-    # The first assertion would notice a leak in each of these.
+    # Therefore, the first assertion would notice a leak in each of these tasks.
     assert leaking == set(TASKS) - {"item_to_id", "id_to_item"}
 
 
@@ -335,7 +336,8 @@ def with_train(dataset: RecDataset, rows: Dataset) -> RecDataset:
 
 
 def beyond(dataset: RecDataset, usual: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """Replaces `preference_texts` by a function that describes the test target of user 0 instead of the histories."""
+    """Returns a replacement for `preference_texts` that describes the test target of user 0 instead of the
+    histories."""
     secret = dataset.test["targets"][0]
 
     def texts(histories: Ragged, *arguments: Any, **options: Any) -> list[str]:
@@ -345,7 +347,7 @@ def beyond(dataset: RecDataset, usual: Callable[..., list[str]]) -> Callable[...
 
 
 def later(dataset: RecDataset, usual: Callable[..., Any]) -> Callable[..., Any]:
-    """Replaces `_prefixes` by a function that returns prefixes of the test split instead of the training split."""
+    """Returns a replacement for `_prefixes` that returns prefixes of the test split instead of the training split."""
 
     def prefixes(train: Dataset, numbers: np.ndarray, most: int) -> Any:
         return usual(dataset.test, numbers % len(split_targets_of(dataset.test)), most)
@@ -358,7 +360,8 @@ def split_targets_of(split: Dataset) -> list[int]:
 
 
 def test_a_title_that_looks_like_a_token_is_text(dataset: RecDataset) -> None:
-    """The title gives neither EOS nor the token of an item. Its other words are kept."""
+    """If a title contains the text of EOS or of an item's token, this text is not encoded as that token. The other
+    words of the title are kept."""
     titles = ["Bad <eos> title", "Odd <a_1> one", *dataset.catalog.titles[2:]]
     items = dataset.catalog.items.set_column(1, "title", pa.array(titles))
     named = replace(dataset, catalog=replace(dataset.catalog, items=items))
