@@ -1,4 +1,4 @@
-"""Bad input raises an error of one sentence that names the file and the row, and nothing is written."""
+"""For bad input, `prepare` raises a one-line error that names the file and the row, and writes nothing."""
 
 import datetime
 import decimal
@@ -19,7 +19,7 @@ HEADER = ("user_id", "item_id", "timestamp", "rating")
 
 
 def replaced(row, column, value):
-    """Returns the log with one cell replaced. Rows count from 1."""
+    """Returns the log with one cell replaced. Row numbers start at 1."""
     return [
         tuple(value if (i, name) == (row, column) else cell for name, cell in zip(HEADER, cells, strict=True))
         for i, cells in enumerate(LOG, 1)
@@ -69,7 +69,7 @@ BAD_LOGS = {
 
 
 @pytest.mark.parametrize("name", BAD_LOGS)
-def test_bad_interactions(tmp_path, name):
+def test_bad_interactions_are_refused(tmp_path, name):
     log, message = BAD_LOGS[name]
     refuse(write_table(tmp_path / "source", log), message)
 
@@ -83,7 +83,7 @@ def test_bad_interactions(tmp_path, name):
         ([], "items.csv contains no rows"),
     ],
 )
-def test_bad_items(tmp_path, items, message):
+def test_bad_items_are_refused(tmp_path, items, message):
     refuse(write_table(tmp_path / "source", items=items), message)
 
 
@@ -94,12 +94,12 @@ def test_bad_items(tmp_path, items, message):
         ([("u1", 3), ("u2", 4), ("u3", 5), ("u2", 6)], "users.csv, row 4: the user_id 'u2' occurs more than once"),
     ],
 )
-def test_bad_users(tmp_path, users, message):
+def test_bad_users_are_refused(tmp_path, users, message):
     refuse(write_table(tmp_path / "source", users=users), message)
 
 
 @pytest.mark.parametrize("missing", HEADER[:3])
-def test_missing_columns(tmp_path, missing):
+def test_missing_columns_are_refused(tmp_path, missing):
     header = [name if name != missing else "other" for name in HEADER]
     refuse(
         write_table(tmp_path / "source", header=header),
@@ -107,18 +107,18 @@ def test_missing_columns(tmp_path, missing):
     )
 
 
-def test_item_table_without_titles(tmp_path):
+def test_an_item_table_without_titles_is_refused(tmp_path):
     source = write_table(tmp_path / "source")
     write_csv(source / "items.csv", ("item_id", "name"), ITEMS)
     refuse(source, "items.csv has no column title, only item_id, name; map it")
 
 
-def test_a_column_given_twice(tmp_path):
+def test_a_column_that_is_given_twice_is_refused(tmp_path):
     header = ("user_id", "item_id", "timestamp", "timestamp")
     refuse(write_table(tmp_path / "source", header=header), "interactions.csv has several columns named 'timestamp'")
 
 
-def test_empty_file(tmp_path):
+def test_an_empty_file_is_refused(tmp_path):
     source = write_table(tmp_path / "source")
     (source / "interactions.csv").write_text("")
     refuse(source, "interactions.csv is empty; give a file with a header")
@@ -130,7 +130,7 @@ def test_text_that_is_not_utf_8_is_refused(tmp_path):
     refuse(source, "items.csv is not UTF-8 text; convert it")
 
 
-def test_missing_source(tmp_path):
+def test_a_missing_source_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nowhere is not a folder; give the folder of the source"):
         prepare(tmp_path / "nowhere", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -156,12 +156,12 @@ def refuse(source, message):
         ([datetime.date(1970, 1, 2)], [86400]),
     ],
 )
-def test_seconds(values, expected):
+def test_times_are_converted_to_seconds(values, expected):
     found = seconds(pa.chunked_array([values]), "log.csv")
     assert found.type == pa.float64() and found.to_pylist() == expected
 
 
-def test_seconds_names_the_row_that_does_not_parse_across_chunks():
+def test_the_error_names_the_row_of_a_bad_time_in_any_chunk():
     for row in range(9):
         texts = ["2020-01-01"] * 9
         texts[row] = "2020-13-01"
@@ -179,7 +179,7 @@ def test_null_cells_are_refused():
         interactions_table(pa.table(columns), "log")
 
 
-def test_ids_of_numbers_become_text_and_leading_zeros_stay(tmp_path):
+def test_numeric_ids_become_text_and_leading_zeros_are_kept(tmp_path):
     columns = {"user_id": [7, 8], "item_id": ["007", "7"], "timestamp": np.array([1, 2]), "rating": [1, 2]}
     table = interactions_table(pa.table(columns), "log")
     assert table["user_id"].to_pylist() == ["7", "8"] and table["item_id"].to_pylist() == ["007", "7"]
@@ -227,14 +227,14 @@ def test_ids_that_cannot_become_text_are_refused(bad, kind, message):
                 read(pa.chunked_array([pa.array([good, bad], kind)]), "user_id", "log")
 
 
-def test_coded_ids_are_the_same_text():
+def test_coded_ids_have_the_same_text_as_ids():
     column = pa.chunked_array([pa.array([3.0, -0.0, 7.0]), pa.array([0.0, 3.0])])
     found = coded_ids(column, "user_id", "log")
     assert found.to_pylist() == ids(column, "user_id", "log").to_pylist() == ["3", "0", "7", "0", "3"]
     assert found.type == pa.dictionary(pa.int32(), pa.string()) and len(found.chunk(0).dictionary) == 3
 
 
-def test_encoding_a_filtered_column_numbers_the_values_that_are_left():
+def test_encoding_a_filtered_column_numbers_only_the_remaining_values():
     column = pa.chunked_array([["a", "b", "c", "b", "d", "a"]]).dictionary_encode()
     codes, values = encode(column.filter(pa.array([False, False, True, True, False, True])))
     assert codes.tolist() == [0, 1, 2] and values.to_pylist() == ["c", "b", "a"]
@@ -263,7 +263,7 @@ def test_titles_that_are_not_text_are_refused():
         items_table(pa.table({"item_id": ["1"], "title": [["A"]]}), "items")
 
 
-def test_titles_are_one_line():
+def test_titles_are_written_in_one_line():
     items = items_table(
         pa.table({"item_id": ["1"], "title": [" A\n  title\u00a0 of\tparts\u2028"], "price": [3]}), "items"
     )
@@ -275,7 +275,7 @@ def test_a_semantic_id_must_be_a_list():
         items_table(pa.table({"item_id": ["1"], "title": ["A"], "semantic_id": ["<a_1>"]}), "items")
 
 
-def test_split_lists():
+def test_text_is_split_and_lists_become_lists_of_text():
     column = pa.chunked_array([["a|b", "", None], [" c ||d", "|"]], pa.string())
     assert split_lists(column, "|").to_pylist() == [["a", "b"], [], [], ["c", "d"], []]
     large = pa.chunked_array([[[1, 2], []]], pa.large_list(pa.int64()))
@@ -287,14 +287,19 @@ def test_split_lists():
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_(pa.string(), 3)])
-def test_lists_are_trimmed_and_lose_empty_texts(kind):
+def test_texts_in_lists_are_trimmed_and_empty_texts_are_removed(kind):
     rows = [[" a ", None, "b"], None, ["", "  ", None], ["c", "a|b", "a "]]
     column = pa.chunked_array([pa.array(rows[:2], kind), pa.array(rows[2:], kind)])
-    assert split_lists(column, "|").to_pylist() == [["a", "b"], [], [], ["c", "a|b", "a"]]  # lists are not split again
+    assert split_lists(column, "|").to_pylist() == [
+        ["a", "b"],
+        [],
+        [],
+        ["c", "a|b", "a"],
+    ]  # texts in lists are not split
     assert split_lists(column[1:], "|").to_pylist() == [[], [], ["c", "a|b", "a"]]
 
 
-def test_null_lists_with_values_behind_them_become_empty():
+def test_null_lists_become_empty_even_if_they_cover_values():
     rows = pa.ListArray.from_arrays(pa.array([0, 1, 3]), pa.array(["a", "b", "c"]), mask=pa.array([True, False]))
     assert split_lists(pa.chunked_array([rows]), "|").to_pylist() == [[], ["b", "c"]]
 

@@ -56,7 +56,7 @@ def test_another_kind_of_card_is_refused(prepared):
         load(prepared.path)
 
 
-def test_a_relative_path_survives_a_change_of_directory(prepared, tmp_path, monkeypatch):
+def test_a_relative_path_stays_valid_after_a_change_of_directory(prepared, tmp_path, monkeypatch):
     monkeypatch.chdir(prepared.path.parent)
     loaded = load("out")
     monkeypatch.chdir("/")
@@ -116,7 +116,7 @@ def test_the_error_for_a_damaged_card_names_the_remedy(prepared, damage):
         load(prepared.path)
 
 
-def test_other_numbers_of_rows_than_in_the_card_are_refused(prepared):
+def test_numbers_of_rows_that_differ_from_the_card_are_refused(prepared):
     table = prepared.interactions
     pq.write_table(table[:-1], prepared.path / "interactions.parquet")
     with pytest.raises(ValueError, match="out is damaged .the numbers of rows differ from those in card.json"):
@@ -155,7 +155,7 @@ def test_indices_out_of_range_are_refused(prepared, tmp_path, column, value, mes
         load(prepared.path)
 
 
-def test_files_of_the_folder(prepared):
+def test_the_folder_contains_the_documented_files(prepared):
     assert sorted(path.name for path in prepared.path.iterdir()) == [
         *("card.json", "catalog", "interactions.parquet", "test", "train", "users.parquet", "validation")
     ]
@@ -168,7 +168,7 @@ def test_the_card_is_written_last(prepared, tmp_path):
     assert (tmp_path / "interactions.parquet").is_file() and not (tmp_path / "card.json").exists()
 
 
-def test_names_resolve_lazily():
+def test_names_are_imported_on_first_use():
     code = (
         "import sys, trl_rec.data as d; assert callable(d.prepare) and callable(d.load); "
         "assert 'torch' not in sys.modules; from trl_rec.data.preparation.preparing import prepare; "

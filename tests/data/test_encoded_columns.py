@@ -18,7 +18,7 @@ def parts_of(values: list[str], sizes: list[int]) -> list[list[str]]:
 
 @pytest.mark.parametrize("sizes", PARTS)
 @pytest.mark.parametrize("is_encoded", [False, True])
-def test_the_parts_of_a_column_do_not_matter(sizes: list[int], is_encoded: bool) -> None:
+def test_the_division_of_a_column_into_parts_does_not_matter(sizes: list[int], is_encoded: bool) -> None:
     arrays = [pa.array(part, pa.string()) for part in parts_of(VALUES, sizes)]
     column = pa.chunked_array([one.dictionary_encode() for one in arrays] if is_encoded else arrays)
     codes, distinct = encode(column)
@@ -27,7 +27,7 @@ def test_the_parts_of_a_column_do_not_matter(sizes: list[int], is_encoded: bool)
 
 
 def test_text_is_encoded_with_one_dictionary_for_all_parts() -> None:
-    """A log of a hundred million interactions has a thousand parts. A dictionary for each of them would not fit into
+    """A log of a hundred million interactions has a thousand parts. One dictionary per part would not fit into
     memory."""
     column = pa.chunked_array(parts_of(VALUES, [3, 5]), pa.string())
     assert _share_dictionary(column.dictionary_encode().chunks)

@@ -1,4 +1,4 @@
-"""Random logs are sorted, filtered and freed of repeats in blocks, and compared with brute force."""
+"""Sorts and filters random logs in blocks, removes their repeats, and compares the results with plain Python."""
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +31,8 @@ def triples(log):
 
 
 @pytest.mark.parametrize("block", [1, 50, 10_000])
-@pytest.mark.parametrize("num_users", [3, 70_000])  # with more than 2**16 users, a sorted range has several users
-def test_the_order_is_that_of_a_stable_sort(monkeypatch, block, num_users):
+@pytest.mark.parametrize("num_users", [3, 70_000])  # with more than 2**16 users, a sorted range contains several users
+def test_the_order_equals_that_of_a_stable_sort(monkeypatch, block, num_users):
     rng = np.random.default_rng(block)
     user = rng.integers(0, num_users, 3000).astype(np.int32)
     time = rng.integers(0, 5, 3000).astype(np.float64)
@@ -41,7 +41,7 @@ def test_the_order_is_that_of_a_stable_sort(monkeypatch, block, num_users):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_log_in_blocks_equals_plain_python(monkeypatch, seed):
+def test_a_log_processed_in_blocks_equals_plain_python(monkeypatch, seed):
     rng = np.random.default_rng(seed)
     monkeypatch.setattr(module, "BLOCK", int(rng.integers(1, 40)))
     columns, log = make_log(rng, 400, 60, 40)
@@ -72,7 +72,7 @@ def test_a_log_in_blocks_equals_plain_python(monkeypatch, seed):
     assert triples(drop_repeats(log, "last")) == last
 
 
-def test_blocks_do_not_divide_users(monkeypatch):
+def test_no_user_is_divided_between_blocks(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 5)
     user = np.repeat(np.arange(4, dtype=np.int32), [2, 7, 3, 1])
     empty = np.zeros(len(user), np.int32)

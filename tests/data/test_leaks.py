@@ -74,20 +74,20 @@ def test_clean_splits_pass(rule):
         (0, [1], [2, 3, 5], 2.0),  # the test target appended
         (0, [1], [2, 3, 4], 2.0),  # the validation target appended
         (0, [5, 1], [2, 3], 2.0),  # the test target in the history
-        (0, [1], [2, 5], 2.0),  # the test target instead of another
-        (0, [1, 2, 3], [4], 4.0),  # the validation row instead
-        (0, [1], [2], 2.0),  # an item missing
-        (0, [1], [3, 2], 2.0),  # another order
+        (0, [1], [2, 5], 2.0),  # the test target in place of a training target
+        (0, [1, 2, 3], [4], 4.0),  # the validation row in place of the training row
+        (0, [1], [2], 2.0),  # a missing item
+        (0, [1], [3, 2], 2.0),  # the targets in another order
         (0, [1], [2, 3], 5.5),  # a time after validation
     ],
 )
-def test_a_training_row_that_the_validation_row_does_not_continue(rule, row):
+def test_a_training_row_that_the_validation_row_does_not_continue_is_refused(rule, row):
     message = "the validation row of user 0 does not continue the train row|train row 0 .time 5.5. is not before"
     refused(rule, message, train=[row, *CLEAN[rule]["train"][1:]])
 
 
 @pytest.mark.parametrize("rule", ["leave_one_out", "leave_last", "time"])
-def test_a_held_out_row_copied_into_train(rule):
+def test_a_held_out_row_copied_into_train_is_refused(rule):
     for name in ("validation", "test"):
         row = CLEAN[rule][name][0]
         refused(rule, "the train split has more than one row of user 0", train=[*CLEAN[rule]["train"], row])
@@ -102,7 +102,7 @@ def test_the_user_of_the_leak_is_named():
     )
 
 
-def test_a_validation_row_with_the_test_target():
+def test_a_validation_row_with_the_test_target_is_refused():
     rows = [(0, [1, 2, 3], [5], 4.0), *CLEAN["leave_one_out"]["validation"][1:]]
     refused("leave_one_out", "the test row of user 0 does not continue the validation row", validation=rows)
     refused(
@@ -112,7 +112,7 @@ def test_a_validation_row_with_the_test_target():
     )
 
 
-def test_a_test_history_without_the_validation_row():
+def test_a_test_history_without_the_validation_row_is_refused():
     refused(
         "time",
         "the test row of user 2 does not continue the train row",
@@ -146,7 +146,7 @@ def test_leave_last_rows_are_paired_and_have_the_same_number_of_targets():
     refused("leave_last", "validation row 0 must have exactly 2 targets", validation=moved)
 
 
-def test_time_split_rows_in_another_period():
+def test_rows_of_the_time_split_in_another_period_are_refused():
     clean = CLEAN["time"]
     refused(
         "time", "train row 3 .time 5. is not before the first validation", train=[*clean["train"], (9, [1], [2], 5.0)]
@@ -164,25 +164,25 @@ def test_time_split_rows_in_another_period():
         (
             (0, [3, 4], [5], 5.0),
             "the target of validation row 0 already occurs in an earlier",
-        ),  # a validation row copied
+        ),  # a copied validation row
         (
             (0, [3, 4], [5], 1.0),
             "the target of validation row 0 already occurs in an earlier",
-        ),  # the copy with an early time
+        ),  # the same copy with an early time
         ((7, [3, 4], [5], 5.5), "train row 0 .time 5.5. is not before the first validation row .time 5."),
-        ((0, [4, 5], [6], 2.0), "the target of validation row 0"),  # a test row copied
+        ((0, [4, 5], [6], 2.0), "the target of validation row 0"),  # a copied test row
         (
             (0, [1, 2], [6], 1.0),
             "the target of test row 0 already occurs in an earlier",
-        ),  # a test target instead of another
+        ),  # a test target in place of a training target
         ((1, [2, 6], [1], 5.0), "the target of test row 1 already occurs in an earlier"),  # a test target in a history
     ],
 )
-def test_windows_with_later_targets(row, message):
+def test_training_windows_with_later_targets_are_refused(row, message):
     refused("windows", message, train=[row, *CLEAN["windows"]["train"]])
 
 
-def test_a_test_row_copied_into_validation():
+def test_a_test_row_copied_into_validation_is_refused():
     refused("windows", "the target of test row 0", validation=[(0, [4, 5], [6], 6.0), *CLEAN["windows"]["validation"]])
     refused("windows", "validation row 0 .time 6.5. is not before", validation=[(8, [4, 5], [6], 6.5)])
 

@@ -1,4 +1,4 @@
-"""Rows that train on lists of items, and their prompts, against a slow loop."""
+"""Compares the rows that train on lists of items, and their prompts, with a slow loop."""
 
 from typing import Any
 
@@ -121,7 +121,7 @@ def test_list_targets_are_the_first_list(rows: list) -> None:
     ]
 
 
-def test_titles_end_in_a_line_break_and_the_list_in_eos() -> None:
+def test_titles_end_with_a_line_break_and_lists_end_with_eos() -> None:
     prompt_format, trie, tokenizer = FORMATS["title"]
     built = build_list_rows(make_split([([0], [1, 0, 6, 1, 2, 3])]), prompt_format)
     assert [tokenizer.decode(row) for row in built["input_ids"]] == [
@@ -133,7 +133,7 @@ def test_titles_end_in_a_line_break_and_the_list_in_eos() -> None:
     assert trie.num_items == trie.num_leaves == NUM_ITEMS
 
 
-def test_a_title_with_a_line_break_that_extends_another_is_refused() -> None:
+def test_a_title_with_a_line_break_that_extends_another_title_is_refused() -> None:
     tokenizer = make_tokenizer(["plain"], vocab_size=259)  # only bytes, so the line break is a token of its own
     catalog = ItemCatalog(pa.table({"item_id": ["a", "b", "c"], "title": ["Pen", 'Pen"\nInk', "Cup"]}))
     TokenTrie.from_catalog(catalog, tokenizer)
@@ -165,8 +165,8 @@ def test_list_rows_need_a_training_split_and_a_list_format(tokenizer_copy) -> No
         PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, list_length=1)
 
 
-def test_a_format_of_single_items_has_no_lists() -> None:
-    """With such a format, each list would have one item, and none would end in EOS."""
+def test_a_format_of_single_items_is_refused_for_lists() -> None:
+    """With a format of single items, each list would have one item, and no list would end with EOS."""
     single, split = make_format("item_token", list_length=None)[0], make_split([([0], [1, 2, 3])])
     prompts = build_list_prompts(split, FORMATS["item_token"][0])
     for build in (

@@ -1,4 +1,4 @@
-"""Texts that describe items and users."""
+"""Tests the texts that describe items and users."""
 
 from collections import Counter
 from dataclasses import replace
@@ -94,7 +94,7 @@ def test_profiles_contain_columns_and_training_preferences() -> None:
     assert user_profiles(plain) == ["", "often Art, Light", ""]
 
 
-def test_overlapping_windows_count_an_item_once() -> None:
+def test_an_item_in_overlapping_windows_is_counted_once() -> None:
     dataset = make_dataset([(0, [0], [1]), (0, [0, 1], [1]), (0, [1], [2])])
     assert user_profiles(dataset)[0] == "often Art, Light, Ink"
 

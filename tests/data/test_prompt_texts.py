@@ -1,5 +1,5 @@
-"""Prompts equal the published texts. A prompt is tokenized in parts, and prompts whose tokens differ from those of the
-whole text are counted."""
+"""Prompts equal the published texts. The parts of a prompt are tokenized separately, and `compare_tokens` counts the
+prompts whose tokens differ from those of the whole text."""
 
 import json
 from pathlib import Path
@@ -29,8 +29,8 @@ def prompt_of(recipe: str) -> dict[str, Any]:
 
 
 def published(titles: list[str]) -> str:
-    """Returns BIGRec's prompt, on which BEAR and MSL train: Alpaca's template, with a line of one space after the
-    input."""
+    """Returns the prompt of BIGRec, which BEAR and MSL also use: Alpaca's template, with an additional line after the
+    input that contains one space."""
     instruction = (
         "Given a list of office products the user has used before, please recommend a new office product that "
     )
@@ -65,12 +65,12 @@ def test_the_prompt_is_the_published_one(recipe: str, count: int) -> None:
         ("bear/ml-100k-lists-llama-3.2-1b-sprec", "blade/ml-100k-llama-3.2-1b-sprec"),
     ],
 )
-def test_a_recipe_has_the_prompt_of_the_one_that_it_starts_from(start: str, goes_on: str) -> None:
+def test_a_recipe_has_the_prompt_of_the_recipe_that_it_starts_from(start: str, goes_on: str) -> None:
     assert prompt_of(start) == prompt_of(goes_on)
 
 
 @pytest.mark.parametrize("begins_with_bos", [False, True])
-def test_prompts_whose_tokens_are_not_those_of_the_whole_text_are_counted(begins_with_bos: bool) -> None:
+def test_prompts_whose_tokens_differ_from_those_of_the_whole_text_are_counted(begins_with_bos: bool) -> None:
     """The tokenizer merges `;;` into one token. A prompt that is built from parts has two tokens `;` between two
     items."""
     tokenizer = make_tokenizer(["A;;B"] * 50, vocab_size=300)
@@ -91,7 +91,7 @@ def test_prompts_whose_tokens_are_not_those_of_the_whole_text_are_counted(begins
     assert str(compared).startswith("66.7% of 3 prompts have other tokens than their whole texts")
 
 
-def test_without_a_separator_a_prompt_is_the_same_as_with_an_empty_one() -> None:
+def test_without_a_separator_a_prompt_is_the_same_as_with_an_empty_separator() -> None:
     tokenizer = make_tokenizer(TITLES)
     catalog = ItemCatalog(pa.table({"item_id": ["0", "1", "2"], "title": TITLES}))
     histories = Ragged.from_lists([[], [2], [0, 1, 2]])
@@ -100,7 +100,7 @@ def test_without_a_separator_a_prompt_is_the_same_as_with_an_empty_one() -> None
     assert plain.values.tolist() == empty.values.tolist()
 
 
-def test_a_user_may_not_be_named_in_the_separator() -> None:
+def test_the_separator_must_not_name_the_user() -> None:
     with pytest.raises(ValueError, match="only once, in prompt_head"):
         PromptTexts.choose("title", make_tokenizer(TITLES), prompt_separator="{user}")
 

@@ -1,4 +1,5 @@
-"""Which interactions `prepare` keeps (repeats, events, empty ratings, unknown items), and how it reads timestamps."""
+"""Tests which interactions `prepare` keeps (repeats, events, empty ratings, unknown items), and how it reads
+timestamps."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ def test_a_log_with_every_row_twice_needs_the_option_repeats(tmp_path: Path, cap
     assert "5 interactions repeat an item" in describe(kept.card)
 
 
-def test_some_repeats_are_counted_and_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_some_repeats_are_counted_and_cause_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = [*PLAIN, ("u3", "a", 1, 1), ("u3", "b", 2, 1), ("u3", "c", 3, 1), ("u3", "a", 4, 1)]
     with caplog.at_level(logging.WARNING):
         dataset = prepare(write_table(tmp_path / "source", log), tmp_path / "out")
@@ -80,7 +81,7 @@ def test_some_repeats_are_counted_and_warned_of(tmp_path: Path, caplog: pytest.L
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), max_size=20), st.sampled_from(["first", "last"]))
-def test_repeats_against_a_loop(pairs: list[tuple[int, int]], kept: str) -> None:
+def test_repeats_equal_those_of_a_loop(pairs: list[tuple[int, int]], kept: str) -> None:
     pairs = sorted(pairs, key=lambda pair: pair[0])
     user, item = (np.array([pair[side] for pair in pairs], np.int32) for side in (0, 1))
     users = pa.table({"user_id": ["u", "v", "w"]})
@@ -113,7 +114,9 @@ def test_events_become_ratings(tmp_path: Path, repeats: str | None, bought: list
     assert [(item, rating) for user, item, rating in found if user == "u1"] == [("a", 2), *bought, ("c", 2), ("d", 5)]
     assert dataset.card["has_ratings"] and dataset.card["left_out"]["events"] == 1
     assert dataset.card["settings"]["event_ratings"] == RATED["event_ratings"]
-    assert prepare(source, tmp_path / "out", repeats=repeats, **RATED).card == dataset.card  # loads the folder
+    assert (
+        prepare(source, tmp_path / "out", repeats=repeats, **RATED).card == dataset.card
+    )  # loads the existing folder
 
 
 def test_an_event_log_gives_rated_rows(tmp_path: Path) -> None:
@@ -166,7 +169,7 @@ def test_null_and_nan_are_empty_ratings(tmp_path: Path, suffix: str) -> None:
     assert dataset.card["left_out"] == {"empty_ratings": 2 if suffix == "parquet" else 1}
 
 
-def test_the_rows_that_are_left_keep_their_numbers(tmp_path: Path) -> None:
+def test_the_remaining_rows_keep_their_row_numbers(tmp_path: Path) -> None:
     source = write_table(tmp_path / "source", [("u1", "a", 1, ""), *PLAIN, ("u9", "b", "soon", 3)])
     with pytest.raises(ValueError, match="row 7: the timestamp 'soon'"):
         prepare(source, tmp_path / "out", empty_ratings="drop")
@@ -198,7 +201,7 @@ def test_unknown_items_are_left_out_on_request(tmp_path: Path) -> None:
         ("%Y-%m-%dT%H:%M:%S.%f%z", [f"2024-03-2{day}T10:00:00.5+0200" for day in (5, 6, 7, 8)]),
     ],
 )
-def test_a_timestamp_format(tmp_path: Path, time_format: str, texts: list[str]) -> None:
+def test_timestamps_are_read_in_the_given_format(tmp_path: Path, time_format: str, texts: list[str]) -> None:
     log = [("u1", item, text, 1) for item, text in zip("abcd", reversed(texts), strict=True)]
     dataset = prepare(write_table(tmp_path / "source", log), tmp_path / "out", timestamp_format=time_format)
     assert [item for _, item, _ in interactions(dataset)] == list("dcba")
@@ -228,7 +231,7 @@ def test_nanoseconds_of_arrow_keep_their_order(tmp_path: Path) -> None:
 # Cards
 
 
-def test_the_card_of_an_older_version_still_fits(tmp_path: Path) -> None:
+def test_the_card_of_an_older_version_is_still_accepted(tmp_path: Path) -> None:
     """The settings in the card omit options that are not set. A folder that was made before these options existed can
     therefore still be loaded."""
     source = write_table(tmp_path / "source")

@@ -1,4 +1,4 @@
-"""Rows for next-item training, and the prompts in them, against a slow loop."""
+"""Compares the rows for next-item training, and their prompts, with a slow loop."""
 
 from typing import Any
 
@@ -59,7 +59,9 @@ def written(prompt_format: PromptFormat, items: list[int]) -> list[int]:
 
 
 @given(rows_of_items, st.sampled_from(sorted(FORMATS)), st.sampled_from([None, 60, 90]), st.sampled_from([None, 1, 3]))
-def test_one_row_per_target(rows: list, surface: str, max_length: int | None, max_history: int | None) -> None:
+def test_each_target_has_a_row_with_its_history(
+    rows: list, surface: str, max_length: int | None, max_history: int | None
+) -> None:
     prompt_format, expected = FORMATS[surface], []
     longest = int(prompt_format.paths.lengths.max())
     for user, (history, targets) in enumerate(rows):
@@ -98,7 +100,7 @@ def test_each_target_is_trained_once_after_everything_before_it(
         assert learned[user] == [token for item in targets for token in prompt_format.paths[item].tolist()]
 
 
-def test_long_sequences_overlap_by_half() -> None:
+def test_the_rows_of_a_long_sequence_overlap_by_half() -> None:
     """A row has room for 4 items. The first row has the targets 1 to 3. Each later row repeats two items, and then has
     at most two new targets."""
     built = build_rows(make_split([([0], [1, 2, 3, 4, 5, 6])]), FORMATS["item_token"], targets="all", max_length=5)
@@ -126,7 +128,7 @@ def test_the_default_prompt_for_titles(titles, tokenizer) -> None:
     )
 
 
-def test_a_tokenizer_that_begins_with_bos_begins_the_prompt_with_it(titles, tokenizer_copy) -> None:
+def test_a_prompt_begins_with_bos_if_the_tokenizer_adds_it(titles, tokenizer_copy) -> None:
     processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", tokenizer_copy.bos_token_id)])
     tokenizer_copy._tokenizer.post_processor = processor
     table = pa.table({"item_id": [str(index) for index in range(len(titles))], "title": titles})

@@ -1,5 +1,5 @@
-"""Training interactions are read from rows of whole sequences and of windows, and compared with counts over the
-original sequences."""
+"""Reads training interactions from rows with whole sequences and from rows with windows, and compares the counts with
+those of the original sequences."""
 
 from unittest import mock
 
@@ -71,7 +71,7 @@ def test_counted_pairs_equal_those_of_a_loop(sequences, num_pairs, most):
             np.testing.assert_allclose(sorted(shares[part]), sorted(expected.values()), rtol=1e-12)
 
 
-def test_selected_rows_are_used():
+def test_only_the_selected_rows_are_used():
     train = make_split([(0, [0], [1]), (1, [2], [3]), (2, [4], [5])])
     np.testing.assert_array_equal(TrainInteractions.from_split(train.select([2, 0])).popularity, [1, 1, 0, 0, 1, 1])
 
@@ -86,6 +86,6 @@ def test_the_number_of_items_is_one_more_than_the_largest_seen():
 
 
 @pytest.mark.parametrize("name", ["validation", "test", "test[:50%]"])
-def test_held_out_splits_are_an_error(name):
+def test_held_out_splits_are_refused(name):
     with pytest.raises(ValueError, match="must use only the training split, not the " + name.split("[")[0]):
         TrainInteractions.from_split(make_split([(0, [1], [2])], name))
