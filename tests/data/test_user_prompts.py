@@ -1,4 +1,4 @@
-"""Prompts that name the user."""
+"""Tests prompts that name the user by a semantic ID."""
 
 from typing import Any
 
@@ -99,7 +99,7 @@ def test_list_rows_and_preference_rows_name_their_users() -> None:
         preference_rows(table.remove_columns("user"), NAMED["semantic_id"][0])
 
 
-def test_a_chat_template_goes_around_the_user() -> None:
+def test_a_chat_template_surrounds_a_prompt_that_names_the_user() -> None:
     prompt_format, tokenizer = make_format(
         "item_token", prompt_head="For {user}: ", prompt_tail="?", chat_template=True
     )

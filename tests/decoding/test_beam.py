@@ -1,4 +1,4 @@
-"""Beam search against `generate`, and against scoring every item by itself."""
+"""Compares beam search with `generate`, and with scores that are computed for each item separately."""
 
 import random
 
@@ -79,7 +79,7 @@ def assert_same(ours: list[tuple[int, float]], expected: list[tuple[int, float]]
 @pytest.mark.parametrize("shared", [True, False])
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32), st.sampled_from(sorted(MODELS)), st.booleans(), st.booleans(), st.booleans())
-def test_equals_generate_with_the_processor(
+def test_rank_items_equals_generate_with_the_processor(
     monkeypatch: pytest.MonkeyPatch,
     shared: bool,
     seed: int,
@@ -88,7 +88,7 @@ def test_equals_generate_with_the_processor(
     renormalize: bool,
     excludes: bool,
 ) -> None:
-    """The cache has one row per prompt if `shared`, or else one row per beam."""
+    """The cache has one row per prompt if `shared` is true, and one row per beam otherwise."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: None if shared else "for this test")
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
@@ -125,7 +125,7 @@ def test_with_beams_as_wide_as_the_catalogue_every_item_is_scored(
 
 
 @pytest.mark.parametrize("family", ["mistral", "mistral-window", "gemma2"])
-def test_other_attention_patterns_equal_brute_force(family: str) -> None:
+def test_models_with_other_attention_equal_brute_force(family: str) -> None:
     """A sliding window of 4 tokens needs one cache row per beam. Gemma 2 caps its logits softly, and runs with eager
     attention."""
     model = make_model(family, attention="eager" if family == "gemma2" else "sdpa")
@@ -153,7 +153,7 @@ def test_ten_thousand_rankings_have_no_invalid_or_repeated_item() -> None:
         assert not bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any())
 
 
-def test_equal_scores_go_to_the_lower_item() -> None:
+def test_equal_scores_are_ordered_by_item_index() -> None:
     model = make_model("llama")
     torch.nn.init.zeros_(model.lm_head.weight)
     sequences = [[30 - item, EOS] for item in range(20)]  # a higher item has a lower token
@@ -228,7 +228,7 @@ def test_excluded_items_may_be_an_array() -> None:
     ]
 
 
-def test_local_attention_equals_brute_force() -> None:
+def test_a_model_with_local_attention_equals_brute_force() -> None:
     """The window of GPT-Neo's local layers counts columns of the cache, not positions. If beams shared a row, their
     columns would push the prompt out of the window."""
     sizes = {

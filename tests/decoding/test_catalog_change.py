@@ -1,5 +1,5 @@
-"""Recommending from a changed catalogue: new titles work at once, new semantic IDs need an encoder, and item tokens
-allow only removal."""
+"""Tests recommendations from a changed catalogue. With titles, new items can be recommended at once. With semantic
+IDs, new items need an encoder. With item tokens, items can only be removed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trl_rec.ragged import Ragged
 
 
 HISTORIES = [["id 3"], ["id 0", "id 11", "id 6"], ["id 20", "id 1"]]
-KEPT = [17, 4, 6, 0, 3, 22, 9, 2, 15, 12]  # in another order; 1, 11 and 20 are in histories, but not here
+KEPT = [17, 4, 6, 0, 3, 22, 9, 2, 15, 12]  # in another order; items 1, 11 and 20 are in histories, but not here
 
 
 def some_items(kept: list[int], more: dict[str, list[object]] | None = None) -> ItemCatalog:
@@ -55,7 +55,7 @@ def test_a_mask_may_leave_out_the_removed_items() -> None:
     assert len(changed.catalog) == NUM_ITEMS and changed.catalog.num_recommendable == len(KEPT)
     mask = np.arange(len(KEPT)) % 3 > 0
     expected = ranked(changed, filters=ItemFilter([f"id {item}" for item, one in zip(KEPT, mask, strict=True) if one]))
-    for of_removed in (None, False, True):  # the mask at removed items has no effect
+    for of_removed in (None, False, True):  # the values for removed items have no effect
         more = [] if of_removed is None else [np.full(NUM_ITEMS - len(KEPT), of_removed)]
         assert ranked(changed, filters=ItemFilter(np.concatenate([mask, *more]))) == expected
     with pytest.raises(
@@ -90,7 +90,7 @@ def test_new_titles_are_recommended_at_once(kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*have the same text")  # some items share their IDs
-def test_semantic_ids_stay_and_new_ones_need_an_encoder() -> None:
+def test_semantic_ids_are_kept_and_new_items_need_an_encoder() -> None:
     recommender = make_recommender("semantic_id")
     recommender = replace(recommender, settings={**recommender.settings, "prompt": {}})
     changed = recommender.with_catalog(some_items(KEPT))
@@ -112,7 +112,7 @@ def test_a_prior_weighs_a_new_item_like_an_item_without_interactions() -> None:
 
 @pytest.mark.parametrize("kind", ["array", "function"])
 def test_a_prior_never_excludes_an_item_that_it_does_not_know(kind: str) -> None:
-    """Weights of 0 exclude the items that they were given to, but no new item."""
+    """A weight of 0 excludes the item that it was given for, but it never excludes a new item."""
     table = np.array([[0.0, 2.0, 0.5], [3.0, 0.0, 4.0]])
     prior = ArrayPrior(table[0]) if kind == "array" else FunctionPrior(lambda histories: table[: len(histories)])
     matched = MatchedPrior(prior, np.array([2, -1, 0, 1]), 4)
@@ -121,6 +121,6 @@ def test_a_prior_never_excludes_an_item_that_it_does_not_know(kind: str) -> None
     assert weights.tolist() == expected
 
 
-def test_a_prior_that_excludes_every_item_leaves_the_new_ones() -> None:
+def test_a_prior_that_excludes_every_known_item_leaves_the_new_items() -> None:
     matched = MatchedPrior(ArrayPrior(np.zeros(2)), np.array([0, -1, 1]), 3)
     assert matched.weights(Ragged.from_lists([[]])).dense(1, 3).tolist() == [[0.0, 1.0, 0.0]]

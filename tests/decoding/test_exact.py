@@ -1,4 +1,4 @@
-"""Exact scores against a beam search as wide as the catalogue, and against a forward pass per item."""
+"""Compares exact scores with a beam search that has one beam per item, and with one forward pass per item."""
 
 import random
 
@@ -18,11 +18,11 @@ from trl_rec.items import TokenTrie
 @pytest.mark.parametrize("shared", [True, False])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32), st.sampled_from(sorted(MODELS)), st.booleans(), st.booleans())
-def test_equals_beams_as_wide_as_the_catalogue(
+def test_exact_scores_equal_a_beam_search_with_one_beam_per_item(
     monkeypatch: pytest.MonkeyPatch, shared: bool, seed: int, key: tuple[str, str], has_eos: bool, renormalize: bool
 ) -> None:
-    """Catalogues have shared leaves and forced chains, items are excluded, and the nodes of the trie are read in small
-    chunks."""
+    """The catalogues contain chains of forced tokens, and leaves that several items share. Some items are excluded.
+    The nodes of the trie are read in small chunks."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: None if shared else "for this test")
     rng = random.Random(seed)
     monkeypatch.setattr(exact, "MOST_NODES", rng.choice([1, 2, 5, 1000]))
@@ -47,7 +47,7 @@ def test_equals_beams_as_wide_as_the_catalogue(
 
 @settings(max_examples=10)
 @given(st.integers(0, 2**32), st.sampled_from(sorted(MODELS)), st.booleans(), st.booleans())
-def test_scores_equal_a_forward_pass_per_item(
+def test_scores_equal_those_of_one_forward_pass_per_item(
     seed: int, key: tuple[str, str], has_eos: bool, renormalize: bool
 ) -> None:
     rng = random.Random(seed)
@@ -66,8 +66,8 @@ def test_scores_equal_a_forward_pass_per_item(
 
 
 @pytest.mark.parametrize("family", ["mistral-window", "gemma2", "qwen3_moe"])
-def test_other_models_equal_brute_force(family: str) -> None:
-    """A sliding window of 4 tokens needs one row per item. Gemma 2 caps its logits."""
+def test_the_scores_of_other_models_equal_brute_force(family: str) -> None:
+    """A sliding window of 4 tokens needs one cache row per item. Gemma 2 caps its logits softly."""
     model = make_model(family, attention="eager" if family == "gemma2" else "sdpa")
     rng = random.Random(1)
     sequences = random_catalogue(rng, has_eos=True)
@@ -94,13 +94,19 @@ def test_only_nodes_with_several_children_are_read(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(exact, "MOST_NODES", 3)
         sequences = [[first, second, third, EOS] for first in (4, 5) for second in (6, 7, 8) for third in (9, 10)]
         score_catalog(model, pad([[5, 6, 7]]), TokenTrie.from_sequences(sequences))
-        assert widths == [3, 3, 4, 3]  # 8 inner nodes; the last two chunks also read the parent of their first node
+        assert widths == [
+            3,
+            3,
+            4,
+            3,
+        ]  # for 8 inner nodes; the last two chunks also read the parent of their first node
     finally:
         handle.remove()
 
 
 def test_paths_of_given_items_are_read_up_to_their_last_branch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the end of a path is long and forced, the model does not read the end, and still reads each prompt once."""
+    """If a path ends with a long chain of forced tokens, the model does not read this chain. It reads each prompt
+    once."""
     trie = TokenTrie.from_sequences([[5, 6, 7, EOS], [5, 6, 8, EOS], [9, *[10] * 500, EOS]])
     read = []
     usual = exact.read_completions

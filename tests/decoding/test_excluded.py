@@ -1,4 +1,4 @@
-"""The subtrees that `Excluded` marks as empty, against operations on sets."""
+"""Compares the subtrees that `Excluded` marks as empty with operations on sets."""
 
 import random
 

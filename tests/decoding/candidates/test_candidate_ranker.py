@@ -1,4 +1,5 @@
-"""A ranker's handling of candidates and ratings: names, room in the prompt, and refusals."""
+"""Tests how `CandidateRanker` handles candidates and ratings: the names of candidates, the room for them in the
+prompt, and bad input."""
 
 import pyarrow as pa
 import pytest
@@ -22,7 +23,7 @@ def make_ranker(*, letters: bool, max_length: int | None = 128) -> CandidateRank
     return CandidateRanker(model, tokenizer, catalog, prompt_format, settings)
 
 
-def test_letters_run_out_but_items_tokens_do_not() -> None:
+def test_letters_limit_the_number_of_candidates_but_item_tokens_do_not() -> None:
     with pytest.raises(ValueError, match="there are 27 candidates, but only 26 letters to name them; give fewer"):
         make_ranker(letters=True).rank([], [], IDS[:27])
     assert len(make_ranker(letters=True).rank([], [], IDS[:26])) == 26
@@ -55,7 +56,7 @@ def test_ratings_that_are_not_finite_are_refused(rating: float | None) -> None:
         make_ranker(letters=False).rank(IDS[:2], [3, rating], IDS[10:12])
 
 
-def test_a_rating_that_training_did_not_see_is_written_as_the_nearest() -> None:
+def test_a_rating_that_did_not_occur_in_training_is_written_as_the_nearest_known_rating() -> None:
     ranker = make_ranker(letters=False)
     found, nearest, other = (ranker.rank(IDS[:1], [rating], IDS[10:15]) for rating in (9.5, 5, 3))
     assert found == nearest != other

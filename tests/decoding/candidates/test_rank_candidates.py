@@ -1,4 +1,4 @@
-"""Ordering candidates by decoding, against a loop over one list at a time without a cache."""
+"""Compares the decoding of candidate orders with a slow loop that orders one list at a time without a KV cache."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,8 @@ def model() -> PreTrainedModel:
 
 
 def make_batch(num_lists: int, width: int, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Returns prompts of 1 to 6 tokens, and the names and mask of lists of 1 to `width` candidates, with padding."""
+    """Returns padded prompts of 1 to 6 tokens, and the padded names and the mask of lists with 1 to `width`
+    candidates."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 7, (num_lists, 1), generator=generator)
     attention_mask = (torch.arange(6) >= 6 - lengths).long()
@@ -37,7 +38,7 @@ def make_batch(num_lists: int, width: int, seed: int) -> tuple[dict[str, Tensor]
 def slow(
     model: PreTrainedModel, prompt: Tensor, names: list[int], *, single_pass: bool
 ) -> tuple[list[int], list[float]]:
-    """Orders one list, reading the whole text again for each name."""
+    """Orders the candidates of one list. The model reads the whole text again for each name."""
     if single_pass:
         scores = model(input_ids=prompt.unsqueeze(0)).logits[0, -1][names].log_softmax(-1)
         order = scores.argsort(descending=True)
@@ -68,7 +69,7 @@ def counted(model: PreTrainedModel) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("single_pass", [False, True])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "mistral-window"])
-def test_orders_and_scores_equal_a_loop(family: str, single_pass: bool) -> None:
+def test_orders_and_scores_equal_those_of_a_loop(family: str, single_pass: bool) -> None:
     model = make_model(family, vocab_size=VOCAB)
     prompts, names, mask = make_batch(6, 5, seed=1)
     ranked = rank_candidates(model, prompts, names, mask, single_pass=single_pass)
@@ -83,7 +84,7 @@ def test_orders_and_scores_equal_a_loop(family: str, single_pass: bool) -> None:
 
 @settings(max_examples=20)
 @given(num_lists=st.integers(1, 5), width=st.integers(1, 8), seed=st.integers(0, 1000), single_pass=st.booleans())
-def test_the_answer_is_always_a_permutation(model, num_lists: int, width: int, seed: int, single_pass: bool) -> None:
+def test_the_order_is_always_a_permutation(model, num_lists: int, width: int, seed: int, single_pass: bool) -> None:
     prompts, names, mask = make_batch(num_lists, width, seed)
     ranked = rank_candidates(model, prompts, names, mask, single_pass=single_pass)
     for row in range(num_lists):
@@ -93,9 +94,9 @@ def test_the_answer_is_always_a_permutation(model, num_lists: int, width: int, s
         assert (scores.diff() <= 1e-6).all() and scores.isfinite().all()
 
 
-def test_a_list_costs_the_prompt_and_one_token_per_name_except_two(model: PreTrainedModel) -> None:
-    """The prompt is read once. All names but the last two cost one further token each, so ALRO adds no cost at
-    inference."""
+def test_ordering_reads_the_prompt_once_and_all_names_but_the_last_two(model: PreTrainedModel) -> None:
+    """The prompt is read once. Each name except for the last two costs one further token. ALRO therefore adds no cost
+    at inference."""
     prompts, names, mask = make_batch(3, 6, seed=0)
     with counted(model) as calls:
         rank_candidates(model, prompts, names, torch.ones_like(mask))

@@ -1,4 +1,5 @@
-"""Prompts of rated histories and candidates: their texts, the names of candidates, and what is cut."""
+"""Tests prompts with rated histories and candidates: their texts, the names of the candidates, and which items are
+cut."""
 
 import numpy as np
 import pyarrow as pa
@@ -75,7 +76,7 @@ def test_a_letter_is_one_token_where_the_answer_begins(
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == [*tail, name]
 
 
-def test_another_alphabet_is_tried_where_letters_merge(catalog: ItemCatalog) -> None:
+def test_another_alphabet_is_tried_if_its_letters_are_not_single_tokens(catalog: ItemCatalog) -> None:
     """The first vocabulary has only capital letters after a space, the second has only small letters, and the third
     has none."""
     for letters, found in (("ABCDEFGHIJKLMNOPQRSTUVWXYZ", " A"), ("abcdefghijklmnopqrstuvwxyz", " a"), ("", None)):
@@ -128,7 +129,7 @@ def test_names_are_mapped_from_slots_back_to_candidates(orders: list[list[int]])
     assert identity[0].tolist() == letters.tolist()
 
 
-def test_the_oldest_items_are_cut_and_each_row_has_room_of_its_own(catalog: ItemCatalog) -> None:
+def test_the_oldest_items_are_cut_and_each_row_has_its_own_room(catalog: ItemCatalog) -> None:
     written, tokenizer = compact(catalog)
     histories, ratings = lists([2, 0, 1], [2, 0, 1], [4]), Ragged.from_lists([[5, 1, 5], [5, 1, 5], [3.5]], float)
     told = written.encode_histories(histories, ratings, np.array([4, 5, 1]))
@@ -151,7 +152,8 @@ def test_bad_input_is_refused(catalog: ItemCatalog, tokenizer: PreTrainedTokeniz
     with pytest.raises(ValueError, match="letters=False requires the surface item_token"):
         RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, letters=False)
     written, _ = compact(catalog)
-    written.check_lengths(lists([1, 2], [3, 4, 5]), 12)  # <bos> item rating <candidates> 3 <answer> 3 and EOS
+    # Row 1 takes 12 tokens: <bos>, an item, its rating, <candidates>, three candidates, <answer>, three names and EOS.
+    written.check_lengths(lists([1, 2], [3, 4, 5]), 12)
     with pytest.raises(
         ValueError, match="max_length 11 is too small: row 1 takes up to 12 tokens for its 3 candidates"
     ):

@@ -1,4 +1,4 @@
-"""Beam search over lists against a search without skipping, and against all lists."""
+"""Compares beam search over lists with a slow search that reads every token, and with an enumeration of all lists."""
 
 import random
 
@@ -32,7 +32,7 @@ def flat() -> PreTrainedModel:
 
 @pytest.mark.parametrize("surface", sorted(CATALOGUES))
 @pytest.mark.parametrize("key", [("llama", "sdpa"), ("gpt2", "eager")])
-def test_with_a_beam_for_every_list_the_best_one_is_found(key: tuple[str, str], surface: str) -> None:
+def test_with_a_beam_for_every_list_the_best_list_is_found(key: tuple[str, str], surface: str) -> None:
     sequences = CATALOGUES[surface]
     trie = TokenTrie.from_sequences(sequences)
     ranked = beam_list(MODELS[key], pad(ROWS), trie, list_length=3, num_beams=60, exclude=EXCLUDE)
@@ -48,11 +48,11 @@ def test_with_a_beam_for_every_list_the_best_one_is_found(key: tuple[str, str], 
 @pytest.mark.parametrize("separate", [False, True])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32), st.booleans())
-def test_equals_a_search_that_reads_every_token(
+def test_beam_list_equals_a_search_that_reads_every_token(
     flat: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, separate: bool, seed: int, has_eos: bool
 ) -> None:
-    """Catalogues have forced chains and shared paths, items are excluded, and all prompts are in one batch. The cache
-    has one row per prompt, or one per beam."""
+    """The catalogues contain chains of forced tokens, and paths that several items share. Some items are excluded. All
+    prompts are in one batch. The cache has either one row per prompt, or one row per beam."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None)
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
@@ -81,7 +81,7 @@ def test_beams_are_compared_at_equal_numbers_of_tokens(flat: PreTrainedModel, se
 
 
 @pytest.mark.parametrize("surface", sorted(CATALOGUES))
-def test_one_beam_is_greedy_and_more_are_better(surface: str) -> None:
+def test_one_beam_equals_greedy_decoding_and_more_beams_are_better(surface: str) -> None:
     model, trie, prompts = MODELS["llama", "sdpa"], TokenTrie.from_sequences(CATALOGUES[surface]), pad(ROWS)
     greedy = greedy_list(model, prompts, trie, list_length=3, exclude=EXCLUDE)
     one, all_of_them = (
@@ -92,7 +92,7 @@ def test_one_beam_is_greedy_and_more_are_better(surface: str) -> None:
     assert bool((all_of_them.scores[:, -1] >= greedy.scores[:, -1] - 1e-5).all())
 
 
-def test_equal_scores_go_to_the_lower_items() -> None:
+def test_equal_scores_are_ordered_by_item_index() -> None:
     model = make_model("llama")
     torch.nn.init.zeros_(model.lm_head.weight)
     trie = TokenTrie.from_sequences([[30 - item] for item in range(20)])  # the higher the item, the lower its token
@@ -101,7 +101,7 @@ def test_equal_scores_go_to_the_lower_items() -> None:
 
 
 @pytest.mark.parametrize("surface", sorted(CATALOGUES))
-def test_a_prompts_list_does_not_depend_on_its_batch(surface: str) -> None:
+def test_the_list_of_a_prompt_does_not_depend_on_its_batch(surface: str) -> None:
     model, trie = MODELS["llama", "sdpa"], TokenTrie.from_sequences(CATALOGUES[surface])
     together = beam_list(model, pad(ROWS), trie, list_length=3, num_beams=3)
     for row, prompt in enumerate(ROWS):

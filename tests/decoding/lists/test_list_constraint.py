@@ -1,4 +1,4 @@
-"""The tokens of lists and the legal children at each of them, against sets."""
+"""Compares the tokens of lists, and the legal children of the nodes before these tokens, with operations on sets."""
 
 import random
 
@@ -14,7 +14,7 @@ from trl_rec.items import TokenTrie
 
 
 @given(st.integers(0, 2**32), st.booleans())
-def test_a_child_is_legal_as_long_as_an_item_below_it_is_left(seed: int, has_eos: bool) -> None:
+def test_a_child_is_legal_as_long_as_an_item_below_it_remains(seed: int, has_eos: bool) -> None:
     """Every node is checked. Any items may be in the list already, such as some of the items that share a path."""
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
@@ -66,7 +66,7 @@ def test_lists_become_their_paths_with_the_node_before_each_token(seed: int, has
 
 
 @given(st.integers(0, 2**32), st.booleans())
-def test_leaves_and_the_nodes_above_each_place(seed: int, has_eos: bool) -> None:
+def test_the_leaf_of_an_item_and_the_nodes_above_it_form_its_path(seed: int, has_eos: bool) -> None:
     sequences = random_catalogue(random.Random(seed), has_eos)
     trie = TokenTrie.from_sequences(sequences)
     for item, path in enumerate(sequences):

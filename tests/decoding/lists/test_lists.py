@@ -1,5 +1,5 @@
-"""Sampled lists: their probabilities against an enumeration of all lists, their randomness, and the tokens that the
-model reads."""
+"""Tests sampled lists: their probabilities, which are compared with an enumeration of all lists, their randomness, and
+the tokens that the model reads."""
 
 import math
 import random
@@ -23,7 +23,7 @@ EOS, END = 1, 2  # END ends a title in a list
 CATALOGUES = {
     "item_token": [[token] for token in (9, 5, 7, 12, 4)],
     "semantic_id": [[5, 11, 20], [5, 11, 21], [5, 12, 20], [6, 11, 20], [6, 13, 22]],
-    # a forced opening, chains, a title that is a prefix of another, and two items with the same title
+    # forced first tokens, forced chains, a title that is a prefix of another title, and two items with the same title
     "title": [
         [30, 31, 5, END],
         [30, 31, 5, 8, 8, END],
@@ -31,7 +31,7 @@ CATALOGUES = {
         [30, 31, 7, 9, 9, 9, END],
         [30, 31, 5, 8, 9, END],
     ],
-    # without a forced opening
+    # no forced first tokens
     "ragged": [[5, END], [7, 8, END], [7, 9, 9, END], [6, 5, 5, 5, END], [7, 8, 8, END]],
     # all items but one share a path
     "twins": [[30, 4, END], [30, 4, END], [30, 6, 5, END], [30, 4, END]],
@@ -51,7 +51,9 @@ def scored(model, prompts: dict[str, Tensor], trie: TokenTrie, items: Tensor, **
 
 @pytest.mark.parametrize("surface", sorted(CATALOGUES))
 @pytest.mark.parametrize("key", FAMILIES)
-def test_drawn_and_given_lists_have_the_same_probabilities(key: tuple[str, str], surface: str) -> None:
+def test_drawn_lists_have_the_same_probabilities_when_they_are_scored_again(
+    key: tuple[str, str], surface: str
+) -> None:
     sequences = CATALOGUES[surface]
     # With a sliding window, prompts have equal lengths, because padding would use up the window.
     rows = ROWS if key[0] != "mistral-window" else [[3, 14, 15], [9, 26, 5], [4, 4, 7]]
@@ -89,10 +91,10 @@ def test_all_lists_together_have_probability_one(surface: str, length: int, excl
 
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("surface", ["item_token", "semantic_id", "title"])
-def test_lists_are_drawn_as_often_as_they_are_probable(
+def test_lists_are_drawn_in_proportion_to_their_probabilities(
     surface: str, separate: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A chi-square test over all lists. Lists that are expected fewer than 5 times are pooled."""
+    """Runs a chi-square test over all lists. Lists whose expected count is below 5 are pooled."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None)
     sequences, prompt, copies = CATALOGUES[surface], [3, 14, 15], 256
     model, trie = MODELS["llama", "sdpa"], TokenTrie.from_sequences(sequences)
@@ -121,7 +123,7 @@ def gradient(model, loss: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("surface", sorted(CATALOGUES))
-def test_the_gradient_equals_that_of_each_list_by_itself(surface: str) -> None:
+def test_the_gradient_equals_that_of_lists_that_are_scored_one_by_one(surface: str) -> None:
     sequences, weights = CATALOGUES[surface], [0.7, -1.1]
     model, trie = MODELS["llama", "sdpa"], TokenTrie.from_sequences(sequences)
     items = torch.tensor([[[0, 2, 3], [2, 3, 1]], [[3, 1, 0], [1, 0, 2]]])
@@ -136,7 +138,7 @@ def test_the_gradient_equals_that_of_each_list_by_itself(surface: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_given_lists_may_be_shorter_and_an_illegal_token_is_impossible() -> None:
+def test_given_lists_may_be_shorter_and_illegal_tokens_have_probability_zero() -> None:
     sequences = CATALOGUES["title"]
     model, trie, prompts = MODELS["llama", "sdpa"], TokenTrie.from_sequences(sequences), pad([ROWS[0]])
     items = torch.tensor([[[3, 0, -1], [3, 3, 0], [4, 0, 1], [-1, -1, -1]]])
@@ -157,8 +159,8 @@ def test_given_lists_may_be_shorter_and_an_illegal_token_is_impossible() -> None
 def test_lists_have_distinct_items_that_are_not_excluded(
     monkeypatch: pytest.MonkeyPatch, seed: int, has_eos: bool, separate: bool, is_greedy: bool
 ) -> None:
-    """This holds even if a list takes every item that is left. Catalogues have forced chains and shared paths, and all
-    prompts are in one batch."""
+    """This holds even if a list contains every item that is not excluded. The catalogues contain chains of forced
+    tokens, and paths that several items share. All prompts are in one batch."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None)
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
@@ -194,7 +196,7 @@ def draw(prompts: list[list[int]], surface: str, **options) -> SampledLists:
 
 
 @pytest.mark.parametrize("surface", sorted(CATALOGUES))
-def test_a_rows_lists_do_not_depend_on_its_batch(surface: str) -> None:
+def test_the_lists_of_a_row_do_not_depend_on_its_batch(surface: str) -> None:
     together = draw(ROWS, surface, seed=(5, 2), rows=[40, 41, 42])
     assert not torch.equal(together.items[1], draw(ROWS, surface, seed=(5, 3), rows=[40, 41, 42]).items[1])
     assert not torch.equal(together.items[1], draw(ROWS, surface, seed=(5, 2)).items[1])
@@ -213,8 +215,8 @@ def test_noise_differs_between_lists_and_between_equal_rows() -> None:
 
 
 @pytest.mark.parametrize("surface", sorted(CATALOGUES))
-def test_a_cache_row_per_list_draws_the_same(surface: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a cache row per list, no forward pass is skipped, and each choice still gets the same noise."""
+def test_one_cache_row_per_list_gives_the_same_lists(surface: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one cache row per list, no forward pass is skipped, but each choice still gets the same noise."""
     shared = draw(ROWS, surface, seed=4)
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test")
     separate = draw(ROWS, surface, seed=4)
@@ -224,7 +226,7 @@ def test_a_cache_row_per_list_draws_the_same(surface: str, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("surface", sorted(CATALOGUES))
 @pytest.mark.parametrize("key", [("llama", "sdpa"), ("gpt2", "eager")])
-def test_greedy_lists_take_the_likeliest_token_each_time(key: tuple[str, str], surface: str) -> None:
+def test_greedy_lists_take_the_likeliest_token_at_each_step(key: tuple[str, str], surface: str) -> None:
     sequences, exclude = CATALOGUES[surface], [[], [1], [0]]
     trie = TokenTrie.from_sequences(sequences)
     ranked = greedy_list(MODELS[key], pad(ROWS), trie, list_length=3, exclude=exclude)
@@ -237,7 +239,7 @@ def test_greedy_lists_take_the_likeliest_token_each_time(key: tuple[str, str], s
         torch.testing.assert_close(ranked.scores[row], logps[ends].detach(), rtol=0, atol=2e-5)
 
 
-def test_equal_scores_go_to_the_lower_item() -> None:
+def test_equal_scores_are_ordered_by_item_index() -> None:
     model = make_model("llama")
     torch.nn.init.zeros_(model.lm_head.weight)
     trie = TokenTrie.from_sequences([[30 - item] for item in range(20)])  # the higher the item, the lower its token
@@ -245,8 +247,8 @@ def test_equal_scores_go_to_the_lower_item() -> None:
 
 
 def test_no_token_is_read_twice_and_none_after_the_last_choice() -> None:
-    """The tokens of a forced chain are read together with the next choice. There is one forward pass for the prompt,
-    and one for each choice after the first."""
+    """There is one forward pass for the prompt, and one before each choice. In this catalogue, even the first choice
+    follows forced tokens. The forced tokens before a choice are read in a single pass."""
     sequences, widths = CATALOGUES["title"], []
     model = MODELS["llama", "sdpa"]
     handle = model.register_forward_pre_hook(
@@ -318,6 +320,6 @@ def test_bad_input_is_refused() -> None:
     refused("take 513 tokens, but the model has 512 positions", pad([[3] * 510]))
     right = {"input_ids": torch.tensor([[3, 0]]), "attention_mask": torch.tensor([[1, 0]])}
     refused("padded on the left", right)
-    trie = TokenTrie.from_sequences(CATALOGUES["title"])  # the three longest have 7, 6 and 6 tokens
+    trie = TokenTrie.from_sequences(CATALOGUES["title"])  # its three longest paths have 7, 6 and 6 tokens
     refused("take 513 tokens, but the model has 512 positions", pad([[3] * 494]))
     sample_item_lists(model, pad([[3] * 493]), trie, num_lists=1, list_length=3)
