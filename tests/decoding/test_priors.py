@@ -1,4 +1,4 @@
-"""The weights of priors against loops, also after histories without known items, and saved priors."""
+"""Compares the weights of priors with slow loops, also for histories without known items, and tests saved priors."""
 
 import dataclasses
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_the_transition_prior_equals_loops(sequences: list[list[int]], histories
     assert weights.strength == 0.7
 
 
-def test_a_history_without_known_items_has_the_popularity_alone() -> None:
+def test_after_a_history_without_known_items_the_weights_are_those_of_popularity() -> None:
     prior = TransitionPrior.fit(make_split([(0, [0], [1]), (1, [2], [1])]), 5)
     weights = dense(prior.weights(Ragged.from_lists([[], [4], [0]])), 3, 5)
     popularity = dense(
@@ -99,7 +99,7 @@ def test_with_a_small_eps_the_transition_prior_ranks_like_the_baseline() -> None
     np.testing.assert_allclose(chosen, -np.sort(-weights, 1)[:, :5], rtol=1e-5)
 
 
-def test_arrays_and_functions_of_the_user_are_priors() -> None:
+def test_arrays_and_functions_of_the_user_can_be_priors() -> None:
     histories = Ragged.from_lists([[0], [1, 2]])
     margin = ArrayPrior(np.array([0.5, 0, 2]), strength=0.3)
     np.testing.assert_allclose(dense(margin.weights(histories), 2, 3), [[0.5, 0, 2]] * 2)
@@ -156,7 +156,7 @@ PRIORS = {
 
 
 @pytest.mark.parametrize("kind", PRIORS)
-def test_a_saved_prior_is_the_same(kind: str, tmp_path: Path) -> None:
+def test_a_loaded_prior_gives_the_same_weights(kind: str, tmp_path: Path) -> None:
     prior = PRIORS[kind]
     prior.save(tmp_path / "prior.safetensors")
     histories = Ragged.from_lists([[0, 1], [], [3, 0, 2]])
@@ -185,7 +185,7 @@ def test_counts_of_any_integer_type_are_saved(dtype: type, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("columns", [2, 4])
 def test_a_function_must_weigh_all_items(columns: int) -> None:
-    """The result must have a column per item. With fewer columns, the other items would have the weight 0."""
+    """The result must have one column per item. With fewer columns, the items without a column would have weight 0."""
     trie = TokenTrie.from_sequences([[4], [5], [6]])
     weights = FunctionPrior(lambda histories: np.ones((len(histories), columns))).weights(Ragged.from_lists([[0]]))
     with pytest.raises(
@@ -213,7 +213,7 @@ def test_a_mixture_equals_the_weighted_shares_of_its_counts() -> None:
     assert sum(prior.shares.values()) == pytest.approx(1, abs=0.01) and set(prior.shares) <= set(COUNTS)
 
 
-def test_a_mixture_needs_a_target() -> None:
+def test_a_mixture_needs_a_target_outside_of_its_history() -> None:
     train = make_split(whole_rows([[0, 1, 2], [2, 1, 3]]))
     for rows in ([], [(0, [0, 1], [1])]):
         with pytest.raises(ValueError, match="has no target outside of its history; choose another prior"):

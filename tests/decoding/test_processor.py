@@ -1,4 +1,4 @@
-"""The logits processor against values worked out by hand."""
+"""Compares the logits processor with values that were worked out by hand."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_scores_by_hand() -> None:
     assert raw[0, 6] == scores[0, 6]
 
 
-def test_exclusion_comes_after_the_softmax() -> None:
+def test_excluded_items_are_removed_after_the_softmax() -> None:
     trie = TokenTrie.from_sequences([[4, 5, EOS], [4, 6, EOS], [7, EOS]])
     processor = TrieLogitsProcessor(trie, 1, eos_token_id=EOS, exclude=[[2]])
     out = processor(torch.tensor([[9]]), torch.zeros(1, 10))

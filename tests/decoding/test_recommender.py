@@ -1,4 +1,5 @@
-"""`Recommender`: batches, filters, limits and explanations, against one history at a time and against brute force."""
+"""Compares batches, filters, limits and explanations of `Recommender` with requests for one history at a time and with
+brute force."""
 
 from __future__ import annotations
 
@@ -64,7 +65,7 @@ def allowed_items(one: ItemFilter | None) -> set[int]:
 
 
 def greedy(ranking: list[tuple[str, float]], max_per: dict[str, int], k: int) -> list[tuple[str, float]]:
-    """Returns the best items of a complete ranking under the limits, chosen by a loop."""
+    """Returns the best items of a complete ranking that meet the limits, chosen by a loop."""
     rows = {row["item_id"]: row for row in catalogue("title").items.to_pylist()}
     counts: dict[tuple[str, str], int] = {}
     chosen = []
@@ -133,7 +134,8 @@ def test_a_batch_gives_the_lists_of_single_histories(kind: str, prior: UnevenPri
 @pytest.mark.parametrize("kind", SINGLE)
 @pytest.mark.parametrize("prior", [None, PRIOR])
 def test_a_filter_only_removes_items_from_the_complete_ranking(kind: str, prior: UnevenPrior | None) -> None:
-    """A filter changes no score, with and without a prior, and also for an empty history."""
+    """A filter does not change the scores of the other items. This also holds with a prior, and for an empty
+    history."""
     recommender = make_recommender(kind, prior)
     positions = recommender.catalog.positions
     histories = [[], ["id 3", "id 2"], ["id 11"]]
@@ -153,7 +155,7 @@ def test_a_filter_only_removes_items_from_the_complete_ranking(kind: str, prior:
 @pytest.mark.parametrize("kind", SINGLE)
 @pytest.mark.parametrize("prior", [None, PRIOR])
 @pytest.mark.parametrize("max_per", [{"brand": 1}, {"genres": 2}, {"brand": 3, "stock": 2}])
-def test_limits_are_greedy_over_the_complete_ranking(kind: str, prior: UnevenPrior | None, max_per: dict) -> None:
+def test_limits_choose_greedily_from_the_complete_ranking(kind: str, prior: UnevenPrior | None, max_per: dict) -> None:
     recommender = make_recommender(kind, prior)
     positions = recommender.catalog.positions
     histories = [["id 3", "id 2"], ["id 11"], []]
@@ -167,7 +169,7 @@ def test_limits_are_greedy_over_the_complete_ranking(kind: str, prior: UnevenPri
 
 
 @pytest.mark.parametrize("kind", ["list", "title_list", "beam_list"])
-def test_lists_keep_to_filters_and_limits(kind: str) -> None:
+def test_lists_obey_filters_and_limits(kind: str) -> None:
     recommender = make_recommender(kind)
     history = ["id 3", "id 2"]
     plain = recommender.recommend(history, LIST_LENGTH)
@@ -180,7 +182,7 @@ def test_lists_keep_to_filters_and_limits(kind: str) -> None:
     none = recommender.recommend(history, LIST_LENGTH, allowed=["id 8"], exclude=["id 8"])
     assert none == [] and "0 of 6 items" in str(none.short)
 
-    # Limits choose from the list that the model writes.
+    # With limits, the items are chosen from the list that the model writes without limits.
     assert_same(
         listed(recommender.recommend(history, LIST_LENGTH, max_per={"brand": 1})),
         greedy(listed(plain), {"brand": 1}, LIST_LENGTH),
@@ -190,9 +192,9 @@ def test_lists_keep_to_filters_and_limits(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["item_token", "title", "list"])
-def test_the_prior_ranks_after_an_empty_history(kind: str) -> None:
-    """After an empty history, the prior alone ranks. Without a prior, or with one that only filters, the model
-    ranks."""
+def test_for_an_empty_history_items_are_ranked_by_the_prior_alone(kind: str) -> None:
+    """For an empty history, the items are ranked by the prior alone. Without a prior, or with a prior that only
+    filters, they are ranked by the model."""
     weights = np.linspace(0.1, 1, NUM_ITEMS)
     fallback = make_recommender(kind, ArrayPrior(weights)).recommend([], 4)
     assert fallback.fallback and [one.item_id for one in fallback] == ["id 23", "id 22", "id 21", "id 20"]
@@ -306,7 +308,7 @@ def test_a_batch_needs_one_entry_per_history() -> None:
     assert recommender.recommend_batch([]) == []
 
 
-def test_masks_ids_and_conditions_are_one_filter() -> None:
+def test_masks_ids_and_conditions_give_the_same_filter() -> None:
     recommender = make_recommender("item_token")
     items = sorted(allowed_items(ItemFilter(where=CONDITIONS[1])))
     mask = np.zeros(NUM_ITEMS, bool)
@@ -331,7 +333,7 @@ def test_the_trie_and_the_masks_are_made_once(monkeypatch: pytest.MonkeyPatch) -
     assert "lowest_items" in made and all(vars(recommender.trie)[name] is value for name, value in made.items())
 
 
-def test_columns_of_the_item_table_reach_the_run_folder(tmp_path: Path) -> None:
+def test_columns_of_the_item_table_are_saved_in_the_run_folder(tmp_path: Path) -> None:
     """Numbers stay numbers. A group column is stored as lists, but can be compared like any other column."""
     log = tmp_path / "log"
     log.mkdir()

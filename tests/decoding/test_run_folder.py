@@ -1,4 +1,4 @@
-"""The settings in `recommender.json` and `ranker.json` keep their keys, whatever the options are called in Python."""
+"""The keys in `recommender.json` and `ranker.json` do not change, even if the options have other names in Python."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ def run_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_recommender_settings(run_folder: Path) -> None:
+def test_the_settings_of_a_recommender_keep_their_keys(run_folder: Path) -> None:
     (run_folder / "recommender.json").write_text(RECOMMENDER)
     recommender = Recommender.from_pretrained(run_folder)
     config = BearConfig(output_dir=str(run_folder), prompt_head="After ", list_length=2, eval_ks=[1], use_cpu=True)
@@ -74,7 +74,7 @@ def test_recommender_settings(run_folder: Path) -> None:
     assert written(run_folder / "recommender.json") == json.loads(RECOMMENDER)
 
 
-def test_ranker_settings(run_folder: Path) -> None:
+def test_the_settings_of_a_ranker_keep_their_keys(run_folder: Path) -> None:
     (run_folder / "ranker.json").write_text(RANKER)
     ranker = CandidateRanker.from_pretrained(run_folder)
     config = AlroConfig(output_dir=str(run_folder), prompt_candidates="<answer>", letters=False, use_cpu=True)

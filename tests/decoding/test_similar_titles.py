@@ -1,4 +1,4 @@
-"""The count of similar titles against a dense computation."""
+"""Compares the shares of similar titles with a dense computation."""
 
 import re
 
@@ -60,7 +60,7 @@ def test_each_item_keeps_the_largest_shares(monkeypatch: pytest.MonkeyPatch) -> 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.text("ab c", max_size=12), max_size=8))
-def test_any_titles(titles: list[str]) -> None:
+def test_shares_of_random_titles_equal_the_dense_computation(titles: list[str]) -> None:
     popularity = np.arange(len(titles))
     counts = similar_titles(titles, popularity, 10)
     counts.check(len(titles))
@@ -68,7 +68,7 @@ def test_any_titles(titles: list[str]) -> None:
 
 
 def test_the_most_frequent_words_are_left_out_of_a_large_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To bound the time, frequent words are left out. Rare words still find their pairs."""
+    """To bound the time, frequent words are left out. Items that share a rare word are still paired."""
     titles = [f"common pair{number // 2}" for number in range(20)] + ["other"]
     full = similar_titles(titles, np.zeros(21), 30)
     monkeypatch.setattr(module, "MOST_PAIRS", 100)
@@ -79,7 +79,7 @@ def test_the_most_frequent_words_are_left_out_of_a_large_catalogue(monkeypatch: 
 
 
 def test_a_mixture_uses_titles_if_they_predict_the_next_item() -> None:
-    """Nobody bought item 4 in training, but it has the title words of item 1."""
+    """No user chose item 4 in training, but its title contains the title of item 1."""
     titles = ["blue lamp", "red chair", "green desk", "white sofa", "red chair large"]
     train = make_split(whole_rows([[0, 2], [2, 3], [3, 1], [1, 0]]))
     validation = make_split([(0, [2, 1], [4]), (1, [3, 1], [4])], "validation")

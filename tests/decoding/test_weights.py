@@ -1,4 +1,4 @@
-"""Item weights against brute force over all items, and against exclusion."""
+"""Compares rankings that use item weights with brute force over all items, and with the exclusion of items."""
 
 import math
 import random
@@ -29,8 +29,8 @@ from trl_rec.items import TokenTrie
 
 
 def random_weights(rng: random.Random, num_prompts: int, num_items: int) -> ItemWeights:
-    """Returns any combination of shared weights, weights per prompt and a filter. Weights may be 0, and items may
-    repeat."""
+    """Returns a random combination of shared weights, weights per prompt and a filter. Weights may be 0, and an item
+    may occur more than once."""
 
     def some() -> list[float]:
         return [rng.choice([0.0, 1e-3, 0.3, 1.0, 5.0]) * rng.random() for _ in range(num_items)]
@@ -123,7 +123,8 @@ def test_equal_weights_change_no_list_and_a_filter_equals_exclusion(
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sampled_from([1, 3, 10]), st.booleans())
 def test_excluding_items_equals_filtering_them_out_of_uneven_weights(seed: int, num_beams: int, has_eos: bool) -> None:
-    """The bound of a subtree, by which the search chooses, does not count excluded items."""
+    """The search chooses subtrees by a bound on the weights of their items. This bound does not count excluded
+    items."""
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     count = len(sequences)
@@ -147,7 +148,7 @@ def test_excluding_items_equals_filtering_them_out_of_uneven_weights(seed: int, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_weights_of_any_precision(dtype: torch.dtype) -> None:
+def test_weights_of_any_precision_are_accepted(dtype: torch.dtype) -> None:
     trie = TokenTrie.from_sequences([[4, 1], [5, 1], [6, 1]])
     weights = ItemWeights(
         shared=torch.tensor([1.0, 0.5, 0.0], dtype=dtype), items=torch.tensor([[2]]), values=torch.tensor([[2.0]])
@@ -160,7 +161,7 @@ def test_weights_of_any_precision(dtype: torch.dtype) -> None:
 
 
 def test_the_score_by_hand() -> None:
-    """To the model, all tokens are equally likely. The weights are 1, 2 and 5 of 8, and the strength is 2."""
+    """The model gives all tokens the same probability. The weights are 1/8, 2/8 and 5/8, and the strength is 2."""
     model = make_model("llama")
     torch.nn.init.zeros_(model.lm_head.weight)
     trie = TokenTrie.from_sequences([[4, 5, 1], [4, 6, 1], [7, 1]])
@@ -182,7 +183,7 @@ def test_the_look_ahead_finds_a_weight_behind_an_unlikely_token() -> None:
     assert rank_items(model, pad([[9]]), trie, num_beams=1, weights=weights).items.tolist() == [[other]]
 
 
-def test_items_of_a_leaf_are_sorted_by_weight_before_it_is_cut() -> None:
+def test_items_of_a_leaf_are_sorted_by_weight_before_the_leaf_is_cut() -> None:
     trie = TokenTrie.from_sequences([[4, 1]] * 5 + [[5, 1]])
     weights = ItemWeights(shared=torch.tensor([1.0, 5.0, 2.0, 0.0, 4.0, 1.0]))
     ranked = rank_items(make_model("llama"), pad([[9]]), trie, num_beams=2, top_k=6, weights=weights)
@@ -215,7 +216,7 @@ def test_generate_with_the_processor_gives_the_same_scores(seed: int, renormaliz
     prompts, rows = random_prompts(rng, 2)
     weights = random_weights(rng, 2, len(sequences))
     exclude = [rng.sample(range(len(sequences)), rng.randint(0, len(sequences) // 2)) for _ in rows]
-    # `generate` needs at least one item that it may generate for every prompt.
+    # `generate` needs at least one legal item per prompt.
     assume(all({*terms_of(weights, row, len(sequences))} - {*exclude[row]} for row in range(2)))
     options = {"num_beams": rng.choice([2, 3, 12]), "exclude": exclude, "renormalize": renormalize}
     model = MODELS["llama", "sdpa"]
@@ -238,7 +239,8 @@ def test_shared_weights_apply_to_every_prompt_of_the_processor() -> None:
 
 
 def weighed_lists(sequences: list[list[int]], length: int, given: list[float], excluded: list[int]) -> list:
-    """Returns every list without items of weight 0. Items with the same path are drawn by descending weight."""
+    """Returns every list without items of weight 0. Items with the same path occur in the order of descending
+    weight."""
     order = sorted(range(len(sequences)), key=lambda item: (-given[item], item))
     gone = [order.index(item) for item in {*excluded, *(item for item in order if given[item] == 0)}]
     lists = all_lists([sequences[item] for item in order], length, gone)
@@ -279,7 +281,8 @@ def test_with_a_beam_for_every_list_the_best_weighed_list_is_found(seed: int) ->
 
 @torch.no_grad()
 def list_score(model, prompt: list[int], paths: list[list[int]], items, removed: set[int]) -> float:
-    """Returns the log-probability of a list. A path is legal as long as one of its items is left."""
+    """Returns the log-probability of a list. A path is legal as long as one of its items is neither removed nor in the
+    list."""
     text = [token for item in items for token in paths[item]]
     logits = model(input_ids=torch.tensor([prompt + text])).logits[0, len(prompt) - 1 :].float()
     left = set(range(len(paths))) - removed
@@ -296,7 +299,8 @@ def list_score(model, prompt: list[int], paths: list[list[int]], items, removed:
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sampled_from([2, 3, 5]))
 def test_lists_of_a_narrow_beam_are_complete(seed: int, num_beams: int) -> None:
-    """If paths differ in length, a beam with a high score may be in the middle of an item when the best beam ends."""
+    """If paths differ in length, a beam with a high score may be in the middle of a path when the best beam is
+    complete."""
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos=True)
     prompts, _ = random_prompts(rng, 2)
@@ -318,7 +322,7 @@ def flat_model() -> PreTrainedModel:
     return model
 
 
-def test_one_beam_is_greedy_and_a_filter_is_exclusion_in_lists() -> None:
+def test_one_beam_equals_greedy_decoding_and_a_filter_equals_exclusion_in_lists() -> None:
     rng = random.Random(2)
     paths = random_catalogue(random.Random(11), has_eos=True) + [[25, token, 1] for token in range(3, 9)]
     trie = TokenTrie.from_sequences(paths)

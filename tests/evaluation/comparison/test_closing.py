@@ -1,4 +1,4 @@
-"""The sentences that end a table of results."""
+"""Tests the sentences that are printed below a table of results."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def test_a_model_is_compared_with_the_strongest_baseline() -> None:
     assert above.endswith("p 0.003, one seed)")
 
 
-def test_below_the_baseline_says_what_may_help() -> None:
+def test_the_line_of_a_result_below_the_baseline_says_what_may_help() -> None:
     below = closing_verdict(BASELINES | {"BEAR": evaluation(0.25)})
     assert below.startswith("BEAR: below the transition baseline by 0.0500 in ndcg@10 (95 % interval -0.0")
     assert below.endswith(
@@ -48,7 +48,7 @@ def test_baselines_alone_are_compared_with_each_other() -> None:
     assert "one seed" not in line
 
 
-def test_rewards_rated_lists_and_the_start_have_lines_of_their_own() -> None:
+def test_rewards_rated_lists_and_the_starting_model_have_their_own_lines() -> None:
     names = ("ndcg@10", "reward")
     results = {
         name: evaluation(mean, *names) for name, mean in {"transition": 0.2, "before": 0.1, "after": 0.15}.items()
@@ -62,7 +62,8 @@ def test_rewards_rated_lists_and_the_start_have_lines_of_their_own() -> None:
     ]
     assert "a longer run or a higher learning rate may help" in lines[2]
 
-    # With one baseline and the start there are two comparisons, so the smallest p value of 1,000 flips is doubled.
+    # There are two comparisons, one with the baseline and one with the starting model. Holm's adjustment therefore
+    # doubles the smallest possible p value, which is 0.001 with 1,000 random sign flips.
     assert all(line.count("p 0.002, one seed") == 1 for line in lines)
 
     rated = {name: evaluation(mean, "graded_ndcg@5") for name, mean in {"item mean": 0.9, "ALRO": 0.8}.items()}

@@ -1,4 +1,4 @@
-"""Comparisons of recommenders with several seeds: pairing, Holm's adjustment, verdicts, and the table."""
+"""Tests comparisons of recommenders with several seeds: pairing, Holm's adjustment, verdicts, and the table."""
 
 import re
 
@@ -27,7 +27,7 @@ def constant(*means: float) -> list[dict[str, np.ndarray]]:
     return [{"ndcg@5": mean + noise * (1 + seed)} for seed, mean in enumerate(means)]
 
 
-def test_a_comparison_is_that_of_all_seeds_with_the_reference() -> None:
+def test_all_seeds_of_a_recommender_are_compared_with_the_reference() -> None:
     model_a, model_b = compare(RUNS, against="baseline", metric="ndcg@5")
     values = np.stack([run["ndcg@5"] for run in RUNS["model a"]])
     reference = RUNS["baseline"][0]["ndcg@5"]
@@ -41,13 +41,13 @@ def test_a_comparison_is_that_of_all_seeds_with_the_reference() -> None:
     assert model_b.verdict == "no significant difference, one seed"
 
 
-def test_holm_multiplies_the_smallest_most_and_keeps_the_order() -> None:
+def test_holm_multiplies_the_smallest_p_value_most_and_keeps_the_order() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.9]) == [1, 1]
     assert holm([]) == []
 
 
-def test_adjusting_together_renews_the_verdicts() -> None:
+def test_adjusting_comparisons_together_updates_their_verdicts() -> None:
     runs = {"a": constant(0.5), "b": constant(0.5015)}
     (alone,) = compare(runs, against="a", metric="ndcg@5")
     assert alone.verdict == "better, one seed"
@@ -67,7 +67,9 @@ def test_adjusting_together_renews_the_verdicts() -> None:
         ("reward/mine", [0.4], "worse, one seed"),
     ],
 )
-def test_verdicts(metric: str, means: list[float], verdict: str) -> None:
+def test_the_verdict_depends_on_the_metric_the_difference_and_the_seeds(
+    metric: str, means: list[float], verdict: str
+) -> None:
     runs = {
         name: [{metric: run["ndcg@5"]} for run in of_name]
         for name, of_name in {"base": constant(0.5), "arm": constant(*means)}.items()
@@ -76,7 +78,7 @@ def test_verdicts(metric: str, means: list[float], verdict: str) -> None:
     assert comparison.verdict == verdict
 
 
-def test_a_seed_with_another_sign_prevents_better() -> None:
+def test_a_seed_with_another_sign_prevents_the_verdict_better() -> None:
     means = 0.5 + np.linspace(-0.001, 0.1, 12)  # only the smallest difference is below 0
     (comparison,) = compare({"base": constant(0.5), "arm": constant(*means)}, against="base", metric="ndcg@5")
     assert comparison.adjusted_p < 0.05

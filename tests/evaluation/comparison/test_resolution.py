@@ -1,4 +1,5 @@
-"""The smallest difference that a study resolves, against 2.8 standard errors and against more seeds or users."""
+"""The smallest difference that a study can resolve equals 2.8 standard errors, and changes with the numbers of seeds,
+users and comparisons."""
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def test_one_seed_gives_two_point_eight_standard_errors() -> None:
     standard_error = differences.std(ddof=1) / np.sqrt(80)
     assert resolved(PILOT[:1]) == pytest.approx(2.8 * standard_error)
     assert resolved(PILOT[:1], num_users=320) == pytest.approx(1.4 * standard_error)
-    assert resolved(PILOT[:1], num_seeds=3) == resolved(PILOT[:1])  # one seed says nothing about other seeds
+    assert resolved(PILOT[:1], num_seeds=3) == resolved(PILOT[:1])  # one seed does not show how much seeds differ
 
 
 def test_equal_seeds_give_two_point_eight_standard_errors() -> None:
@@ -33,7 +34,7 @@ def test_more_seeds_and_users_resolve_smaller_differences_and_more_comparisons_l
     assert resolved(num_users=800) < three < resolved(num_comparisons=4)
 
 
-def test_seeds_that_differ_resolve_less() -> None:
+def test_seeds_that_differ_more_resolve_only_larger_differences() -> None:
     shifted = [{"m": run["m"] + shift} for run, shift in zip(PILOT, [0.0, 0.2, 0.4], strict=True)]
     assert resolved(shifted) > 2 * resolved()
 

@@ -1,5 +1,5 @@
-"""Synthetic studies: how often the verdict is "better" if there is no difference, and if there is one that should be
-found.
+"""Measures how often simulated studies reach the verdict "better": if there is no difference, and if there is a
+difference that they should find.
 
 `python -m pytest -m long -s tests/evaluation/comparison/test_simulated_studies.py` prints the figures of
 docs/evaluation.md.
@@ -24,7 +24,8 @@ def draw_study(
     """Returns the runs of a reference, and of arms whose expected NDCG@10 is higher by `effect`.
 
     Some users are easier to serve than others, and each arm serves different users well. About four in five values are
-    0. Besides the random hits, the mean of a run varies with its seed by `seed_sd`.
+    0. In addition to the random hits, the mean of a run varies with its seed. The standard deviation of this variation
+    is `seed_sd`.
     """
     easy = rng.normal(size=users)
     runs: Study = {}
@@ -45,14 +46,14 @@ def better(runs: Study, seed: int) -> list[str]:
 
 
 def share_of_false_alarms(num_studies: int, **size: float) -> float:
-    """Returns the share of the studies without a difference that call any arm better."""
+    """Simulates studies without a difference, and returns the share of them that call at least one arm better."""
     rng = np.random.default_rng(0)
     return float(np.mean([bool(better(draw_study(rng, **size), study)) for study in range(num_studies)]))
 
 
 def share_of_findings(num_studies: int, **size: float) -> tuple[float, float]:
-    """Returns the share of the studies that find twice the smallest difference of their pilot, and the median of these
-    smallest differences.
+    """Simulates studies whose difference is twice the smallest difference that their pilot can resolve. Returns the
+    share of the studies that find it, and the median of the smallest differences.
 
     The pilot of a study is another study of the same size, without a difference.
     """
@@ -69,7 +70,7 @@ def share_of_findings(num_studies: int, **size: float) -> tuple[float, float]:
     return float(np.mean(found)), float(np.median(printed))
 
 
-# With one seed, the variance between seeds is unknown, and the verdict is only about the models that were compared.
+# With one seed, the variance between seeds is unknown, so the verdict holds only for the models that were compared.
 SIZES = [
     {"users": users, "seeds": seeds, "arms": arms, "seed_sd": seed_sd}
     for users, seeds, arms, seed_sd in itertools.product([200, 1000], [1, 3, 6], [1, 3], [0.0, 0.02])

@@ -1,4 +1,5 @@
-"""Measures of orders against slow loops over pairs, and the baselines for rated lists against their definitions."""
+"""Compares the measures of orders with slow loops over pairs, and the baselines for rated lists with their
+definitions."""
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 
 def orders(counts: list[int], num_orders: int, draw: np.random.Generator) -> np.ndarray:
-    """Returns random places `(N, S, m)`, which are -1 beyond the length of a list."""
+    """Returns random orders: the place of each candidate, `(N, S, m)`, or -1 beyond the end of a list."""
     places = np.full((len(counts), num_orders, max(counts)), -1)
     for row, count in enumerate(counts):
         for order in range(num_orders):
@@ -48,7 +49,7 @@ def test_consecutive_orders_are_combined() -> None:
 
 
 @given(counts=st.lists(st.integers(1, 6), min_size=1, max_size=4), k=st.integers(1, 8), seed=st.integers(0, 99))
-def test_measures_equal_loops(counts: list[int], k: int, seed: int) -> None:
+def test_measures_equal_those_of_loops(counts: list[int], k: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     places, slots, ratings = orders(counts, 3, draw), orders(counts, 3, draw), ratings_of(counts, draw)
     ndcg, tau = order_ndcg(places[:, 0], ratings, k), rank_correlation(places[:, 0], -ratings)
@@ -93,7 +94,7 @@ def test_a_single_order_is_consistent() -> None:
     assert order_consistency(orders([3, 4], 1, np.random.default_rng(0))).tolist() == [1, 1]
 
 
-def test_metrics_of_a_perfect_order(dataset: RecDataset) -> None:
+def test_a_perfect_order_has_the_best_metrics(dataset: RecDataset) -> None:
     rows = held_out_rows(dataset.test, num_candidates=5)
     ratings = split_rows(rows, "ratings").padded(fill=-1)
     best = np.argsort(np.argsort(-ratings, 1, kind="stable"), 1)[:, None]

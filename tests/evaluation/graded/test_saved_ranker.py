@@ -1,4 +1,4 @@
-"""`trl-rec evaluate` measures a model of `trl-rec alro` as its trainer does."""
+"""For a model of `trl-rec alro`, `trl-rec evaluate` gives the same metrics as the trainer."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from trl_rec.evaluation.kept.reading import check_comparable, read_evaluation
 from trl_rec.scripts import alro, evaluate
 
 
-def test_a_saved_ranker_is_measured_like_by_its_trainer(tmp_path: Path) -> None:
+def test_a_saved_ranker_has_the_metrics_that_its_trainer_measured(tmp_path: Path) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     prepare("toy", data, toy_users=30, toy_items=60, split="leave_last", num_held_out=5)
     options = {"dataset": data, "output_dir": run, "max_steps": 2, "rating_epochs": 0, "eval_num_orders": 3}
@@ -33,7 +33,7 @@ def test_a_saved_ranker_is_measured_like_by_its_trainer(tmp_path: Path) -> None:
         for metric, values in trained.results[name].per_user.items():
             np.testing.assert_array_equal(values, again.results[row].per_user[metric])
 
-    # Two rankings, each of which combines three orders.
+    # Evaluate two rankings, each of which combines three orders.
     evaluate.main([*words[:-3], str(tmp_path / "combined"), "--num_orders", "2", "--combined_orders", "3"])
     combined = read_evaluation(tmp_path / "combined").results[again.recommender]
     assert "slot_bias" not in combined.per_user and "consistency" in combined.per_user
