@@ -19,7 +19,7 @@ def make_split(rows, name="train"):
 
 
 def whole_rows(sequences):
-    """Returns one row per user, with the first item as history and all others as targets."""
+    """Returns one row per user, with the first item as history and all other items as targets."""
     return [(user, items[:1], items[1:]) for user, items in enumerate(sequences) if items]
 
 

@@ -1,4 +1,4 @@
-"""Baselines against slow loops, their ties, and the input that they reject."""
+"""Compares baselines with slow loops, and tests how they break ties and which input they reject."""
 
 import numpy as np
 import pyarrow as pa
@@ -70,12 +70,12 @@ def test_the_score_of_popular_items_is_their_popularity():
     assert RandomBaseline().fit(make_split([(0, [0], [1])])).rank([[]], 2, True).scores is None
 
 
-def test_ties_go_to_the_more_popular_then_to_the_lower_index():
+def test_ties_are_broken_by_popularity_and_then_by_index():
     train = make_split([(0, [0], [3]), (1, [0], [2]), (2, [0], [1]), (3, [3], [])])
     assert TransitionBaseline().fit(train, 5).rank([[0]], 4, True).items.tolist() == [[3, 1, 2, 4]]
 
 
-def test_scores_that_differ_only_by_rounding_tie():
+def test_scores_that_differ_only_by_rounding_are_tied():
     # Item 3 follows item 0 with weight 3/10. Item 4 follows items 0 and 1 with weight 1/10 + 2/5 / 2, which is
     # 0.30000000000000004 in floats. Both items were chosen three times.
     pairs = [(0, 3)] * 3 + [(0, 4)] + [(0, 2)] * 6 + [(1, 4)] * 2 + [(1, 2)] * 3

@@ -1,5 +1,5 @@
-"""The benchmarks of beam search. One uses a synthetic log with a trap: many unlikely items share a likely code, so a
-beam search loses the likely items. The other measures the beam gaps of saved policies."""
+"""Tests the two benchmarks of beam search. `beam_trap` uses a synthetic log with a trap: many unlikely items share a
+likely code, so a beam search loses the likely items. `beam_gap` measures the beam gaps of saved policies."""
 
 import importlib.util
 import json

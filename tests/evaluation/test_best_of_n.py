@@ -1,4 +1,5 @@
-"""The expected best of N lists against an enumeration of all choices, and lists drawn for a split."""
+"""Compares the expected reward of the best of N lists with an enumeration of all choices, and tests the lists that are
+drawn for a split."""
 
 from itertools import combinations
 
@@ -35,7 +36,7 @@ def test_best_of_one_is_the_mean_and_best_of_all_is_the_maximum() -> None:
         expected_best(rewards, rewards, 4)
 
 
-def test_drawn_lists_of_a_split(tmp_path) -> None:
+def test_lists_are_drawn_and_evaluated_for_a_split(tmp_path) -> None:
     dataset = make_folder(tmp_path)
     model, tokenizer = load_model(tmp_path / "model"), load_tokenizer(tmp_path / "model")
     prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, list_length=4)

@@ -1,4 +1,4 @@
-"""Estimates of how long a ranking takes, with a simulated clock that advances only while rows are ranked."""
+"""Tests estimates of how long a ranking takes. A simulated clock advances only while rows are ranked."""
 
 import time
 
@@ -11,8 +11,8 @@ from trl_rec.evaluation.cost import MOST_SECONDS, SHARE, SHORT, say_cost, second
 
 
 class Device:
-    """A simulated device that ranks `width` rows of length 1 at a time, in `seconds`. Longer rows take proportionally
-    longer."""
+    """A simulated device that ranks up to `width` rows of length 1 at the same time, which takes `seconds`. Longer
+    rows take proportionally longer."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, lengths: np.ndarray) -> None:
         self.now = 0.0
@@ -32,7 +32,8 @@ class Device:
 def test_an_estimate_is_close_and_costs_little(
     seconds: list[float], width: int, batch_size: int, num_rows: int
 ) -> None:
-    """A CPU ranks the rows of a batch one after the other, a GPU all at once. No estimate is too low."""
+    """A simulated CPU ranks the rows of a batch one after the other, and a simulated GPU ranks them all at once. No
+    estimate is too low."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         device = Device(monkeypatch, np.ones(num_rows))
         passes = [lambda rows, one=one: device.rank(rows, one, width) for one in seconds]

@@ -1,4 +1,4 @@
-"""Metrics of rankings against hand-worked values and slow loops, and the input that is rejected."""
+"""Compares the metrics of rankings with hand-worked values and slow loops, and tests the input that is rejected."""
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +56,7 @@ def test_every_form_of_rows_gives_the_same_metrics():
         assert evaluate_rankings(RANKED, form, ks=(3,)) == evaluate_rankings(RANKED, RELEVANT, ks=(3,))
 
 
-def test_invalid_and_repeated_items_are_counted_and_are_no_hits():
+def test_invalid_and_repeated_items_are_counted_and_are_not_hits():
     ranked = np.array([[5, 2, 2, -1], [3, -4, 3, 3]])
     result = evaluate_rankings(ranked, RELEVANT, ks=(4,), catalog=make_catalog())
     assert (result["invalid"], result["duplicates"]) == (2, 3)

@@ -1,4 +1,5 @@
-"""Bootstrap intervals and paired tests against direct resampling, enumeration, and their statistical properties."""
+"""Compares bootstrap intervals and paired tests with direct resampling and enumeration, and checks their statistical
+properties."""
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def test_the_interval_equals_that_of_resampling_users():
     np.testing.assert_allclose(bootstrap_interval(values, num_resamples=4000), expected, atol=0.004)
 
 
-def test_intervals_cover_the_truth_at_their_level():
+def test_intervals_cover_the_true_mean_at_their_level():
     rng, covered = np.random.default_rng(3), 0
     for seed in range(200):
         low, high = bootstrap_interval(rng.random(80) < 0.3, num_resamples=300, level=0.8, seed=seed)
@@ -31,11 +32,11 @@ def test_the_interval_depends_on_the_seed_but_not_on_the_order_of_users(monkeypa
     interval = bootstrap_interval(values, seed=5)
     assert bootstrap_interval(values[::-1], seed=5) == interval
     assert bootstrap_interval(values, seed=6) != interval
-    monkeypatch.setattr(intervals, "DRAWS_IN_MEMORY", 500)  # the draws are the same in chunks of ten
+    monkeypatch.setattr(intervals, "DRAWS_IN_MEMORY", 500)  # with chunks of ten, the same numbers are drawn
     assert bootstrap_interval(values, seed=5) == pytest.approx(interval)
 
 
-def test_equal_values_give_an_interval_of_no_width():
+def test_equal_values_give_an_interval_of_zero_width():
     assert bootstrap_interval(np.full(10, 0.25)) == (0.25, 0.25)
 
 
@@ -73,7 +74,7 @@ def test_p_values_are_uniform_under_no_difference():
 
 
 def by_seed(rng, num_seeds, num_users, seed_sd, both_sd=1.0):
-    """Returns values with a variance between users, a variance between seeds, and an interaction of both."""
+    """Returns values that vary between users, between seeds, and between the combinations of users and seeds."""
     of_users = rng.normal(size=num_users)
     of_seeds = seed_sd * rng.normal(size=(num_seeds, 1))
     return of_users + of_seeds + both_sd * rng.normal(size=(num_seeds, num_users))

@@ -1,4 +1,4 @@
-"""Metrics against hand-worked values and against the slow loops of `tests/oracles/metrics.py`."""
+"""Compares metrics with hand-worked values and with the slow loops of `tests/oracles/metrics.py`."""
 
 import subprocess
 import sys
@@ -116,8 +116,8 @@ def test_diversity_by_hand():
     assert metrics.dgu(np.array([0.5, 0.5]), np.array([0.75, 0.25])) == 0.5
 
 
-def test_metrics_accept_any_leading_axes(monkeypatch):
-    monkeypatch.setattr(metrics, "GATHERED_VALUES", 20)  # several chunks in `ild`
+def test_metrics_accept_any_leading_dimensions(monkeypatch):
+    monkeypatch.setattr(metrics, "GATHERED_VALUES", 20)  # `ild` then uses several chunks
     rng = np.random.default_rng(0)
     lists, vectors = rng.integers(-1, 9, (3, 4, 5)), rng.normal(size=(9, 2))
     flat = lists.reshape(12, 5)

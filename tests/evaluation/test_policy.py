@@ -1,5 +1,5 @@
-"""What an evaluation computes from a policy (rankings, further metrics, the beam gap), against the scores of all
-items."""
+"""Compares what an evaluation computes from a policy (rankings, further metrics and the beam gap) with the scores of
+all items."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,8 +35,8 @@ NUM_ITEMS = 80
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
-    """A dataset of test users with four rated targets each. Semantic IDs have three tokens, and some items have the
-    same ID."""
+    """A dataset whose test users have four rated targets each. The semantic IDs have three tokens, and some items have
+    the same ID."""
     path = tmp_path_factory.mktemp("data") / "toy"
     prepared = prepare("toy", path, toy_users=20, toy_items=NUM_ITEMS, split="leave_last", num_held_out=4)
     codes = [[f"<a_{item % 8}>", f"<b_{item // 8 % 5}>", f"<c_{item // 60}>"] for item in range(NUM_ITEMS)]
@@ -55,9 +55,9 @@ def prompts_of(policy: Policy, dataset: RecDataset) -> Iterator[dict[str, torch.
         yield left_padded(encoded.take(np.array([row])), policy.pad_token_id)
 
 
-def test_a_prior_multiplies_every_way_to_rank(dataset: RecDataset, policy: Policy) -> None:
-    """A beam search, an exhaustive ranking and the scores of given items all use `log p + strength * log(w / W)`,
-    where W is the sum of the weights."""
+def test_a_prior_multiplies_the_policy_in_every_kind_of_ranking(dataset: RecDataset, policy: Policy) -> None:
+    """A beam search, an exhaustive ranking and the scores of given items all use `log p + strength * log(w / W)`.
+    Here, p is the probability of an item, w is its weight, and W is the sum of all weights."""
     prior = TransitionPrior.fit(dataset.train, NUM_ITEMS, strength=0.8)
     both = replace(policy, prior=prior)
     exact = both.rank_exhaustively(dataset.test, NUM_ITEMS)
@@ -77,19 +77,19 @@ def test_a_prior_multiplies_every_way_to_rank(dataset: RecDataset, policy: Polic
         np.testing.assert_allclose(together[part], expected, atol=1e-4)
         np.testing.assert_allclose(exact.scores[row][exact.items[row] >= 0], expected, atol=1e-4)
 
-    # With strength 0, the prior only removes items of weight 0, and this prior has none.
+    # With strength 0, the prior only removes items of weight 0, and this prior has no such items.
     none = replace(policy, prior=replace(prior, strength=0.0)).rank(dataset.test, 5)
     np.testing.assert_array_equal(none.items, policy.rank(dataset.test, 5).items)
 
 
-def test_a_prior_multiplies_lists(dataset: RecDataset) -> None:
+def test_a_prior_multiplies_a_policy_that_writes_lists(dataset: RecDataset) -> None:
     lists = make_policy(dataset, list_length=3)
     prior = ArrayPrior(1.0 + np.arange(NUM_ITEMS), strength=1000.0)
     both = replace(lists, prior=prior, exclude_history=False)
     np.testing.assert_array_equal(both.rank(dataset.test, 1).items, both.rank_by_prior(dataset.test, 1).items)
 
 
-def test_the_exact_ranking_equals_beams_as_wide_as_the_catalogue(dataset: RecDataset, policy: Policy) -> None:
+def test_the_exact_ranking_equals_a_beam_search_with_one_beam_per_item(dataset: RecDataset, policy: Policy) -> None:
     ranked = policy.rank_exhaustively(dataset.test, 12)
     wide = policy.rank(dataset.test, 12, num_beams=NUM_ITEMS)
     np.testing.assert_array_equal(ranked.items, wide.items)
@@ -124,7 +124,7 @@ def test_recall_at_a_larger_cutoff_uses_its_own_beam_search(dataset: RecDataset,
         assert {key: baseline.metrics[key] for key in plain[name].metrics} == plain[name].metrics
 
 
-def test_one_pass_is_enough_for_item_tokens(dataset: RecDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_item_tokens_need_only_one_pass(dataset: RecDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = dataset.with_surface("item_token")
     policy = make_policy(dataset)
     passes = []
@@ -135,7 +135,7 @@ def test_one_pass_is_enough_for_item_tokens(dataset: RecDataset, monkeypatch: py
     np.testing.assert_array_equal(both.rankings.items, rank(policy, dataset.test, 5).items)
 
 
-def test_preference_accuracy_equals_the_scores_of_all_items(dataset: RecDataset, policy: Policy) -> None:
+def test_preference_accuracy_agrees_with_the_scores_of_all_items(dataset: RecDataset, policy: Policy) -> None:
     for exclude_history, renormalize, length_penalty in ((True, True, 0.0), (False, False, 1.0)):
         changed = replace(
             policy, exclude_history=exclude_history, renormalize=renormalize, length_penalty=length_penalty
@@ -156,7 +156,7 @@ def test_preference_accuracy_equals_the_scores_of_all_items(dataset: RecDataset,
         assert 0 < evaluation.metrics["preference_users"] < len(rows)
 
 
-def test_a_list_policy_scores_the_list_that_begins_with_an_item(dataset: RecDataset) -> None:
+def test_a_list_policy_scores_an_item_as_the_first_item_of_a_list(dataset: RecDataset) -> None:
     policy = make_policy(dataset, list_length=6)
     rows = dataset.test.select(range(5))
     items = split_rows(rows, "targets")
@@ -236,7 +236,7 @@ def test_the_beam_gap_compares_the_beam_search_with_every_item(dataset: RecDatas
     assert "3 beams" in text and f"{gap.gaps['ndcg@3'].difference:+.4f}" in text and "headroom" in text
     assert gap.to_dict()["gaps"]["ndcg@3"]["low"] == gap.gaps["ndcg@3"].low
 
-    # A beam as wide as the catalogue loses nothing.
+    # With one beam per item, the search loses no target.
     none = measure_beam_gap(replace(policy, num_beams=NUM_ITEMS), dataset, num_users=4, k=3)
     assert none.num_users == 4 and none.num_pruned == 0 and none.gaps["ndcg@3"].difference == 0
 
@@ -255,7 +255,7 @@ def test_beam_gaps_of_several_widths_share_the_exact_scores(dataset: RecDataset,
     restored = BeamGap.from_dict(gaps[1].to_dict())
     assert restored.to_dict() == gaps[1].to_dict()
 
-    # Values per user: the two users who were not ranked have none.
+    # The two users who were not ranked have no values.
     pruned, rate = (gaps[1].per_user[name] for name in ("pruned@3", "pruning_rate@3"))
     assert np.isnan(pruned).sum() == 2 and len(pruned) == len(dataset.test)
     assert np.nansum(pruned) * 4 == gaps[1].num_pruned > 0  # each user has four targets

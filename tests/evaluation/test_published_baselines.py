@@ -1,5 +1,5 @@
-"""The metrics of the baselines on public data. The project contains no copy of the data, so these tests are skipped on
-machines without one."""
+"""Checks the metrics of the baselines on public data. The project contains no copy of the data, so these tests are
+skipped on machines without such a copy."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""`permuted` makes each row a permutation, in which all items and pairs of items are equally likely."""
+"""`permuted` returns a random permutation of the items for each row. All pairs of items are equally likely to come
+first."""
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def test_every_pair_of_items_is_equally_likely_in_the_first_two_positions(num_it
     assert np.diagonal(pairs).sum() == 0
 
 
-def test_rows_and_seeds_differ():
+def test_the_orders_of_different_rows_and_seeds_differ():
     positions = np.arange(50)
     orders = {tuple(permuted(positions, np.full(50, row), seed, 50)) for row in range(20) for seed in (-1, 0, 1, 2)}
     assert len(orders) == 80

@@ -1,4 +1,4 @@
-"""A split ranked in batches and by two processes equals rows ranked one at a time."""
+"""Ranking a split in batches or in two processes gives the same results as ranking its rows one at a time."""
 
 import json
 from functools import partial
@@ -86,7 +86,7 @@ def test_history_items_are_ranked_too_unless_excluded(dataset: RecDataset, saved
 
 
 def rank_a_share(dataset: Path, saved: Path, output: Path) -> None:
-    """Ranks in one of two processes, and writes the ranking of all users that this process returns."""
+    """Calls `rank_split` in one of two processes, and writes the ranking of all users that it returns there."""
     state = PartialState(cpu=True)
     ranked = rank_split(*load_saved(saved), load(dataset).with_surface("item_token"), top_k=4)
     (output / f"{state.process_index}.json").write_text(
@@ -96,7 +96,7 @@ def rank_a_share(dataset: Path, saved: Path, output: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_rank_like_one(dataset: RecDataset, saved: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_same_ranking_as_one(dataset: RecDataset, saved: Path, tmp_path: Path) -> None:
     run_in_two("ddp", partial(rank_a_share, dataset.path, saved), tmp_path)
     model, tokenizer = load_saved(saved)
     expected = rank_split(model, tokenizer, dataset, top_k=4)
@@ -108,7 +108,7 @@ def test_two_processes_rank_like_one(dataset: RecDataset, saved: Path, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("targets", ["last", "all"])
-def test_a_model_that_trl_trains_on_the_rows_recommends(
+def test_a_model_that_trl_trains_on_the_rows_can_recommend(
     dataset: RecDataset, saved: Path, tmp_path: Path, targets: str
 ) -> None:
     """After overfitting the sequence of one user, the model ranks each next item of the sequence first."""

@@ -1,4 +1,5 @@
-"""Accuracy metrics against ranx, in a file of its own because ranx compiles with numba, which takes seconds."""
+"""Compares accuracy metrics with those of ranx. These tests have a separate file, because ranx compiles its functions
+with numba, which takes seconds."""
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_accuracy_and_graded_ndcg_equal_ranx():
     )
     ideal = np.array([sorted(row.values()) + [0] * (12 - len(row)) for row in grades])
     ours |= {f"graded@{k}": metrics.graded_ndcg(gains, ideal, k) for k in KS}
-    # ranx uses grades as gains, so every metric except graded NDCG gets binary qrels.
+    # ranx uses grades as gains, so all metrics except graded NDCG are computed from binary qrels.
     binary = ranx.Qrels({user: dict.fromkeys(row, 1) for user, row in qrels.to_dict().items()})
     for name, theirs in {
         "recall": "recall",

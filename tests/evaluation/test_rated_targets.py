@@ -1,4 +1,4 @@
-"""Measures of rated held-out items against loops, for lists, baselines and policies."""
+"""Compares the metrics of rated held-out items with slow loops, for lists and for baselines."""
 
 import logging
 
@@ -33,7 +33,7 @@ def rated_split(rows: list[list[tuple[int, float]]], histories: list[list[int]] 
 
 @settings(max_examples=50)
 @given(st.lists(RATED, min_size=1, max_size=5), st.data(), st.integers(1, 4))
-def test_measures_equal_loops(rows, data, k):
+def test_metrics_equal_those_of_loops(rows, data, k):
     rated = RatedTargets.from_split(rated_split(rows))
     lists = [data.draw(st.permutations(range(NUM_ITEMS)))[:5] for _ in rows]
     scores = [[data.draw(st.sampled_from([-2.0, -1.0, 0.0, -np.inf])) for _ in row] for row in rows]
@@ -84,7 +84,7 @@ def test_scores_of_baselines_order_items_as_their_rankings_do(sequences, histori
     assert not RandomBaseline().fit(train, NUM_ITEMS).score(histories, items).any()
 
 
-def test_worked_by_hand():
+def test_values_worked_out_by_hand():
     """User 0 likes items 1 and 2, and dislikes item 3. User 1 has no disliked item. User 2 has neither liked nor
     disliked items."""
     split = rated_split([[(1, 5), (2, 4), (3, 2)], [(4, 5)], [(5, 3)]])
@@ -106,7 +106,7 @@ def test_worked_by_hand():
     assert set(baselines["transition"].metrics) == set(evaluation.metrics) | {"preference_accuracy"}
 
 
-def test_without_pairs_there_is_no_preference_accuracy():
+def test_without_users_who_like_and_dislike_items_there_is_no_preference_accuracy():
     baselines = evaluate_baselines(make_dataset(num_users=2, test=rated_split([[(1, 5)], [(2, 1)]])), ks=[1])
     assert "preference_accuracy" not in baselines["popularity"].metrics
     assert baselines["popularity"].metrics["preference_users"] == 0

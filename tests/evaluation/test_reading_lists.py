@@ -1,4 +1,4 @@
-"""Lists made elsewhere are measured exactly as if a recommender of this package had made them."""
+"""Lists that another library made are measured exactly as if a recommender of this package had made them."""
 
 import csv
 import gzip
@@ -59,7 +59,9 @@ def write(path: Path, table: pa.Table) -> Path:
 @pytest.mark.parametrize(
     "name", ["lists.parquet", "lists.csv", "semicolon.csv", "lists.csv.gz", "lists.tsv", "lists.tsv.gz"]
 )
-def test_lists_are_read_in_every_form(name: str, dataset: RecDataset, table: pa.Table, tmp_path: Path) -> None:
+def test_lists_are_read_from_every_file_format(
+    name: str, dataset: RecDataset, table: pa.Table, tmp_path: Path
+) -> None:
     baseline = TransitionBaseline().fit(dataset.train, len(dataset.catalog))
     expected = baseline.rank(dataset.test["history"][:], 10, True)
     ranked = read_lists(write(tmp_path / name, table), dataset)
@@ -83,7 +85,7 @@ def test_lists_must_name_rows_if_users_have_several(dataset: RecDataset, table: 
         read_lists(write(tmp_path / "lists.csv", table), twice)
 
 
-def test_short_lists_end_early(dataset: RecDataset, table: pa.Table, tmp_path: Path) -> None:
+def test_the_missing_ranks_of_short_lists_are_empty(dataset: RecDataset, table: pa.Table, tmp_path: Path) -> None:
     user = dataset.users["user_id"][dataset.test["user"][3]].as_py()
     keep = [line["user_id"] != user or line["rank"] <= 4 for line in table.to_pylist()]
     ranked = read_lists(write(tmp_path / "lists.csv", table.filter(pa.array(keep))), dataset)
@@ -91,7 +93,7 @@ def test_short_lists_end_early(dataset: RecDataset, table: pa.Table, tmp_path: P
     assert np.isneginf(ranked.scores[3, 4:]).all()
 
 
-def test_the_verb_measures_lists_beside_the_baselines(
+def test_the_verb_evaluate_measures_lists_beside_the_baselines(
     dataset: RecDataset, table: pa.Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lists = write(tmp_path / "sasrec.csv.gz", table)
@@ -120,7 +122,7 @@ def test_the_verb_measures_lists_beside_the_baselines(
     assert "recall@13" not in read_evaluation(tmp_path / "out").results["lists sasrec"].metrics
 
 
-def test_history_items_are_measured_where_histories_are_not_excluded(dataset: RecDataset, tmp_path: Path) -> None:
+def test_history_items_are_measured_if_histories_are_not_excluded(dataset: RecDataset, tmp_path: Path) -> None:
     baseline = TransitionBaseline().fit(dataset.train, len(dataset.catalog))
     ranked = baseline.rank(dataset.test["history"][:], 10, False)
     lines = {

@@ -1,4 +1,4 @@
-"""Baselines evaluated on a split, and the splits that are rejected."""
+"""Tests the evaluation of baselines on a split, and the splits that are rejected."""
 
 from types import SimpleNamespace
 
@@ -56,7 +56,7 @@ def test_excluding_the_history_changes_the_metrics():
     assert evaluate_baselines(dataset, ks=(10,))["popularity"].metrics["recall@10"] > kept
 
 
-def test_equal_seeds_give_equal_baselines():
+def test_equal_seeds_give_equal_results():
     dataset = make_dataset()
     one, same, other = (evaluate_baselines(dataset, ks=(10,), seed=seed)["random"].metrics for seed in (0, 0, 1))
     assert one == same != other

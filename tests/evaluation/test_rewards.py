@@ -1,4 +1,5 @@
-"""Rewards of lists against slow loops, exact ties between equally good lists, and the input that is rejected."""
+"""Compares the rewards of lists with slow loops, and tests exact ties between equally good lists and the input that is
+rejected."""
 
 from math import log2
 
@@ -63,8 +64,8 @@ def test_worked_by_hand():
     np.testing.assert_allclose(parts["recall"], [[0.5, 0.5], [0, 1]])
     np.testing.assert_allclose(parts["hit"], [[1, 1], [0, 1]])
     np.testing.assert_allclose(parts["ild"], [[1, 0], [1, 0]], atol=1e-12)
-    # The history of user 0 has the group shares (3/4, 1/4), and that of user 1 has none. The lists have the shares
-    # (1/2, 1/2), (1, 0), (1/2, 1/2) and (0, 1).
+    # The history of user 0 has the group shares (3/4, 1/4), and the empty history of user 1 has no group shares. The
+    # lists have the shares (1/2, 1/2), (1, 0), (1/2, 1/2) and (0, 1).
     np.testing.assert_allclose(parts["mgu"], [[-0.25, -0.25], [-0.5, -0.5]])
 
 
@@ -88,7 +89,7 @@ def test_rewards_equal_loops(batch):
         np.testing.assert_allclose(found[name], wanted[name], atol=2e-12, err_msg=name)
 
 
-def test_group_shares_in_several_blocks(monkeypatch):
+def test_group_shares_are_the_same_in_several_blocks(monkeypatch):
     batch = random_batch()
     wanted = parts_of(batch)["mgu"]
     monkeypatch.setattr(metrics, "GATHERED_VALUES", 50)
@@ -96,7 +97,7 @@ def test_group_shares_in_several_blocks(monkeypatch):
     np.testing.assert_allclose(wanted, expected(batch)["mgu"], atol=2e-12)
 
 
-def test_mgu_compares_a_list_with_its_own_users_history():
+def test_mgu_compares_a_list_with_the_history_of_its_user():
     batch = random_batch()
     histories = [*map(batch.histories.__getitem__, range(5)), np.array([7])]
     other = ListBatch(batch.lists, batch.targets, Ragged.from_lists(histories), batch.shares)
@@ -127,9 +128,9 @@ def test_any_function_can_be_a_reward():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_rewards_do_not_depend_on_the_batch_down_to_the_last_bit(seed):
+def test_the_rewards_of_a_list_are_bitwise_equal_in_every_batch(seed):
     """BLADE counts ties between the rewards of reference lists and of rollouts, which are scored in different batches.
-    So equal lists must have rewards that are equal to the last bit."""
+    Therefore, equal lists must have bitwise equal rewards."""
     batch = random_batch(40, 8, 10, 60, 7, seed=seed)
     weights = {"ndcg": 1.0, "recall": 0.1, "ild": 0.3, "mgu": 0.7}
     whole = score_lists(batch, weights)
@@ -152,7 +153,7 @@ def test_diversity_and_fairness_do_not_depend_on_the_order_of_items():
     assert (parts_of(reversed_lists)["ndcg"] != parts_of(batch)["ndcg"]).any()
 
 
-def test_sums_that_differ_only_by_rounding_tie():
+def test_sums_that_differ_only_by_rounding_are_tied():
     """In float64, 0.1 + 0.2 + 0.3 differs from 0.3 + 0.2 + 0.1."""
     batch = batch_of([[[0], [1]]], [[0]], [[]])
     functions = {
@@ -180,7 +181,7 @@ def test_no_users_give_no_rewards():
     assert {values.shape for values in parts.values()} == {(0, 4)}
 
 
-def test_accuracy_needs_no_groups_and_fairness_no_targets():
+def test_accuracy_needs_no_groups_and_fairness_needs_no_targets():
     batch = batch_of([[[1, 2], [2, 9]]], [[9]], [[]])
     np.testing.assert_array_equal(parts_of(batch, ["hit"])["hit"], [[0, 1]])
     for name in ("ild", "mgu"):

@@ -1,6 +1,7 @@
-"""The benchmark that measures RecTools' SASRec: what the model learns from, and how its lists are measured.
+"""Tests the benchmark that measures RecTools' SASRec: the log that the model is trained on, and how its lists are
+measured.
 
-The tests do not need RecTools: another model takes the place of SASRec.
+The tests do not need RecTools, because another model replaces SASRec.
 """
 
 import importlib.util
@@ -49,7 +50,8 @@ def test_histories_and_targets_are_those_of_the_dataset(dataset: RecDataset, spl
 
 
 class Popular:
-    """Takes the place of RecTools' SASRec. Its known items include no item of the first user."""
+    """Replaces SASRec by a model that recommends the most popular items. It does not know the items of the first
+    user."""
 
     def __init__(self, log: pd.DataFrame) -> None:
         self.first = log["user_id"].iloc[0]

@@ -1,4 +1,4 @@
-"""Expected metrics against the mean over all orders of the items of each leaf."""
+"""Compares expected metrics with the mean over all orders of the items within each leaf."""
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def test_expected_metrics_equal_the_mean_over_all_orders(leaves, data, k):
 
 @settings(max_examples=20)
 @given(st.data())
-def test_without_shared_leaves_expected_metrics_equal_the_plain_ones(data):
+def test_without_shared_leaves_expected_metrics_equal_the_plain_metrics(data):
     item = st.integers(0, NUM_ITEMS - 1)
     ranked = np.array(
         data.draw(st.lists(st.lists(item | st.just(-1), min_size=4, max_size=4), min_size=1, max_size=4))
@@ -49,7 +49,7 @@ def test_without_shared_leaves_expected_metrics_equal_the_plain_ones(data):
         np.testing.assert_array_equal(values, plain[name.removeprefix("expected_")])
 
 
-def test_leaves_of_a_trie() -> None:
+def test_items_with_the_same_path_have_the_same_leaf() -> None:
     trie = TokenTrie.from_sequences([[4, 5], [4, 6], [4, 5], [3, 3]])
     leaves = leaf_of_items(trie)
     assert leaves[0] == leaves[2] and len(set(leaves.tolist())) == 3

@@ -1,4 +1,4 @@
-"""The text and Markdown of result tables."""
+"""Tests the tables of results, as text and as Markdown."""
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_markdown_has_bold_best_values_and_escaped_names():
     assert lines[-1] == "- bold: best of its column"
 
 
-def test_default_columns_are_those_at_the_largest_k_and_any_errors():
+def test_the_default_columns_are_metrics_at_the_largest_k_and_counts_of_errors():
     header = metrics_table(RESULTS | {"k1": Evaluation({"recall@1": 0.5})}).splitlines()[0]
     assert header.split() == ["recall@10", "ndcg@10", "gini@10", "popularity@10", "invalid"]
     assert "invalid" not in metrics_table({"popularity": RESULTS["popularity"]}).splitlines()[0]

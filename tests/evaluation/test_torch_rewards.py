@@ -1,4 +1,4 @@
-"""The rewards of tensors against those of arrays, over random lists with missing ranks and repeated items."""
+"""Compares the rewards of tensors with those of arrays, for random lists with missing ranks and repeated items."""
 
 import numpy as np
 import pytest
@@ -34,8 +34,8 @@ shapes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6))
 
 
 @given(st.integers(0, 1000), shapes, st.sampled_from(["float32", "float64"]))
-def test_rewards_are_those_of_arrays(seed: int, shape: tuple[int, int, int], dtype: str) -> None:
-    """The shares are also tested in float32, which catalogues use."""
+def test_rewards_equal_those_of_arrays(seed: int, shape: tuple[int, int, int], dtype: str) -> None:
+    """The group shares are also tested in float32, which is the dtype of a catalogue's shares."""
     arrays, tensors = make_batch(seed, shape, dtype)
     weights = {name: 1.0 + number for number, name in enumerate(REWARDS)}
     expected, found = score_lists(arrays, weights), score_tensors(tensors, weights)
@@ -49,9 +49,9 @@ def test_every_named_reward_has_both_forms() -> None:
     assert TORCH_REWARDS.keys() == REWARDS.keys()
 
 
-def test_equally_good_lists_tie() -> None:
-    """Lists with the same items in different orders must have equal rewards, although `ild` and `mgu` then add in
-    different orders."""
+def test_equally_good_lists_are_tied() -> None:
+    """Lists with the same items in different orders must have equal rewards, although `ild` and `mgu` add their terms
+    in different orders."""
     _, tensors = make_batch(3, (2, 1, 6), "float64")
     orders = torch.stack([torch.randperm(6, generator=torch.Generator().manual_seed(seed)) for seed in range(20)])
     batch = tensors._replace(lists=tensors.lists[:, 0][:, orders])  # (2, 20, 6)

@@ -1,4 +1,4 @@
-"""The catalogue's surfaces and paths, its lookups, and its files."""
+"""Tests the surfaces, paths, lookups and files of `ItemCatalog`."""
 
 import pyarrow as pa
 import pytest
@@ -21,7 +21,7 @@ def catalog() -> ItemCatalog:
     return ItemCatalog(table, group_column="genres", semantic_ids=ids)
 
 
-def test_surfaces(catalog: ItemCatalog) -> None:
+def test_each_surface_has_its_own_texts_and_tokens(catalog: ItemCatalog) -> None:
     assert catalog.surfaces == ['"Say "Yes""', '"Blue Pen"', '"Caf\u00e9"']
     assert catalog.with_surface("item_token").surfaces == ["<item_0>", "<item_1>", "<item_2>"]
     assert catalog.with_surface("semantic_id").surfaces == ["<a_1><b_0>", "<a_1><b_2>", "<a_3><b_0>"]

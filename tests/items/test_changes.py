@@ -1,4 +1,4 @@
-"""Matching two catalogues by item id."""
+"""Tests how two catalogues are matched by item id."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_catalog(ids: list[str], surface: str = "title", **options: object) -> I
 
 
 @given(IDS, IDS)
-def test_the_joint_catalog_lists_new_items_then_removed_ones(old: list[str], new: list[str]) -> None:
+def test_the_joint_catalog_lists_the_new_catalog_and_then_the_removed_items(old: list[str], new: list[str]) -> None:
     change = match_items(make_catalog(old), make_catalog(new))
     removed = [one for one in old if one not in new]
     assert change.catalog.ids == new + removed and change.catalog.titles == [f"Title {one}" for one in new + removed]

@@ -1,5 +1,5 @@
-"""An interrupted pass over rows gives the same results as an uninterrupted one, and reuses only rows of the very same
-pass."""
+"""A pass over rows that was interrupted and then resumed gives the same results as an uninterrupted pass. It reuses
+only the finished rows of exactly the same pass."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -31,7 +31,7 @@ LENGTHS = np.array([3, 9, 9, 1, 4, 4, 7, 2, 8, 5, 5])
 
 
 class Killed(BaseException):
-    """Stands in for a signal."""
+    """Interrupts a pass in the way in which a signal would interrupt it."""
 
 
 class Work:
@@ -81,7 +81,7 @@ def test_an_interrupted_pass_computes_each_row_once(
         assert (resumed == run(None, Work())).all()
 
 
-def test_a_quick_pass_writes_nothing_and_a_complete_one_everything(tmp_path: Path, capsys) -> None:
+def test_a_quick_pass_writes_no_rows_and_a_slow_pass_writes_all_rows(tmp_path: Path, capsys) -> None:
     run(tmp_path, Work(), seconds=20)
     assert not (tmp_path / FINISHED).exists()
     run(tmp_path, Work())
@@ -93,7 +93,7 @@ def test_a_quick_pass_writes_nothing_and_a_complete_one_everything(tmp_path: Pat
     assert not (tmp_path / FINISHED).exists()
 
 
-def test_a_damaged_file_is_computed_again(tmp_path: Path, caplog) -> None:
+def test_the_rows_of_a_damaged_file_are_computed_again(tmp_path: Path, caplog) -> None:
     run(tmp_path, Work())
     paths = sorted((tmp_path / FINISHED).rglob("*.parquet"))
     paths[0].write_bytes(paths[0].read_bytes()[:-20])
@@ -162,7 +162,7 @@ def passes() -> dict[str, Any]:
     }
 
 
-def test_a_hash_stands_for_its_content() -> None:
+def test_hashes_are_equal_only_if_the_contents_are_equal() -> None:
     values = passes()
     hashes = {name: content_hash(value) for name, value in values.items()}
     assert len(set(hashes.values())) == len(hashes)
@@ -170,7 +170,7 @@ def test_a_hash_stands_for_its_content() -> None:
     assert content_hash(np.float64(0.5)) == content_hash(0.5)
 
 
-def test_a_prior_of_ones_own_has_no_hash_and_keeps_nothing(tmp_path: Path, caplog) -> None:
+def test_a_custom_prior_has_no_hash_and_its_rows_are_not_kept(tmp_path: Path, caplog) -> None:
     prior = FunctionPrior(lambda histories: np.ones((len(histories), 3)))
     with pytest.raises(Unidentified):
         content_hash(prior)
@@ -180,7 +180,8 @@ def test_a_prior_of_ones_own_has_no_hash_and_keeps_nothing(tmp_path: Path, caplo
 
 
 def work_in_two(folder: Path, output: Path) -> None:
-    """Ranks in each of two processes, of which one fails after one batch and the other after two. Then ranks again."""
+    """Ranks rows in each of two processes. Process 0 fails after two batches, and process 1 after one batch. Then both
+    processes rank again."""
     state = PartialState(cpu=True)
     killed, resumed = Work(2 - state.process_index), Work()
     with pytest.raises(Killed):

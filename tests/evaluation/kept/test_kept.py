@@ -1,4 +1,5 @@
-"""An evaluation is kept completely and read back unchanged. It is never compared with an evaluation of other rows."""
+"""A saved evaluation is complete and is read back unchanged. It cannot be compared with an evaluation of other
+rows."""
 
 import json
 from dataclasses import replace
@@ -67,7 +68,7 @@ def test_an_evaluation_is_read_back_as_it_was_written(folder, dataset, results) 
             np.testing.assert_array_equal(mine.per_user[metric], values)
 
 
-def test_rankings_are_read_back_with_scores_where_there_are_some(folder, results) -> None:
+def test_rankings_are_read_back_with_their_scores_if_they_have_scores(folder, results) -> None:
     kept = read_evaluation(folder)
     for name in ("random", "popularity", "transition"):
         rankings = kept.rankings_of(name)
@@ -81,7 +82,7 @@ def test_rankings_are_read_back_with_scores_where_there_are_some(folder, results
         kept.rankings_of("sasrec")
 
 
-def test_missing_ranks_come_back_as_missing(dataset, results, tmp_path) -> None:
+def test_missing_ranks_are_read_back_as_missing(dataset, results, tmp_path) -> None:
     rankings = results["transition"].rankings
     items, scores = rankings.items.copy(), rankings.scores.copy()
     items[3, 1:] = -1
@@ -92,7 +93,7 @@ def test_missing_ranks_come_back_as_missing(dataset, results, tmp_path) -> None:
     np.testing.assert_array_equal(kept.rankings_of("transition").scores, scores)
 
 
-def test_files_name_rows_and_no_users(folder, dataset) -> None:
+def test_files_contain_row_numbers_and_no_user_ids(folder, dataset) -> None:
     columns = {name: pq.read_schema(folder / name).names for name in KEPT_FILES}
     assert columns["rankings.parquet"] == ["recommender", "row", "rank", "item", "score"]
     assert columns["users.parquet"] == ["row", "target_count", "history_length", "group"]
@@ -103,7 +104,7 @@ def test_files_name_rows_and_no_users(folder, dataset) -> None:
         assert not any(user.encode() in content for user in dataset.users["user_id"].to_pylist() if len(user) > 2)
 
 
-def test_users_are_described(folder, dataset) -> None:
+def test_users_are_described_by_their_target_history_and_group(folder, dataset) -> None:
     users = read_evaluation(folder).users
     chosen = [item for row in dataset.train for item in row["history"] + row["targets"]]
     groups = dataset.catalog.items[dataset.catalog.group_column].to_pylist()
@@ -129,7 +130,7 @@ def test_rows_of_a_part_of_the_split_keep_their_numbers(dataset, tmp_path) -> No
     assert kept.users["history_length"].tolist() == [len(part.test[row]["history"]) for row in range(7)]
 
 
-def test_slices_hold_the_users_that_they_name(folder) -> None:
+def test_slices_contain_the_users_that_their_names_describe(folder) -> None:
     kept = read_evaluation(folder)
     parts = slices(kept)
     for start in ("target ", "history of ", "first target in "):
@@ -164,7 +165,7 @@ def test_a_catalogue_without_groups_has_no_slices_by_group(dataset, results, tmp
     assert not any(name.startswith("first target") for name in slices(kept))
 
 
-def test_what_cannot_be_compared_is_refused(folder, dataset, results, tmp_path) -> None:
+def test_evaluations_that_cannot_be_compared_are_refused(folder, dataset, results, tmp_path) -> None:
     first = read_evaluation(folder)
     check_comparable(first, first)
     other_title = dataset.catalog.items.set_column(1, "title", [[f"T{row}" for row in range(len(dataset.catalog))]])

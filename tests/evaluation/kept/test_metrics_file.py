@@ -1,4 +1,4 @@
-"""The content of `metrics.json`, and that it is written completely or not at all."""
+"""Tests the content of `metrics.json`. The file is written completely or not at all."""
 
 import json
 from importlib import metadata

@@ -1,4 +1,4 @@
-"""A dataset with semantic IDs, for the tests of this folder."""
+"""Provides a dataset with semantic IDs to the tests in this folder."""
 
 from dataclasses import replace
 

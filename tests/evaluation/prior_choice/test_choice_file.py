@@ -1,4 +1,5 @@
-"""`choice.json`: what `trl-rec evaluate` keeps in it, and which runs are refused because of it."""
+"""`trl-rec evaluate` records the choice of a prior in `choice.json`, and refuses a run that asks for another
+choice."""
 
 import json
 import shutil
@@ -38,7 +39,7 @@ def words(run: Path, dataset: RecDataset, output: Path, *more: str) -> list[str]
     return [*shared, "--output_dir", str(output), *more]
 
 
-def test_evaluate_chooses_on_validation_and_keeps_three_rows(
+def test_evaluate_chooses_on_validation_and_keeps_the_results_of_three_recommenders(
     run: Path, dataset: RecDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate.main(words(run, dataset, tmp_path / "out", "--prior", "transition"))
@@ -55,7 +56,7 @@ def test_evaluate_chooses_on_validation_and_keeps_three_rows(
     assert choice["split"] == "test" and choice["metric"] == "ndcg@5" and choice["num_users"] == 30
     assert "model model x prior" in printed.split("\n\n")[-2] and " prior" in closing_verdict(kept.results)
 
-    # The recommender with the chosen setting gives the kept rankings.
+    # A recommender with the chosen setting gives the same rankings as the kept ones.
     prior = with_setting(fit_prior("transition", dataset), Setting(choice["strength"], choice["eps"]))
     recommender = replace(Recommender.from_pretrained(run), prior=prior)
     history = split_rows(dataset.test, "history")[3]

@@ -1,4 +1,4 @@
-"""The grid of settings: when it is extended, and which setting is chosen."""
+"""Tests when the grid of prior settings is extended, and which setting is chosen."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from trl_rec.evaluation.prior_choice import Setting, best_setting, is_on_grid, s
     [((1.0, 0.1), True, False), ((11.0, 0.0003), True, False), ((0.05, 60.0), True, False), ((1e9, 1e9), True, True),
      ((0.06, None), False, False)],
 )  # fmt: skip
-def test_the_grid_is_extended_until_the_best_is_inside(best, has_eps: bool, at_limit: bool) -> None:
+def test_the_grid_is_extended_until_the_best_setting_is_inside(best, has_eps: bool, at_limit: bool) -> None:
     def measure(settings: Sequence[Setting]) -> list[float]:
         return [
             -abs(np.log((one.strength or 1e-9) / best[0])) - (abs(np.log(one.eps / best[1])) if one.eps else 0)
@@ -33,18 +33,18 @@ def test_the_grid_is_extended_until_the_best_is_inside(best, has_eps: bool, at_l
         assert epsilons[0] < found.eps < epsilons[-1]
 
 
-def test_no_strength_is_chosen_if_the_prior_does_not_help() -> None:
-    """The grid is first extended down to the weakest prior."""
+def test_strength_zero_is_chosen_if_the_prior_does_not_help() -> None:
+    """Before strength 0 is chosen, the grid is extended to the smallest strength that is allowed."""
     values, limited = search_grid(lambda settings: [-one.strength for one in settings], has_eps=True)
     assert best_setting(values) == Setting(0.0, None) and not limited
     assert min(one.strength for one in values if one.strength) == 0.031
 
 
 @pytest.mark.parametrize("one_axis", [False, True])
-def test_a_weak_prior_is_found_although_none_is_better_than_the_first_grid(one_axis: bool) -> None:
+def test_a_weak_prior_is_found_even_if_strength_zero_is_best_in_the_first_grid(one_axis: bool) -> None:
     def measure(settings: Sequence[Setting]) -> list[float]:
-        """Returns the value of each setting. The best setting has the strength 0.06 and eps 1, and is 0.0101 better
-        than no prior."""
+        """Returns the value of each setting. The best setting has strength 0.06 and eps 1. Its value is by 0.0101
+        higher than that of strength 0."""
         far = [abs(np.log(one.strength / 0.06)) + abs(np.log(one.eps)) if one.eps else 1.01 for one in settings]
         return [-one / 100 for one in far]
 

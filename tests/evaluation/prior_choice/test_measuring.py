@@ -1,4 +1,4 @@
-"""The values in the grid of a choice against a ranking per setting."""
+"""Compares the values in the grid of settings with the metric of one ranking per setting."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from trl_rec.evaluation.prior_choice import Setting, choice_table, choose_prior,
 
 
 @pytest.mark.parametrize("surface", ["item_token", "semantic_id"])
-def test_each_value_of_the_grid_is_that_of_a_ranking(surface: str, dataset: RecDataset) -> None:
+def test_each_value_of_the_grid_is_the_metric_of_a_ranking(surface: str, dataset: RecDataset) -> None:
     """With semantic IDs, the values are measured among candidates, which are all items of this small catalogue."""
     dataset = replace(dataset, catalog=dataset.catalog.with_surface(surface))
     policy = make_policy(dataset, batch_size=11)
@@ -34,7 +34,9 @@ def test_each_value_of_the_grid_is_that_of_a_ranking(surface: str, dataset: RecD
     assert chosen.strength == choice.strength and (choice.eps is None or chosen.eps == choice.eps)
 
 
-def test_lists_are_written_for_one_axis_after_the_other(dataset: RecDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_for_lists_one_axis_of_the_grid_is_searched_after_the_other(
+    dataset: RecDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(measuring.MOST_USERS, "lists", 3)
     prior = TransitionPrior.fit(dataset.train, len(dataset.catalog))
     _, choice = choose_prior(make_policy(dataset, 3, batch_size=11), dataset, prior, k=3)

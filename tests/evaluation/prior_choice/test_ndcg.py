@@ -1,4 +1,5 @@
-"""NDCG under many settings of a prior against a ranking per setting."""
+"""Compares NDCG values that are computed for many settings of a prior at once with those of one ranking per
+setting."""
 
 import numpy as np
 import pytest

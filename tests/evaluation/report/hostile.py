@@ -1,4 +1,4 @@
-"""A dataset folder and a run folder whose titles, groups and names try to break out of a page."""
+"""Makes a dataset folder and a run folder whose titles, groups and names contain code that a page must not run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from trl_rec.evaluation import PopularityBaseline, evaluate_baselines, evaluate_
 from trl_rec.evaluation.kept.writing import write_evaluation
 
 
-# Each title tries to end the context that it may be written into: an element, an attribute, the style sheet, a
-# comment, the recipe's block or an SVG.
+# Without escapes, each title would end the context that it is written into: an element, an attribute, the style sheet,
+# a comment, the block of the recipe or an SVG.
 TITLES = [
     "<script>document.title='owned'</script>",
     "<img src=x onerror=\"document.title='owned'\">",

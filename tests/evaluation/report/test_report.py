@@ -1,4 +1,5 @@
-"""A page on runs shows what their folders contain, stays inert whatever texts they contain, and is reproducible."""
+"""A page about runs shows the contents of their folders and is reproducible. It never runs or loads anything because
+of their texts."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ ALLOWED = {  # every tag that a page may contain
 
 
 class Page(HTMLParser):
-    """The tags, attributes and texts of a page, as a browser would find them."""
+    """Parses the tags, attributes and texts of a page as a browser does."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)
@@ -46,7 +47,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
     def handle_comment(self, data: str) -> None:
-        raise AssertionError(f"the page has the comment {data!r}")
+        raise AssertionError(f"the page contains the comment {data!r}")
 
     @property
     def text(self) -> str:
@@ -71,7 +72,7 @@ def test_hostile_texts_are_shown_as_text(page: Page) -> None:
         assert printable(title.replace("ADDRESS", "http://127.0.0.1:9")) in page.text
 
 
-def test_a_page_has_no_handlers_and_no_links_to_anything_outside(page: Page) -> None:
+def test_a_page_has_no_event_handlers_and_no_external_links(page: Page) -> None:
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), (tag, name)
         assert name not in ("src", "srcset", "srcdoc", "action", "formaction", "xlink:href"), (tag, name)
@@ -122,7 +123,7 @@ def test_a_beam_gap_is_shown(hostile: Path, tmp_path: Path) -> None:
         assert value in page.text
 
 
-def test_users_are_named_only_if_asked_for(hostile: Path, page: Page, tmp_path: Path) -> None:
+def test_users_are_named_only_on_request(hostile: Path, page: Page, tmp_path: Path) -> None:
     assert "row 0" in page.text and "<u onclick=alert(1)>" not in page.text
     write_report([hostile], tmp_path / "named.html", show_users=True)
     named = Page(tmp_path / "named.html")

@@ -1,4 +1,5 @@
-"""Opens a hostile page in Chromium: nothing runs and nothing is loaded, while an unprotected page does both."""
+"""Opens a page with hostile texts in Chromium. The page runs and loads nothing, whereas an unprotected page does
+both."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 class Server(ThreadingHTTPServer):
-    """A server for one page, which records the paths that are requested.
+    """Serves one page, and records the requested paths.
 
     The hostile texts of the page use the address of this server, because a browser would block requests to other local
     servers anyway.
@@ -64,7 +65,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def page(server: Server, tmp_path: Path) -> str:
-    """The text of a page on a run with hostile texts."""
+    """The HTML of a page about a run with hostile texts."""
     write_report([hostile_run(tmp_path, server.address)], tmp_path / "report.html")
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -73,7 +74,7 @@ def opened(server: Server, page: str, profile: Path) -> tuple[str, set[str]]:
     """Opens a page in Chromium without a window.
 
     Returns:
-        The document after its scripts had time to run, and the other paths that were requested.
+        The document after its scripts had time to run, and the requested paths other than that of the page.
     """
     browser = next(filter(None, map(shutil.which, NAMES)), None)
     assert browser is not None, "this test needs Chromium; on Debian: apt-get install chromium"
@@ -91,7 +92,9 @@ def test_a_hostile_page_runs_nothing_and_loads_nothing(server: Server, page: str
     assert asked == set()
 
 
-def test_the_policy_alone_stops_texts_that_are_not_escaped(server: Server, page: str, tmp_path: Path) -> None:
+def test_the_content_security_policy_alone_stops_texts_that_are_not_escaped(
+    server: Server, page: str, tmp_path: Path
+) -> None:
     document, asked = opened(server, html.unescape(page), tmp_path / "profile")
     assert "<title>owned</title>" not in document and asked == set()
 
