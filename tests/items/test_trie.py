@@ -1,4 +1,4 @@
-"""The trie against a slow trie of dicts, and the input that it refuses."""
+"""Compares the trie with a slow trie of dicts, and tests the input that it refuses."""
 
 import subprocess
 import sys
@@ -58,7 +58,7 @@ def test_every_node_agrees_with_a_dict_trie(catalogue: tuple[list[list[int]], li
 
 
 @given(catalogues(), st.lists(st.integers(0, 7), max_size=6))
-def test_a_walk_that_leaves_the_trie_does_not_return(
+def test_a_walk_that_leaves_the_trie_stays_outside(
     catalogue: tuple[list[list[int]], list[int]], tokens: list[int]
 ) -> None:
     sequences, items = catalogue
@@ -81,7 +81,7 @@ def test_an_array_gives_the_same_trie_as_lists(catalogue: tuple[list[list[int]],
 
 
 def test_a_trie_of_three_paths_by_hand() -> None:
-    """Nodes: 0 root, 1 [5], 2 [7], 3 [5 6], 4 [5 8], 5 [7 6]."""
+    """The nodes are 0 (the root), 1 [5], 2 [7], 3 [5 6], 4 [5 8] and 5 [7 6]."""
     trie = TokenTrie.from_sequences([[7, 6], [5, 8], [5, 6]])
     tokens, next_nodes, legal = trie.children(torch.tensor([0, 1, 2, 5, -1]))
     assert tokens.tolist() == [[5, 7], [6, 8], [6, 0], [0, 0], [0, 0]]
@@ -151,7 +151,7 @@ def test_equal_titles_share_a_leaf_or_are_refused(titles, tokenizer) -> None:
         TokenTrie.from_catalog(catalog, tokenizer, duplicates="refuse")
 
 
-def test_the_trie_needs_torch_alone() -> None:
+def test_the_trie_imports_no_heavy_library_except_torch() -> None:
     names = ("transformers", "trl", "pyarrow")
     code = f"import sys, trl_rec.items.trie; print([name for name in {names} if name in sys.modules])"
     assert (

@@ -1,4 +1,4 @@
-"""The trie at ten million items."""
+"""Checks the time and the memory that it takes to build a trie of ten million items."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""Items with the same title (twins): models and baselines exclude the twins of the items of a history too."""
+"""Tests twins, which are items with the same title. Models and baselines that exclude the items of a history also
+exclude their twins."""
 
 from __future__ import annotations
 
@@ -23,12 +24,12 @@ from trl_rec.trainer.blade.collator import check_enough_items
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:10 of 20 items have the same text as an earlier item")
-TITLES = ["Ant", "Bee", "Cat", "Dog"]  # fewer titles than items, so some items share one
+TITLES = ["Ant", "Bee", "Cat", "Dog"]  # fewer titles than items, so some items share a title
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
-    """20 items with 10 titles; item `i + 10` has the title of item `i`."""
+    """A dataset of 20 items with 10 titles. Item `i + 10` has the title of item `i`."""
     folder = tmp_path_factory.mktemp("twins")
     rng = np.random.default_rng(0)
     log = [(f"u{user}", f"i{item}", step) for user in range(8) for step, item in enumerate(rng.permutation(20)[:6])]
@@ -86,7 +87,7 @@ def test_a_recommender_excludes_the_twins_of_its_history(dataset: RecDataset) ->
     assert {item.title for item in recommended} == {f"Title {number}" for number in range(10)} - {"Title 3", "Title 4"}
 
 
-def test_baselines_exclude_twins_where_items_are_written_as_titles(dataset: RecDataset) -> None:
+def test_baselines_exclude_twins_if_items_are_written_as_titles(dataset: RecDataset) -> None:
     twins = dataset.catalog.twins
     histories = dataset.test["history"][:]
     for baseline in (RandomBaseline(), PopularityBaseline(), TransitionBaseline()):
@@ -96,13 +97,13 @@ def test_baselines_exclude_twins_where_items_are_written_as_titles(dataset: RecD
             expected = {item for item in range(20) if item % 10 not in known}
             assert {item for item in ranked if item >= 0} == expected
 
-    # With another surface, items with the same title count as different products.
+    # With another surface, items with the same title are treated as different items.
     by_title = evaluate_baselines(dataset, ks=[10])["popularity"].metrics
     by_token = evaluate_baselines(dataset.with_surface("item_token"), ks=[10])["popularity"].metrics
     assert by_title["coverage@10"] != by_token["coverage@10"] or by_title["recall@10"] != by_token["recall@10"]
 
 
-def test_items_with_the_same_semantic_id_are_no_twins() -> None:
+def test_items_with_the_same_semantic_id_are_not_twins() -> None:
     items = pa.table({"item_id": ["a", "b", "c"], "title": ["A", "B", "C"]})
     ids = Ragged.from_lists([["<a_1>"], ["<a_1>"], ["<a_2>"]], object)
     catalog = ItemCatalog(items, surface="semantic_id", semantic_ids=ids)
@@ -129,7 +130,7 @@ def test_a_history_whose_twins_leave_too_few_items_is_refused(dataset: RecDatase
 
 
 def test_rank_items_does_not_exclude_twins(dataset: RecDataset) -> None:
-    """`exclude` of `rank_items` names items, so the twin of an excluded item is still ranked."""
+    """The argument `exclude` of `rank_items` excludes only the given items, so their twins are still ranked."""
     from trl_rec.decoding import rank_items
 
     tokenizer = make_tokenizer(dataset.catalog.surfaces)

@@ -1,4 +1,4 @@
-"""Semantic IDs of users beside those of items."""
+"""Tests catalogues that contain semantic IDs of users in addition to those of items."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def catalog() -> ItemCatalog:
 
 
 @pytest.mark.parametrize("surface", ["semantic_id", "item_token", "title"])
-def test_users_tokens_follow_those_of_items_and_leave_the_trie_unchanged(
+def test_tokens_of_users_follow_those_of_items_and_leave_the_trie_unchanged(
     catalog: ItemCatalog, surface: str, tokenizer_copy: Any
 ) -> None:
     alone = catalog.with_surface(surface)
@@ -39,7 +39,7 @@ def test_users_tokens_follow_those_of_items_and_leave_the_trie_unchanged(
     assert names == ["<ua_1>", "<ub_0>"]
 
 
-def test_a_tokenizer_without_users_tokens_still_writes_items(catalog: ItemCatalog) -> None:
+def test_a_tokenizer_without_tokens_of_users_can_still_encode_items(catalog: ItemCatalog) -> None:
     tokenizer, both = make_tokenizer(catalog), catalog.with_surface("semantic_id", user_ids=USERS)
     assert both.paths(tokenizer).values.tolist() == catalog.paths(tokenizer).values.tolist()
     with pytest.raises(ValueError, match="the tokenizer lacks 3 of the catalogue's 3 tokens, such as '<ua_0>'"):
@@ -55,7 +55,7 @@ def test_saving_and_loading_gives_the_same_user_ids(catalog: ItemCatalog, tmp_pa
     loaded = ItemCatalog.load(tmp_path)
     assert [loaded.user_ids[row].tolist() for row in range(3)] == [USERS[row].tolist() for row in range(3)]
     assert loaded.with_surface("item_token").user_ids is loaded.user_ids
-    catalog.save(tmp_path)  # replaces the catalogue with users
+    catalog.save(tmp_path)  # replaces the catalogue that has IDs of users
     assert ItemCatalog.load(tmp_path).user_ids is None
 
 

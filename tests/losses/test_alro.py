@@ -1,4 +1,4 @@
-"""ALRO's two losses: compared with loops and with LambdaLoss, and at the limits of their arguments."""
+"""Compares ALRO's two losses with loops and with LambdaLoss, and tests them at the limits of their arguments."""
 
 import math
 from typing import Any, NamedTuple
@@ -46,8 +46,8 @@ def gold(ratings: Tensor, mask: Tensor | None, generator: torch.Generator) -> Te
 
 
 def random_batch(num_lists: int = 5, width: int = 4, *, masked: bool = True, seed: int = 0) -> Batch:
-    """Returns lists of 0, 1, 2, ... candidates if `masked`, or else of `width` candidates. Ratings are 0 to 5 and tie
-    often."""
+    """Returns lists of 0, 1, 2, ... candidates if `masked`. Otherwise, all lists have `width` candidates. Ratings are
+    whole numbers from 0 to 5, so many of them are equal."""
     generator = torch.Generator().manual_seed(seed)
     tables = 2 * torch.randn(2, num_lists, width, width, generator=generator, dtype=torch.float64)
     ratings = torch.randint(6, (num_lists, width), generator=generator).double()
@@ -109,7 +109,7 @@ def expected_permutation(batch: Batch, distance: str) -> tuple[LossOutput, Tenso
 
 
 def both(batch: Batch) -> list[tuple]:
-    """Returns every variant of both losses, with gradients."""
+    """Returns the values and gradients of every variant of both losses."""
     variants = [(score, delta) for score in SCORES for delta in DELTAS]
     ranked = [soft_lambda(batch, **SETTINGS, score=score, delta=delta) for score, delta in variants]
     return [*ranked, *(permutation(batch, distance) for distance in DISTANCES)]
@@ -165,7 +165,7 @@ def test_soft_lambda_agrees_with_a_loop(batch: Batch, gamma: float, sigma: float
     assert_close(soft_lambda(batch, **settings), expected_soft_lambda(batch, **settings), rtol=1e-9, atol=1e-9)
 
 
-def test_weight_of_a_gap() -> None:
+def test_the_weight_of_a_pair_depends_on_the_gap_of_its_ranks() -> None:
     """If all log-probabilities are equal and the ratings are 1 and 0, every factor of the loss except delta is 1."""
     gaps = torch.arange(1, 6)
     gold_rank = torch.stack([torch.zeros_like(gaps), gaps], 1)
@@ -174,7 +174,7 @@ def test_weight_of_a_gap() -> None:
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.3])
-def test_if_the_model_is_almost_certain_it_equals_lambda_loss(sigma: float) -> None:
+def test_soft_lambda_equals_lambda_loss_if_the_model_is_almost_certain(sigma: float) -> None:
     """LambdaLoss sums over pairs and uses the gaps in the model's order. Here, the score of a candidate is minus its
     position."""
     ratings = table_of([3.0, 5.0, 0.0, 3.0, 1.0, 4.0, 4.0])
@@ -203,8 +203,7 @@ def test_equal_ratings_give_no_loss_and_no_gradient(rating: float, score: str, d
 
 @pytest.mark.parametrize("delta", DELTAS)
 def test_each_swap_into_order_lowers_the_loss(delta: str) -> None:
-    """Swaps of neighbours turn the reversed answer into the perfect one. Even the perfect answer has a loss above
-    0."""
+    """Swaps of neighbours turn the reversed answer into the perfect answer, which still has a loss above 0."""
     ratings, gold_rank = table_of([5.0, 4.0, 3.0, 1.0]), torch.arange(4)[None]
     order, losses = [3, 2, 1, 0], []
     while True:
@@ -222,7 +221,7 @@ def test_each_swap_into_order_lowers_the_loss(delta: str) -> None:
 
 
 def test_raising_a_good_candidate_early_or_a_bad_one_late_lowers_the_loss() -> None:
-    """The loss rises with the position of the best candidate, and falls with the position of the worst one."""
+    """The loss rises with the position of the best candidate, and falls with the position of the worst candidate."""
     batch = random_batch(masked=False)
     batch = batch._replace(ratings=table_of([0.0, 5.0, 3.0, 1.0]).expand(5, -1))
     batch = batch._replace(gold_rank=torch.tensor([[3, 0, 1, 2]]).expand(5, -1))
@@ -248,7 +247,7 @@ def test_the_softmax_runs_over_positions() -> None:
     assert (soft_lambda(moved, **SETTINGS)[0].loss != output.loss).all()
 
 
-def test_a_sharp_softmax_and_a_flat_one() -> None:
+def test_the_limits_of_a_sharp_softmax_and_of_a_flat_softmax() -> None:
     batch = random_batch(masked=False)
     for score in SCORES:
         sharp = soft_lambda_loss(*batch[:4], gamma=1e4, score=score).metrics["position"]
@@ -335,8 +334,8 @@ def test_invalid_settings_are_refused(changed: dict[str, Any], message: str) -> 
     ],
 )
 def test_permutation_worked_by_hand(distance: str, loss: float, slopes: tuple[float, float]) -> None:
-    """At the first answer position, p = (3/4, 1/4) and q = (1/4, 3/4). At the second position, p and q are equal. This
-    halves the mean distance.
+    """At the first answer position, p = (3/4, 1/4) and q = (1/4, 3/4). At the second position, p and q are equal,
+    which halves the mean distance.
 
     M = (1/2, 1/2), so KL(p||M) = KL(q||M) = 3/4 log(3/2) - 1/4 log 2.
     KL(p||q) = KL(q||p) = 3/4 log 3 - 1/4 log 3 = 1/2 log 3.
@@ -358,8 +357,8 @@ def test_permutation_agrees_with_a_loop(batch: Batch, distance: str) -> None:
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_equal_distributions_have_no_gradient(distance: str) -> None:
-    """With a gradient through both distributions, cross-entropy would have a gradient even here, because it would
-    lower the entropy of both."""
+    """If gradients flowed through both distributions, cross-entropy would have a gradient even for equal
+    distributions, because it would lower the entropy of both."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 4, 4, generator=generator, dtype=torch.float64)
     first, second = logits.clone().requires_grad_(), logits.clone().requires_grad_()
@@ -370,7 +369,7 @@ def test_equal_distributions_have_no_gradient(distance: str) -> None:
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_slots_mapped_back_to_candidates_give_0_and_slots_themselves_do_not(distance: str) -> None:
+def test_slots_that_are_mapped_back_to_candidates_give_0_and_unmapped_slots_do_not(distance: str) -> None:
     """A slot is the place of a candidate in the prompt. The model of this test ignores the order of the prompt, so
     every candidate has the same score in every slot."""
     generator = torch.Generator().manual_seed(0)
@@ -480,7 +479,7 @@ def test_lists_without_or_with_one_candidate_give_zeros() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_chunks_give_the_same_as_the_whole_batch(masked: bool) -> None:
+def test_chunks_give_the_same_results_as_the_whole_batch(masked: bool) -> None:
     batch = random_batch(masked=masked)
     for whole, *pieces in zip(both(batch), *map(both, chunks_of(batch)), strict=True):
         outputs, *gradients = zip(*pieces, strict=True)
@@ -518,7 +517,7 @@ def test_half_precision_is_computed_in_float32(
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_finite_at_huge_logits_in_bf16(masked: bool) -> None:
+def test_both_losses_are_finite_at_huge_logits_in_bf16(masked: bool) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, 1e4], [-1e4, 1e4, 0.0, -1e4], [0.0] * 4, [1e4] * 4], dtype=torch.bfloat16)
     # In the first list, the second table is uncertain where the first table is certain. In the second list, some
     # candidates are impossible in both tables.

@@ -1,4 +1,5 @@
-"""BEAR: compared with a loop and with the form published by its authors, and at the limits of its arguments."""
+"""Compares BEAR with a loop and with the form that its authors published, and tests it at the limits of its
+arguments."""
 
 import math
 from typing import Any, NamedTuple
@@ -46,7 +47,8 @@ def expected(batch: Batch, **settings: Any) -> tuple[LossOutput, Tensor]:
 
 
 def random_batch(num_rows: int = 6, num_columns: int = 7, *, masked: bool = True, seed: int = 0) -> Batch:
-    """Returns rows with 1, 2, ... legal columns if `masked`, so that the first row is forced."""
+    """Returns rows with 1, 2, ... legal columns if `masked`, so that the target of the first row is forced. Otherwise,
+    all columns are legal."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(num_rows, num_columns, generator=generator, dtype=torch.float64)
     target = torch.randint(num_columns, (num_rows,), generator=generator)
@@ -83,7 +85,7 @@ def test_value_and_gradient_worked_by_hand(variant: str, loss: float, factor: fl
 
 @st.composite
 def batches(draw: st.DrawFn) -> Batch:
-    """Draws logits that are multiples of 1/2, so that many tie."""
+    """Draws logits that are multiples of 1/2, so that many of them are equal."""
     num_rows, num_columns = draw(st.integers(0, 4)), draw(st.integers(1, 8))
     row = st.lists(st.integers(-12, 12).map(lambda step: step / 2), min_size=num_columns, max_size=num_columns)
     logits = torch.tensor(draw(st.lists(row, min_size=num_rows, max_size=num_rows)), dtype=torch.float64)
@@ -166,7 +168,7 @@ def test_weight_0_over_the_legal_tokens_is_msl(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.7])
-def test_smoothing_is_that_of_torch_over_the_legal_tokens(smoothing: float) -> None:
+def test_smoothing_equals_that_of_torch_over_the_legal_tokens(smoothing: float) -> None:
     settings = {"num_beams": 3, "weight": 0.0, "sharpness": 1.0, "smoothing": smoothing}
     batch = random_batch()
     output, found = gradient(batch, **settings)
@@ -205,9 +207,9 @@ def test_the_gradient_of_a_forced_token_is_exactly_0(dtype: torch.dtype, variant
     assert gradient(batch, **{**SETTINGS, "weight": 0.0}, variant=variant)[0].loss.eq(0).all()
 
 
-def test_limits_of_the_sharpness() -> None:
+def test_the_limits_of_a_large_and_of_a_small_sharpness() -> None:
     """With weight = lambda * sharpness, the gradient is scaled by 1 + lambda sigmoid(.). The sigmoid tends to 1/2 for
-    a large sharpness, and to 0 or 1 for a small one."""
+    a large sharpness, and to 0 or 1 for a small sharpness."""
     batch = random_batch(masked=False)
     _, plain = gradient(batch, num_beams=3, weight=0.0, sharpness=1.0)
     pruned = bear_loss(*batch, num_beams=3, weight=0.0, sharpness=1.0).metrics["pruned"]
@@ -289,7 +291,7 @@ def test_illegal_tokens_contribute_nothing(fill: float, dtype: torch.dtype, vari
 def test_padding_columns_change_nothing(variant: str, masked: bool) -> None:
     batch = random_batch(masked=masked)
     legal = torch.ones_like(batch.logits, dtype=torch.bool) if batch.legal is None else batch.legal
-    # With 10 beams there are fewer tokens than beams, and padding must not count as a beam.
+    # With 10 beams, there are fewer tokens than beams, and padding columns must not count as beams.
     for num_beams in (2, 10):
         settings = {**SETTINGS, "num_beams": num_beams, "variant": variant}
         output, found = gradient(batch, **settings)
@@ -298,7 +300,7 @@ def test_padding_columns_change_nothing(variant: str, masked: bool) -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_order_of_rows_and_columns_does_not_matter(masked: bool) -> None:
+def test_the_order_of_rows_and_columns_does_not_matter(masked: bool) -> None:
     batch = random_batch(masked=masked)
     output, found = gradient(batch, **SETTINGS)
     rows, columns = torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([6, 2, 0, 5, 1, 4, 3])
@@ -310,7 +312,7 @@ def test_order_of_rows_and_columns_does_not_matter(masked: bool) -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_chunks_give_the_same_as_the_whole_batch(masked: bool) -> None:
+def test_chunks_give_the_same_results_as_the_whole_batch(masked: bool) -> None:
     batch = random_batch(masked=masked)
     whole = gradient(batch, **SETTINGS)
     outputs, gradients = zip(*(gradient(chunk, **SETTINGS) for chunk in chunks_of(batch)), strict=True)
@@ -320,7 +322,7 @@ def test_chunks_give_the_same_as_the_whole_batch(masked: bool) -> None:
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("num_beams", [1, 3, 10])
-def test_finite_at_huge_logits_in_bf16(masked: bool, variant: str, num_beams: int) -> None:
+def test_the_loss_is_finite_at_huge_logits_in_bf16(masked: bool, variant: str, num_beams: int) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, 1e4, -1e4]], dtype=torch.bfloat16).expand(4, -1)
     legal = torch.tensor([[True, True, True, True, False]]).expand(4, -1) if masked else None
     batch = Batch(logits, torch.arange(4), legal)
@@ -335,7 +337,8 @@ def test_finite_at_huge_logits_in_bf16(masked: bool, variant: str, num_beams: in
 
 
 def test_paper_weighs_targets_inside_the_beam_more_and_survival_those_outside() -> None:
-    """The target's logit rises from far below the third largest to far above the largest."""
+    """The target's logit rises from far below the third largest of the other logits to far above the largest of
+    them."""
     heights = torch.linspace(-9, 9, 13, dtype=torch.float64)
     others = torch.tensor([3.0, 1.0, 0.0, -1.0], dtype=torch.float64).expand(13, -1)
     batch = Batch(torch.cat([heights[:, None], others], 1), torch.zeros(13, dtype=torch.int64), None)
