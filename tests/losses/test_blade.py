@@ -1,5 +1,5 @@
-"""BLADE's estimates, rewards, advantages and loss: compared with exact loops, with figures from a separate simulation,
-and with a policy so small that all of its lists are enumerated."""
+"""Compares BLADE's estimates, rewards, advantages and loss with exact loops, with figures from a separate simulation,
+and with an enumeration of all lists of a small policy."""
 
 import math
 from fractions import Fraction
@@ -57,8 +57,8 @@ def test_cdf_worked_by_hand() -> None:
 
 
 def test_reward_worked_by_hand() -> None:
-    """A list hits with probability 1/20. The best of 8 lists misses only if all of them miss. The gap between the two
-    rewards is 2.27, whereas the bound F^7 gives only .36."""
+    """A list hits with probability 1/20. The best of 8 lists misses only if all of them miss. The rewards of a hit and
+    of a miss differ by 2.27, whereas the bound F^7 gives a difference of only 0.36."""
     found = best_of_n_reward(doubles([1, 0.95]), doubles([0.95, 0]), best_of=8)
     assert_close(found, doubles([math.log((1 - 0.95**8) / 0.05), 7 * math.log(0.95)]))
     assert (found[0] - found[1]).item() == pytest.approx(2.27, abs=0.005)
@@ -67,7 +67,8 @@ def test_reward_worked_by_hand() -> None:
 
 @st.composite
 def groups(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Draws rewards of rollouts and references for some prompts. They are multiples of 1/4, so that many tie."""
+    """Draws rewards of rollouts and references for some prompts. They are multiples of 1/4, so that many of them are
+    equal."""
     num_rows, num_rollouts, num_references = draw(st.integers(0, 3)), draw(st.integers(2, 6)), draw(st.integers(0, 7))
     values = st.integers(-2, 4).map(lambda quarter: quarter / 4)
     parts = []
@@ -110,8 +111,8 @@ def test_without_ties_the_static_reward_is_the_bound_and_log_n() -> None:
 
 
 def test_the_tilt_of_a_known_distribution_is_best_of_n() -> None:
-    """With six equally likely lists, three of them tied, the starting policy times exp(R) is the distribution of the
-    best of 3 draws."""
+    """With six equally likely lists, of which three are tied, the starting policy times exp(R) is the distribution of
+    the best of 3 draws."""
     rewards = [0.0, 0.4, 0.4, 0.4, 0.9, 1.3]
     at_most = doubles([sum(other <= own for other in rewards) / 6 for own in rewards])
     below = doubles([sum(other < own for other in rewards) / 6 for own in rewards])
@@ -144,8 +145,11 @@ def test_only_ranks_within_a_prompt_count() -> None:
 @pytest.mark.parametrize("best_of", [8, 500, 900.5])
 @pytest.mark.parametrize("tau", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_finite_and_increasing_for_n_in_the_hundreds(best_of: float, tau: float, dtype: torch.dtype) -> None:
-    """The rewards are below, among and above 300 references. The error of float32 is about N times its precision."""
+def test_the_reward_is_finite_and_increasing_for_n_in_the_hundreds(
+    best_of: float, tau: float, dtype: torch.dtype
+) -> None:
+    """The rewards lie below, among and above those of 300 references. The error of float32 is about N times its
+    precision."""
     rewards = torch.linspace(-0.5, 1.5, 9).expand(2, -1).to(dtype)
     references = torch.linspace(0, 1, 300).expand(2, -1).to(dtype)
     found = target(rewards, references, tau=tau, best_of=best_of)
@@ -233,7 +237,7 @@ def test_with_saturated_references_blade_has_a_signal_and_best_of_n_has_none() -
     assert blade.argsort().equal(rewards.argsort())
 
 
-# The expected figures are from a separate simulation of 500,000 groups. For a policy as good as the best of k lists,
+# The expected figures are from a separate simulation of 500,000 groups. If a policy is as good as the best of k lists,
 # the quantiles of its lists are k-th roots of uniform random numbers.
 
 
@@ -254,7 +258,8 @@ def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float,
     """A group has 8 rollouts and 16 references. The figures are the standard deviation of log F, the share of tied
     pairs, and the share of groups in which all rewards are equal. `strength` is k.
 
-    Measured values must be within four standard errors and the rounding of the figure. A 0 must be exact.
+    A measured value may differ from its figure by four standard errors and by the rounding of the figure. A figure of
+    0 is exact.
     """
     generator = torch.Generator().manual_seed(strength)
     rewards = torch.rand(20_000, 8, generator=generator, dtype=torch.float64) ** (1 / strength)
@@ -268,11 +273,11 @@ def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float,
         rounding = 0.5 * 10.0 ** -len(figure[1:]) if wanted else 0.0
         variance = max(
             values.var().item(), wanted * (1 - wanted) if wanted < 0.001 else 0.0
-        )  # for shares too small to show up in the sample
+        )  # for shares that are too small to occur in the sample
         assert values.mean().item() == pytest.approx(wanted, abs=4 * math.sqrt(variance / len(values)) + rounding)
 
 
-def test_probability_of_saturation() -> None:
+def test_the_probability_of_saturation_equals_its_closed_form() -> None:
     """The policy is as good as the best of k lists. One rollout beats all M references with probability k / (M + k).
     All G rollouts do so with probability (M / k) B(M / k, G + 1), which is .11 at M = G = k = 8."""
     generator = torch.Generator().manual_seed(0)
@@ -287,8 +292,9 @@ def test_probability_of_saturation() -> None:
     ("best_of", "effective"),
     [(4, (4.0, 4.4, 5.4, 7.2, 11.3)), (8, (8.0, 9.7, 15.6, 28.6, 63)), (16, (16, 24, 58, 133, 313))],
 )
-def test_fixed_point_in_closed_form(best_of: int, effective: tuple[float, ...]) -> None:
-    """The oracle reproduces values that were computed separately, so the test below may use the oracle."""
+def test_the_oracle_reproduces_known_fixed_points(best_of: int, effective: tuple[float, ...]) -> None:
+    """The known values were computed separately. Because the oracle reproduces them, the next test can use the
+    oracle."""
     for tau, wanted in zip((0.0, 0.1, 0.3, 0.5, 0.7), effective, strict=True):
         found, _ = oracle.fixed_point(best_of, tau)
         assert found == pytest.approx(wanted, abs=0.05 if wanted < 60 and wanted != round(wanted) else 0.5)
@@ -296,10 +302,10 @@ def test_fixed_point_in_closed_form(best_of: int, effective: tuple[float, ...]) 
 
 @pytest.mark.parametrize(("best_of", "tau"), [(4, 0.0), (8, 0.0), (4, 0.3), (8, 0.1), (8, 0.3), (8, 0.5), (16, 0.3)])
 def test_the_estimator_leads_to_the_fixed_point(best_of: int, tau: float) -> None:
-    """Multiplies the policy by exp(R) repeatedly on a fine grid of quantiles, each time with rollouts from the last
-    policy.
+    """On a fine grid of quantiles, repeatedly moves the log of the policy halfway to that of the starting policy times
+    exp(R), each time with rollouts from the latest policy.
 
-    The effective N and the KL must agree with the oracle. For the static target, the effective N stays at N.
+    The effective N and the KL must agree with the oracle. For the static target, the effective N equals N.
     """
     num_levels, num_rollouts = 4000, 1000
     quantiles = (np.arange(num_levels) + 0.5) / num_levels
@@ -345,7 +351,8 @@ def test_loss_gradient_and_metrics_agree_with_a_loop(rows: list[tuple[float, flo
 
 
 def test_gradcheck() -> None:
-    """If advantages and old policy are given, nothing is detached. Only a clipped ratio has no gradient."""
+    """The advantages and the old log-probabilities are given, so nothing is detached. Only a clipped ratio has no
+    gradient."""
     logps, advantages = normal(3, 4), normal(3, 4, seed=2)
     old_logps = logps + 0.5 * normal(3, 4, seed=1)
 
@@ -375,7 +382,7 @@ def test_advantage_0_contributes_nothing() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_finite_at_huge_differences(dtype: torch.dtype) -> None:
+def test_the_loss_is_finite_at_huge_differences(dtype: torch.dtype) -> None:
     logps = torch.tensor([[1e4, 1e4, -1e4, -1e4, 0.0]], dtype=dtype)
     advantages = torch.tensor([[2.0, -2.0, 2.0, -2.0, -2.0]])
     output, found = gradient(logps, -logps, advantages, 0.2)
@@ -420,12 +427,12 @@ def test_metrics_are_detached_and_constants_get_no_gradient() -> None:
     assert logps.detach().equal(before)
 
 
-# A policy over five lists; all groups of three rollouts are enumerated
+# A policy over five lists, for which all groups of three rollouts are enumerated
 
 
 PREFERENCES = doubles([0.3, -0.4, 1.1, 0.0, -1.5])
 START = doubles([0.0, 0.5, -0.5, 0.2, 0.4]).log_softmax(-1)
-ITEM_REWARDS = doubles([0.2, 0.7, 0.2, 0.4, 0.9])  # the first and the third tie
+ITEM_REWARDS = doubles([0.2, 0.7, 0.2, 0.4, 0.9])  # the first and the third list are tied
 GROUPS = torch.tensor(list(product(range(5), repeat=3)))
 
 
@@ -452,7 +459,7 @@ def objective_gradient(learned: Tensor, beta: float) -> Tensor:
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("kind", ["reward", "best_of_n"])
-def test_the_gradient_is_that_of_reward_minus_kl(beta: float, kind: str) -> None:
+def test_the_gradient_equals_that_of_reward_minus_kl(beta: float, kind: str) -> None:
     learned = ITEM_REWARDS
     if kind == "best_of_n":
         references = doubles([[0.2, 0.4, 0.4, 0.7, 0.1]])
@@ -466,8 +473,8 @@ def test_the_gradient_is_that_of_reward_minus_kl(beta: float, kind: str) -> None
 
 @pytest.mark.parametrize("tau", [0.1, 0.3, 0.5])
 def test_a_moving_target_overestimates_the_gradient_of_the_reward(tau: float) -> None:
-    """The gradient is compared with the gradient for a constant reward, the mean R of each list over its groups. Both
-    have the same direction, but the gradient for the moving target is up to 1.5 times as long."""
+    """Compares the gradient with that for constant rewards, which are the mean R of each list over its groups. Both
+    gradients have almost the same direction, but the gradient for the moving target is up to 1.5 times as long."""
     references = doubles([[0.2, 0.4, 0.4, 0.7, 0.1] * 3]).expand(len(GROUPS), -1)
     learned = target(ITEM_REWARDS[GROUPS], references, tau=tau)
     others = PREFERENCES.log_softmax(-1)[GROUPS[:, 1:]].sum(-1).exp()
@@ -478,7 +485,7 @@ def test_a_moving_target_overestimates_the_gradient_of_the_reward(tau: float) ->
 
 
 def test_rollouts_of_an_old_policy_are_importance_weighted() -> None:
-    """Without clipping and KL, the objective does not depend on the policy that sampled."""
+    """Without clipping and KL, the expected gradient does not depend on the policy that sampled the rollouts."""
     found = expected_gradient(ITEM_REWARDS[GROUPS], 0.0, PREFERENCES + normal(5) / 2, clip=1e6)
     assert_close(found, objective_gradient(ITEM_REWARDS, 0.0), rtol=1e-12, atol=1e-12)
 

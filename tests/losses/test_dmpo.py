@@ -1,4 +1,4 @@
-"""DMPO: compared with a loop, and with DPO for one negative; and at the limits of its arguments."""
+"""Compares DMPO with a loop and, for one negative, with DPO, and tests it at the limits of its arguments."""
 
 import math
 
@@ -35,8 +35,8 @@ def expected(batch: Batch, beta: float) -> tuple[Tensor, Tensor, Tensor]:
 def test_value_and_gradient_worked_by_hand() -> None:
     """Beta is 2, and the chosen log-ratio is (log 3) / 2 above the mean of the negatives. So the sigmoid is 3/4.
 
-    The gradient with respect to the margin is 3/4 - 1 = -1/4. Times beta, that is -1/2 for the chosen log-ratio. Each
-    of the two negatives gets half of the opposite, 1/4.
+    The gradient with respect to the margin is 3/4 - 1 = -1/4. Multiplied by beta, it gives -1/2 for the chosen
+    log-ratio. Each of the two negatives gets half of the opposite value, which is 1/4.
     """
     chosen = torch.tensor([math.log(3) / 2])
     rejected = torch.tensor([[0.7, -0.7]])
@@ -105,7 +105,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, computed: tor
     assert_close(found[1:], wanted[1:], rtol=tolerance, atol=1e-6, check_dtype=False)
 
 
-def test_finite_at_huge_log_ratios_in_bf16() -> None:
+def test_the_loss_is_finite_at_huge_log_ratios_in_bf16() -> None:
     chosen = torch.tensor([1e4, -1e4, 0.0], dtype=torch.bfloat16)
     rejected = torch.tensor([[1e4, -1e4, 0.0]], dtype=torch.bfloat16).expand(3, -1)
     found = gradient(Batch(chosen, rejected, None), 1.0)

@@ -1,4 +1,4 @@
-"""Sampled softmax: compared with a loop, with the full softmax, and at the limits of its arguments."""
+"""Compares the sampled softmax with a loop and with the full softmax, and tests it at the limits of its arguments."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_value_and_gradient_agree_with_a_loop() -> None:
 
 
 @pytest.mark.parametrize("num_draws", [1, 4])
-def test_the_mean_of_the_corrected_sum_is_the_full_sum(num_draws: int) -> None:
+def test_the_mean_of_the_corrected_sum_equals_the_full_sum(num_draws: int) -> None:
     _, logits, log_q = drawn(200_000, num_draws)
     loss = sampled_softmax_loss(logits, log_q).loss
     sums = (loss + SCORES[0]).exp() - SCORES[0].exp()
@@ -73,7 +73,7 @@ def test_many_draws_give_the_loss_and_the_gradient_of_the_full_softmax() -> None
     assert_close(gradient, torch.autograd.grad(full, scores)[0], rtol=0, atol=1e-2)
 
 
-def test_one_draw_of_each_negative_from_equal_probabilities_is_the_full_softmax() -> None:
+def test_one_draw_of_each_negative_from_equal_probabilities_gives_the_full_softmax() -> None:
     log_q = torch.full((1, 5), 0.2, dtype=torch.float64).log()
     loss = sampled_softmax_loss(SCORES.unsqueeze(0), log_q, temperature=2.0).loss
     assert_close(loss, F.cross_entropy(SCORES.unsqueeze(0) / 2, torch.tensor([0]), reduction="none"))
@@ -86,7 +86,7 @@ def test_gradcheck() -> None:
 
 
 @pytest.mark.parametrize("fill", [torch.inf, -torch.inf, torch.nan])
-def test_columns_that_do_not_count_contribute_nothing(fill: float) -> None:
+def test_columns_that_are_not_counted_contribute_nothing(fill: float) -> None:
     _, logits, log_q = drawn(2, 3)
     counted = torch.tensor([[True, True, False], [True, False, True]])
     wanted = sampled_softmax_loss(logits, log_q, counted).loss
@@ -107,7 +107,7 @@ def test_without_negatives_the_loss_and_the_gradient_are_0() -> None:
     assert torch.autograd.grad(loss.sum(), logits)[0].item() == 0
 
 
-def test_finite_at_huge_logits_in_bf16() -> None:
+def test_the_loss_is_finite_at_huge_logits_in_bf16() -> None:
     logits = torch.tensor([[1e4, -1e4, 1e4], [-1e4, 1e4, 0.0]], dtype=torch.bfloat16, requires_grad=True)
     loss = sampled_softmax_loss(logits, torch.tensor([[0.5, 1e-6], [1e-6, 0.5]]).log()).loss
     assert loss.dtype == torch.float32

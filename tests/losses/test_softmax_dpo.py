@@ -1,4 +1,4 @@
-"""Softmax-DPO: compared with a loop, and with DPO for one negative; and at the limits of its arguments."""
+"""Compares Softmax-DPO with a loop and, for one negative, with DPO, and tests it at the limits of its arguments."""
 
 import math
 from typing import NamedTuple
@@ -50,7 +50,7 @@ def expected(batch: Batch, beta: float) -> Result:
 
 
 def random_batch(num_rows: int = 6, num_negatives: int = 5, *, masked: bool = True, seed: int = 0) -> Batch:
-    """Returns rows with 0, 1, 2, ... negatives if `masked`, or else with `num_negatives`."""
+    """Returns rows with 0, 1, 2, ... negatives if `masked`. Otherwise, all rows have `num_negatives` negatives."""
     generator = torch.Generator().manual_seed(seed)
     chosen = 2 * torch.randn(num_rows, generator=generator, dtype=torch.float64)
     rejected = 2 * torch.randn(num_rows, num_negatives, generator=generator, dtype=torch.float64)
@@ -77,7 +77,7 @@ def test_value_and_gradient_worked_by_hand() -> None:
 
 @st.composite
 def batches(draw: st.DrawFn) -> Batch:
-    """Draws log-ratios that are multiples of 1/2, so that many tie."""
+    """Draws log-ratios that are multiples of 1/2, so that many of them are equal."""
     num_rows, num_negatives = draw(st.integers(0, 4)), draw(st.integers(0, 5))
     ratios = st.integers(-60, 60).map(lambda step: step / 2)
 
@@ -202,7 +202,7 @@ def test_padding_and_the_order_of_rows_and_negatives_do_not_matter() -> None:
     assert_close(gradient(moved, 0.7), wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_chunks_give_the_same_as_the_whole_batch() -> None:
+def test_chunks_give_the_same_results_as_the_whole_batch() -> None:
     batch = random_batch()
     whole = gradient(batch, 0.7)
     outputs, *gradients = zip(*(gradient(chunk, 0.7) for chunk in chunks_of(batch)), strict=True)
@@ -217,7 +217,7 @@ def test_a_mask_of_ones_equals_no_mask() -> None:
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 @pytest.mark.parametrize("masked", [False, True])
-def test_finite_at_huge_log_ratios_in_bf16(beta: float, masked: bool) -> None:
+def test_the_loss_is_finite_at_huge_log_ratios_in_bf16(beta: float, masked: bool) -> None:
     chosen = torch.tensor([1e4, -1e4, 0.0], dtype=torch.bfloat16)
     rejected = torch.tensor([[1e4, -1e4, 0.0, 1e4, -1e4]], dtype=torch.bfloat16).expand(3, -1)
     mask = torch.tensor([[False, True, True, False, False]]).expand(3, -1) if masked else None
@@ -239,8 +239,8 @@ def test_gradcheck(masked: bool) -> None:
 
 
 def test_a_row_is_accurate_if_the_chosen_completion_is_above_every_negative() -> None:
-    """In the four rows, the chosen completion is above all negatives, above only their mean, equal to the best, and
-    above all except a masked one."""
+    """In the four rows, the chosen completion is above all negatives, above only their mean, equal to the best
+    negative, and above all negatives except for a masked one."""
     rejected = torch.tensor([[0.0, 0.9], [-9.0, 1.1], [0.0, 1.0], [0.0, 5.0]])
     mask = torch.tensor([[True, True], [True, True], [True, True], [True, False]])
     output = softmax_dpo_loss(torch.ones(4), rejected, mask, beta=0.5)

@@ -1,4 +1,4 @@
-"""Rows with branches against one forward pass per branch, and the models that need a row per branch."""
+"""Compares rows with branches with one forward pass per branch, and tests the models that need one row per branch."""
 
 from typing import Any
 
@@ -19,8 +19,8 @@ from trl_rec.trainer.bear.collator import NextItemCollator
 SHARED = [(family, kind) for family in ("llama", "qwen3", "phi3", "gpt2") for kind in ("sdpa", "eager")]
 MODELS = {key: tiny(*key) for key in SHARED}
 Rows = list[dict[str, list[int]]]
-# For each row: the number of tokens in the trunk, and the branches. For each branch: a number that selects how much of
-# the trunk it continues, and its own length.
+# Each row consists of the number of tokens in its trunk, and of its branches. Each branch consists of a number that
+# selects how much of the trunk it continues, and of its own length.
 shapes = st.lists(
     st.tuples(
         st.integers(1, 7),
@@ -131,7 +131,7 @@ def test_labels_of_separate_rows_keep_their_values() -> None:
     batch["tasks"] = torch.tensor([5, 6, 7])
     inputs, mask, owners = prepare_branches(tiny("mistral-window"), batch)
     labels = inputs["labels"]
-    # One row per trunk, and one per branch that is not empty.
+    # There is one row per trunk, and one row per branch that is not empty.
     assert mask is None and owners.tolist() == [0, 0, 0, 1, 2, 2]
     assert sorted(labels[labels != -100]) == sorted(batch["labels"][batch["labels"] != -100])
     assert torch.equal(inputs["trie_nodes"], torch.where(labels == -100, -1, labels + 1000))
@@ -149,7 +149,7 @@ def test_without_labels_the_empty_logits_have_a_gradient(family: str) -> None:
     assert not len(values) and all(not parameter.grad.any() for parameter in model.parameters())
 
 
-def test_padding_attends_to_itself_alone() -> None:
+def test_padding_attends_only_to_itself() -> None:
     batch = batch_of(make_rows(EXAMPLE))
     real = batch["attention_mask"].bool()
     mask = visible(batch["seen"], batch["starts"], real)
@@ -157,7 +157,7 @@ def test_padding_attends_to_itself_alone() -> None:
     assert not mask.masked_select(~real.unsqueeze(1) & ~torch.eye(mask.shape[1]).bool()).any()
 
 
-def test_position_embeddings_that_depend_on_the_longest_text() -> None:
+def test_position_embeddings_that_depend_on_the_longest_text_need_separate_rows() -> None:
     size: Any = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     size |= {"vocab_size": VOCABULARY, "pad_token_id": 0, "initializer_range": 0.4}
     dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
@@ -175,7 +175,7 @@ def test_position_embeddings_that_depend_on_the_longest_text() -> None:
     assert unscaled_length(MODELS["phi3", "sdpa"].config) is unscaled_length(MODELS["gpt2", "sdpa"].config) is None
     for model in (llama, phi3):
         assert unscaled_length(model.config) == 6
-        # One text has at most 6 tokens, and one has more. The frequencies of a batch must suit its longest text.
+        # One text has at most 6 tokens, and another text has more. A batch uses the frequencies for its longest text.
         rows = make_rows([(6, [(0, 2), (5, 3)])])
         prepared = prepare_branches(model, batch_of(rows))
         assert prepared.mask is None and prepared.inputs["position_ids"].max() > 6

@@ -1,4 +1,4 @@
-"""Building models from recipes: adapters, trusted code and seeds."""
+"""Tests how models are built from recipes: adapters, trusted code and seeds."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from trl_rec.models.scratch import make_model, make_tokenizer
 
 @pytest.fixture
 def adapter(tokenizer_copy, tmp_path: Path) -> Path:
-    """The folder of an adapter with a tokenizer. The folder of its base is beside it."""
+    """The folder of an adapter and its tokenizer. Its base model is in the folder `base` next to it."""
     make_family("llama", vocab_size=len(tokenizer_copy)).save_pretrained(tmp_path / "base")
     model = load_model(tmp_path / "base")
     get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
@@ -35,7 +35,7 @@ def trained(model: torch.nn.Module) -> set[str]:
     return {name.split(".")[-3] for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_a_policys_adapter_stays_trainable(adapter: Path) -> None:
+def test_the_adapter_of_a_policy_stays_trainable(adapter: Path) -> None:
     assert trained(load_model(adapter)) == set()
     assert trained(load_policy(adapter)) == {"lora_A", "lora_B"}
     assert all(parameter.requires_grad for parameter in load_policy(adapter.parent / "base").parameters())
@@ -63,7 +63,7 @@ def test_remote_code_is_trusted_only_on_request(
     assert trusted == [True, None]
 
 
-def test_embeddings_of_new_tokens_follow_the_seed(adapter: Path, catalog_of_titles: ItemCatalog) -> None:
+def test_embeddings_of_new_tokens_depend_only_on_the_seed(adapter: Path, catalog_of_titles: ItemCatalog) -> None:
     catalog, config = catalog_of_titles.with_surface("item_token"), RecModelConfig(str(with_tokenizer(adapter)))
 
     def embeddings(seed: int) -> torch.Tensor:
@@ -74,7 +74,7 @@ def test_embeddings_of_new_tokens_follow_the_seed(adapter: Path, catalog_of_titl
 
 
 def with_tokenizer(adapter: Path) -> Path:
-    """Copies the adapter's tokenizer into the folder of the base, and returns this folder."""
+    """Copies the adapter's tokenizer into the folder of the base model, and returns this folder."""
     for file in adapter.glob("token*"):
         (adapter.parent / "base" / file.name).write_bytes(file.read_bytes())
     return adapter.parent / "base"

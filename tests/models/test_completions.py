@@ -1,4 +1,5 @@
-"""Completions that share a row against one forward pass per completion, and the models that need separate rows."""
+"""Compares completions that share a row with one forward pass per completion, and tests the models that need separate
+rows."""
 
 import logging
 from collections.abc import Callable
@@ -39,7 +40,7 @@ VOCABULARY = 40
 SHARED = [(family, kind) for family in ("llama", "qwen3", "mistral", "gemma", "gpt2") for kind in ("sdpa", "eager")]
 Case = tuple[Tensor, Tensor, Tensor, Tensor]
 Score = Callable[[Tensor, int, int, int], Tensor]  # logits (V,), row, slot, step
-# For each prompt: its length, and the lengths of its completions. 0 stands for a missing completion.
+# Each prompt consists of its length and the lengths of its completions. The length 0 means a missing completion.
 shapes = st.lists(
     st.tuples(st.integers(1, 7), st.lists(st.integers(0, 5), min_size=1, max_size=4)), min_size=1, max_size=3
 )
@@ -60,7 +61,7 @@ MODELS = {key: tiny(*key) for key in SHARED}
 
 
 def make_case(lengths: list[tuple[int, list[int]]], seed: int = 0) -> Case:
-    """Returns prompts padded on the left and completions padded on the right, of random tokens."""
+    """Returns random prompts, padded on the left, and random completions, padded on the right."""
     prompts, several = zip(*lengths, strict=True)
     width, count, longest = max(prompts), max(map(len, several)), max(max(map(max, several)), 1)
     prompt_mask = torch.arange(width) >= width - torch.tensor(prompts).unsqueeze(1)
@@ -248,7 +249,7 @@ def test_padding_has_no_effect(family: str) -> None:
         assert torch.equal(one, another)
 
 
-def test_prompts_padded_on_the_right_give_the_same() -> None:
+def test_prompts_padded_on_the_right_give_the_same_log_probabilities() -> None:
     model, (prompt_ids, prompt_mask, *completions) = MODELS["gpt2", "sdpa"], make_case(EXAMPLE)
     order = torch.argsort(~prompt_mask, dim=1, stable=True)
     right = (prompt_ids.gather(1, order), prompt_mask.gather(1, order), *completions)
@@ -274,7 +275,7 @@ def test_without_completions_the_empty_logits_have_a_gradient(family: str) -> No
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ["llama", "gemma", "gpt2"])
-def test_in_bfloat16_shared_rows_are_as_exact_as_separate_ones(family: str, kind: str) -> None:
+def test_in_bfloat16_shared_rows_are_as_exact_as_separate_rows(family: str, kind: str) -> None:
     model = tiny(family, kind).bfloat16()
     case = make_case([(7, [3, 1, 4, 2]), (4, [0, 2, 5])] * 4)
     ours = scored(model, case)
@@ -303,7 +304,7 @@ def test_activation_checkpointing_changes_nothing(reentrant: bool) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_adapters_learn_and_can_be_disabled(family: str) -> None:
+def test_adapters_get_gradients_and_can_be_disabled(family: str) -> None:
     case, targets = make_case(EXAMPLE), "all-linear"
     model = get_peft_model(tiny(family), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets)).eval()
     for name, parameter in model.named_parameters():
