@@ -1,4 +1,4 @@
-"""Dropout on the input embeddings of a model from scratch."""
+"""Tests the dropout on the input embeddings of models that are made from scratch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 
 def read(model: nn.Module, seed: int = 0) -> Tensor:
-    """Returns what the first layer reads, `(2, 6, 16)`, from the embeddings of `TOKEN_IDS`."""
+    """Returns the input of the first layer, `(2, 6, 16)`, for the tokens `TOKEN_IDS`."""
     layers = next(part for part in model.modules() if isinstance(part, nn.ModuleList))
     seen: list[Tensor] = []
     handle = layers[0].input_layernorm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -51,7 +51,7 @@ def read(model: nn.Module, seed: int = 0) -> Tensor:
 
 
 def drops(model: nn.Module) -> bool:
-    """Returns whether the first layer of the model reads changed embeddings in training."""
+    """Returns whether the first layer of the model gets different inputs in training mode than in evaluation mode."""
     whole = read(model.eval())
     dropped = read(model.train())
     return not torch.equal(whole, dropped)
@@ -119,7 +119,7 @@ def test_activation_checkpointing_gives_the_same_gradients(model: PreTrainedMode
         return [weight.grad for weight in one.parameters()]
 
     other = copy.deepcopy(model).train()
-    name = "activation_checkpointing_enable"  # new in transformers 5.23
+    name = "activation_checkpointing_enable"  # the name since transformers 5.23
     enable = getattr(other, name) if hasattr(other, name) else other.gradient_checkpointing_enable
     enable()
     torch.testing.assert_close(gradients(other), gradients(model.train()))

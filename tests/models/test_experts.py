@@ -1,4 +1,4 @@
-"""Mixtures of experts: the load-balancing loss is computed on request, and counts each token once."""
+"""The load-balancing loss of a mixture of experts is computed only on request, and counts each token once."""
 
 from typing import Any
 
@@ -48,8 +48,8 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one_by_one(model: PreTrainedModel) -> Tensor:
-    """Returns the loss over the tokens of all texts, each read alone and without padding. The tokens of a prompt count
-    once."""
+    """Returns the load-balancing loss over the tokens of all texts. The model reads each text alone and without
+    padding. The tokens of a prompt are counted once."""
     layers: list[list[Tensor]] = [[] for _ in model.model.layers]
     for prompt, of_prompt in zip(PROMPTS, COMPLETIONS, strict=True):
         for number, completion in enumerate(of_prompt):

@@ -1,4 +1,4 @@
-"""Loading models and tokenizers, making them from scratch, and adding tokens."""
+"""Tests how models and tokenizers are loaded or made from scratch, and how tokens are added to them."""
 
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def test_a_tokenizer_from_scratch_contains_the_words_of_given_texts(catalog: Ite
     assert worded.unk_token == "<unk>" and plain.unk_token is None
 
 
-def test_tokenizers_and_adapters_include_users_tokens(catalog: ItemCatalog, tokenizer_copy) -> None:
+def test_tokenizers_and_adapters_include_tokens_of_users(catalog: ItemCatalog, tokenizer_copy) -> None:
     users = Ragged.from_lists([["<ua_0>", "<ub_1>"], ["<ua_1>", "<ub_0>"]], object)
     catalog, size = catalog.with_surface("item_token", user_ids=users), len(tokenizer_copy)
     model = make_family("llama", vocab_size=size)

@@ -1,4 +1,5 @@
-"""Scores of models in low precision: they equal scores from the same hidden states with an output layer in float64."""
+"""The scores of models in low precision equal those that an output layer in float64 computes from the same hidden
+states."""
 
 from __future__ import annotations
 
@@ -83,7 +84,7 @@ def low_precision(name: str, dtype: torch.dtype = torch.bfloat16) -> Any:
 
 
 def exact_linear(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns the product of the same operands in float64."""
+    """Returns the output of a linear layer that is computed in float64."""
     return F.linear(hidden_states.double(), weight.double(), None if bias is None else bias.double())
 
 
@@ -95,7 +96,7 @@ def product(linear: Callable[..., Tensor]) -> Iterator[None]:
 
 
 def catalogue(seed: int = 0) -> TokenTrie:
-    """Returns a trie of up to 200 items of three tokens."""
+    """Returns a trie of up to 200 items with three tokens each."""
     tokens = torch.randint(3, VOCABULARY, (200, 3), generator=torch.Generator().manual_seed(seed))
     tokens[:, 0] = tokens[:, 0] % 12 + 3
     return TokenTrie.from_sequences(tokens.unique(dim=0).tolist())
@@ -125,7 +126,7 @@ def candidates() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("ranking", RANKINGS)
 @pytest.mark.parametrize("name", MODELS)
-def test_lists_are_in_the_order_of_a_product_in_float64(name: str, ranking: str) -> None:
+def test_rankings_equal_those_of_an_output_layer_in_float64(name: str, ranking: str) -> None:
     model = low_precision(name)
     items, scores = RANKINGS[ranking](model)
     with product(exact_linear):
@@ -147,7 +148,7 @@ def test_rounded_logits_would_change_the_order(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_of_some_tokens_are_columns_of_all(name: str, dtype: torch.dtype) -> None:
+def test_logits_of_some_tokens_are_columns_of_all_logits(name: str, dtype: torch.dtype) -> None:
     model = low_precision(name, dtype)
     tokens = torch.tensor([3, 5, 6, 17, 399])
     with logits_at(model):
@@ -184,7 +185,7 @@ def losses(model: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_losses_and_gradients_are_those_of_a_product_in_float64(name: str) -> None:
+def test_losses_and_gradients_equal_those_of_an_output_layer_in_float64(name: str) -> None:
     """A backward pass first rounds the gradient of the logits to the dtype of the model, so gradients agree only up to
     this rounding."""
     model = low_precision(name)
@@ -200,7 +201,7 @@ def test_losses_and_gradients_are_those_of_a_product_in_float64(name: str) -> No
             assert error <= 0.05 * other.double().norm() + 1e-6, method
 
 
-def test_under_autocast_logits_are_those_of_rounded_operands() -> None:
+def test_under_autocast_logits_equal_those_of_rounded_operands() -> None:
     model = low_precision("plain", torch.float32)
     seen: list[Tensor] = []
     model.lm_head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -211,7 +212,7 @@ def test_under_autocast_logits_are_those_of_rounded_operands() -> None:
 
 
 def test_no_copy_of_the_output_embedding_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the rows of one part are converted to float32 at a time."""
+    """Only the rows of one part of the output embedding are converted to float32 at a time."""
     monkeypatch.setattr(precision, "PART_ROWS", 64)
     converted: list[int] = []
     real = Tensor.float

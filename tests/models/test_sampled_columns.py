@@ -1,4 +1,4 @@
-"""Logits of a target and of a few negatives per row, and their gradients."""
+"""Tests the logits of one target per position and of a few negatives per row, and their gradients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WANTED = torch.cat([COLUMNS.targets.unsqueeze(1), COLUMNS.negatives[OWNERS]], 1)
 
 
 def tied_or_not(family: str, tied: bool) -> PreTrainedModel:
-    """Returns a model whose output embedding is the input embedding if `tied`, or else a separate one."""
+    """Returns a model whose output embedding is the input embedding if `tied`, and a separate weight otherwise."""
     model = make_family(family, vocab_size=64, attention="eager")
     embedding = model.get_input_embeddings().weight
     model.config.tie_word_embeddings = tied
@@ -99,7 +99,7 @@ def test_a_batch_without_positions_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("options", [{"target_modules": ["lm_head"]}, {"trainable_token_indices": [5, 7, 9]}])
-def test_adapters_of_the_embeddings(options: dict) -> None:
+def test_adapters_of_the_embeddings_get_the_same_gradients(options: dict) -> None:
     torch.manual_seed(0)
     model = get_peft_model(
         tied_or_not("llama", True),

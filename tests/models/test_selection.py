@@ -1,4 +1,4 @@
-"""Logits at chosen positions against those of the whole forward pass."""
+"""Compares the logits at chosen positions with those of a whole forward pass."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -56,7 +56,7 @@ def test_items_with_similar_vectors_get_similar_embeddings(vectors: Tensor, widt
     assert cosines[same].min() > 0.5 > cosines[~same & ~torch.eye(NUM_ITEMS, dtype=torch.bool)].mean() + 0.3
 
 
-def test_started_embeddings_have_the_size_of_random_ones(vectors: Tensor) -> None:
+def test_started_embeddings_have_the_standard_deviation_of_random_embeddings(vectors: Tensor) -> None:
     tokenizer = make_tokenizer(make_catalog())
     random = make_model(tokenizer, hidden_size=32).get_input_embeddings().weight
     model, embeddings = started(vectors, make_catalog())
@@ -90,7 +90,7 @@ def test_an_item_without_a_vector_keeps_its_embedding(vectors: Tensor) -> None:
 
 
 def test_the_codes_of_an_item_add_up_to_its_vector() -> None:
-    """The vector of an item is the sum of a vector of its first code and one of its second code."""
+    """The vector of an item is the sum of a vector of its first code and a vector of its second code."""
     catalog = make_catalog("semantic_id")
     generator = torch.Generator().manual_seed(1)
     firsts = torch.randn(4, 12, generator=generator)
@@ -104,7 +104,7 @@ def test_the_codes_of_an_item_add_up_to_its_vector() -> None:
     torch.testing.assert_close(sums, vectors)
 
 
-def test_a_later_code_starts_at_the_mean_remainder_of_the_earlier_codes(vectors: Tensor) -> None:
+def test_a_later_code_starts_from_the_mean_remainder_of_the_earlier_codes(vectors: Tensor) -> None:
     catalog = make_catalog("semantic_id")
     tokens, found = _token_vectors(catalog, make_tokenizer(catalog), vectors)
     place = {token: index for index, token in enumerate(tokens.tolist())}

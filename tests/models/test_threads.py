@@ -1,4 +1,4 @@
-"""Small models compute with one CPU thread, unless the user has chosen a number; waiting threads do not spin."""
+"""Small models use one CPU thread, unless the user has chosen a number of threads. Waiting threads do not spin."""
 
 import json
 import os
@@ -16,7 +16,8 @@ from trl_rec.threads import PASSIVE
 
 
 class Cores:
-    """Stores a number of threads in place of torch, so that the tests do not change that of their own process."""
+    """Stores the number of threads in place of torch, so that the tests do not change the number of their own
+    process."""
 
     def __init__(self) -> None:
         self.threads = 8
@@ -30,7 +31,7 @@ class Cores:
 
 @pytest.fixture
 def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cores]:
-    """A machine with eight cores, on which nobody has chosen a number of threads."""
+    """Simulates a machine with eight cores, on which the user has not chosen a number of threads."""
     fake = Cores()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ACCELERATE_DYNAMO_MODE"):
         monkeypatch.delenv(name, raising=False)
@@ -48,11 +49,11 @@ def large() -> nn.Module:
     return model
 
 
-def test_the_number_follows_the_size_of_the_model(cores: Cores) -> None:
+def test_the_number_of_threads_depends_on_the_size_of_the_model(cores: Cores) -> None:
     choose_threads(nn.Linear(2, 2))
     assert cores.threads == 1
     choose_threads(large())
-    assert cores.threads == 8, "a large model has all threads, even after a small one"
+    assert cores.threads == 8, "a large model must use all threads, even after a small model"
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
@@ -88,7 +89,7 @@ print(subprocess.run([sys.executable, "-c", code], env=variables, capture_output
 
 
 @pytest.mark.parametrize("given", [{}, {"OMP_NUM_THREADS": "6"}])
-def test_what_the_launcher_has_set_is_not_the_choice_of_the_user(given: dict[str, str]) -> None:
+def test_variables_of_the_launcher_are_not_taken_for_choices_of_the_user(given: dict[str, str]) -> None:
     clean = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, "-c", LAUNCHED]
     output = subprocess.run(command, env={**clean, **given}, capture_output=True, text=True, check=True).stdout

@@ -1,5 +1,5 @@
-"""If the catalogue changes, every item keeps its embedding: in full models, in adapters on tied, untied and nf4 bases,
-and for the tokens of semantic IDs."""
+"""If the catalogue changes, every item keeps its embedding: in full models, in adapters on tied, untied and nf4 base
+models, and for the tokens of semantic IDs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def assert_known_items_are_alike(before: dict[str, float], after: dict[str, floa
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Path:
-    """The folder of a small item-token model."""
+    """The folder of a small model with one token per item."""
     tokenizer = make_tokenizer(make_catalog(OLD))
     make_model(tokenizer, hidden_size=16).save_pretrained(tmp_path / "run")
     tokenizer.save_pretrained(tmp_path / "run")
@@ -101,12 +101,12 @@ def test_new_items_start_from_the_mean_of_their_groups(scratch: Path) -> None:
     torch.testing.assert_close(rows["x"], old[[0, 1]].mean(0))  # red: a and b
     # y is in the groups blue and odd. The old items b and c are blue (c was removed), and no old item is odd.
     torch.testing.assert_close(rows["y"], old[[1, 2]].mean(0))
-    torch.testing.assert_close(rows["z"], old.mean(0))  # no group: all known items
+    torch.testing.assert_close(rows["z"], old.mean(0))  # z has no group, so it gets the mean of all known items
     for place, item in enumerate(OLD):
         torch.testing.assert_close(rows[item], old[place])
 
 
-def test_without_a_common_item_nothing_is_kept(scratch: Path) -> None:
+def test_without_a_common_item_no_embedding_of_a_recommendable_item_is_kept(scratch: Path) -> None:
     change = match_items(make_catalog(OLD), make_catalog(["p", "q"]))
     assert change.num_kept == 0 and change.num_removed == 5
     model, tokens = follow_items(load_policy(scratch), load_tokenizer(scratch), change)
@@ -140,7 +140,7 @@ def adapters(base: Path, kind: str) -> LoraConfig:
         return lora_config(model, make_catalog(OLD).paths(tokenizer).values.tolist(), r=2)
     if kind == "whole tables":
         return LoraConfig(r=2, target_modules="all-linear", modules_to_save=["embed_tokens", "lm_head"])
-    return LoraConfig(r=2, target_modules="all-linear")  # for a base that already has the item tokens
+    return LoraConfig(r=2, target_modules="all-linear")  # for a base model that already has the item tokens
 
 
 @pytest.mark.parametrize("kind", ["tokens", "whole tables", "linear"])
@@ -176,7 +176,7 @@ def test_a_new_adapter_saves_the_embeddings_that_moved(scratch: Path, tmp_path: 
     assert_known_items_are_alike(before, next_items(today, load_tokenizer(tmp_path / "today"), change.catalog))
 
 
-def test_adapters_on_nf4_bases_keep_what_was_learned(base: Path, tmp_path: Path) -> None:
+def test_adapters_on_nf4_base_models_keep_what_was_learned(base: Path, tmp_path: Path) -> None:
     run, quantized = tmp_path / "run", BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     shaken(get_peft_model(load_policy(base), adapters(base, "tokens"))).save_pretrained(run)
     load_tokenizer(base).save_pretrained(run)

@@ -1,4 +1,4 @@
-"""ALRO's losses for one list at a time, in plain floats: their values, and their gradients derived by hand."""
+"""Computes ALRO's losses for one list at a time, in plain floats. Their gradients were derived by hand."""
 
 import math
 from typing import NamedTuple
@@ -86,8 +86,8 @@ def soft_lambda(
 
 
 def lambda_loss(scores: list[float], ratings: list[float], sigma: float) -> float:
-    """Returns LambdaLoss with the weights of NDCG-Loss2, summed over pairs, in binary logarithms. High scores rank
-    first."""
+    """Returns LambdaLoss with the weights of NDCG-Loss2 and with binary logarithms, summed over pairs. Candidates are
+    ranked by descending score."""
     order = sorted(range(len(scores)), key=lambda item: -scores[item])
     sorted_ratings = [ratings[item] for item in order]
     sorted_scores = [scores[item] for item in order]

@@ -1,4 +1,4 @@
-"""The baselines over users' whole sequences, computed in loops with exact fractions, so that ties are exact."""
+"""Computes the baselines from the whole sequences of users, in loops and with fractions, so that ties are exact."""
 
 from fractions import Fraction
 

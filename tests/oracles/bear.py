@@ -1,4 +1,4 @@
-"""BEAR for one position at a time, in plain floats: its value, and its gradient derived by hand."""
+"""Computes BEAR for one position at a time, in plain floats. Its gradient was derived by hand."""
 
 import math
 from typing import NamedTuple
@@ -102,7 +102,7 @@ def weighted_cross_entropy(
 ) -> Tensor:
     """Returns the loss `(N,)` of the published code, before the code divides it by the sum of the weights.
 
-    It is each token's cross-entropy times a constant weight:
+    The loss of a token is its cross-entropy times a constant weight:
     1 + topk_weight * sigmoid((log p - log p_(b)) / topk_tau).
     """
     losses = []

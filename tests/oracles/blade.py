@@ -1,4 +1,5 @@
-"""BLADE for one list at a time: its estimates in exact fractions, its optimum, and its loss in plain floats."""
+"""Computes BLADE for one list at a time: its estimates in exact fractions, and its loss and its fixed point in
+floats."""
 
 import math
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ def static_reward(reward: float, references: Sequence[float], best_of: int, prio
 
 
 def best_of_n_law(rewards: Sequence[float], best_of: int) -> list[Fraction]:
-    """Returns the probability that each item is the best of N uniform draws, from an enumeration of all draws."""
+    """Enumerates all draws, and returns the probability that each item is the best of N uniform draws."""
     law = [Fraction(0)] * len(rewards)
     for draws in product(range(len(rewards)), repeat=best_of):
         winners = [item for item in draws if rewards[item] == max(rewards[other] for other in draws)]
@@ -75,7 +76,8 @@ def list_loss(logp: float, old_logp: float, advantage: float, clip: float) -> tu
 
 
 def fixed_point(best_of: int, coefficient: float, num_points: int = 20_001) -> tuple[float, float]:
-    """Returns the effective N of the policy that BLADE's target no longer changes, and its KL to the starting policy.
+    """Returns the effective N of the policy that BLADE's target no longer changes, and the KL of this policy to the
+    starting policy.
 
     The quantiles U of this policy's rewards have the density g(u) = c ((1 - tau) u + tau G(u))^(N-1), where G' = g and
     tau is `coefficient`. The effective N is E[U] / (1 - E[U]).

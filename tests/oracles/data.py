@@ -31,7 +31,7 @@ def label_by_time(log):
 
 
 def split(log, rule, num_held_out=1):
-    """Returns `user -> (history, targets)` for each split, where both are lists of interactions."""
+    """Returns a dict from user to `(history, targets)` for each split. Both are lists of interactions."""
     if rule == "time":
         labels = dict(zip([id(row) for row in log], label_by_time(log), strict=True))
     rows = {name: {} for name in SPLITS}

@@ -1,4 +1,5 @@
-"""Two slow ways of constrained decoding: `generate` with the logits processor, and scoring every item by itself."""
+"""Slow reference implementations of constrained decoding: `generate` with the logits processor, and one forward pass
+per item."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def generate_rankings(
     has_eos: bool = True,
     weights: ItemWeights | None = None,
 ) -> list[Ranking]:
-    """Returns items and scores of the finite beams of `generate`. The items of a leaf are in catalogue order."""
+    """Returns the items and scores of the beams of `generate` whose scores are finite. The items of a leaf are in the
+    order of the catalogue."""
     width = prompts["input_ids"].shape[1]
     processor = TrieLogitsProcessor(
         trie, width, eos_token_id=1, renormalize=renormalize, exclude=exclude, weights=weights
@@ -65,8 +67,8 @@ def brute_force(
     renormalize: bool,
     length_penalty: float = 0.0,
 ) -> Ranking:
-    """Returns every item with its score, best first and ties by item. Each score is from a separate forward pass
-    without cache or padding."""
+    """Returns every item with its score, best first. Items with equal scores are ordered by their index. Each score
+    comes from a separate forward pass without a KV cache or padding."""
     scored = []
     for item, sequence in enumerate(sequences):
         logits = model(input_ids=torch.tensor([prompt + sequence])).logits[0, len(prompt) - 1 : -1].float()

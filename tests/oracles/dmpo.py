@@ -1,4 +1,4 @@
-"""DMPO for one row at a time, in plain floats: its value, and its gradient derived by hand."""
+"""Computes DMPO for one row at a time, in plain floats. Its gradient was derived by hand."""
 
 import math
 

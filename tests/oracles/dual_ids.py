@@ -1,4 +1,5 @@
-"""Dual IDs: the loss of the two towers, their quantiser, Sinkhorn's shares and pooled vectors, computed in loops."""
+"""Computes the parts of dual IDs in loops: the loss of the two towers, their quantiser, the shares of the Sinkhorn
+algorithm, and pooled vectors."""
 
 import math
 
@@ -19,7 +20,7 @@ def u2i(users, items, others):
 
 
 def quantise(latents, codebooks, commitment):
-    """Returns the codes, the sums of their centroids, and the losses."""
+    """Returns the codes, the sum of their centroids, and the loss of each latent vector."""
     codes, sums, losses = [], [], []
     for latent in latents:
         residual, chosen, loss = list(latent), [], 0.0
@@ -35,8 +36,8 @@ def quantise(latents, codebooks, commitment):
 
 
 def sinkhorn(distances, epsilon, iterations):
-    """Returns shares whose rows sum to 1 and whose columns have nearly equal sums, computed by scaling columns and
-    rows in turns."""
+    """Scales the columns and the rows in turn. Returns shares whose rows sum to 1 and whose columns have nearly equal
+    sums."""
     top, low = max(map(max, distances)), min(map(min, distances))
     shares = [[math.exp(-((d - (top + low) / 2) / ((top - low) / 2)) / epsilon) for d in row] for row in distances]
     for _ in range(iterations):
@@ -47,7 +48,8 @@ def sinkhorn(distances, epsilon, iterations):
 
 
 def pooled(vectors, items):
-    """Returns the vectors of the items, pooled by attention to their mean."""
+    """Returns the weighted mean of the vectors of the items. The weights are those of an attention whose query is the
+    plain mean."""
     width = len(vectors[0])
     if not items:
         return [0.0] * width

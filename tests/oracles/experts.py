@@ -1,17 +1,17 @@
-"""The load-balancing loss of a mixture of experts, token by token."""
+"""Computes the load-balancing loss of a mixture of experts token by token."""
 
 import torch
 from torch import Tensor
 
 
 def balancing_loss(router_logits: list[list[Tensor]], top_k: int) -> Tensor:
-    """Returns the loss of Switch Transformer. For each expert, the number of tokens that chose it, divided by all
-    tokens, is multiplied by its mean router probability. The loss is the sum of these products, times the number of
-    experts.
+    """Returns the loss of Switch Transformer. For each expert, the number of tokens that were routed to it, divided by
+    the number of all tokens, is multiplied by its mean router probability. The loss is the sum of these products,
+    times the number of experts.
 
     Args:
         router_logits: The router logits `(num_experts,)` of each token, in each layer.
-        top_k: How many experts read a token.
+        top_k: The number of experts per token.
     """
     num_experts = len(router_logits[0][0])
     chosen = [0.0] * num_experts

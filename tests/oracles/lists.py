@@ -1,4 +1,5 @@
-"""Lists enumerated one by one, with every token scored in a forward pass without a cache."""
+"""Slow reference implementations for lists: enumeration, scoring, greedy decoding and beam search, all without a KV
+cache."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from transformers import PreTrainedModel
 
 
 def all_lists(sequences: list[list[int]], length: int, excluded: list[int] = ()) -> list[tuple[int, ...]]:
-    """Returns every list that can be drawn. Items with the same path are drawn in ascending order."""
+    """Returns every list of `length` distinct items that the model can generate. Items with the same path occur in
+    ascending order."""
     items = [item for item in range(len(sequences)) if item not in excluded]
     return [chosen for chosen in permutations(items, length) if drawable(sequences, chosen, excluded)]
 
@@ -57,7 +59,7 @@ def token_logps(
 def greedy(
     model: PreTrainedModel, prompt: list[int], sequences: list[list[int]], length: int, excluded: list[int] = ()
 ) -> list[int]:
-    """Returns the list that takes the most likely token each time."""
+    """Returns the list that results from choosing the most likely legal token at each step."""
     text, left, chosen = [*prompt], set(range(len(sequences))) - set(excluded), []
     while len(chosen) < length:
         prefix: list[int] = []
@@ -73,7 +75,8 @@ def greedy(
 def list_windows(
     history: list[int], targets: list[int], length: int, every_position: bool
 ) -> list[tuple[list[int], list[int]]]:
-    """Returns the lists of one row of a split. Each list is preceded by the items that come before it."""
+    """Returns `(history, items)` for each list of one row of a split. The history contains all items that come before
+    the list."""
     seen, new = [*history], []
     for place, item in enumerate(targets):
         if item not in seen:
@@ -95,8 +98,8 @@ def beam_search(
     num_beams: int,
     excluded: list[int] = (),
 ) -> tuple[tuple[int, ...], float]:
-    """Returns the best list of a beam search, and its log-probability. The search reads every token, also forced ones,
-    one at a time. Complete lists compete with incomplete ones."""
+    """Returns the best list of a beam search, and its log-probability. The search reads the tokens one at a time,
+    including tokens that are the only legal continuation. Complete lists compete with incomplete lists."""
     everything = set(range(len(sequences))) - set(excluded)
     beams: list[tuple[float, tuple[int, ...], list[int]]] = [(0.0, (), [])]  # score, items, tokens of the next item
     while any(len(chosen) < length for _, chosen, _ in beams):

@@ -1,4 +1,4 @@
-"""Metrics, computed in loops over users, items and pairs."""
+"""Computes metrics in loops over users, items and pairs."""
 
 from itertools import combinations, permutations
 from math import log2, sqrt
@@ -110,7 +110,8 @@ def preferences(lists, scores, rows, k):
 
 
 def orders_of_leaves(ranking, leaves, allowed):
-    """Yields the ranking with the items of every leaf in every order. The ranking may end in the middle of a leaf."""
+    """Yields every ranking that results from reordering the items within their leaves. If the given ranking ends in
+    the middle of a leaf, any items of this leaf may be at its end."""
     lists = [[]]
     for leaf in dict.fromkeys(leaves[item] for item in ranking if item >= 0):
         places = [place for place, item in enumerate(ranking) if item >= 0 and leaves[item] == leaf]

@@ -1,4 +1,4 @@
-"""Negatives of preference training, computed for one row and one item at a time.
+"""Computes the negatives of preference training for one row and one item at a time.
 
 A training split is a list of `(user, history, targets)`; its scores are lists with one score per item of a row.
 """
@@ -67,7 +67,8 @@ def feedback(rows, scores, liked, rejected):
 
 
 def is_prefix(rows, user, history, chosen):
-    """Returns whether a row of the user has the chosen item as a target, after items that end with the history."""
+    """Returns whether a row of the user has the chosen item as a target, and the items before this target end with the
+    history."""
     return any(
         owner == user and target == chosen and (before[len(before) - len(history) :] if history else []) == history
         for owner, before, target in prefixes(rows)

@@ -1,4 +1,4 @@
-"""Rated lists, built one row and one item at a time, and their metrics, computed one pair at a time."""
+"""Builds rated lists one row and one item at a time, and computes their metrics one pair at a time."""
 
 import math
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""Semantic IDs, computed in loops over pairs, points and items."""
+"""Computes the steps of making semantic IDs in loops over pairs, points and items."""
 
 import math
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""A slow trie, made of dicts from prefixes to children and items."""
+"""Implements a slow trie with dicts that map each prefix to its children and its items."""
 
 
 class DictTrie:

@@ -1,5 +1,5 @@
-"""Item weights, computed in a loop over items: w = allowed * (shared + values). `values` are weights of single items
-per prompt. Also computes the term that a weight adds to a score."""
+"""Computes item weights in a loop over items, as w = allowed * (shared + values), and the term that a weight adds to a
+score. `values` are weights of single items for one prompt."""
 
 from __future__ import annotations
 

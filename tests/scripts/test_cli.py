@@ -1,4 +1,4 @@
-"""The command line: verbs, recipes, keys and errors. Also tests that the wheel contains the recipes."""
+"""Tests the command line: its verbs, recipes, keys and errors."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from trl_rec.scripts.verbs import VERBS
 from trl_rec.trainer import BearConfig
 
 
-def test_help_answers_in_half_a_second() -> None:
+def test_help_is_printed_in_half_a_second() -> None:
     start = _child_seconds()
     output = subprocess.run(
         [sys.executable, "-m", "trl_rec.cli", "--help"], capture_output=True, text=True, check=True
@@ -105,7 +105,7 @@ def test_a_saved_model_is_evaluated_beside_the_baselines(
     ]
     main(["evaluate", "--model", "random", "--exhaustive", "6", "--recall_at", "20", *options])
     gap = json.loads(Path("out/beam_gap.json").read_text())["model random"]
-    # With item tokens, the beam search scores all items too.
+    # With item tokens, the beam search also scores all items.
     assert gap["num_users"] == 6 and gap["gaps"]["ndcg@5"]["difference"] == 0
     results = json.loads(Path("out/metrics.json").read_text())["results"]
     assert all("recall@20" in result["metrics"] for result in results.values())
@@ -130,7 +130,7 @@ def test_a_saved_model_is_evaluated_beside_the_baselines(
     assert "this model writes lists, so leave exhaustive out" in capsys.readouterr().err
     catalog = load("data/toy").with_surface("item_token").catalog
 
-    # With the list length in the run folder, it need not be given on the command line.
+    # If the run folder contains the list length, it need not be given on the command line.
     save_recommender("random", catalog, {"prompt": {"list_length": 5}, "num_beams": 1})
     main(["evaluate", "--model", "random", *best[2:], *options])
     again = json.loads(Path("out/metrics.json").read_text())["results"]

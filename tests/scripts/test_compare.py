@@ -1,4 +1,5 @@
-"""`trl-rec compare`: grouping into arms, the reference, slices and the JSON file, and what it refuses."""
+"""Tests `trl-rec compare`: how runs are grouped into arms, which arm is the reference, slices, the JSON file, and the
+runs that are refused."""
 
 import json
 import shutil

@@ -1,5 +1,5 @@
-"""`trl-rec VERB --help` lists our keys first, in groups and with defaults. It answers quickly, and its lines fit the
-terminal."""
+"""`trl-rec VERB --help` lists our keys first, in groups and with defaults. The help is printed quickly, and its lines
+fit into the terminal."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def test_the_help_describes_the_keys_that_the_verb_parses(verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_help_of_a_verb_is_quick(verb: str) -> None:
+def test_the_help_of_a_verb_is_printed_quickly(verb: str) -> None:
     command = [sys.executable, "-m", "trl_rec.cli", verb, "--help"]
     start = _child_seconds()
     output = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -47,7 +47,7 @@ def test_no_line_is_wider_than_the_terminal(verb: str, width: int, monkeypatch, 
     main([verb, "--help"])
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
-    assert max(map(len, lines)) > width - 20, "the text must use the width"
+    assert max(map(len, lines)) > width - 20, "the text must use the width of the terminal"
 
 
 def test_own_keys_come_first_with_their_defaults(capsys: pytest.CaptureFixture[str]) -> None:

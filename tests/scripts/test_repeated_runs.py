@@ -1,4 +1,5 @@
-"""The recipe in a run folder contains exactly the options that the user gave. Running it again gives equal weights."""
+"""The recipe in a run folder contains exactly the options that the user gave. Running this recipe again gives equal
+weights."""
 
 import json
 from importlib import import_module
@@ -39,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def starts(world: Path) -> Path:
-    """Adds a policy for single items, a policy for lists, and preferences to the datasets of `world`."""
+    """Adds a policy for single items, a policy for lists, and preferences to the folder `world`."""
     on = [*ON_CPU, "--final_split", "none", *QUICK]
     lists = ["--dataset", str(world / "data/toy-rated"), "--list_length", "4", "--eval_ks", "4"]
     lists += ["--targets", "last", "--metric_for_best_model", "eval_ndcg@4"]
@@ -180,7 +181,7 @@ def test_a_recipe_sets_the_number_of_processes(tmp_path: Path, monkeypatch, caps
         assert message in capsys.readouterr().err
 
 
-def test_the_environment_of_a_run_is_written_down(world: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_environment_of_a_run_is_saved(world: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(world)
     bear.main(["--config", "bear/toy", "--output_dir", str(tmp_path / "run"), "--final_split", "none", *QUICK])
     content = json.loads((tmp_path / "run/environment.json").read_text())

@@ -1,4 +1,5 @@
-"""`trl-rec report` on runs of the training verbs: which sections a page has for one run, several runs, or a study."""
+"""Tests which sections a page of `trl-rec report` has for one run of a training verb, for several runs, and for a
+study."""
 
 from __future__ import annotations
 
@@ -70,9 +71,7 @@ ALWAYS = {"verdicts", "results", "curves", "slices", "lists", "origin"}
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
-def test_sections_appear_where_the_runs_have_the_data(
-    folder: Path, runs: list[str], more: set[str], says: str
-) -> None:
+def test_a_section_appears_if_the_runs_have_its_data(folder: Path, runs: list[str], more: set[str], says: str) -> None:
     found, text = sections(folder, *(f"runs/{run}" for run in runs))
     assert found == ALWAYS | more
     assert says in text and "after " in text and "versions" in text

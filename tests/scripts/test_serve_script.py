@@ -1,4 +1,4 @@
-"""`trl-rec serve` serves a run folder. A signal ends it after the last answer, with exit status 0."""
+"""`trl-rec serve` serves a run folder. After a signal, the server sends its last response and exits with status 0."""
 
 from __future__ import annotations
 
