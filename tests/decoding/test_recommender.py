@@ -279,7 +279,7 @@ INVALID = {
         {"allowed": np.ones(3, bool)},
         r"allowed is a mask of shape \(3,\), but the catalogue has 24",
     ),
-    "numbers": ({"allowed": [1, 2]}, "allowed must contain item ids, as text, or be a boolean mask"),
+    "numbers": ({"allowed": [1, 2]}, r"allowed must be a list of item ids \(strings\) or a boolean mask"),
     "unknown exclusion": ({"exclude": ["gone"]}, "exclude: 'gone' is not in the catalogue of 24 items"),
     "no such limit": (
         {"max_per": {"color": 1}},

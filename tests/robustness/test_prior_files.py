@@ -93,7 +93,7 @@ ATTACKS = [
     Attack("unknown kind", "of the kind 'neural', which this version does not know", rewritten(kind="neural")),
     Attack("other kind", "describes a prior of the kind 'transition', but", rewritten(kind="popularity")),
     # Its arrays
-    Attack("no counts", "it has no array 'popularity'", rewritten({"popularity": None})),
+    Attack("no counts", "the array 'popularity' is missing", rewritten({"popularity": None})),
     Attack(
         "float counts", "popularity is float64 with 1 dimension(s), not int64", rewritten({"popularity": np.ones(3)})
     ),
@@ -118,7 +118,7 @@ ATTACKS = [
     Attack("NaN share", "a share that is not from 0 to 1", rewritten({"shares": np.array([1, np.nan])})),
     Attack("large share", "a share that is not from 0 to 1", rewritten({"shares": np.array([1, 1e30])})),
     # Its settings
-    Attack("no strength", "it has no setting 'strength'", rewritten(strength=None)),
+    Attack("no strength", "the setting 'strength' is missing", rewritten(strength=None)),
     Attack("negative strength", "strength must be at least 0", rewritten(strength=-1)),
     Attack("strength in words", "strength must be a number", rewritten(strength="high")),
     Attack("eps 0", "eps must be above 0", rewritten(eps=0)),

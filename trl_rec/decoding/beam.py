@@ -1,8 +1,8 @@
 """Ranks a catalogue's items by beam search over its trie.
 
 The search works like the beam search of `generate`. The beams of a prompt advance one token per step, and each step
-keeps the best `num_beams` continuations. Continuations that complete an item become finished. Three things make this
-search faster than `generate`:
+keeps the best `num_beams` continuations. A continuation that completes an item is set aside as a finished leaf. Three
+things make this search faster than `generate`:
 
 - A step gathers the children of the beams' trie nodes. It never masks the vocabulary and never loops over beams in
   Python.
@@ -13,8 +13,8 @@ search faster than `generate`:
 
 In each round of the loop, every prompt moves to the next depth at which at least one of its beams branches. Prompts
 can be at different depths, so they do not wait for each other. Skipping forced tokens saves many forward passes, but
-each round then copies four integers from the device, to choose the size of its forward pass. Without skipping, the
-rounds copy nothing from the device.
+each round must then copy four integers from the device to the host, to choose the size of its forward pass. Without
+skipping, the rounds copy nothing to the host.
 
 Legend: B: prompts, K: beams per prompt, A: active beams per prompt (the beams that branch in this round), C: children
 per node (padded), N: continuations per prompt, E: excluded items per prompt.
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 
 class RankedItems(NamedTuple):
-    """Items by descending score. Ranks without an item have item -1 and score -inf.
+    """The best items of each prompt, sorted by descending score. If fewer than `top_k` items are found, the remaining
+    ranks have item -1 and score -inf.
 
     Args:
         items (`torch.Tensor` of shape `(B, top_k)`): Item indices.
@@ -78,14 +79,14 @@ def rank_items(
             `num_beams` paths. With a larger `top_k`, the last ranks stay empty unless items share a path.
         exclude (`torch.Tensor` or lists of `int`, *optional*): Items to leave out: one list per prompt, or a tensor of
             shape `(B, E)` padded with -1. Excluded items, and subtrees in which every item is excluded, are removed
-            after the softmax. Nothing is renormalised, so the scores of the other items do not change.
+            after the softmax. The softmax is not computed again, so the scores of the other items do not change.
         renormalize (`bool`, *optional*, defaults to `True`): If True, log-probabilities are normalised over the legal
             tokens, as in training under the trie. If False, they are normalised over the whole vocabulary.
         length_penalty (`float`, *optional*, defaults to `0.0`): The log-probability of an item is divided by the
             number of its tokens, including EOS, raised to this power.
-        weights ([`ItemWeights`], *optional*): Weights of the items, such as a prior or a filter. The score of an item
-            with weight `w` gains `strength * log(w / W)`, where `W` is the sum of the weights of all items. Items of
-            weight 0 are left out.
+        weights ([`ItemWeights`], *optional*): Weights of the items, such as a prior or a filter. For an item with
+            weight `w`, `strength * log(w / W)` is added to the score, where `W` is the sum of the weights of all
+            items. Items with weight 0 are left out.
 
     Returns:
         [`RankedItems`]: Items and scores of shape `(B, top_k)`. Equal scores are ordered by ascending item index.
@@ -102,13 +103,14 @@ def rank_items(
 
 
 class BeamCache(Protocol):
-    """What a search needs of a model that has read the prompts.
+    """Interface of the caches that [`search_items`] accepts. The model has already read the prompts into the cache.
 
     Attributes:
         logits (`torch.Tensor` of shape `(B, 1, V)`): The logits after the prompt.
         shared (`bool`): Whether beams may have different numbers of pending tokens.
-        has_logps (`bool`): Whether `logits` and the result of `extend` contain log-probabilities instead, one for each
-            token of `trie.tokens`. A log-probability may be -inf unless it is among the best `num_beams` of its beam.
+        has_logps (`bool`): Whether `logits` and the result of `extend` contain log-probabilities instead of logits,
+            one for each token of `trie.tokens`. Log-probabilities that are not among the best `num_beams` of their
+            beam may be replaced by -inf.
     """
 
     logits: Tensor
@@ -132,7 +134,8 @@ def search_items(
     length_penalty: float,
     weights: ItemWeights | None,
 ) -> RankedItems:
-    """Does the work of [`rank_items`] after the prompts have been read. The arguments are those of [`rank_items`]."""
+    """Runs the search of [`rank_items`] on a cache that contains the prompts. The other arguments are as in
+    [`rank_items`]."""
     excluded = Excluded(trie, exclude, len(cache.logits))
     weighted = look_up(trie, weights, excluded)
     finished = _search(cache, trie, weighted, num_beams, renormalize, length_penalty)
@@ -186,7 +189,7 @@ def _search(
     finished = _Finished(beams.nodes[:, :0], beams.scores[:, :0])
 
     for step in range(trie.max_depth):  # a prompt branches at most once per depth
-        # 2. Find the depth at which each prompt branches next. Beams that end on the way there are finished.
+        # 2. Find the depth at which each prompt branches next. Beams that end at or before this depth are finished.
         branch_depth, ended = _next_branching(trie, beams)
         finished = _keep_best(finished, trie, weighted, beams, ended, num_beams, length_penalty)
 
@@ -224,20 +227,20 @@ def _search(
             finished, trie, weighted, continuations.gather(best), completes.gather(1, best), num_beams, length_penalty
         )
 
-        # 7. The best `num_beams` of the other continuations are the beams of the next round. Reorder the cache
-        # accordingly.
+        # 7. Of the continuations that do not complete an item, the best `num_beams` are the beams of the next round.
+        # Reorder the cache accordingly.
         running = continuations._replace(scores=continuations.scores.masked_fill(completes, -torch.inf))
         best = best_first(guided.masked_fill(completes, -torch.inf), ties, num_beams)
         beams = running.gather(best)
         cache.reorder(parents.gather(1, best))
 
-    # 8. A beam that is still at a leaf has the score NaN. Comparisons with NaN are False, so the beam was never marked
-    # as ended. Keep the beam, so that the caller sees the NaN.
+    # 8. Any beam that is still at a leaf has the score NaN: comparisons with NaN are False, so the beam was never
+    # marked as ended. Keep it, so that the caller sees the NaN.
     return _keep_best(finished, trie, weighted, beams, _is_leaf(trie, beams.nodes), num_beams, length_penalty)
 
 
 def _first_beams(trie: TokenTrie, weighted: TrieWeights | Unweighted, num_prompts: int, skips: bool) -> _Beams:
-    """Returns one beam per prompt, `(B, 1)`. Its slot is empty if no item is left for the prompt."""
+    """Returns one beam per prompt, `(B, 1)`. Its slot is empty if every item is excluded or has weight 0."""
     root = torch.zeros(num_prompts, 1, dtype=torch.int64, device=trie.items.device)
     nodes = trie.forced_ends[root].long() if skips else root
     scores = torch.where(weighted.emptied(root), -torch.inf, 0.0)
@@ -303,7 +306,7 @@ def _drop_hopeless(
 
 def _pending(trie: TokenTrie, beams: _Beams, active: Tensor, step: int, skips: bool) -> tuple[Pending, int]:
     """Returns the tokens that the model must read before the active beams branch, and C, the largest number of
-    children among which one of these beams chooses."""
+    children of an active beam's node."""
     depths = trie.depths(beams.nodes)
     lengths = depths - beams.num_read  # (B, K)
 
@@ -370,8 +373,8 @@ def _children_as_beams(
     """Returns one beam for each of the `children` `(B, A, C)` of the active beams, and the slot of its parent. All
     returned tensors have the shape `(B, A * C)`.
 
-    Children below which no item is left get the score -inf. This happens after the softmax, so the scores of the other
-    children do not change.
+    A child gets the score -inf if every item below it is excluded or has weight 0. This happens after the softmax, so
+    the scores of the other children do not change.
     """
     branching = beams.gather(slots)  # (B, A)
     scores = torch.where(valid, branching.scores, -torch.inf).unsqueeze(-1) + logps
@@ -397,8 +400,8 @@ def _with_waiting(grown: _Beams, parents: Tensor, beams: _Beams, active: Tensor)
 def _rank_leaves(
     finished: _Finished, trie: TokenTrie, excluded: Excluded, weighted: TrieWeights | Unweighted, top_k: int
 ) -> RankedItems:
-    """Ranks the items of the finished leaves, without excluded items and items of weight 0. Items that share a leaf
-    get separate ranks."""
+    """Ranks the items of the finished leaves, and leaves out excluded items and items with weight 0. Items that share
+    a leaf get separate ranks."""
     # 1. Lay out each leaf's items side by side, `width` columns per leaf. Without item weights, the items of a leaf
     # have equal scores, so the first `top_k` of them that are not excluded are enough.
     width = trie.max_shared
@@ -408,7 +411,7 @@ def _rank_leaves(
     ends = trie.item_ends[finished.nodes].unsqueeze(-1)
     places = (starts + torch.arange(width, device=starts.device)).flatten(1)  # (B, K * width)
 
-    # 2. Columns beyond the leaf's last item, excluded items and items of weight 0 get the score -inf.
+    # 2. Columns beyond the leaf's last item, excluded items and items with weight 0 get the score -inf.
     counts = places < ends.expand(-1, -1, width).flatten(1)
     places = torch.where(counts, places, 0)
     counts &= excluded.count(places, places + 1) == 0
@@ -428,7 +431,7 @@ def best_first(scores: Tensor, ties: Tensor, count: int) -> Tensor:
     """Returns the indices of the `count` best of the float32 scores `(B, N)`, in descending order. Equal scores are
     ordered by ascending `ties`.
 
-    A NaN comes first, so that it reaches the end of the search and is reported.
+    NaN counts as the best score, so that it survives until the end of the search, where it is reported.
     """
     # One integer key combines score and tie, so a single top-k sorts by both. The bits of floats, read as integers,
     # are in the order of the floats once the bits of negative numbers are flipped. Adding 0.0 turns -0.0 into 0.0,

@@ -1,8 +1,8 @@
-"""Limits how many items of a list may share a value of a column, such as two items per brand.
+"""Limits how many items of a list may share a value of a catalogue column, such as two items per brand.
 
-The list is built greedily: the ranking is read from the best item downwards, and an item is left out if one of its
-values already has as many items in the list as the limit allows. If the ranking ends before the list is full, the
-catalogue is ranked again, without the items that can no longer be chosen.
+The list is built greedily from a ranking, best item first. An item is left out if the list already contains the
+maximum number of items with one of its values. If the ranking ends before the list is full, the catalogue is ranked
+again, without the items that can no longer be chosen.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Groups(NamedTuple):
 
     Args:
         of_items (`Ragged`): Row `i` contains the numbers of item `i`'s values.
-        members (`Ragged`): Row `g` contains the items with value `g`.
+        members (`Ragged`): Row `g` contains the items with value number `g`.
     """
 
     of_items: Ragged
@@ -32,7 +32,7 @@ class Groups(NamedTuple):
 
 
 class ColumnGroups:
-    """The [`Groups`] of each column of a catalogue, made when they are first needed.
+    """Computes the [`Groups`] of a catalogue's columns. Each column is grouped when it is first needed.
 
     Args:
         catalog (`ItemCatalog`): The items.
@@ -69,7 +69,8 @@ class ColumnGroups:
 
 
 def make_groups(column: pa.ChunkedArray) -> Groups:
-    """Numbers the values of a column, which contains single values or lists. Missing values belong to no group."""
+    """Groups the items by the values of a column, which contains either single values or lists of values. Items
+    without a value belong to no group."""
     values = column.combine_chunks()
     is_list = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
     lists = Ragged.from_arrow(values.fill_null([])) if is_list else None
@@ -79,7 +80,7 @@ def make_groups(column: pa.ChunkedArray) -> Groups:
     codes = flat.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     lengths = lists.lengths if lists is not None else np.ones(len(values), np.int64)
 
-    # 2. Leave out missing values and repeated values of an item.
+    # 2. Leave out missing values, and keep a value once if the list of an item repeats it.
     rows = np.repeat(np.arange(len(values)), lengths)
     width = int(codes.max(initial=0)) + 1
     keys = np.unique(rows[codes >= 0] * width + codes[codes >= 0])

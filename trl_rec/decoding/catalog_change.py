@@ -2,9 +2,10 @@
 
 What is possible depends on how the model writes items. A model that writes titles can rank any title. A model that
 writes semantic IDs can rank a new item if its ID consists of tokens that the model knows. A model with one token per
-item knows no token for a new item, so items can only be removed.
+item has no token for a new item, so items can only be removed.
 
-Removed items stay readable in histories. Their tokens are no longer in the trie, so they are never recommended.
+The model can still read removed items in histories. Their paths are no longer in the trie, so they are never
+recommended.
 """
 
 from __future__ import annotations

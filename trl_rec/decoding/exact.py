@@ -36,9 +36,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-MOST_NODES = 1024  # nodes that are read together for one prompt; the mask grows with the square of this number
-MOST_TOKENS = 1 << 12  # tokens in a forward pass, over all its rows; for example 256 nodes for each of 16 prompts
-MOST_LOGITS = 1 << 25  # logits that a forward pass returns: 128 MB
+# Nodes that are read together for one prompt. The attention mask grows with the square of this number.
+MOST_NODES = 1024
+# Tokens in a forward pass, summed over its rows: for example 256 nodes for each of 16 prompts.
+MOST_TOKENS = 1 << 12
+# Logits that a forward pass returns. In float32 they take 128 MB.
+MOST_LOGITS = 1 << 25
 
 
 @torch.no_grad()
@@ -127,8 +130,8 @@ def score_items(
         model, prompts, trie, renormalize, length_penalty: As in [`rank_items`].
         items (`torch.Tensor` of shape `(B, K)`): Item indices; -1 is padding.
         exclude (`torch.Tensor` or lists of `int`, *optional*): Items to remove *before* the softmax, which raises the
-            scores of the other items. A model that writes a list chooses its first item in this way. Requires
-            `renormalize`. [`rank_items`] excludes items after the softmax, so the other scores do not change.
+            scores of the other items. List decoding excludes items in the same way. Requires `renormalize`.
+            [`rank_items`] excludes items after the softmax, so the other scores do not change.
 
     Returns:
         `torch.Tensor` of shape `(B, K)`: The scores, at least float32; -inf for padding, and for an excluded item
@@ -186,10 +189,10 @@ def _score_paths(
 
 
 def _to_read(paths: ListTokens, renormalize: bool) -> Tensor:
-    """Returns which tokens of the paths to read, `(B, K, T)`.
+    """Returns a mask of the path tokens that the model must read, `(B, K, T)`.
 
     With `renormalize`, a forced token has log-probability 0, so the forced tokens at the end of a path are not read.
-    Titles often end in many of them.
+    The paths of titles often end in many forced tokens.
     """
     if not renormalize:
         return paths.mask

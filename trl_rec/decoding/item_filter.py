@@ -1,10 +1,12 @@
-"""Filters of the items that a recommender may recommend: by ids, by a mask, or by the columns of the catalogue.
+"""Restricts which items a recommender may recommend: by their ids, by a mask, or by conditions on catalogue columns.
 
-Conditions on columns have Parquet's filter form, such as `[["category", "==", "Shoes"], ["price", "<", 50]]`. They are
-evaluated by Arrow as an expression, and no text is ever evaluated as code. A column of lists, such as genres, is
-compared value by value: `["genres", "==", "Drama"]` requires that one of the item's genres is Drama.
+Conditions on columns are written like the filters of PyArrow's Parquet reader, such as
+`[["category", "==", "Shoes"], ["price", "<", 50]]`. They are evaluated by Arrow as an expression, and no text is ever
+evaluated as code. A column of lists, such as genres, is compared value by value: `["genres", "==", "Drama"]` requires
+that one of the item's genres is Drama.
 
-A filter becomes a boolean mask by item index. `FilterMasks` keeps the masks of recent conditions.
+Each filter is converted to a boolean mask with one value per item. `FilterMasks` caches the masks of recent
+conditions.
 """
 
 from __future__ import annotations
@@ -32,26 +34,27 @@ Where: TypeAlias = Sequence[Sequence[Any]]
 Allowed: TypeAlias = Sequence[str] | np.ndarray | Tensor
 
 OPERATORS = ("==", "=", "!=", "<", "<=", ">", ">=", "in", "not in")
-# The operators for columns of lists. True: an item passes if one of its values is equal. False: if none is equal.
+# The operators for columns of lists. True: an item passes if one of its values equals a value of the condition. False:
+# an item passes if none of its values does.
 EQUALITY = {"==": True, "=": True, "in": True, "!=": False, "not in": False}
 FORM = 'write it as [["category", "==", "Shoes"], ["price", "<", 50]]'
-MOST_MASKS = 256  # number of masks that are kept; 256 masks of a million items take 256 MB
+MOST_MASKS = 256  # maximum number of cached masks; 256 masks of a million items take 256 MB
 NUMBER = "_number"  # name of the temporary column of item indices
 
 
 @dataclass(frozen=True, eq=False)
 class ItemFilter:
-    """Which items may be recommended after one history. If several arguments are given, all of them apply.
+    """Restricts which items may be recommended after one history. If several arguments are given, all of them apply.
 
     Args:
-        allowed (*optional*): The ids of the items, or a boolean mask with one value per item of the catalogue, by
-            item index. The values of removed items, which come last, have no effect and may be left out. Ids that the
-            catalogue does not contain have no effect.
+        allowed (*optional*): The ids of the allowed items, or a boolean mask with one value per item of the catalogue,
+            by item index. The values of removed items, which come last, have no effect and may be left out. Ids that
+            the catalogue does not contain have no effect.
         where (*optional*): Conditions on the columns of the catalogue, in Parquet's filter form. A list of conditions
             `[["category", "==", "Shoes"], ["price", "<", 50]]` requires all of them. A list of such lists requires all
             conditions of at least one list. The operators are `==`, `!=`, `<`, `<=`, `>`, `>=`, `in` and `not in`. In
-            a column of lists, `==` and `in` require that one of the item's values is equal, and `!=` and `not in` that
-            none is. An item whose value is missing passes only `not in`.
+            a column of lists, `==` and `in` require that one of the item's values is equal, and `!=` and `not in`
+            require that none of them is equal. An item whose value is missing passes only `not in`.
         max_per (*optional*): The maximum number of items in a list that share a value of a column, such as
             `{"brand": 2}`. An item with several values, such as several genres, counts for each of them. An item
             without a value is not limited.
@@ -63,7 +66,7 @@ class ItemFilter:
 
 
 class FilterMasks:
-    """Turns filters into masks by item index, and keeps the masks of recent conditions.
+    """Converts filters to masks, and caches the masks of recent conditions.
 
     Args:
         catalog (`ItemCatalog`): The items.
@@ -104,7 +107,7 @@ class FilterMasks:
 
 
 class Mask:
-    """A boolean mask by item index, with a hash of its content.
+    """A boolean mask with one value per item, and a hash of its content.
 
     Args:
         items (`np.ndarray` of shape `(num_items,)`): The mask.
@@ -142,7 +145,7 @@ def allowed_mask(allowed: Allowed, catalog: ItemCatalog) -> Mask:
 
     ids = list(allowed) if not isinstance(allowed, str) else None
     if ids is None or not all(isinstance(item_id, str) for item_id in ids):
-        raise ValueError("allowed must contain item ids, as text, or be a boolean mask with one value per item")
+        raise ValueError("allowed must be a list of item ids (strings) or a boolean mask with one value per item")
     mask = np.zeros(len(catalog), bool)
     mask[[catalog.positions[item_id] for item_id in ids if item_id in catalog.positions]] = True
     return Mask(mask[: catalog.num_recommendable])
@@ -160,8 +163,8 @@ def where_mask(where: Where, items: pa.Table) -> np.ndarray:
                 f"{', '.join(items.column_names)}"
             )
 
-    # 1. Check the conditions one by one, so that an error names the condition. A condition on a column of lists is
-    # evaluated here, and replaced by a condition on a new column that contains the results.
+    # 1. Check the conditions one by one, so that an error message can name the invalid condition. A condition on a
+    # column of lists is evaluated here, and replaced by a condition on a new column that contains the results.
     columns = {name: items[name] for name in names}
     for conjunction in alternatives:
         for place, (name, operator, value) in enumerate(conjunction):
@@ -211,7 +214,7 @@ def _checked_condition(condition: Any) -> tuple[str, str, Any]:
 def _checked_value(kind: pa.DataType, name: str, operator: str, value: Any) -> Any:
     """Returns the value in a form that a column of this type can be compared with.
 
-    Raises `ValueError` if the two cannot be compared.
+    Raises `ValueError` if the value cannot be compared with the column.
     """
     if operator not in ("in", "not in"):
         return _comparable(kind, name, operator, value)

@@ -66,7 +66,7 @@ class TrieLogitsProcessor(LogitsProcessor):
         if self.renormalize:
             legal_scores = torch.where(legal, legal_scores.log_softmax(-1), -torch.inf)
 
-        # 2. Remove excluded items, and add each child's gain from the item weights.
+        # 2. Remove excluded items, and add the effect of the item weights to each child's score.
         legal_scores = self._with_weights(trie, legal_scores, nodes, children)
 
         # 3. Scatter the scores to the vocabulary. All padding points to token 0; taking the maximum keeps the score of
@@ -77,11 +77,12 @@ class TrieLogitsProcessor(LogitsProcessor):
         return masked
 
     def _with_weights(self, trie: TokenTrie, scores: Tensor, nodes: Tensor, children: Tensor) -> Tensor:
-        """Adds the gains from item weights to the scores `(rows, C)` of the children, and removes excluded items."""
+        """Adds the effect of the item weights to the scores `(rows, C)` of the children. Removes excluded items."""
         if self.exclude is None and self.weights is None:
             return scores
 
-        # 1. Arrange the children of all beams of a prompt in one row, and remove those without an item left.
+        # 1. Arrange the children of all beams of a prompt in one row. Remove those below which every item is excluded
+        # or has weight 0.
         num_prompts = self._num_prompts(len(scores))
         weighted = look_up(trie, self.weights, Excluded(trie, self.exclude, num_prompts))
         below = children.view(num_prompts, -1)
@@ -89,8 +90,8 @@ class TrieLogitsProcessor(LogitsProcessor):
         if not isinstance(weighted, TrieWeights):
             return scores
 
-        # 2. Add to each child the difference between its bonus and that of its parent. If the parent is the root, add
-        # the whole bonus, and the constant that divides the weights by W.
+        # 2. Add to each child the difference between its bonus and that of its parent (see `trie_weights.py`). If the
+        # parent is the root, add the whole bonus, and the constant that divides the weights by the sum of all weights.
         nodes = nodes.view(num_prompts, -1)
         reached = torch.where(nodes == 0, -weighted.constant, weighted.bonus(nodes)).view(-1, 1)
         gains = weighted.bonus(below).view_as(scores) - reached

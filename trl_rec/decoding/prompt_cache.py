@@ -2,9 +2,10 @@
 
 `SharedPrompt` keeps one cache row per prompt. The tokens of all beams of a prompt lie side by side in its row, and an
 attention mask lets each token see the prompt and the earlier tokens of its own beam. So the prompt's keys and values
-are stored once, and reordering the beams changes only the mask. Some models do not support such a mask (flash
-attention, or a sliding window shorter than the text). For these models `SeparateRows` gives every beam its own cache
-row, as `generate` does. `open_cache` chooses between the two before the first forward pass.
+are stored once, and reordering the beams changes only the mask. Some models do not support such a mask, for example
+because they use flash attention, or a sliding window shorter than the text. For these models, `SeparateRows` gives
+every beam its own cache row, as `generate` does. `open_cache` chooses one of the two classes before the first forward
+pass.
 
 Legend: B: prompts, P: prompt tokens (left-padded), K: beams, W: pending tokens per beam (right-aligned), A: active
 beams (beams that the model reads now), G: columns generated so far, Q: columns of this forward pass, V: vocabulary.
@@ -39,7 +40,8 @@ class Pending:
     Args:
         tokens (`torch.Tensor` of shape `(B, K, W)`): The pending tokens, right-aligned.
         lengths (`torch.Tensor` of shape `(B, K)`): Number of pending tokens of each beam.
-        depths (`torch.Tensor` of shape `(B, K)`): Number of tokens after the prompt, including the pending ones.
+        depths (`torch.Tensor` of shape `(B, K)`): Number of tokens of each beam after the prompt, including its
+            pending tokens.
         active (`torch.Tensor` of shape `(B, K)`): True for the beams whose tokens are read now.
         num_active (`int`): A, the largest number of active beams of a prompt.
         num_inner (`int`): The largest number of inner tokens of a prompt. All pending tokens of an active beam except
@@ -133,7 +135,7 @@ class SharedPrompt:
         owner, step, real = self._columns(pending, slots, valid)
         beam = slots.gather(1, owner)  # (B, Q)
 
-        # 2. Look up the token and the position of each column. A column without a token may point anywhere.
+        # 2. Look up the token and the position of each column. For a column without a token, both are arbitrary.
         width = pending.tokens.shape[-1]
         lengths = pending.lengths.gather(1, beam)
         depths = pending.depths.gather(1, beam)
@@ -203,10 +205,10 @@ class SharedPrompt:
         )
 
     def _mask(self, owner: Tensor, step: Tensor, real: Tensor, beam: Tensor) -> Tensor:
-        """Returns the attention mask, `(B, 1, Q, P + G + Q)`. Each column sees the prompt, the earlier columns of its
-        beam, and the new columns of its beam up to itself.
+        """Returns the attention mask, `(B, 1, Q, P + G + Q)`. Each column attends to the prompt, the earlier columns
+        of its beam, and the new columns of its beam up to itself.
 
-        A column without a token sees at least the prompt, so that no softmax is empty.
+        A column without a token attends at least to the prompt, so that no softmax is empty.
         """
         prompt = self.prompt_mask.unsqueeze(1).expand(-1, owner.shape[1], -1)
         past = self.seen.gather(1, beam.unsqueeze(-1).expand(-1, -1, self.seen.shape[-1]))

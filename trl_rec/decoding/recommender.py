@@ -1,4 +1,4 @@
-"""Recommends items with the model of a run folder, which contains the model, tokenizer, catalogue and settings."""
+"""Loads a recommender from a run folder (model, tokenizer, catalogue and settings), and recommends items with it."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class Recommender:
             folder (`str` or `Path`): The folder or hub id.
             catalog ([`ItemCatalog`], `str` or `Path`, *optional*): The items that the model was trained with, or the
                 dataset folder that contains them. Needed only for a model from the hub, if it was pushed without its
-                catalogue, or if its prompts name users by semantic IDs, which are never pushed. For other items, see
-                [`with_catalog`].
+                catalogue, or if its prompts name users by semantic IDs, which are never pushed. To recommend from a
+                different catalogue, see [`with_catalog`].
             prior ([`Prior`], *optional*, defaults to `"saved"`): A prior that the model is multiplied by. By default,
                 the prior in the run folder is used, if there is one. With `None`, no prior is used.
             device (`torch.device` or `str`, *optional*): Where the model and the trie are kept. Defaults to the
@@ -80,7 +80,7 @@ class Recommender:
         """
         path = local_folder(folder)
         if device is not None and "device_map" in options:
-            raise ValueError("device and device_map both say where the model goes; pass one of them")
+            raise ValueError("device and device_map both set the device of the model; pass only one of them")
 
         # 1. Load everything but the model.
         parts = load_parts(path, folder, catalog, with_prior=prior == "saved")
@@ -91,9 +91,8 @@ class Recommender:
         if dtype is not None:
             options["dtype"] = dtype
         model = load_model(path, **options)
-        place: Any = (
-            PartialState().device if device is None else torch.device(device)
-        )  # `Any`: `to` is typed too narrowly
+        # Typed as `Any`, because the annotation of `PreTrainedModel.to` does not accept a `torch.device`.
+        place: Any = PartialState().device if device is None else torch.device(device)
         if "device_map" not in options and model.device != place:
             model = model.to(place)
         choose_threads(model)
@@ -101,14 +100,14 @@ class Recommender:
         return cls(model, parts.tokenizer, parts.catalog, parts.prompt_format, trie, parts.settings, prior)
 
     def with_catalog(self, catalog: ItemCatalog, *, ids_from: str | Path | None = None) -> Recommender:
-        """Returns a recommender with the same model that recommends from another catalogue, such as tomorrow's.
+        """Returns a recommender with the same model that recommends from another catalogue, such as a newer version.
 
-        Items are matched by `item_id`. Removed items stay readable in histories, and are never recommended. If items
-        are written as titles, new items can be recommended at once. With semantic IDs, new items get IDs from
-        `ids_from`, and known items keep theirs. With one token per item, a new item raises a `ValueError`.
+        Items are matched by `item_id`. The model can still read removed items in histories, but never recommends them.
+        If items are written as titles, new items can be recommended at once. With semantic IDs, new items get IDs from
+        `ids_from`, and known items keep their IDs. With one token per item, a new item raises a `ValueError`.
 
         Args:
-            catalog (`ItemCatalog`): The items. Its surface is ignored.
+            catalog (`ItemCatalog`): The new catalogue. Its surface is ignored.
             ids_from (`str` or `Path`, *optional*): With semantic IDs, the dataset folder whose saved encoder
                 ([`ItemIdEncoder`]) gives new items their IDs.
         """
@@ -137,7 +136,7 @@ class Recommender:
             exclude_history (`bool`, *optional*, defaults to `True`): Whether to leave out the items of the history.
                 Where items are written as titles, other items with the same titles are left out too.
             exclude (list of `str`, *optional*): Ids of further items to leave out.
-            allowed, where, max_per (*optional*): Which items may be recommended, as in [`ItemFilter`].
+            allowed, where, max_per (*optional*): Restrict which items may be recommended, as in [`ItemFilter`].
             unknown (`str`, *optional*, defaults to `"drop"`): What to do with ids in the history that the catalogue
                 does not contain. With `"drop"`, they are dropped and counted in the list's `unknown`. With `"refuse"`,
                 a `ValueError` is raised.
@@ -173,10 +172,10 @@ class Recommender:
 
         The list of a history does not depend on the other histories of the batch, up to the rounding of scores.
 
-        If a history is empty, or the catalogue contains none of its items, the prior alone makes the list. The score
-        of an item is then `log(w / W)`, where w is its weight and W the sum of all weights, and the list's `fallback`
-        is True. Without a prior, or if the prior gives equal weights to all items that it does not remove, the model
-        ranks the items after an empty history.
+        If a history is empty, or the catalogue contains none of its items, the list is ranked by the prior alone. The
+        score of an item is then `log(w / W)`, where w is its weight and W the sum of all weights, and the list's
+        `fallback` is True. Without a prior, or if the prior gives equal weights to all items that it does not remove,
+        the model ranks the items after an empty history.
 
         Args:
             histories (lists of `str`): Item ids, oldest first.
@@ -186,8 +185,8 @@ class Recommender:
                 the user.
             exclude_history (`bool`, *optional*, defaults to `True`): As in [`recommend`].
             exclude (lists of `str`, *optional*): Ids of further items to leave out, one list per history.
-            filters ([`ItemFilter`], *optional*): Which items may be recommended: one filter for all histories, or a
-                list with one filter or None per history.
+            filters ([`ItemFilter`], *optional*): Restricts which items may be recommended: one filter for all
+                histories, or a list with one filter or None per history.
             unknown (`str`, *optional*, defaults to `"drop"`): As in [`recommend`].
             batch_size (`int`, *optional*, defaults to `64`): Maximum number of prompts per forward pass.
         """
@@ -244,7 +243,7 @@ class Recommender:
         """Returns the items of a history that changed the score of an item most.
 
         The difference of a history item is the score of `item` after the whole history, minus the score after the
-        history without that one item. It is positive if the history item raises the score. The score contains the
+        history without that one item. It is positive if the history item raises the score. The score includes the
         prior, if there is one. A model that writes lists scores `item` as the first item of a list.
 
         Args:
@@ -284,7 +283,7 @@ class Recommender:
         COUNT.check("k", k)
         positions = self.catalog.positions
         if not all(isinstance(item_id, str) for item_id in (*history, *exclude)):
-            raise ValueError("histories and exclude must contain item ids, as text")
+            raise ValueError("histories and exclude must contain item ids (strings)")
         known = [positions[item_id] for item_id in history if item_id in positions]
         if unknown == "refuse" and len(known) < len(history):
             first = next(item_id for item_id in history if item_id not in positions)
@@ -314,7 +313,7 @@ class Recommender:
 
     @cached_property
     def masks(self) -> FilterMasks:
-        """Turns filters into masks, and keeps the masks of recent conditions."""
+        """Converts filters to masks, and caches the masks of recent conditions."""
         return FilterMasks(self.catalog)
 
     @cached_property

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Request(NamedTuple):
-    """A history, and what to recommend after it.
+    """A history, and the number and the choice of items that may be recommended after it.
 
     Args:
         history (`np.ndarray` of shape `(N,)`): Item indices, oldest first.
@@ -203,8 +203,9 @@ class RequestRanker:
             assert self._format.list_length is not None
             top_k = min(top_k, self._format.list_length)
 
-        # In the first round, every list takes the best items of a ranking. A list with limits may then lack items
-        # although the catalogue has more. In the next round, only the items that it may still choose are ranked.
+        # In the first round, every list is filled with the best items of a ranking. A list with limits may then be too
+        # short, although the catalogue has more items. In the next round, only the items that may still be added to
+        # this list are ranked.
         rows = list(range(len(requests)))
         while rows:
             ranked = self._found(batch, search, top_k)
@@ -274,7 +275,7 @@ class RequestRanker:
         return scores + change.to(scores)
 
     def _written(self, batch: _Batch, weights: ItemWeights | None, top_k: int) -> RankedItems:
-        """Lets the model write a list per prompt. A list is shorter where fewer items are left."""
+        """Lets the model write one list per prompt. If fewer items are left for a prompt, its list is shorter."""
         assert self._format.list_length is not None
         num_beams = self._settings["num_beams"]
         full = top_k if num_beams == 1 else self._format.list_length
@@ -395,9 +396,9 @@ def _why_short(number: int, request: Request, search: _Search) -> str:
     if search.kind == "lists" and request.limits:
         why = "the list that the model writes contains no more items that max_per allows"
     elif request.mask is not None or request.limits or len(request.exclude):
-        why = "the filters leave no more"
+        why = "the filters allow no more items"
     else:
-        why = "the catalogue has no more"
+        why = "the catalogue has no more items"
     return f"the list has {number} of {request.wanted} items, because {why}"
 
 

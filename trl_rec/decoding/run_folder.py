@@ -255,7 +255,7 @@ def _check_values(settings: dict[str, Any]) -> None:
 
 def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path) -> None:
     """Raises ValueError if the policy in a run folder was trained with items, a surface or semantic IDs other than
-    those of `catalog`. Does nothing if `folder` is not a run folder. Messages name the dataset folder `where`.
+    those of `catalog`. Does nothing if `folder` is not a run folder. Error messages call the dataset folder `where`.
 
     Items that are retired in the run folder's catalogue may be missing from `catalog`.
     """
@@ -275,7 +275,7 @@ def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path
     if record is None:
         return
 
-    # 2. Compare.
+    # 2. Compare the recorded catalogue with `catalog`.
     subject = f"the policy in {folder} was trained on"
     if record.get("fingerprint") != catalog.fingerprint:
         raise ValueError(
@@ -298,8 +298,8 @@ def names_users(folder: str | Path) -> bool:
 
 
 def model_folder(model: str | Path) -> str:
-    """Returns where the files of a model are: the local copy of a hub repository that was pushed from a run folder,
-    which is downloaded if necessary. Any other model is returned as it is given: a folder, a file or a hub id."""
+    """Returns where the files of a model are. For the hub id of a repository that was pushed from a run folder, this
+    is the local copy, which is downloaded if necessary. Any other folder, file or hub id is returned unchanged."""
     if Path(model).exists():
         return str(model)
     from huggingface_hub import constants
@@ -324,7 +324,7 @@ def _hub_run(repo: str, place: str) -> str | None:
             hf_hub_download(repo, name)
         except EntryNotFoundError:
             continue
-        except (OSError, ValueError):  # no such repository, or not a valid name; loading the model will say so
+        except (OSError, ValueError):  # no such repository, or not a valid name; loading the model raises the error
             return None
         return str(local_folder(repo))
     return None

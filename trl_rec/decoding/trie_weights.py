@@ -9,9 +9,9 @@ root to the node. The search ranks correctly for two reasons:
   adds to the score of the item, up to a constant per prompt.
 - No gain is positive, so a beam that scores below the finished items can never overtake them.
 
-If the positive weights below a node are all equal, the gains below this node are 0, or -inf where no item is left.
-Therefore a filter, whose weights are 0 and 1, has the same effect on the order of the items as excluding the items of
-weight 0.
+If the positive weights below a node are all equal, the gains below this node are 0, or -inf for nodes below which all
+weights are 0. Therefore a filter, whose weights are 0 and 1, has the same effect on the order of the items as
+excluding the items with weight 0.
 
 The bound is not the sum of the weights below a node. Gains from sums would add up in the same way, but the search
 would favour large subtrees over likely items.
@@ -58,7 +58,7 @@ def log_weights(trie: TokenTrie, weights: ItemWeights, items: Tensor) -> Tensor:
 
 
 class Unweighted:
-    """Replaces [`TrieWeights`] if no weights are given, and handles only excluded items.
+    """Replaces [`TrieWeights`] if no weights are given. It handles only excluded items.
 
     Attributes:
         removes_items (`bool`): Whether item weights can remove items. Excluded items do not count here.
@@ -71,7 +71,7 @@ class Unweighted:
         self._excluded = excluded
 
     def emptied(self, nodes: Tensor) -> Tensor:
-        """Returns, for each of the nodes `(B, N)`, whether no item is left below it."""
+        """Returns, for each of the nodes `(B, N)`, whether every item below it is excluded."""
         return self._excluded.emptied(nodes)
 
     def guided(self, scores: Tensor, nodes: Tensor) -> Tensor:
@@ -108,14 +108,14 @@ class Filtered(Unweighted):
         super().__init__(excluded.among(_at(self._allowed, self._filter, excluded.places).bool()))
 
     def emptied(self, nodes: Tensor) -> Tensor:
-        """Returns, for each of the nodes `(B, N)`, whether no item is left below it."""
+        """Returns, for each of the nodes `(B, N)`, whether every item below it is excluded or not allowed."""
         starts = self._trie.item_starts[nodes]
         ends = self._trie.item_ends[nodes]
         allowed = _at(self._counts, self._filter, ends) - _at(self._counts, self._filter, starts)
         return self._excluded.count(starts, ends) == allowed
 
     def item_bonus(self, places: Tensor) -> Tensor:
-        """Returns 0 for the allowed items among the places `(B, N)`, and -inf for the others."""
+        """Returns 0 if the item at a place is allowed, and -inf otherwise, for the places `(B, N)`."""
         return torch.where(_at(self._allowed, self._filter, places).bool(), 0.0, -torch.inf)
 
     def removed(self) -> Tensor:
@@ -131,8 +131,8 @@ class TrieWeights:
 
     A table stores the bonus of every node for every prompt. The table is first computed from the weights that all
     prompts share. Then, for each prompt, its entries are raised along the paths of the items with weights of their
-    own, and lowered along the paths of the excluded items. The bonus of a node is -inf exactly where no item is left
-    below the node, because the largest of several weights is 0 only if all of these weights are 0.
+    own, and lowered along the paths of the excluded items. The bonus of a node is -inf exactly if every item below the
+    node is excluded or has weight 0, because the largest of several weights is 0 only if all of these weights are 0.
 
     Args:
         trie (`TokenTrie`): The trie.
@@ -188,11 +188,12 @@ class TrieWeights:
         return padded[:, :-1] == 0
 
     def bonus(self, nodes: Tensor) -> Tensor:
-        """Returns the bonus of each of the nodes `(B, N)`; -inf where no item is left below the node."""
+        """Returns the bonus of each of the nodes `(B, N)`; -inf if every item below a node is excluded or has weight
+        0."""
         return self._bonus.gather(1, nodes)
 
     def emptied(self, nodes: Tensor) -> Tensor:
-        """Returns, for each of the nodes `(B, N)`, whether no item is left below it."""
+        """Returns, for each of the nodes `(B, N)`, whether every item below it is excluded or has weight 0."""
         return self.bonus(nodes) == -torch.inf
 
     def guided(self, scores: Tensor, nodes: Tensor) -> Tensor:
@@ -236,8 +237,8 @@ class TrieWeights:
         largest = weights.unflatten(1, (-1, trie.max_shared)).amax(-1)
         bounds.scatter_(1, leaves, self._scaled_logs(largest))
 
-        # 3. The bound of any other node is the largest bound of its children. Start with the deepest level. For a few
-        # excluded items, only the nodes on their paths are recomputed, otherwise the whole level.
+        # 3. The bound of any other node is the largest bound of its children. Start with the deepest level. If there
+        # are few excluded items, only the nodes on their paths are recomputed; otherwise, the whole level is.
         offsets = trie.depth_offsets.tolist()
         for depth in range(trie.max_depth - 1, -1, -1):
             # The nodes of this level are from `start` to `middle`, and their children from there to `stop`.

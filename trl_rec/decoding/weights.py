@@ -1,4 +1,4 @@
-"""Weights of items, which turn a ranking by a policy's probability `p` into a ranking by `p * w ** strength`.
+"""Defines `ItemWeights`, which turns a ranking by a policy's probability `p` into a ranking by `p * w ** strength`.
 
 A weight expresses something that the policy does not know, such as a prior, a profit margin, the stock, or a filter.
 The score of an item is
@@ -71,7 +71,7 @@ class ItemWeights:
                 raise ValueError(f"allowed_of contains a row number outside the {len(self.allowed)} rows of allowed")
 
     def _check_shapes(self) -> None:
-        """Raises `ValueError` unless the tensors have the right shapes and types, and belong together."""
+        """Raises `ValueError` unless the tensors have the right shapes and types, and are consistent."""
         # 1. Check the number of dimensions of each tensor.
         for name, ndim in (("shared", 1), ("items", 2), ("values", 2), ("allowed", 2), ("allowed_of", 1)):
             tensor = getattr(self, name)

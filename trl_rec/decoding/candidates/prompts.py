@@ -50,12 +50,12 @@ ALPHABETS = [
 
 
 def rated_tokens(catalog: ItemCatalog, ratings: Sequence[float], *, letters: bool | None = None) -> list[str]:
-    """Returns the tokens that compact prompts need in addition to the tokens of the surface. Prompts with titles need
-    no additional tokens, so the list is then empty.
+    """Returns the tokens that a prompt with item tokens or semantic IDs needs in addition to the tokens of the
+    surface. Prompts with titles need no additional tokens, so the list is then empty.
 
     Args:
         catalog (`ItemCatalog`): The items.
-        ratings (list of `float`): The ratings that can be written.
+        ratings (list of `float`): The ratings that prompts can contain.
         letters (`bool`, *optional*): Whether letters name the candidates, as in [`RatedPromptFormat.for_catalog`].
     """
     if catalog.surface == "title":
@@ -73,11 +73,11 @@ class RatedPromptFormat:
         prompt_head (`np.ndarray`): The text before the history.
         items (`Ragged`): Row `i` contains the text of item `i` in a history, without its rating.
         ratings (`Ragged`): Row `v` contains the rating `values[v]`, as it is written after an item.
-        values (`np.ndarray`): The ratings that can be written, ascending. Other ratings are written as the nearest of
-            these.
+        values (`np.ndarray`): The ratings that prompts can contain, in ascending order. Any other rating is replaced
+            by the nearest of them.
         prompt_candidates (`np.ndarray`): The text between the history and the candidates.
-        candidates (`Ragged`): Row `i` contains item `i` as a candidate, without the letter before it.
-        letters (`np.ndarray`): The names of the slots; empty if the items' own tokens are the names.
+        candidates (`Ragged`): Row `i` contains the text of item `i` as a candidate, without the letter before it.
+        letters (`np.ndarray`): The letters that name the slots; empty if the items' own tokens are the names.
         prompt_tail (`np.ndarray`): The text between the candidates and the answer.
         eos (`int`): The token that ends an answer.
     """
@@ -111,7 +111,7 @@ class RatedPromptFormat:
         Args:
             catalog (`ItemCatalog`): The items. The default texts depend on `catalog.surface`.
             tokenizer (`PreTrainedTokenizerBase`): A tokenizer with the tokens of the surface and of [`rated_tokens`].
-            ratings (list of `float`): The ratings that can be written, in any order.
+            ratings (list of `float`): The ratings that prompts can contain, in any order.
             prompt_head (`str`, *optional*): Text before the history.
             prompt_item (`str`, *optional*): Text of a rated item. Must contain `{surface}` and, after it, `{rating}`.
             prompt_candidates (`str`, *optional*): Text between the history and the candidates.
@@ -121,7 +121,7 @@ class RatedPromptFormat:
             letters (`bool`, *optional*): Whether letters name the candidates. By default they do, unless each item is
                 a single token.
         """
-        # 1. Sort the ratings, because `nearest` needs ascending ones, and choose the texts.
+        # 1. Sort the ratings, because `nearest` needs `values` in ascending order. Choose the texts.
         ratings = sorted(set(ratings))
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no EOS token to end answers with; set tokenizer.eos_token")
@@ -188,8 +188,8 @@ class RatedPromptFormat:
             slots (`Ragged`): For each slot of a prompt, the index of its candidate in the same row of `candidates`.
 
         Returns:
-            The token ids, and the names of the candidates. The names are in the order of `candidates`, not of the
-            slots; each is one token.
+            The token ids, and the names of the candidates. Each name is one token id. The names are in the order of
+            `candidates`, not in the order of the slots.
         """
         # 1. Put the items into their slots, find the slots' names, and map the names back to the candidates.
         place = slots.values + np.repeat(slots.offsets[:-1], slots.lengths)

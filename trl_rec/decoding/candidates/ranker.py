@@ -1,6 +1,6 @@
-"""Orders candidates with the model of an [`AlroTrainer`] run folder.
+"""Loads a model that [`AlroTrainer`] has trained, and orders candidates with it.
 
-The folder contains the model, the tokenizer, the catalogue and the settings.
+The run folder of the trainer contains the model, the tokenizer, the catalogue and the settings.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class CandidateRanker:
 
     def _prompt(self, history: Sequence[str], ratings: Sequence[float], indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """Returns the prompt, `(1, P)`, and the candidates' names, `(1, m)`."""
-        # 1. Write the candidates. The history gets the rest of `max_length`.
+        # 1. Write the candidates. The tokens that remain of `max_length` are left for the history.
         count = len(indices)
         shown, names = self.prompt_format.encode_candidates(
             Ragged.from_lists([indices.tolist()]), Ragged.from_lists([range(count)])

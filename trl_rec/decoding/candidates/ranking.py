@@ -1,8 +1,8 @@
 """Orders a list of candidates with a model that writes the candidates' names, best first.
 
 Only names that have not been written yet are legal, so the answer is always a permutation. The prompt is read once.
-After a name is written, one forward pass reads this name to predict the next one. The last two names are never read:
-after the second to last, only one name can follow, and after the last, none.
+After a name is written, one forward pass reads this name to predict the next one. The last two names are never read,
+because no prediction is needed after them: after the second to last name, only one name is left.
 
 Legend: B: lists, m: candidates of the longest list, P: prompt tokens, U: distinct names in the batch.
 """
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 
 class RankedCandidates(NamedTuple):
-    """Candidates by descending preference. Both tensors have the shape `(B, m)`; shorter lists are padded.
+    """The candidates of each list, most preferred first. Both tensors have the shape `(B, m)`; shorter lists are
+    padded.
 
     Args:
-        order (`torch.Tensor`): The candidate at each rank. Padding is -1.
+        order (`torch.Tensor`): The index of the candidate at each rank. Padding is -1.
         scores (`torch.Tensor`): The log-probability of the answer up to each rank, where each name is normalised over
             the names not yet written. With `single_pass`, the log-probability of the candidate's name, normalised over
             all names of the list. Padding is -inf.

@@ -1,1 +1,2 @@
-"""Lists of distinct items: samples, greedy lists and beam search over whole lists, and their log-probabilities."""
+"""Decodes lists of distinct items (by sampling, greedily, or by beam search over whole lists), and scores given
+lists."""

@@ -83,14 +83,14 @@ def beam_list(
 
     Args:
         model, prompts, trie, list_length, exclude: As in [`sample_item_lists`].
-        num_beams (`int`): Width of the search. 1 gives the list of [`greedy_list`]. If `num_beams` is at least the
-            number of possible lists, every list is scored.
+        num_beams (`int`): Width of the search. With 1, the result is the list of [`greedy_list`]. If `num_beams` is at
+            least the number of possible lists, every list is scored.
         weights ([`ItemWeights`], *optional*): Weights of the items, as in [`greedy_list`].
 
     Returns:
         [`RankedItems`]: `(B, K)`. The score at each rank is the joint log-probability of the items up to that rank,
-        plus the gains of these items from the weights. Both terms are at most 0 for every item, so the scores descend.
-        The last score is that of the whole list.
+        plus `strength * log(w / W)` for each of these items if `weights` are given. Both terms are at most 0 for every
+        item, so the scores descend. The last score is that of the whole list.
     """
     COUNT.check("num_beams", num_beams)
     COUNT.check("list_length", list_length)
@@ -145,8 +145,8 @@ def _search(decoder: ListDecoder) -> _Beams:
 
 
 def _best_slots(scores: Tensor) -> Tensor:
-    """Returns the index of the best beam of each prompt among all R beams, `(B,)`, given the scores `(B, N)`. Of equal
-    beams, the first is chosen. NaN counts as the best score, so that it is reported."""
+    """Returns the index of the best beam of each prompt among all R beams, `(B,)`, given the scores `(B, N)`. Of beams
+    with equal scores, the first is chosen. NaN counts as the best score, so that it is reported."""
     best = scores.isnan() | (scores == scores.nan_to_num(nan=torch.inf).amax(1, keepdim=True))
     first = best.long().argmax(1)
     return first + torch.arange(len(scores), device=scores.device) * scores.shape[1]

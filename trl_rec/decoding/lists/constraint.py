@@ -3,8 +3,8 @@
 A list is the concatenation of its items' paths. An item that is already in the list is no longer legal, and neither is
 a subtree in which every item is in the list or excluded. Illegal tokens are removed before the softmax. If several
 items share a path, the path stays legal as long as at least one of these items is left. The legal tokens depend only
-on the trie, the list and the excluded items, so sampling, policy, reference and supervised training use the same legal
-tokens. Lists have a known length, so the EOS at their end is forced and is left out here.
+on the trie, the list and the excluded items, so sampling, the policy, the reference model and supervised training all
+use the same legal tokens. Lists have a known length, so the EOS at their end is forced and is left out here.
 
 Legend: K: items per list, T: tokens per list (padded), D: tokens of the longest path, E: excluded items per prompt,
 S = E + K, M: tokens at which the trie branches, C: children (padded), B: prompts, G: lists per prompt.
@@ -25,14 +25,15 @@ from trl_rec.ranges import POSITIVE
 
 
 class ListTokens(NamedTuple):
-    """Lists as tokens. Each tensor has the shape `(..., T)` and is padded on the right.
+    """The tokens of lists. Each tensor has the shape `(..., T)` and is padded on the right.
 
     Args:
         token_ids (`torch.Tensor`): The tokens; 0 is padding.
         mask (`torch.Tensor`): True for real tokens.
         nodes (`torch.Tensor`): The node before each token, as in `TokenTrie.walk`; -1 is padding.
         ranks (`torch.Tensor`): For each token, the rank of its item in the list.
-        branches (`torch.Tensor`): True for tokens that the trie does not force.
+        branches (`torch.Tensor`): True for tokens that are not forced, because the trie branches at the node before
+            them.
     """
 
     token_ids: Tensor
@@ -69,7 +70,7 @@ def list_tokens(trie: TokenTrie, items: Tensor) -> ListTokens:
         nodes.append(node)
     real = torch.arange(trie.max_depth - 1, -1, -1, device=items.device) < lengths.unsqueeze(-1)  # (..., K, D)
 
-    # 3. Copy the number of columns to the host, and whether an item is unknown, in a single copy.
+    # 3. Copy two values to the host in one transfer: the number of columns, and whether an item is unknown.
     has_unknown, width = 0, 0
     if items.numel():
         has_unknown, width = torch.stack([unknown.any().long(), lengths.sum(-1).amax()]).tolist()
@@ -136,11 +137,12 @@ def emptied_children(
 
     Returns:
         `torch.Tensor` of shape `(M, C)`: True for these children. If a filter allows no item below a child, the value
-        may be False nevertheless.
+        for this child may still be False.
     """
     above, emptied = _emptied(trie, nodes, taken, num_allowed)
 
-    # Mark each child that has no item left. Taken items elsewhere in the trie mark an additional column instead.
+    # Mark each child below which all items are taken. Taken items elsewhere in the trie mark an additional column,
+    # which is dropped.
     column = torch.where(emptied, above - 1 - trie.row_offsets[nodes].unsqueeze(1), num_columns)
     is_empty = torch.zeros(len(taken), num_columns + 1, dtype=torch.bool, device=taken.device)
     return is_empty.scatter_(1, column.clamp(max=num_columns), True)[:, :-1]
@@ -226,14 +228,15 @@ def list_logps(
 
 
 class ListChoices(NamedTuple):
-    """The M branching tokens of lists, and the tokens among which each of them is chosen.
+    """The M branching tokens of lists (those that are not forced), and the tokens that were legal in their place.
 
     Args:
         shape (`torch.Size`): `(B, G, T)`.
         places (`torch.Tensor` of shape `(M,)`): The indices of the branching tokens among all B * G * T tokens.
         targets (`torch.Tensor` of shape `(M,)`): The branching tokens.
-        tokens (`torch.Tensor` of shape `(M, C)` or `(1, C)`): The tokens among which each of them is chosen.
-        legal (`torch.Tensor` of shape `(M, C)`): True for the legal tokens among these.
+        tokens (`torch.Tensor` of shape `(M, C)` or `(1, C)`): The continuations of the node before each branching
+            token.
+        legal (`torch.Tensor` of shape `(M, C)`): True for the continuations that are legal at this place in the list.
     """
 
     shape: torch.Size

@@ -32,10 +32,10 @@ from trl_rec.losses.output import at_least_float32
 
 
 class Lists(NamedTuple):
-    """How far each list has been written. Tensors have the shape `(R,)` unless stated otherwise.
+    """The state of each list while it is written. Tensors have the shape `(R,)` unless stated otherwise.
 
     Args:
-        nodes (`torch.Tensor`): The node at which each list chooses next.
+        nodes (`torch.Tensor`): The node of the next choice of each list, which chooses among the node's children.
         reached (`torch.Tensor`): The node that the last choice of each list led to. It equals `nodes`, unless that
             choice led to a leaf and so ended an item. Then `nodes` is already the node of the next item's first
             choice.
@@ -44,7 +44,7 @@ class Lists(NamedTuple):
         num_read (`torch.Tensor`): Number of these tokens that the model has read.
         items (`torch.Tensor` of shape `(R, K + 1)`): The items of each list, padded with -1. The last column is
             scratch space.
-        taken (`torch.Tensor` of shape `(R, S)`): The items that each list can no longer choose, as indices into
+        taken (`torch.Tensor` of shape `(R, S)`): The items that can no longer be added to each list, as indices into
             `trie.items` in ascending order; `num_items` is padding.
     """
 
@@ -68,8 +68,8 @@ class ListLogits(NamedTuple):
         logits (`torch.Tensor` of shape `(B, A, U)`): The logits of `trie.tokens`.
         rows (`torch.Tensor` of shape `(R,)`): For each list, the index of its logits among the A rows of its prompt.
             Arbitrary if the list was not read in this round.
-        max_children (`int`): The maximum number of children over all nodes at which a list chooses.
-        at_root (`bool`): Whether all lists choose at the root.
+        max_children (`int`): The maximum number of children over the nodes of all next choices.
+        at_root (`bool`): Whether the next choice of every list is at the root.
     """
 
     logits: Tensor
@@ -79,7 +79,7 @@ class ListLogits(NamedTuple):
 
 
 class ListDecoder:
-    """Writes the lists of a batch of prompts, one choice per list and round.
+    """Writes the lists of a batch of prompts. Each round makes one choice per list.
 
     Args:
         cache (`SharedPrompt` or `SeparateRows`): The key-value cache. It must already contain the prompts and give
@@ -133,7 +133,7 @@ class ListDecoder:
         self.opening = trie.opening if self.skips else trie.opening[:, :0]  # (1, its length)
 
     def begin(self) -> tuple[Lists, ListLogits]:
-        """Returns empty lists and the logits for their first choice. From here on the cache has one beam per list."""
+        """Returns empty lists and the logits for their first choice. Afterwards, the cache has one beam per list."""
         logits = self.cache.logits  # (B, 1, U)
         num_prompts, num_lists = self.shape
 
@@ -164,8 +164,8 @@ class ListDecoder:
         return lists, ListLogits(logits, zeros, max_children, at_root=self.depth_is_known)
 
     def logps(self, lists: Lists, output: ListLogits, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Returns the log-probabilities of the children of each list's node, `(R, C)`, normalised over the legal
-        children and -inf for the others. Also returns the child nodes, `(R, C)` or `(1, C)`."""
+        """Returns the log-probabilities of the children of each list's node, `(R, C)`. They are normalised over the
+        legal children, and -inf for all other children. Also returns the child nodes, `(R, C)` or `(1, C)`."""
         # 1. Find the children of each list's node, and the row of `output.logits` that belongs to each list.
         nodes = lists.nodes[:1] if output.at_root else lists.nodes
         tokens, children, legal = legal_children(self.trie, nodes, lists.taken, output.max_children)

@@ -38,7 +38,8 @@ def open_lists(
 
     The decoder's tensors are on the model's device.
     """
-    # 1. Check the prompts. Check that there are enough items for a list, and enough positions for the longest one.
+    # 1. Check the prompts. Check that there are enough items for a list, and that the longest possible list fits into
+    # the model's positions.
     input_ids, attention_mask = checked_prompts(model, prompts, trie)
     trie = trie.to(input_ids.device)
     barred = Excluded(trie, exclude, len(input_ids))

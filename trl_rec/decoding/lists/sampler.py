@@ -1,4 +1,4 @@
-"""Samples lists in a loop. In each round, every list makes one choice, until all lists are complete.
+"""Samples lists in a loop. Each round makes one choice for every incomplete list, until all lists are complete.
 
 Legend: B: prompts, G: lists per prompt, R = B * G, K: items per list, D: tokens of the longest path, C: children
 (padded).
@@ -13,7 +13,8 @@ from trl_rec.decoding.beam import best_first
 from trl_rec.decoding.lists.decoder import ListDecoder, ListLogits, Lists
 
 
-NOISE_BITS = 31  # noise and total probability have this many bits each, so that their product fits into an int64
+# The noise and the total probability are integers of this many bits, so that their product fits into an int64.
+NOISE_BITS = 31
 
 
 class ListSampler:

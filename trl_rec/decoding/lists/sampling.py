@@ -1,11 +1,11 @@
 """Samples lists of distinct items, several per prompt, or writes one greedy list per prompt.
 
-All lists of all prompts advance together, and no prefix is read twice. Excluded
-items and items that are already in the list are removed before the softmax (see `constraint.py`), so the
-log-probabilities are those of the distribution that was sampled from. The random number for a token depends on the
-seed, the prompt's row number, the index of the list, the rank in the list and the depth, but not on the position in
-the batch or on the process. So the lists of a prompt depend neither on the other prompts of its batch nor on the
-number of processes.
+All lists of all prompts advance together, and no prefix is read twice. Excluded items and items that are already in
+the list are removed before the softmax (see `constraint.py`), so the log-probabilities are those of the distribution
+that was sampled from. The random number for a token depends on the seed, the prompt's row number, the index of the
+list, the rank of the item in the list and the depth of the token in the item's path. It does not depend on the
+prompt's position in the batch or on the process. So the lists of a prompt depend neither on the other prompts of its
+batch nor on the number of processes.
 
 Legend: B: prompts, G: lists per prompt, K: items per list, D: tokens of the longest path, T: tokens of the longest
 list.
@@ -133,14 +133,15 @@ def greedy_list(
 
     Args:
         model, prompts, trie, list_length, exclude: As in [`sample_item_lists`].
-        weights ([`ItemWeights`], *optional*): Weights of the items. A list's score gains `strength * log(w / W)` for
-            each of its items. The best token is chosen by its probability and by the largest weight in its subtree.
-            Excluded items do not count for this largest weight, but items that are already in the list do. Like
-            excluded items, items of weight 0 are removed before the softmax.
+        weights ([`ItemWeights`], *optional*): Weights of the items. For each item of a list, `strength * log(w / W)`
+            is added to the list's score, as in [`rank_items`]. The best token is chosen by its probability and by the
+            largest weight in its subtree. Excluded items do not count for this largest weight, but items that are
+            already in the list do. Like excluded items, items with weight 0 are removed before the softmax.
 
     Returns:
         [`RankedItems`]: `(B, K)`. The score at each rank is the joint log-probability of the items up to that rank,
-        plus the gains of these items from the weights. Both terms are at most 0 for every item, so the scores descend.
+        plus `strength * log(w / W)` for each of these items if `weights` are given. Both terms are at most 0 for every
+        item, so the scores descend.
     """
     COUNT.check("list_length", list_length)
     with open_lists(
@@ -154,8 +155,8 @@ def greedy_list(
 
 
 def _noise(seed: int | Sequence[int], rows: Tensor | Sequence[int] | None, shape: tuple[int, int, int]) -> Tensor:
-    """Returns random integers of `NOISE_BITS` bits, `(B, G, K * D)`. Each row has its own generator on the CPU, so
-    its noise is the same on every device and in every batch."""
+    """Returns random integers of `NOISE_BITS` bits, `(B, G, K * D)`. Each row number has its own generator on the CPU,
+    so its noise is the same on every device and in every batch."""
     rows = range(shape[0]) if rows is None else rows.tolist() if isinstance(rows, Tensor) else rows
     if len(rows) != shape[0]:
         raise ValueError(f"rows has {len(rows)} entries for {shape[0]} prompts; pass one row number per prompt")

@@ -1,7 +1,8 @@
 """Priors: item weights computed without the policy, for example from counts of which items follow each other.
 
 A prior is any object with a method `weights(histories)` that returns the [`ItemWeights`] of a batch of histories.
-[`rank_histories`], [`Policy`] and [`Recommender`] accept a prior and multiply the policy by it.
+[`rank_histories`], [`Policy`] and [`Recommender`] accept a prior and multiply the policy's probabilities by its
+weights.
 """
 
 from trl_rec.decoding.priors.base import Prior

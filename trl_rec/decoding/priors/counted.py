@@ -1,4 +1,5 @@
-"""Priors from counts of the training split: how often each item was chosen, and which items followed which."""
+"""Two priors that count the training split. `PopularityPrior` counts how often each item was chosen, and
+`TransitionPrior` counts how often one item followed another."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class PopularityPrior:
 
     @classmethod
     def fit(cls, train: Dataset, num_items: int | None = None, *, strength: float = 1.0) -> PopularityPrior:
-        """Counts each training interaction once. `num_items` defaults to the largest index in `train` plus 1."""
+        """Counts the items of the training split, each interaction once. `num_items` defaults to the largest item
+        index in `train` plus 1."""
         return cls(TrainInteractions.from_split(train, num_items).popularity, strength)
 
     def weights(self, histories: Ragged) -> ItemWeights:

@@ -48,7 +48,7 @@ class PriorFile:
     def array(self, name: str, dtype: type[np.generic], ndim: int) -> np.ndarray:
         """Returns an array after checking its type and its number of dimensions."""
         if name not in self.arrays:
-            raise ValueError(f"it has no array {name!r}")
+            raise ValueError(f"the array {name!r} is missing")
         array = self.arrays[name]
         if array.dtype != dtype or array.ndim != ndim:
             raise ValueError(
@@ -57,14 +57,14 @@ class PriorFile:
         return array
 
     def number(self, name: str) -> float:
-        """Returns a setting. The prior checks that it is a number in its range."""
+        """Returns a setting without checking it. The class of the prior checks that it is a number in its range."""
         if name not in self.settings:
-            raise ValueError(f"it has no setting {name!r}")
+            raise ValueError(f"the setting {name!r} is missing")
         value: float = self.settings[name]
         return value
 
     def whole(self, name: str) -> int:
-        """Returns a setting that is a whole number. The prior checks its range."""
+        """Returns a setting after checking that it is a whole number. The class of the prior checks its range."""
         value = self.number(name)
         if not isinstance(value, int):
             raise ValueError(f"{name} must be a whole number, not {value!r}")
@@ -143,7 +143,7 @@ def read_counts(
 ) -> TransitionCounts:
     """Returns the transition counts that were stored with [`count_tensors`].
 
-    The prior checks that the arrays fit together.
+    The class of the prior checks that the arrays are consistent with each other.
 
     Args:
         content: The content of the file.

@@ -29,7 +29,7 @@ def fit_prior(kind: str, dataset: RecDataset, *, exclude_history: bool = True) -
         kind (`str`): `"popularity"`, `"transition"` or `"mixture"`.
         dataset (`RecDataset`): The dataset.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether items of the history will be excluded from
-            the recommendations. Only `"mixture"` depends on it.
+            the recommendations. It affects only `"mixture"`.
     """
     num_items = len(dataset.catalog)
     if kind == "popularity":
@@ -78,7 +78,8 @@ def load_prior(path: str | Path, *, num_items: int | None = None) -> SavedPrior:
 
     Args:
         path (`str` or `Path`): The file, or a run folder that contains the file `prior.safetensors`.
-        num_items (`int`, *optional*): Number of items that the prior must have weights for. Not checked by default.
+        num_items (`int`, *optional*): Number of items that the prior must have weights for. By default, the number is
+            not checked.
     """
     # 1. Load the prior with the class of its kind.
     path = Path(path)

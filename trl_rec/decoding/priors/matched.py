@@ -1,7 +1,7 @@
 """Applies a prior of one catalogue to the items of another catalogue.
 
 A prior refers to the items of the catalogue that it was fitted on. If items have been removed or added since then, or
-have other indices, the prior still applies to the items that both catalogues contain.
+have different indices, the prior still applies to the items that both catalogues contain.
 
 Legend: I: items that can be recommended, O: items that the prior has weights for, F: filters,
 N: items that can be recommended and that the prior has no weights for, S: as in `ItemWeights`.
@@ -25,12 +25,12 @@ from trl_rec.ragged import Ragged
 
 @dataclass(frozen=True, eq=False)
 class MatchedPrior:
-    """Weighs the items of a catalogue with a prior that was fitted on another catalogue.
+    """Gives weights to the items of a catalogue, from a prior that was fitted on another catalogue.
 
     Items that the prior has no weights for are ignored in histories. As recommendations, they get the smallest weight
-    that is not 0, so a prior never excludes them. It is taken from the weights that are the same for all prompts
-    (`ItemWeights.shared`) or, if those are all 0, from the weights of each prompt. If the prior counts how often items
-    were chosen, it is the weight of the item that was chosen least often.
+    that is not 0, so a prior never excludes them. This weight is taken from the weights that are the same for all
+    prompts (`ItemWeights.shared`) or, if those are all 0, from the weights of each prompt. If the prior counts how
+    often items were chosen, this is the weight of the item that was chosen least often.
 
     Args:
         prior (`Prior`): The prior.

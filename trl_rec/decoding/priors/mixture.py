@@ -1,8 +1,9 @@
-"""A prior that mixes several counts of the training split, with weights that are fitted to the validation split.
+"""Defines `MixturePrior`, which mixes several counts of the training split. The weights of the mixture are fitted to
+the validation split.
 
-The counts of [`TransitionPrior`] fix how much the distance and the order of two items matter, and how much older items
-of a history matter. This prior mixes several counts that differ in these choices. `mixture_counts.py` lists the
-counts, `similar_titles.py` adds a count that compares titles, and `mixture_fit.py` fits their weights.
+[`TransitionPrior`] uses one fixed rule for how much the distance and the order of two items matter, and how much older
+items of a history matter. `MixturePrior` mixes several counts, each with its own rule. `mixture_counts.py` lists the
+counts, `similar_titles.py` adds a count that compares titles, and `mixture_fit.py` fits the weights.
 
 A count of pairs of items with the same group, such as a genre, was tried too. Its weight was 0.000 on MovieLens-100k,
 so it was left out.
@@ -62,7 +63,7 @@ class MixturePrior:
         shares (`Mapping[str, float]`): The mixture weight of each count, by name. The weights of [`fit`] add up to
             about 1: they are scaled to the sum 1, and then counts with a weight below 0.0001 are left out.
         popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
-        eps (`float`): Weight of the popularity. The fit chooses it.
+        eps (`float`): Weight of the popularity. [`fit`] determines it.
         strength (`float`, *optional*, defaults to `1.0`): Exponent of the weights.
         prior_items (`int`, *optional*, defaults to `1000`): Maximum number of items per history that have shares: the
             items with the largest weighted sum of shares. The shares of all other items are set to 0.
@@ -82,7 +83,7 @@ class MixturePrior:
     def __post_init__(self) -> None:
         check_counts("popularity", self.popularity)
         if set(self.counts) != set(self.shares) or not self.counts:
-            raise ValueError("counts and shares must have the same names, at least one")
+            raise ValueError("counts and shares must have the same names, and at least one name")
         for name, counts in self.counts.items():
             counts.check(len(self.popularity))
             NOT_NEGATIVE.check(f"the weight of {name}", self.shares[name])
@@ -105,7 +106,7 @@ class MixturePrior:
         """Makes the counts from the training split, and fits the mixture weights to the validation split.
 
         An interaction that is part of several rows is counted once. With `titles`, there is one more count, in which
-        items with similar titles follow each other (see [`similar_titles`]).
+        items with similar titles count as if they followed each other (see [`similar_titles`]).
 
         Args:
             train: The training split.
@@ -141,7 +142,7 @@ class MixturePrior:
         eps = max(float(fitted[-1]), SMALLEST) / total
         shares = dict(zip(counts, (of_counts / total).tolist(), strict=True))
 
-        # 3. Leave out the counts that hardly matter.
+        # 3. Leave out the counts with a negligible weight.
         kept = {name: share for name, share in shares.items() if share >= NEGLIGIBLE}
         return cls(
             {name: counts[name] for name in kept},
@@ -205,7 +206,7 @@ class MixturePrior:
             # 1. Check the settings that are not numbers.
             described = content.settings.get("counts")
             if not isinstance(described, list) or not all(isinstance(one, dict) for one in described):
-                raise ValueError("its setting 'counts' does not describe the counts")
+                raise ValueError("the setting 'counts' must be a list of mappings")
             if not isinstance(content.settings.get("exclude_history"), bool):
                 raise ValueError("exclude_history must be true or false")
 

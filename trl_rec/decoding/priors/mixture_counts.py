@@ -1,7 +1,7 @@
 """Defines the counts that a [`MixturePrior`] mixes, and computes the share that a count gives to each item.
 
-A pair consists of two items that the same user chose, in the training split. A count predicts one item of a pair, the
-target, from the other one.
+A pair consists of two items that the same user chose in the training split. In each pair, one item is the target,
+which a count predicts from the other item.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trl_rec.ragged import Ragged, is_in
 
 
 class Count(NamedTuple):
-    """Which pairs of training interactions are counted, and how the counts are applied to a history.
+    """Defines which pairs of training interactions are counted, and how the counts are applied to a history.
 
     Args:
         rule (`PairRule`): Which pairs are counted, and with which weight.
@@ -44,8 +44,9 @@ COUNTS = {
     "together": Count(TOGETHER, max_history=50, decay=0.5),
     "similar": Count(TOGETHER._replace(rare=0.5), max_history=50, decay=0.5),
 }
-# Each count keeps at most `MOST_FOLLOWERS` targets per item, those with the largest shares, and at most `MOST_PAIRS`
-# in all. The first limits the time per history, the second the memory: above 250,000 items, fewer targets are kept.
+# Each count keeps at most `MOST_FOLLOWERS` targets per item (those with the largest shares), and at most `MOST_PAIRS`
+# pairs in total. `MOST_FOLLOWERS` limits the time per history, and `MOST_PAIRS` limits the memory. With more than
+# 250,000 items, fewer targets are kept per item.
 MOST_FOLLOWERS = 200
 MOST_PAIRS = 50_000_000
 

@@ -1,8 +1,8 @@
 """Fits the weights of a [`MixturePrior`] to the targets of the validation split.
 
 The weights maximise the likelihood of the targets. They are found by expectation maximisation, which converges to the
-best weights because the log-likelihood is concave in them. With a dozen weights and thousands of targets, the fit does
-not depend much on single users.
+best weights because the log-likelihood is concave in the weights. With a dozen weights and thousands of targets, the
+fit does not depend much on single users.
 
 Legend: N targets, M components of the mixture: the counts, then the popularity.
 """

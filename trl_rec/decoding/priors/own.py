@@ -1,4 +1,4 @@
-"""Priors that users make: from an array of weights, or from a function of the histories."""
+"""Makes a prior from given weights: from an array with one weight per item, or from a function of the histories."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ArrayPrior:
 
     Args:
         values (`np.ndarray` or `torch.Tensor` of shape `(num_items,)`): The weight of each item by its index in the
-            catalogue, at least 0. An item of weight 0 is never recommended. A boolean array is a filter.
+            catalogue, at least 0. An item with weight 0 is never recommended, so a boolean array acts as a filter.
         strength (`float`, *optional*, defaults to `1.0`): Exponent of the weights.
     """
 

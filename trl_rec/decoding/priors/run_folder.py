@@ -1,4 +1,5 @@
-"""Keeps the prior of a model in its run folder: in `prior.safetensors`, with its settings in `recommender.json`.
+"""Saves and loads the prior of a model in its run folder. The prior is stored in `prior.safetensors`, and its settings
+in `recommender.json`.
 
 In `recommender.json`, the key `prior` contains the kind, `strength` and, for some kinds, `eps`. This `strength` and
 `eps` override those in `prior.safetensors`, and may be edited. Without the key `prior`, the model has no prior.
@@ -21,7 +22,7 @@ from trl_rec.files import write_json
 from trl_rec.ranges import NOT_NEGATIVE, POSITIVE
 
 
-KEY = "prior"  # in `recommender.json`
+KEY = "prior"  # the key of `recommender.json` that contains the settings of the prior
 REMEDY = "restore the file from a copy of the run folder, or remove its key prior"
 
 
@@ -77,7 +78,7 @@ def load_run_prior(folder: str | Path, settings: Mapping[str, Any], num_items: i
     except ValueError as error:
         raise ValueError(f"{place}: the prior's {error}; {REMEDY}") from error
 
-    # 2. Load the prior, and give it these settings.
+    # 2. Load the prior, and replace its settings by those of `recommender.json`.
     prior = load_prior(Path(folder) / PRIOR, num_items=num_items)
     if prior.kind != described.get("kind"):
         raise ValueError(

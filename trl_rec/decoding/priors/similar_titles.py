@@ -1,4 +1,5 @@
-"""A count of a [`MixturePrior`] that compares titles. Items with similar titles count as if they followed each other.
+"""Computes the count of a [`MixturePrior`] that compares titles. In it, items with similar titles count as if they
+followed each other.
 
 Two titles are similar if they share rare words. This count also gives shares to items that hardly occur in the log.
 The other counts, which count pairs of items in the log, contain few pairs with such items.
@@ -29,18 +30,18 @@ BLOCK = 1000  # number of items whose pairs are found together
 
 
 def similar_titles(titles: Sequence[str], popularity: np.ndarray, most: int) -> TransitionCounts:
-    """Makes counts in which the items with similar titles follow each item.
+    """Returns counts in which each item is followed by the items with similar titles.
 
     The similarity of two items is the cosine of the vectors of their titles. The vector of a title has an entry per
-    distinct word, `log(N / n)`, where n is the number of titles with this word. A similar item counts
-    `similarity ** 2 * (popularity + 1) ** 0.25`, so that of two items that are equally similar, the more popular one
-    comes first.
+    distinct word, `log(N / n)`, where n is the number of titles with this word. The count of a similar item is
+    `similarity ** 2 * (popularity + 1) ** 0.25`. Of two items that are equally similar, the more popular one therefore
+    has the higher count.
 
     Args:
         titles (`Sequence[str]`): The title of each item.
         popularity (`np.ndarray` of shape `(N,)`): How often each item was chosen in training.
-        most (`int`): Maximum number of similar items per item. In a large catalogue there are fewer, at most
-            `MOST_SHARES` in total.
+        most (`int`): Maximum number of similar items per item. In a large catalogue, the maximum is lowered, so that
+            there are at most `MOST_SHARES` similar items in total.
     """
     most = min(most, max(1, MOST_SHARES // max(1, len(titles))))
     items, words, values = _title_vectors(titles)
@@ -98,7 +99,7 @@ def _title_vectors(titles: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.nd
     names, words = np.unique(np.array([word for words in found for word in words], dtype=object), return_inverse=True)
     frequency = np.bincount(words, minlength=len(names))
 
-    # 2. Keep the rarest words. All words, also those left out, count in the norms of their titles.
+    # 2. Keep the rarest words. The norm of a title includes all of its words, even those that are left out.
     rarest_first = np.argsort(frequency, kind="stable")
     num_pairs = np.cumsum(frequency[rarest_first].astype(np.int64) ** 2)
     is_kept = np.zeros(len(names), bool)
