@@ -1,4 +1,5 @@
-"""Evaluates recommenders: metrics, baselines, confidence intervals, paired tests and tables."""
+"""Evaluates recommenders and baselines with ranking metrics, compares them with confidence intervals and paired tests,
+and writes tables and reports."""
 
 from typing import TYPE_CHECKING
 

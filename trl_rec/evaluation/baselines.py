@@ -1,10 +1,10 @@
-"""Recommenders without learned parameters, as baselines for any model: random, popularity, and item transitions.
+"""Defines the baselines without learned parameters: random order, popularity, and item transitions.
 
 The baseline with learned parameters, `sequence`, is in `trl_rec.schedule`.
 
-The recommenders in this module are fitted on the training split, and rank the whole catalogue. They raise `ValueError`
-for another split, if [`~trl_rec.data.dataset.check_is_train`] detects it. They use sparse arrays: memory and time grow
-with the number of items that are scored per history, not with users x items.
+The baselines in this module are fitted on the training split, and rank the whole catalogue. `fit` raises `ValueError`
+if [`~trl_rec.data.dataset.check_is_train`] detects that the given split is not the training split. The baselines use
+sparse arrays: memory and time grow with the number of items that are scored per history, not with users x items.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class PopularityBaseline:
         return Rankings(items, np.where(items >= 0, self.popularity[items], -np.inf).astype(np.float32))
 
     def score(self, histories: Rows, items: Ragged) -> np.ndarray:
-        """Returns the popularity of each of the given items, `(len(items.values),)`. Histories do not matter."""
+        """Returns the popularity of each of the given items, `(len(items.values),)`, whatever the histories are."""
         scores: np.ndarray = self.popularity[items.values].astype(np.float64)
         return scores
 
@@ -115,7 +115,7 @@ class TransitionBaseline:
 
     It is a strong baseline. With leave-one-out splits and excluded histories, it reaches Recall@10 .079 and NDCG@10
     .050 on Amazon Beauty, and .184 and .106 on MovieLens-100k. The values on Beauty are above the published values of
-    TIGER and HSTU, and below those of the best models of the SASRec type. `docs/results.md` names the sources.
+    TIGER and HSTU, and below those of the best variants of SASRec. `docs/results.md` names the sources.
 
     Args:
         window (`int`, *optional*, defaults to `3`): Maximum distance between two items that count as a transition.

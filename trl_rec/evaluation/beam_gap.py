@@ -51,9 +51,9 @@ class BeamGap:
         per_user (`dict[str, np.ndarray]`, *optional*): Values per user, `(len(split),)` each. They are not part of
             `to_dict`. A target is reachable if it is among the k items with the highest exact scores, and pruned if it
             is reachable but not among the first k items of the beam search. `pruned@k` is the number of a user's
-            pruned targets, divided by the number of all targets of the user. `pruning_rate@k` is the same number,
-            divided by the number of reachable targets; it is NaN if none is reachable. Both are NaN for users who
-            were not ranked.
+            pruned targets, divided by the number of all targets of the user. `pruning_rate@k` is the number of a
+            user's pruned targets, divided by the number of reachable targets; it is NaN if no target is reachable.
+            Both are NaN for users who were not ranked.
     """
 
     num_users: int
@@ -69,7 +69,7 @@ class BeamGap:
 
     @property
     def pruning_rate(self) -> float | None:
-        """PruningRate@B: the share of the reachable targets that the beam search loses. None if none is reachable."""
+        """PruningRate@B: the share of the reachable targets that the beam search loses; None without such targets."""
         return self.num_pruned / self.num_reachable if self.num_reachable else None
 
     @classmethod
@@ -200,8 +200,8 @@ def beam_gap_table(gap: BeamGap) -> str:
         )
     times = f"time: {gap.beam_seconds:.1f} s by beam search, {gap.exhaustive_seconds:.1f} s with every item scored"
     caption = (
-        f"beam gap over {gap.num_users} users: what this policy loses because its beam search prunes items (headroom "
-        "for the search, not a bound on other policies)"
+        f"beam gap over {gap.num_users} users: what this policy loses because its beam search prunes items (it does "
+        "not bound what other policies can reach)"
     )
     return "\n".join([caption, "", *aligned(rows), "", pruned, times])
 
@@ -228,7 +228,7 @@ def _per_user(
     dataset: RecDataset,
     split: str,
 ) -> dict[str, np.ndarray]:
-    """Returns `BeamGap.per_user`. `numbers` are the numbers of the ranked rows in the split."""
+    """Returns `BeamGap.per_user`. `numbers` contains the row numbers in the split of the rows that were ranked."""
     pruned, rate = np.full((2, len(held_out(dataset, split))), np.nan)
     pruned[numbers] = num_pruned / np.maximum(num_targets, 1)
     rate[numbers] = np.where(num_reachable > 0, num_pruned / np.maximum(num_reachable, 1), np.nan)

@@ -1,8 +1,8 @@
-"""Best-of-N at inference: draws N lists from a policy and keeps the one with the highest reward.
+"""Evaluates Best-of-N at inference: N lists are drawn from a policy, and the list with the highest reward is kept.
 
-Rewards such as NDCG use the items that the users chose next, so Best-of-N cannot be used to recommend. Its result is
-an upper bound for a policy that BLADE trains from the given policy with `target="best_of_n"`. For each list that is
-evaluated, N lists have to be drawn.
+Rewards such as NDCG use the items that the users chose next, so Best-of-N cannot be used to make recommendations. Its
+result is an upper bound for a policy that BLADE trains from the given policy with `target="best_of_n"`. For each list
+that is evaluated, N lists have to be drawn.
 
 Legend: U: users, S: lists drawn per user, K: items per list, N: `best_of`.
 """
@@ -99,13 +99,13 @@ def draw_lists(
     Args:
         model: A causal language model that writes lists.
         histories: Item indices, oldest first.
-        prompt_format: How histories are written. It must have a `list_length`.
+        prompt_format: Encodes histories as prompts. It must have a `list_length`.
         trie: Trie of the catalogue, built with `lists=True`.
         num_lists: S, the number of lists per user.
         temperature (*optional*, defaults to `1.0`): Sampling temperature, which divides the logits.
         seed (*optional*, defaults to `0`): Seed of the lists. The random numbers of a row depend only on the seed
             and the row number, not on the batch.
-        finished (*optional*): Where finished lists are kept, so that an interrupted call can be resumed.
+        finished (*optional*): Stores the finished lists, so that an interrupted call can be resumed.
         options: `pad_token_id`, `users`, `exclude_history`, `batch_size` and `max_length`, as in [`rank_histories`].
     """
     COUNT.check("num_lists", num_lists)
@@ -138,8 +138,8 @@ def draw_lists(
 def expected_best(values: np.ndarray, rewards: np.ndarray, best_of: int) -> np.ndarray:
     """Returns the expected value of the best of N lists, `(U,)`, over all ways to choose N of the S lists.
 
-    The best list is the one with the highest reward. If several lists have it, their values are averaged. N = 1
-    gives the mean over all lists.
+    The best list is the one with the highest reward. If several lists have the highest reward, their values are
+    averaged. With N = 1, the result is the mean over all lists.
 
     Args:
         values (`np.ndarray` of shape `(U, S)`): The value of each list, for example its NDCG.

@@ -31,7 +31,7 @@ RankSome: TypeAlias = Callable[[np.ndarray], object]  # takes row numbers, and r
 def seconds_per_user(passes: Sequence[RankSome], lengths: np.ndarray, batch_size: int) -> list[float]:
     """Returns the seconds that each pass takes per user.
 
-    All processes must call this function. They get the same times.
+    All processes must call this function. It returns the same times on every process.
 
     Args:
         passes: Functions that rank some of the rows, divided among the processes.
@@ -81,7 +81,7 @@ def say_cost(num_users: int, seconds: float, *, name: str, remedy: str) -> None:
     Args:
         num_users: Number of users to rank.
         seconds: The estimated time.
-        name: What the evaluation is called.
+        name: Name of the evaluation, with which the printed line begins.
         remedy: How to shorten the evaluation. The printed sentence ends with this text.
     """
     if seconds >= SHORT:

@@ -134,7 +134,7 @@ def _places(table: pa.Table, dataset: RecDataset, split: str, row_numbers: np.nd
     if "row" in table.column_names:
         line_rows = _whole(table, "row", where)
         unknown = (line_rows < 0) | (line_rows >= len(held))
-        message = f"there is no row {{}} in the {split} split of {len(held)} rows; rows count from 0"
+        message = f"there is no row {{}} in the {split} split of {len(held)} rows; rows are counted from 0"
         check_none(pa.chunked_array([unknown]), table["row"], where, message)
         position_of = np.full(len(held), -1)
         position_of[row_numbers] = np.arange(len(row_numbers))
@@ -156,7 +156,7 @@ def _places(table: pa.Table, dataset: RecDataset, split: str, row_numbers: np.nd
     positions = position_of[users.to_numpy()]
     ignored = len(np.unique(users.to_numpy()[positions < 0]))
     if ignored:
-        logger.info("%s: the lists of %d users who are not measured are ignored", where, ignored)
+        logger.info("%s: ignored the lists of %d users who are not evaluated", where, ignored)
     return positions
 
 
@@ -218,7 +218,7 @@ def _check_lengths(lines: _Lines, lengths: np.ndarray, top_k: int) -> None:
     if len(skips):
         line = int(skips[0])
         length = lengths[lines.place[line]]
-        problem = f"the list has {length} items, so it cannot have the rank {lines.ranks[line]}; skip no rank"
+        problem = f"the list has {length} items, but contains the rank {lines.ranks[line]}; number the ranks from 1"
         raise RowError(lines.where, line, problem)
     if lengths.max() < top_k:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Bootstrap intervals for means over users and seeds, and a paired test of whether two recommenders differ.
+"""Computes bootstrap intervals for means over users and seeds, and tests whether two recommenders differ.
 
 A metric usually has few distinct values. A bootstrap resample therefore does not draw users one by one: it draws how
 often each *distinct* value occurs. These counts follow a multinomial distribution. For 1,000 resamples of 100,000
@@ -83,8 +83,8 @@ def paired_comparison(
 
     Args:
         a, b (`np.ndarray` of shape `(N,)` or `(S, N)`): One finite value per user, or per seed and user, with the same
-            users in the same order. Seed s of a is paired with seed s of b. If one side has a single row, it is paired
-            with every seed of the other.
+            users in the same order. Seed s of a is paired with seed s of b. If a or b has a single row, this row is
+            paired with every seed of the other array.
         num_resamples (`int`, *optional*, defaults to `1000`): Number of bootstrap resamples, and of sign flips.
         level (`float`, *optional*, defaults to `0.95`): Confidence level of the interval.
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap and of the sign flips.
@@ -97,7 +97,7 @@ def paired_comparison(
         )
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         raise ValueError(
-            f"a has {len(a)} seeds, but b has {len(b)}; give the same seeds on both sides, or a single run on one side"
+            f"a has {len(a)} seeds, but b has {len(b)}; give the same seeds for both, or a single run for one of them"
         )
 
     differences = a - b  # (S, N)

@@ -28,7 +28,7 @@ def readable_lists(
         split (`Dataset`): Split that contains the histories and targets.
         catalog (`ItemCatalog`): Catalogue that contains the titles.
         rows (`Sequence[int]`, *optional*, defaults to `range(10)`): Numbers of the rows to show.
-        num_recent (`int`, *optional*, defaults to `3`): Number of history items to show, newest first.
+        num_recent (`int`, *optional*, defaults to `3`): Number of recent history items to show, newest first.
     """
     items = ranked.items if isinstance(ranked, Rankings) else ranked
     titles = [printable(title) for title in catalog.titles]

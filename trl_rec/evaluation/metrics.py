@@ -1,4 +1,4 @@
-"""Ranking metrics as plain functions of numpy arrays: accuracy, diversity, popularity and fairness.
+"""Computes ranking metrics of accuracy, diversity, popularity and fairness, as plain functions of NumPy arrays.
 
 A ranking `ranked` contains item indices, best first. A negative index marks a missing rank. Accuracy metrics and `ild`
 return one value per list and leave the mean to the caller, because intervals and paired tests need the values of
@@ -210,7 +210,7 @@ def group_share(items: np.ndarray, shares: np.ndarray) -> np.ndarray:
 def mgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
     """Computes MGU, `(...,)`: |share in recommendations - share in histories|, averaged over the groups.
 
-    Both arguments are shares of groups, `(..., G)`. The value 0 is perfectly fair.
+    Both arguments are shares of groups, `(..., G)`. MGU is 0 if both contain the same shares.
     """
     values: np.ndarray = np.abs(recommended - consumed).mean(-1)
     return values
@@ -220,7 +220,7 @@ def dgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
     """Computes DGU, `(...,)`: the maximum of (share in recommendations - share in histories) over the groups, minus
     its minimum.
 
-    Both arguments are shares of groups, `(..., G)`. The value 0 is perfectly fair.
+    Both arguments are shares of groups, `(..., G)`. DGU is 0 if both contain the same shares.
     """
     values: np.ndarray = np.ptp(recommended - consumed, axis=-1)
     return values

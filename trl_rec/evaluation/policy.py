@@ -1,4 +1,4 @@
-"""Evaluates a policy: a model together with how it is prompted and decoded.
+"""Defines and evaluates a policy: a model together with its prompt format and its decoding settings.
 
 `evaluate_policy` adds three kinds of metrics that need more than a ranking:
 
@@ -47,17 +47,17 @@ BatchFunction: TypeAlias = Callable[[dict[str, Tensor], np.ndarray, Tensor | Non
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """A model, and how it is prompted and decoded.
+    """A model with its prompt format and its decoding settings.
 
     Args:
         model (`PreTrainedModel`): The model.
-        prompt_format (`PromptFormat`): How histories are written.
+        prompt_format (`PromptFormat`): Encodes histories as prompts.
         trie (`TokenTrie`): Trie of the catalogue, built with `lists=True` if the prompt format has a `list_length`.
         pad_token_id (`int`): Id of the padding token.
         num_beams, exclude_history, renormalize, length_penalty, batch_size, max_length (*optional*): As in
             [`rank_histories`].
         prior (*optional*): A prior that the model is multiplied by, as in [`rank_histories`].
-        finished (*optional*): Where finished rows are kept, so that an interrupted evaluation can be resumed.
+        finished (*optional*): Stores the finished rows, so that an interrupted evaluation can be resumed.
     """
 
     model: PreTrainedModel
@@ -239,7 +239,8 @@ class Policy:
         )
 
     def _finished(self, *content: Any) -> FinishedRows | None:
-        """Returns where the rows of a pass are kept, or None if no rows are kept. `content` describes the pass."""
+        """Returns the store of the finished rows of a pass, or None if none are stored. `content` describes the
+        pass."""
         return None if self.finished is None else self.finished.of(self.trie, self.prior, *content)
 
     def _users(self, rows: Dataset) -> np.ndarray | None:
@@ -268,7 +269,7 @@ def ranking_passes(policy: Policy, ks: Sequence[int], recall_at: int | None, num
     if further is None:
         return [RankingPass(max(ks))]
     num_beams = max(policy.num_beams or 0, further)
-    # If all paths have one token, one step scores every item, so the number of beams does not matter.
+    # If all paths have one token, one step scores every item, so the number of beams has no effect.
     one_pass = policy.trie.max_depth == 1 or policy.num_beams == num_beams
     return [RankingPass(further, num_beams)] if one_pass else [RankingPass(further, num_beams), RankingPass(max(ks))]
 

@@ -55,8 +55,8 @@ def rank_split(
         tokenizer: The tokenizer of the model.
         dataset: The dataset. The surface of its catalogue determines how items are written.
         split (*optional*, defaults to `"test"`): `"validation"` or `"test"`.
-        prompt_format (*optional*): How histories are written. Defaults to the surface's format for single items. If it
-            has a `list_length`, the model writes lists.
+        prompt_format (*optional*): Encodes histories as prompts. Defaults to the surface's format for single items. If
+            it has a `list_length`, the model writes lists.
         options: Passed to [`rank_histories`].
     """
     prompt_format = prompt_format or PromptFormat.for_catalog(dataset.catalog, tokenizer)
@@ -100,7 +100,7 @@ def rank_histories(
     Args:
         model: A causal language model.
         histories: Item indices, oldest first.
-        prompt_format: How histories are written.
+        prompt_format: Encodes histories as prompts.
         trie: Trie of the catalogue, built with `lists=True` if the model writes lists.
         pad_token_id: Id of the padding token.
         users (*optional*): The user of each history, as a row number of `RecDataset.users`. Required if the prompts
@@ -118,7 +118,7 @@ def rank_histories(
             tokens, the oldest items of the history are dropped.
         prior (*optional*): Gives the items their weights, as in [`rank_items`]. The prior receives the complete
             histories, even if histories are cut in the prompts.
-        finished (*optional*): Where finished rankings are kept, so that an interrupted call can be resumed.
+        finished (*optional*): Stores the finished rankings, so that an interrupted call can be resumed.
     """
     # Check the numbers first, because writing the prompts can take long.
     COUNT.check("batch_size", batch_size)
@@ -192,8 +192,8 @@ def map_histories(
         width: Number of values per row.
         dtype (*optional*, defaults to `int64`): Type of the values.
         desc: Label of the progress bar.
-        finished (*optional*): Where the values of finished histories are kept. It must describe everything that
-            `compute` depends on. This function adds a description of `desc`, the prompts and the excluded items.
+        finished (*optional*): Stores the values of the finished histories. It must describe everything that `compute`
+            depends on. This function adds a description of `desc`, the prompts and the excluded items.
     """
     prompts = prompt_format.encode(histories, users, max_length=max_length)
     if finished is not None:
@@ -235,7 +235,7 @@ def map_rows(
         dtype (*optional*, defaults to `int64`): Type of the values.
         desc: Label of the progress bar.
         batch_size: Rows per batch.
-        finished (*optional*): Where the values of finished rows are kept. It must describe everything that `compute`
+        finished (*optional*): Stores the values of the finished rows. It must describe everything that `compute`
             depends on. This function adds `desc`, `width`, `dtype` and the number of rows.
     """
     COUNT.check("batch_size", batch_size)
@@ -290,4 +290,4 @@ def _read_finished(
 
 
 def _forget(rows: np.ndarray, values: np.ndarray) -> None:
-    """Does nothing. Used instead of a function that keeps finished rows."""
+    """Does nothing. Used as `keep` if finished rows are not stored."""

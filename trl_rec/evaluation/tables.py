@@ -52,7 +52,7 @@ MEANINGS = {
         "model favours the candidates that are shown first",
     ),
     "pruned": (-1, "share of a user's next items that are among the k best by exact scores, but not in the list"),
-    "pruning_rate": (-1, "share of the next items among the k best by exact scores that are not in the list"),
+    "pruning_rate": (-1, "of a user's next items among the k best by exact scores, the share that is not in the list"),
     "drawn_reward": (1, "reward of a list that the model draws, averaged over several draws"),
     "drawn_ndcg": (1, "NDCG of a list that the model draws, averaged over several draws"),
     "num_users": (0, "number of users that the metrics are computed over"),

@@ -107,7 +107,7 @@ def test_the_rows_of_a_damaged_file_are_computed_again(tmp_path: Path, caplog) -
 def test_rows_that_cannot_be_written_are_computed_all_the_same(tmp_path: Path, caplog) -> None:
     (tmp_path / FINISHED).write_text("a file, not a folder")
     assert (run(tmp_path, Work()) == run(None, Work())).all()
-    assert caplog.text.count("finished rows cannot be kept") == 1
+    assert caplog.text.count("cannot save finished rows") == 1
 
 
 @pytest.mark.parametrize("change", [{"desc": "scoring"}, {"dtype": np.dtype([("item", np.int64), ("score", "f8")])}])

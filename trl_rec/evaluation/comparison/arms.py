@@ -1,4 +1,5 @@
-"""Reads the evaluations of several runs and groups them: runs that differ only in their seed are one arm."""
+"""Reads the evaluations of several runs, and groups them into arms. Runs that differ only in their seed form one
+arm."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from trl_rec.evaluation.kept.reading import KeptEvaluation, check_comparable, re
 from trl_rec.evaluation.prior_rows import PRIOR_ROW, product_row
 
 
-Arms: TypeAlias = dict[str, dict[int | None, KeptEvaluation]]  # by name, then by seed
+Arms: TypeAlias = dict[str, dict[int | None, KeptEvaluation]]  # evaluations by name of the arm and by seed
 # Settings of a recipe in which the runs of one arm may differ.
 NOT_IN_ARM = ("seed", "data_seed", "output_dir", "run_name", "logging_dir", "hub_model_id")
 RECIPE = "recipe.yaml"

@@ -47,7 +47,8 @@ def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, 
     for metric in main_metrics(measured.per_user):
         ordered = sorted(baselines, key=lambda one: results[one].metrics[metric], reverse=True)
 
-        # Without a model, compare the strongest baseline with the others. Report the comparison with the second one.
+        # Without a model, compare the strongest baseline with all other baselines. Report the comparison with the
+        # second strongest.
         if name is None:
             best, *others = ordered
             if others:
@@ -55,12 +56,13 @@ def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, 
                 lines.append(f"the strongest baseline is {_line(compared, results, of_model=False)}")
             continue
 
-        # Compare the model with all baselines and `start`. Report those with the strongest baseline and with `start`.
+        # Compare the model with all baselines and `start`. Report the comparisons with the strongest baseline and
+        # with `start`.
         starts = [] if start is None else [start]
         compared_with = {one.against: one for one in _against_each(results, name, [*ordered, *starts], metric)}
         lines += [_line(compared_with[reference], results) for reference in [*ordered[:1], *starts]]
 
-        # Compare the product with its two factors.
+        # Compare the product with the model and with the prior.
         product = product_row(name)
         if product in results:
             lines += [_line(one, results) for one in _against_each(results, product, [name, PRIOR_ROW], metric)]
@@ -104,7 +106,7 @@ def _line(compared: Comparison, results: Mapping[str, Evaluation], *, of_model: 
     if of_model:
         figures += ", one seed"
 
-    # State the difference. If it is not significant, add how large a difference the split can detect.
+    # State the difference. If it is not significant, add the smallest difference that the split can detect.
     if compared.adjusted_p >= ALPHA:
         line = (
             f"{compared.name}: no significant difference from {reference} in {compared.metric} "

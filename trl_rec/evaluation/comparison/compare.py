@@ -1,4 +1,4 @@
-"""Compares recommenders with a reference, for the same users. Each may have been trained with several seeds.
+"""Compares recommenders with a reference over the same users. A recommender may have been trained with several seeds.
 
 Differences are paired by user and by seed. The intervals and p-values account for the variation between users. If
 there are several seeds, they also account for the variation between seeds. The p-values are adjusted by Holm's method
@@ -25,7 +25,7 @@ from trl_rec.ranges import Range
 ALPHA = Range(0, 1, above=True, below=True)
 NOT_SIGNIFICANT = "no significant difference"
 DISAGREEING = "the seeds disagree on the direction"
-# Two verdicts: for a value above the reference, and for a value below it. The key is 1 if higher values of the metric
+# The verdicts for a value above the reference and for a value below it. The key is 1 if higher values of the metric
 # are better, -1 if lower values are better, and 0 otherwise.
 WORDS = {1: ("better", "worse"), -1: ("worse", "better"), 0: ("higher", "lower")}
 

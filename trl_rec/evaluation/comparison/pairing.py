@@ -48,11 +48,11 @@ def by_seed(runs: Runs) -> dict[int | None, PerUser]:
 def _paired_runs(
     first: Mapping[int | None, PerUser], second: Mapping[int | None, PerUser]
 ) -> tuple[list[PerUser], list[PerUser]]:
-    """Returns the paired runs of both sides, in the same order.
+    """Returns the paired runs of two recommenders, in the same order.
 
-    Runs with the same seed are paired. If the two sides have no seed in common, their runs are paired in order. If one
-    side has a single run without a seed, that run and all runs of the other side are returned, to be paired by numpy's
-    broadcasting.
+    Runs with the same seed are paired. If the two recommenders have no seed in common, their runs are paired in order.
+    If one recommender has a single run without a seed, that run and all runs of the other recommender are returned, to
+    be paired by NumPy's broadcasting.
     """
     if None in first or None in second:
         return list(first.values()), list(second.values())

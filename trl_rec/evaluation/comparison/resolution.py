@@ -42,8 +42,8 @@ def smallest_difference(
     the study, the result is too small.
 
     Args:
-        pilot, reference (`Runs`): The runs of two recommenders, as given to [`compare`]. The difference between the
-            two should vary over users and seeds as the differences of the study will.
+        pilot, reference (`Runs`): The runs of two recommenders, as given to [`compare`]. The difference between these
+            two recommenders should vary as much over users and seeds as the differences in the study are expected to.
         metric (`str`): The metric that the study compares.
         num_seeds (`int`, *optional*): Number of seeds of the study. Defaults to that of the pilot.
         num_users (`int`, *optional*): Number of users of the study's split. Defaults to that of the pilot.
@@ -80,8 +80,8 @@ def smallest_difference(
     degrees = seeds_of_pilot - 1
     seeds = np.maximum(0, observed * degrees / rng.chisquare(degrees, NUM_STUDIES) - both)  # (NUM_STUDIES,)
 
-    # 3. Simulate studies of the planned size in which the true difference is 0. Each study finds one difference per
-    # seed.
+    # 3. Simulate studies of the planned size in which the true difference is 0. The result of a study is one
+    # difference per seed.
     users *= scale
     both *= scale * seeds_of_pilot / num_seeds
     seeds *= seeds_of_pilot / num_seeds
@@ -101,7 +101,7 @@ def _thresholds(found: np.ndarray, users: float, both: float, alpha: float, rng:
     """Returns the threshold that the mean of each study must exceed to be significant, `(NUM_STUDIES,)`.
 
     Args:
-        found: The difference that each study finds with each of its seeds, `(NUM_STUDIES, S)`.
+        found: The difference in each study for each of its seeds, `(NUM_STUDIES, S)`.
         users: The part of the variance of the mean that is due to the users, including `both`.
         both: The part of the variance of the mean that is due to users and seeds together.
         alpha: Significance level of one comparison.

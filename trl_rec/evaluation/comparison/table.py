@@ -1,4 +1,4 @@
-"""Formats comparisons with one reference as a text table. It has one row per recommender; the reference is first."""
+"""Formats comparisons with one reference as a text table, with one row per recommender."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Evaluates how rated candidates are ordered: graded NDCG, Kendall's tau, position bias, and baselines."""
+"""Evaluates orders of rated candidates with graded NDCG, Kendall's tau and measures of position bias. Also contains
+baselines that order the same candidates."""
 
 from typing import TYPE_CHECKING
 

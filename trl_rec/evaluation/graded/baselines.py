@@ -1,7 +1,8 @@
-"""Baselines that order rated candidates without a language model: random, popularity, item mean, and bias.
+"""Defines baselines that order rated candidates without a language model: random, popularity, item mean, and bias.
 
-They use only the training split. Each function returns the place of every candidate: 0 for the best, and -1 as padding
-for lists shorter than the longest. Candidates with equal scores stay in the order in which they are listed.
+They use only the training split. Each baseline is a function that returns the place of every candidate: 0 for the best
+candidate, and -1 as padding for lists shorter than the longest. Candidates with equal scores stay in the order in
+which they are listed.
 
 Legend: N: lists, m: candidates of the longest list.
 """

@@ -1,4 +1,4 @@
-"""Metrics for orders of rated candidates: graded NDCG, Kendall's tau, and the effect of the order in the prompt.
+"""Computes metrics for orders of rated candidates: graded NDCG, Kendall's tau, and the effect of the prompt's order.
 
 An order is given as `places`, the place of each candidate, starting from 0 for the best. `slots` are the positions of
 the candidates in the prompt, starting from 0. Places, slots and ratings are padded with -1 for lists of fewer than m
@@ -72,10 +72,11 @@ def slot_profile(places: np.ndarray, slots: np.ndarray) -> np.ndarray:
     """
     present = places >= 0
     num_candidates = present.sum(-1, keepdims=True)  # (N, S, 1)
-    # A candidate in a random order wins with probability 1 / num_candidates, so a win counts `num_candidates`.
+    # In a random order, a candidate is first with probability 1 / num_candidates, so a first place counts
+    # `num_candidates`.
     wins = np.where(places == 0, num_candidates, 0).astype(float)
 
-    # Divide the wins of each slot by the number of candidates shown in it. For an unused slot, 0 / 0 gives NaN.
+    # Divide the sum of each slot by the number of candidates shown in the slot. For an unused slot, 0 / 0 gives NaN.
     slot = slots[present]
     num_shown = np.bincount(slot, minlength=places.shape[-1])
     with np.errstate(invalid="ignore"):
@@ -86,8 +87,8 @@ def borda(places: np.ndarray) -> np.ndarray:
     """Combines the S orders of each list into one (Borda count). Returns the places in the combined order, `(N, m)`.
 
     Candidates are ordered by the sum of their places. Candidates with equal sums are ordered as in the first of the S
-    orders. `places` is `(N, S, m)`. The literature calls this method bootstrapping. It requires a model to rank each
-    list S times.
+    orders. `places` is `(N, S, m)`. The literature calls this method bootstrapping. The model has to rank each list S
+    times.
     """
     present = places[:, 0] >= 0
     total = np.where(present, places.sum(1), np.inf)  # inf sorts missing candidates last

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 
 class RankedLists(NamedTuple):
-    """A model's rankings of N lists of up to m candidates. Each list is shown in S orders. -1 is padding.
+    """A model's rankings of N lists of up to m candidates. The model ranks each list S times, with the candidates in
+    different orders in the prompt. -1 is padding.
 
     Args:
         places (`np.ndarray` of shape `(N, S, m)`): The place that the model gives each candidate, from 0 for the best.
@@ -72,7 +73,7 @@ def rank_rated_rows(
     Args:
         model: A causal language model.
         rows: Rows from [`held_out_rows`].
-        prompt_format: How histories and candidates are written.
+        prompt_format: Encodes histories and candidates as prompts.
         pad_token_id: Id of the padding token.
         num_orders (*optional*, defaults to `1`): S, the number of random orders in which each list is shown. With
             several orders, [`order_consistency`] measures how much the ranking depends on the order in the prompt, and
@@ -82,7 +83,7 @@ def rank_rated_rows(
         max_length (*optional*): Maximum number of tokens of the prompt and the answer together. If there are more
             tokens, the oldest items of the history are dropped.
         seed (*optional*, defaults to `0`): Seed of the slots.
-        finished (*optional*): Where finished orders are kept, so that an interrupted call can be resumed.
+        finished (*optional*): Stores the finished rankings, so that an interrupted call can be resumed.
     """
     COUNT.check("num_orders", num_orders)
     COUNT.check("batch_size", batch_size)

@@ -1,1 +1,2 @@
-"""Writes an evaluation to a folder, and reads it back: results, values per user, ranked items and environment."""
+"""Writes an evaluation to a folder (results, values per user, ranked items and environment), and reads it from
+there."""

@@ -1,7 +1,7 @@
 """Hashes values by their content: arrays, models, tries, priors, and collections of these.
 
-If two values have the same hash, an evaluation with one gives the same results as an evaluation with the other. Values
-whose content cannot be read, such as functions, have no hash.
+Replacing a value by another value with the same hash does not change the results of an evaluation. Values whose
+content cannot be read, such as functions, have no hash.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def content_hash(value: Any) -> str:
     """Returns the hash of a value.
 
     Args:
-        value: A number, a text, an array, a tensor or a model, or a dataclass, sequence or mapping of these. Anything
-            else raises [`Unidentified`].
+        value: A number, a string, an array, a tensor or a model, or a dataclass, sequence or mapping of these.
+            Anything else raises [`Unidentified`].
     """
     digest = hashlib.blake2b(digest_size=16)
     _update(digest, value)
@@ -82,7 +82,7 @@ def _update_by_array(digest: blake2b, array: np.ndarray | Tensor) -> None:
 
 
 def _plain(value: Any) -> str:
-    """Returns a text for None, a number, a text or a [`Hashed`]. NumPy numbers are treated like Python numbers."""
+    """Returns None, a number, a string or a [`Hashed`] as a string. NumPy numbers are treated like Python numbers."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Hashed):

@@ -1,4 +1,4 @@
-"""Writes `environment.json`: the versions, code, device, time and memory of a run."""
+"""Writes `environment.json`: the package versions, git commit, device, duration and peak memory of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Defines the files of an evaluation in its folder, and the hash that shows that the files belong together.
+"""Defines the names of the files in which an evaluation is stored, and a hash that identifies files of the same
+evaluation.
 
 The folder holds `metrics.json`, which is written last, and three Parquet files. In the Parquet files, the column `row`
 (the row number in the split) identifies a user, because user ids are not stored. These are the files and their
@@ -9,7 +10,8 @@ columns:
   where the recommender has no scores). Missing ranks are left out.
 - `users.parquet`: `row`, and the columns by which [`slices`] divides users, see [`describe_rows`].
 
-Until the evaluation is complete, a subfolder `finished-rows` contains the rows that have been ranked so far.
+Until the evaluation is complete, the subfolder `finished-rows` contains the results of the rows that have been ranked
+so far.
 """
 
 from __future__ import annotations

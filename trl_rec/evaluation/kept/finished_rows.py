@@ -1,10 +1,10 @@
-"""Keeps the rows that an evaluation has finished, so that an interrupted evaluation can be resumed.
+"""Stores the results of the rows that an evaluation has finished, so that an interrupted evaluation can be resumed.
 
 An evaluation makes several passes over its rows, such as a ranking with 50 beams and one with 10. The values of each
 pass are kept in a folder of their own, whose name is a hash of everything that they depend on: the weights of the
 model, the prompts and histories, the trie, the prior, the decoding settings and the versions of the packages. So a
-pass never reads values that were computed from something else. The batch size and the number of processes are not part
-of the hash, because they affect values only by rounding.
+pass never reads values that were computed with a different model or with different inputs. The batch size and the
+number of processes are not part of the hash, because they affect values only by rounding.
 
 A pass that ends without an error in less than `SECONDS` writes nothing. The folders of all passes are removed when the
 evaluation is complete.
@@ -42,10 +42,10 @@ Keep: TypeAlias = Callable[[np.ndarray, np.ndarray], None]
 
 @dataclass(frozen=True, eq=False)
 class FinishedRows:
-    """The finished rows of one pass.
+    """Reads and writes the finished rows of one pass.
 
     A pass is described in several steps: [`~FinishedRows.of_model`] describes the model, and each call of
-    [`~FinishedRows.of`] adds something else that the values depend on. Read and keep rows only after the last step.
+    [`~FinishedRows.of`] adds further inputs that the values depend on. Read and keep rows only after the last step.
 
     Args:
         folder (`Path`): The folder that contains the folders of all passes.
@@ -59,7 +59,7 @@ class FinishedRows:
 
     @classmethod
     def of_model(cls, output_dir: str | Path, model: nn.Module, *, seconds: float = SECONDS) -> FinishedRows:
-        """Describes the model of a pass. Call this method under the autocast in which the model is evaluated.
+        """Describes the model of a pass. Call this method inside the autocast context in which the model is evaluated.
 
         Args:
             output_dir: The output folder of the evaluation.
@@ -79,7 +79,7 @@ class FinishedRows:
     def read(self, width: int, dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
         """Returns the numbers of the finished rows, ascending, `(N,)`, and their values, `(N, width)`.
 
-        Only one process should call this method, because other processes may see other files.
+        Only one process should call this method, because different processes may see different files.
         """
         try:
             stored = self._store.read() if self.folder.is_dir() else None
@@ -141,7 +141,10 @@ class _Writer:
             self._fails = True
         except (OSError, ValueError) as error:
             self._fails = True
-            logger.warning("finished rows cannot be kept, so an interrupted evaluation would start again: %s", error)
+            logger.warning(
+                "cannot save finished rows (%s); if the evaluation is interrupted, it will start from the beginning",
+                error,
+            )
         self._waiting = []
         self._last = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Reads a kept evaluation back from its folder, and checks whether two evaluations can be compared."""
+"""Reads an evaluation from the folder that it was written to, and checks whether two evaluations can be compared."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
     path = folder / METRICS
     if not path.is_file():
         raise ValueError(
-            f"{folder} does not contain an evaluation (metrics.json is missing); name the output folder of trl-rec "
+            f"{folder} does not contain an evaluation (metrics.json is missing); give the output folder of trl-rec "
             "evaluate or of a training verb"
         )
     try:

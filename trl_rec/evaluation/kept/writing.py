@@ -1,4 +1,4 @@
-"""Keeps an evaluation in a folder: the metrics, the values per user and the ranked items."""
+"""Writes an evaluation to a folder: the metrics, the values per user and the ranked items."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_evaluation(
     rows: np.ndarray | None = None,
     targets: Ragged | None = None,
 ) -> None:
-    """Writes everything that was measured into a folder, and replaces an earlier evaluation there.
+    """Writes an evaluation into a folder, and replaces an earlier evaluation in the same folder.
 
     Args:
         folder (`str` or `Path`): The folder. It is created if necessary.
@@ -59,7 +59,7 @@ def write_evaluation(
         targets (`Ragged`, *optional*): The items to use as the targets of each evaluated row, for example the
             candidates of a list to be ordered. Defaults to the targets of the split.
     """
-    # 1. Describe the rows. Everything is prepared before anything is written.
+    # 1. Prepare the content of all files, so that nothing is written if an argument is invalid.
     users, fingerprint = describe_rows(dataset, split, rows=rows, targets=targets)
     content = metrics_content(
         results,

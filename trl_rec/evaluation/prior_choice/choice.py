@@ -1,4 +1,5 @@
-"""Chooses the setting of a prior, its strength and eps: the best one on the validation split, or a given one."""
+"""Chooses the setting (strength and eps) of a prior: either the best setting on the validation split, or a given
+one."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ class PriorChoice:
 
     @property
     def setting(self) -> dict[str, Any]:
-        """The kind, the strength and the eps of the prior. Other fields describe how they were chosen."""
+        """The kind, the strength and the eps of the prior, without the fields that describe how they were chosen."""
         return {"prior": self.prior, "strength": self.strength, "eps": self.eps}
 
 

@@ -1,7 +1,7 @@
-"""Keeps the chosen setting of a prior in the file `choice.json` of the output folder.
+"""Stores the chosen setting of a prior in the file `choice.json` of the output folder.
 
-Once the test split has been measured with a choice, another choice is refused. Otherwise, the setting could be chosen
-by its results on the test split.
+Once the test split has been evaluated with one setting, a different setting is refused. Otherwise, the setting could
+be chosen by its results on the test split.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ CHOICE = "choice.json"
 
 
 def keep_choice(folder: str | Path, choice: PriorChoice, split: str) -> None:
-    """Writes `choice.json`. Call this function before the prior is measured on `split`.
+    """Writes `choice.json`. Call this function before the prior is evaluated on `split`.
 
-    Raises `ValueError` if the folder records another choice, with which the test split has been measured.
+    Raises `ValueError` if the folder records a different setting, with which the test split has been evaluated.
     """
     content = {**asdict(choice), "split": split}
     before = read_choice(folder)

@@ -31,9 +31,9 @@ from trl_rec.ragged import Ragged
 if TYPE_CHECKING:
     from trl_rec.data.dataset import RecDataset
 
-# Maximum number of validation users, by how settings are measured.
+# Maximum number of validation users for each way to measure settings (see `make_measure`).
 MOST_USERS = {"exact": 10_000, "candidates": 2_000, "lists": 300}
-CANDIDATES = 50  # number of items taken from the policy's ranking, and as many from the prior's, to be re-ranked
+CANDIDATES = 50  # number of items to re-rank from the policy's ranking, and as many from the prior's ranking
 Measure: TypeAlias = Callable[[Sequence[Setting]], list[float]]  # returns the metric of each setting
 
 
@@ -47,9 +47,9 @@ def make_measure(
     - `"exact"`: If every item is a single token, all items are scored, so each value is exact. The scores need too
       much memory to be kept. Each call of the function computes them again, once for all settings that it is given.
     - `"candidates"`: If the paths of items are longer, the candidates of a user are the best items of the policy alone
-      and the best items of the prior alone, `CANDIDATES` each. Their exact scores are computed once, and
-      the candidates are re-ranked with each setting.
-    - `"lists"`: A model that writes lists writes them again for each setting.
+      and the best items of the prior alone, `CANDIDATES` each. Their exact scores are computed once, and the
+      candidates are re-ranked with each setting.
+    - `"lists"`: If the model writes lists, the lists are written again for each setting.
 
     Args:
         policy (`Policy`): The policy, whose own prior is ignored.

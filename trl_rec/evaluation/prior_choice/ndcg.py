@@ -1,4 +1,4 @@
-"""Computes the NDCG of the rankings under many settings of a prior.
+"""Computes the NDCG of the rankings that result from many settings of a prior.
 
 Sorting the items for every setting would take long. Instead, the items that rank above each target are counted.
 """
@@ -58,7 +58,7 @@ def ndcg_by_setting(
         possible = _gains(scores.gather(1, columns), items.gather(1, columns), own, is_found, settings, some, k)
         rows = possible.any(1).nonzero().squeeze(1)
 
-    # 3. Rank the targets of the other prompts among all items.
+    # 3. For the prompts that may have a target among the k best items, rank the targets among all items.
     if len(rows):
         some = {eps: one[rows] for eps, one in weights.items()}
         gains[rows] = _gains(scores[rows], items[rows], places[rows], is_found[rows], settings, some, k)

@@ -1,4 +1,4 @@
-"""Shows the choice of a prior as a table."""
+"""Formats the measured settings of a prior, and the chosen setting, as a text table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def choice_table(choice: PriorChoice) -> str:
             cells.append(f"{values[setting]:.4f}{mark}" if setting in values else "-")
         rows.append([f"{strength:g}", *cells])
 
-    # 2. Say what the values are.
+    # 2. Write the caption, which explains the values.
     how = {
         "exact": "with the exact scores of all items",
         "candidates": f"among the {CANDIDATES} best items of the policy and of the prior",
@@ -37,5 +37,5 @@ def choice_table(choice: PriorChoice) -> str:
     )
     lines = [caption, "", *aligned(rows), "", f"*: chosen, {setting_in_words(choice.setting)}"]
     if choice.at_limit:
-        lines.append("the best setting is at the limit of the grid, so an even more extreme one may be better")
+        lines.append("the best setting is at the limit of the grid, so a setting beyond the limit may be better")
     return "\n".join(lines)

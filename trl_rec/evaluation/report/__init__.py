@@ -1,4 +1,4 @@
-"""Writes one self-contained HTML page on runs or on a study."""
+"""Writes a report on runs or on a study, as one self-contained HTML page."""
 
 from typing import TYPE_CHECKING
 

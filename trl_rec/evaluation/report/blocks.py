@@ -1,4 +1,4 @@
-"""Defines what a report consists of: sections with verdicts, tables, charts, lists of items, facts and texts.
+"""Defines the parts of a report: sections with verdicts, tables, charts, lists of items, facts and texts.
 
 All texts are plain, and `page.html` escapes them. Charts are SVG elements, which are inserted unchanged.
 """
@@ -19,7 +19,8 @@ class Verdict:
 
     Args:
         text (`str`): The sentence.
-        outcome (`str`, *optional*, defaults to `"open"`): `"better"`, `"worse"`, or `"open"` if neither is certain.
+        outcome (`str`, *optional*, defaults to `"open"`): `"better"`, `"worse"`, or `"open"` if the difference is not
+            significant.
     """
 
     text: str
@@ -117,7 +118,7 @@ class Entry:
 class ItemList:
     """The list of one user, with the newest items of the user's history (`history`).
 
-    `missed` contains the items that the user chose next and that the list lacks.
+    `missed` names the items that the user chose next, but that are not in the list.
     """
 
     name: str

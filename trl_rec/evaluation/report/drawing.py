@@ -91,7 +91,7 @@ def line_chart(curves: Sequence[Curve], *, label: str, x_label: str, marks_only:
 
     Args:
         curves: The curves.
-        label: What the chart shows, for screen readers.
+        label: Description of the chart, for screen readers.
         x_label: Label of the horizontal axis.
         marks_only: Whether to draw the points without lines between them.
     """

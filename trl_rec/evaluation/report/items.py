@@ -83,8 +83,8 @@ def codes_section(material: Material) -> Section | None:
     if not arms:
         return None
 
-    # Show only the recommenders whose items have the same IDs as those of the first recommender. Other IDs have other
-    # codes, which cannot be counted together with these.
+    # Show only the recommenders whose items have the same IDs as those of the first recommender. Different IDs consist
+    # of different codes, so they cannot be compared in one chart.
     catalog = arms[0].runs[0].catalog
     assert catalog is not None and catalog.semantic_ids is not None
     arms = [arm for arm in arms if arm.runs[0].catalog.surfaces == catalog.surfaces]  # type: ignore[union-attr]
@@ -102,7 +102,7 @@ def codes_section(material: Material) -> Section | None:
                 (list(enumerate(share.tolist(), 1)), color) for (_, color), share in zip(legend, shares, strict=True)
             ]
             panels.append(
-                Panel(line_chart(curves, label=title, x_label="code, by share"), f"{title}: share of each code")
+                Panel(line_chart(curves, label=title, x_label="code, sorted by share"), f"{title}: share of each code")
             )
     headings = ["", "codes used", "effective codes", "largest share"]
     note = (

@@ -114,7 +114,7 @@ def _known(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Study:
-    """The content of a study besides the measurements of its arms.
+    """The content of a study's file besides the results of its arms.
 
     Args:
         name (`str`): The name of the study folder.
@@ -122,7 +122,7 @@ class Study:
         comparisons (`Sequence[Comparison]`): The results of the comparisons that were fixed before the first run.
         conclusion (`str`): The recommendation; empty if the study makes none.
         left_out (`Sequence[tuple[str, str]]`): The arms that were not run, each with the reason.
-        facts (`Sequence[tuple[str, str]]`): The command, the commit and the like.
+        facts (`Sequence[tuple[str, str]]`): Names and values of facts such as the command and the commit.
     """
 
     name: str

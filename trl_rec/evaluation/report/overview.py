@@ -49,11 +49,11 @@ def results_section(material: Material) -> Section:
         )
     )
     if rest:
-        blocks.append(Table(["", *rest], _rows(material, rest), "All other measures", is_folded=True))
+        blocks.append(Table(["", *rest], _rows(material, rest), "All other metrics", is_folded=True))
     return Section(
         "results",
         "Results",
-        f"The measures of each recommender on the same users. Look at {material.primary} first, and check whether "
+        f"The metrics of each recommender on the same users. Look at {material.primary} first, and check whether "
         "the intervals overlap.",
         blocks,
     )
@@ -91,15 +91,15 @@ def _rows(material: Material, columns: Sequence[str]) -> list[Row]:
 
 
 def _legend(columns: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns the name and the meaning of each measure. Measures that differ only in k have one entry."""
+    """Returns the name and the meaning of each metric. Metrics that differ only in k have one entry."""
     stems = dict.fromkeys(stem_of(column) for column in columns)
     known = [stem for stem in stems if stem in MEANINGS]
     return [(stem, f"{MEANINGS[stem][1]} ({DIRECTIONS[MEANINGS[stem][0]]})") for stem in known]
 
 
 def plane_section(material: Material) -> Section | None:
-    """Returns the section that shows each recommender as a point in the plane of accuracy and reward, or None if no
-    rewards were measured."""
+    """Returns the section that shows each recommender as a point whose coordinates are accuracy and reward. Returns
+    None if no rewards were measured."""
     arms = [arm for arm in material.arms if "reward" in arm.metrics and material.primary in arm.metrics]
     if not arms or material.primary == "reward":
         return None

@@ -1,8 +1,8 @@
 """Writes a report on one or several runs, or on a study: one HTML file that needs no other file and no network.
 
 The page has no scripts. A Content-Security-Policy in its head forbids scripts, frames, images and all connections, in
-case a title is not escaped correctly. Nothing in the page depends on the time of writing, so equal folders give equal
-bytes.
+case a title is not escaped correctly. Nothing in the page depends on the time of writing, so the same folders always
+give the same page.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def write_report(
         sources (`Sequence[str | Path]`): Run folders and output folders of `trl-rec evaluate`, all evaluated on the
             same users; or one study folder.
         output (`str` or `Path`): The HTML file. An existing file is replaced.
-        names (`Sequence[str]`, *optional*): A name per folder. Folders with the same name are seeds of one
-            recommender. By default, runs whose recipes differ only in the seed belong together.
+        names (`Sequence[str]`, *optional*): A name per folder. Folders with the same name are read as the seeds of one
+            recommender. By default, these are the runs whose recipes differ only in the seed.
         dataset (`str` or `Path`, *optional*): The dataset folder, which contains the histories and the items that
             users chose next. Defaults to the folder that the runs were measured on, if that folder still exists.
         show_users (`bool`, *optional*, defaults to `False`): Whether the heading of each list shows the user id. By

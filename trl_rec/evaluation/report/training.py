@@ -39,7 +39,7 @@ BLADE = [
     Signal(
         "blade/saturated",
         "share of lists at least as good as all references",
-        "near 1, comparing lists with the references gives no more signal",
+        "if it is near 1, comparing lists with the references gives almost no signal",
     ),
     Signal("blade/tied_pairs", "tied pairs of lists", "share of pairs of lists with equal learning targets"),
     Signal("blade/zero_advantages", "zero-advantage share", "share of lists that affect training only by the KL term"),
@@ -54,9 +54,9 @@ OTHERS = [
     Signal("bear/margin", "margin over the last beam", "positive if the beam keeps the target; should rise"),
     Signal("alro/sft", "supervised loss", "should fall"),
     Signal("alro/soft_lambda", "loss of the order (soft lambda)", "should fall"),
-    Signal("alro/permutation", "loss between orders", "near 0, the order in which items are shown has no effect"),
+    Signal("alro/permutation", "loss between orders", "near 0 if the order in which items are shown has no effect"),
     Signal("rewards/margins", "margin of the chosen answer", "implicit reward, chosen minus rejected; should rise"),
-    Signal("rewards/accuracies", "share of pairs in the right order", "at 1, every chosen answer is preferred"),
+    Signal("rewards/accuracies", "share of pairs in the right order", "1 if every chosen answer is preferred"),
     Signal("logps/chosen", "log-probability of the chosen answer", "if it falls, the chosen answer gets less likely"),
 ]
 

@@ -1,4 +1,4 @@
-"""The configuration of an evaluation."""
+"""Defines `EvaluationConfig`, the configuration of `trl-rec evaluate`."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ class EvaluationConfig:
         max_length (`int`, *optional*): Maximum number of tokens of the prompt and the completion together.
         num_orders (`int`, *optional*): For a model of `trl-rec alro`, the number of orders in which each list of
             candidates is shown; 2 by default.
-        combined_orders (`int`, *optional*): For a model of `trl-rec alro`, the number of random orders that each
-            ranking combines by Borda count. By default, each ranking comes from a single order. With 5, each of
-            the `num_orders` rankings takes five times as long.
+        combined_orders (`int`, *optional*): For a model of `trl-rec alro`, the number of random prompt orders whose
+            rankings are combined into one by Borda count. By default, rankings are not combined. With 5, each of the
+            `num_orders` rankings takes five times as long.
         dtype (`str`, *optional*, defaults to `"auto"`): Data type of the model's weights. `"auto"` is the type in
             which they were saved.
         prior (`str`, *optional*): A prior to multiply the model by: `"popularity"`, `"transition"`, `"mixture"`,
@@ -94,13 +94,13 @@ class EvaluationConfig:
     surface: str | None = field(
         default=None,
         metadata={
-            "help": "how the model writes items: title, item_token or semantic_id; if unset, from the run folder"
+            "help": "how the model writes items: title, item_token or semantic_id; if unset, read from the run folder"
         },
     )
     list_length: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "number of items per list, for a model that writes lists; if unset, from the run folder",
+            "help": "number of items per list, for a model that writes lists; if unset, read from the run folder",
         },
     )
     rewards: Annotated[dict[str, float] | None, FINITE] = field(
@@ -141,27 +141,29 @@ class EvaluationConfig:
     num_beams: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "width of the beam search; if unset, from the run folder, or else the largest k (1 for lists)",
+            "help": "width of the beam search; if unset, read from the run folder, or else the largest k (1 for "
+            "lists)",
         },
     )
     length_penalty: Annotated[float | None, FINITE] = field(
         default=None,
         metadata={
             "help": "exponent p of the length penalty, which divides scores by (number of generated tokens) ** p; if "
-            "unset, from the run folder, or else 0",
+            "unset, read from the run folder, or else 0",
         },
     )
     renormalize: bool | None = field(
         default=None,
         metadata={
-            "help": "softmax over legal tokens instead of the vocabulary; if unset, from the run folder, or else true"
+            "help": "softmax over legal tokens instead of the vocabulary; if unset, read from the run folder, or else "
+            "true"
         },
     )
     batch_size: Annotated[int, COUNT] = field(default=16, metadata={"help": "prompts per forward pass"})
     max_length: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "maximum number of tokens of prompt and completion together; if unset, from the run folder",
+            "help": "maximum number of tokens of prompt and completion together; if unset, read from the run folder",
         },
     )
     num_orders: Annotated[int | None, COUNT] = field(
@@ -180,8 +182,8 @@ class EvaluationConfig:
     prior: str | None = field(
         default=None,
         metadata={
-            "help": "prior to multiply the model by: popularity, transition, mixture, saved or none; if unset, from "
-            "the run folder"
+            "help": "prior to multiply the model by: popularity, transition, mixture, saved or none; if unset, the "
+            "prior in the run folder"
         },
     )
     prior_strength: str | None = field(

@@ -1,4 +1,5 @@
-"""Loads and evaluates a saved model: alone, multiplied by a prior, and as the best of several drawn lists."""
+"""Loads a saved model, and evaluates the model alone, the model multiplied by a prior, and the best of several lists
+drawn from the model."""
 
 from __future__ import annotations
 

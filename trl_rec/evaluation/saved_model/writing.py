@@ -1,4 +1,4 @@
-"""Writes the results of [`evaluate_with_baselines`], and chooses the name of the model or of the lists in them."""
+"""Writes the results of [`evaluate_with_baselines`], and chooses the name of the model or lists in the results."""
 
 from __future__ import annotations
 
