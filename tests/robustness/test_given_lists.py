@@ -122,7 +122,11 @@ LISTS = [
     Attack("no number", "row 1: the rank 'best' is not a finite number", first(rank="best")),
     Attack("infinite rank", "row 1: the rank 'inf' is not a finite number", first(rank="inf")),
     Attack("huge rank", "row 1: the rank '1e300' is not a whole number of at most 2^31", first(rank="1e300")),
-    Attack("skipped rank", "row 1: the list has 2 items, but contains the rank 7; number the ranks from 1", first(rank="7")),
+    Attack(
+        "skipped rank",
+        "row 1: the list has 2 items, but contains the rank 7; number the ranks from 1 without gaps",
+        first(rank="7"),
+    ),
     Attack(
         "missing user",
         "lists.csv has no list for 1 of 12 rows of the test split",

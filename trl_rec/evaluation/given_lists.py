@@ -218,7 +218,10 @@ def _check_lengths(lines: _Lines, lengths: np.ndarray, top_k: int) -> None:
     if len(skips):
         line = int(skips[0])
         length = lengths[lines.place[line]]
-        problem = f"the list has {length} items, but contains the rank {lines.ranks[line]}; number the ranks from 1"
+        problem = (
+            f"the list has {length} items, but contains the rank {lines.ranks[line]}; number the ranks from 1 without "
+            "gaps"
+        )
         raise RowError(lines.where, line, problem)
     if lengths.max() < top_k:
         raise ValueError(
