@@ -215,7 +215,7 @@ def test_nanoseconds_keep_their_order_and_are_counted(tmp_path: Path, caplog: py
         dataset = prepare(write_table(tmp_path / "source", log), tmp_path / "out")
     assert [item for _, item, _ in interactions(dataset)] == list("dbca")
     assert dataset.card["merged_timestamps"] == 3
-    assert "3 timestamps differ from the previous one by less than float64 can represent" in caplog.text
+    assert "3 timestamps differ from the user's previous timestamp by less than float64 can represent" in caplog.text
 
 
 def test_nanoseconds_of_arrow_keep_their_order(tmp_path: Path) -> None:

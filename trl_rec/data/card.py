@@ -64,9 +64,9 @@ def make_card(
         settings: All settings that affect the contents of the dataset.
         sources: SHA-256 of each file of the source.
         dropped: Numbers of users, items and interactions that k-core filtering dropped.
-        cold_users: As above.
-        left_out: As above, including reasons with a count of 0.
-        merged_timestamps: As above.
+        cold_users: The field `cold_users`.
+        left_out: The field `left_out`, and also the reasons with a count of 0, which the card does not contain.
+        merged_timestamps: The field `merged_timestamps`.
         notes: Remarks on the source, as in `Log.notes`.
         license: The licence of the data, if it is known.
     """
@@ -117,7 +117,7 @@ def describe(card: Mapping[str, Any]) -> str:
         f"{card['num_users']:,} users, {card['num_items']:,} items, {card['num_interactions']:,} interactions",
         f"split {card['split']}: {card['split_rule']}",
         f"rows: {rows}",
-        f"{card['tied_timestamps']:.0%} of the {interactions} have the same timestamp as another one of the same user",
+        f"{card['tied_timestamps']:.0%} of the {interactions} have the same timestamp as others of the same user",
         *card["notes"],
     ]
     if dropped:
@@ -133,7 +133,7 @@ def describe(card: Mapping[str, Any]) -> str:
 
 
 def _share_of_ties(log: IndexedLog, splits: Mapping[str, pa.Table], split: str) -> float:
-    """Returns the share of interactions (or windows) with the same timestamp as another one of the same user."""
+    """Returns the share of interactions (or windows) whose timestamp occurs more than once for the same user."""
     user = log.user
     timestamp = log.timestamp
     if split == "windows":

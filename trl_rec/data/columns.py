@@ -159,7 +159,7 @@ def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     chunks = encoded.chunks
     if not chunks:
         return np.empty(0, np.int32), pa.array([], column.type.value_type if is_encoded else column.type)
-    # All chunks have the same dictionary, so use the one of the first chunk.
+    # All chunks have the same dictionary, so use the dictionary of the first chunk.
     codes = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
     return _by_appearance(codes, chunks[0].dictionary) if is_encoded else (codes, chunks[0].dictionary)
 
@@ -223,8 +223,8 @@ def split_lists(column: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
 
     parts = pc.utf8_trim_whitespace(rows.flatten())
     kept = pc.fill_null(pc.not_equal(parts, ""), False).to_numpy(zero_copy_only=False)
-    # The new offset of a row is the number of kept parts before its old offset. Old offsets of a slice do not start
-    # at 0, so subtract the first one.
+    # The new offset of a row is the number of kept parts before its old offset. The old offsets of a slice do not
+    # start at 0, so subtract the first offset.
     num_kept = np.concatenate([[0], np.cumsum(kept)])
     offsets = num_kept[rows.offsets.to_numpy() - rows.offsets[0].as_py()]
     return pa.chunked_array([pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), parts.filter(pa.array(kept)))])

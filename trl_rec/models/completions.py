@@ -71,8 +71,8 @@ class CompletionLogits(NamedTuple):
         columns = tokens
         if self.tokens is not None:
             columns = torch.searchsorted(self.tokens, tokens).clamp(max=len(self.tokens) - 1)
-        # Gather from the flattened logits, because `logits[rows]` would allocate an (M, V) tensor, and another one for
-        # its gradient.
+        # Gather from the flattened logits, because `logits[rows]` would allocate an (M, V) tensor, and another (M, V)
+        # tensor for its gradient.
         index = self.rows.unsqueeze(1) * self.logits.shape[1] + columns  # (M, L)
         return at_least_float32(self.logits.flatten().gather(0, index.flatten()).view(index.shape))
 

@@ -65,7 +65,7 @@ def _has_adapter(name_or_path: str | Path) -> bool:
 
 
 def _dequantized(model: Any, name: str | Path) -> Any:
-    """Returns a model with ordinary weights in place of quantised ones."""
+    """Returns a model with ordinary weights in place of quantised weights."""
     method = model.config.quantization_config.quant_method
     method = getattr(method, "value", method)
     try:

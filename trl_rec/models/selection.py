@@ -96,7 +96,7 @@ def _turn(head: nn.Module) -> RLock:
 def _precise(head: nn.Module, tokens: Tensor | SampledColumns | None) -> Iterator[None]:
     """Makes the output embedding compute only the logits of `tokens` inside the `with` block, in at least float32."""
     # 1. Find the layers that compute logits.
-    layers = list(head.modules())  # more than one under an adapter
+    layers = list(head.modules())  # an adapter adds layers
     quantized = any(is_quantized_layer(layer) for layer in layers)
     num_outputs = max(layer.out_features for layer in layers if isinstance(layer, nn.Linear))
     forward = head.forward

@@ -132,7 +132,7 @@ def cut(rest: HistoryWindows, limits: Limits) -> HistoryWindows:
     target.
     """
     source, _, first, end = rest
-    parts = [rest.where(np.zeros(len(source), bool))]  # an empty part, because `joined` needs at least one
+    parts = [rest.where(np.zeros(len(source), bool))]  # an empty part, because `joined` needs at least one part
     while len(source):  # one window of each sequence that is not yet cut completely
         start = np.maximum(limits.half(source, first), limits.earliest(source, first))
         start = np.minimum(start, limits.earliest(source, end))

@@ -45,7 +45,8 @@ def read_and_split(reader: Reader, files: dict[str, Path], options: Options, set
     del coded
     if num_merged:
         logger.warning(
-            "%d timestamps differ from the previous one by less than float64 can represent; their order is kept",
+            "%d timestamps differ from the user's previous timestamp by less than float64 can represent; these "
+            "interactions keep their exact order",
             num_merged,
         )
 

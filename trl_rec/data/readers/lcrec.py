@@ -122,7 +122,7 @@ def _read_items(files: dict[str, Path]) -> tuple[pa.Table, int]:
 
 
 def _title(item: str, entry: Any, path: Path) -> str:
-    """Returns the title of an item on one line. It may be empty."""
+    """Returns the title of an item on one line. The title may be empty."""
     if not isinstance(entry, dict):
         raise ValueError(f"{path.name}: item {item!r} must be an object with fields, not {entry!r}; correct the file")
     if "title" not in entry:
