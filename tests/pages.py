@@ -114,7 +114,7 @@ def make_world(folder: Path) -> None:
 
 
 def train(verb: str, argv: list[str], output: Path) -> None:
-    """Runs the script of a training verb for four steps, in the way in which `accelerate launch` runs it."""
+    """Runs the script of a training verb for four steps, in the same way as `accelerate launch`."""
     os.chdir(output)
     sys.argv = [verb, *argv, "--max_steps", "4"]
     runpy.run_module(f"trl_rec.scripts.{verb}", run_name="__main__", alter_sys=True)

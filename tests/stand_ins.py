@@ -1,5 +1,5 @@
-"""Makes tiny models that replace the pretrained models of recipes in tests. Each tiny model has the architecture and
-the special tokens of the pretrained model."""
+"""Makes tiny models for tests of recipes. Each tiny model replaces the pretrained model of a recipe, and has the
+architecture and the special tokens of that model."""
 
 from pathlib import Path
 

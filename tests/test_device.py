@@ -96,7 +96,7 @@ def test_running_out_of_memory_is_not_an_error(
     assert device.run_recipe(MEASURED[0], world, 16) is None
 
 
-def test_a_recipe_comes_after_the_one_that_it_starts_from(device: ModuleType) -> None:
+def test_a_recipe_comes_after_the_recipe_that_it_starts_from(device: ModuleType) -> None:
     names = device.consumer_recipes()
     made = [device.settings_of(name)["output_dir"] for name in names]
     for place, name in enumerate(names):

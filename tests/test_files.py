@@ -63,7 +63,7 @@ def test_two_writers_of_one_file_do_not_interfere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [None, "empty", "full"])
-def test_a_folder_gets_all_of_its_new_contents_and_keeps_none_of_the_old(tmp_path: Path, there: str | None) -> None:
+def test_a_folder_gets_all_of_its_new_contents_and_keeps_no_old_contents(tmp_path: Path, there: str | None) -> None:
     path = tmp_path / "there" / "folder"
     if there:
         path.mkdir(parents=True)

@@ -12,8 +12,8 @@ import trl_rec
 
 
 PACKAGE = Path(trl_rec.__file__).parent
-# From the bottom layer to the top. A module may import from its own layer and from the layers that come earlier in
-# this list.
+# The layers are listed from the bottom to the top. A module may import from its own layer and from the layers that
+# come earlier in this list.
 LAYERS = [
     ("files", "printing", "ranges"),
     ("parts",),

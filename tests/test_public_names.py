@@ -37,7 +37,7 @@ def public_names(package: str) -> list[str]:
 @pytest.mark.parametrize(
     ("package", "name"), [(package, name) for package in PACKAGES for name in public_names(package)]
 )
-def test_public_names_are_imported(package: str, name: str) -> None:
+def test_public_names_can_be_imported(package: str, name: str) -> None:
     assert getattr(import_module(package), name) is not None
 
 

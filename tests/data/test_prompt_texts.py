@@ -29,8 +29,8 @@ def prompt_of(recipe: str) -> dict[str, Any]:
 
 
 def published(titles: list[str]) -> str:
-    """Returns the prompt of BIGRec, which BEAR and MSL also use: Alpaca's template, with an additional line after the
-    input that contains one space."""
+    """Returns the prompt of BIGRec, which BEAR and MSL also use: Alpaca's template, with an additional line of one
+    space after the input."""
     instruction = (
         "Given a list of office products the user has used before, please recommend a new office product that "
     )

@@ -74,7 +74,7 @@ def random_histories(rng: random.Random, number: int) -> list[list[str]]:
 
 class UnevenPrior:
     """Weighs items by their index. The item whose index follows that of the last history item has a higher weight.
-    Item 0 has weight 0, unless it is this item."""
+    Item 0 has weight 0, unless it is the item with the higher weight."""
 
     def weights(self, histories: Ragged) -> ItemWeights:
         rows = [histories[row] for row in range(len(histories))]

@@ -108,7 +108,7 @@ def test_rank_items_equals_generate_with_the_processor(
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**32), st.sampled_from(sorted(MODELS)), st.booleans(), st.booleans())
-def test_with_beams_as_wide_as_the_catalogue_every_item_is_scored(
+def test_with_one_beam_per_item_every_item_is_scored(
     seed: int, key: tuple[str, str], has_eos: bool, renormalize: bool
 ) -> None:
     rng = random.Random(seed)

@@ -175,7 +175,7 @@ def test_lists_obey_filters_and_limits(kind: str) -> None:
     plain = recommender.recommend(history, LIST_LENGTH)
     assert len(plain) == LIST_LENGTH and plain.short is None
 
-    # A filter that removes no item changes nothing. A filter that leaves two items gives a list of these two.
+    # A filter that removes no item changes nothing. A filter that leaves two items gives a list of these two items.
     assert_same(recommender.recommend(history, LIST_LENGTH, where=[["stock", ">=", 0]]), plain)
     two = recommender.recommend(history, LIST_LENGTH, allowed=["id 8", "id 20"])
     assert {one.item_id for one in two} == {"id 8", "id 20"} and "2 of 6 items" in str(two.short)

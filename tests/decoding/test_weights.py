@@ -58,7 +58,7 @@ def seeded(rng: random.Random) -> torch.Generator:
     st.integers(0, 2**32), st.sampled_from(sorted(MODELS)), st.booleans(), st.booleans(), st.sampled_from([0.0, 1.0])
 )
 @example(3_973_751_206, ("gpt2", "eager"), True, False, 0.0)  # two excluded items have shorter paths than the others
-def test_with_beams_as_wide_as_the_catalogue_scores_are_exact(
+def test_with_one_beam_per_item_scores_are_exact(
     monkeypatch: pytest.MonkeyPatch,
     shared_cache: bool,
     seed: int,
@@ -97,7 +97,8 @@ def test_with_beams_as_wide_as_the_catalogue_scores_are_exact(
 def test_equal_weights_change_no_list_and_a_filter_equals_exclusion(
     seed: int, num_beams: int, renormalize: bool, length_penalty: float
 ) -> None:
-    """Equal weights give the same lists as no weights. A filter gives the same lists as excluding its complement."""
+    """Equal weights give the same lists as no weights. A filter gives the same lists as the exclusion of all other
+    items."""
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos=True)
     count = len(sequences)

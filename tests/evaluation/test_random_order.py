@@ -1,5 +1,5 @@
-"""`permuted` returns a random permutation of the items for each row. All pairs of items are equally likely to come
-first."""
+"""`permuted` returns a random permutation of the items for each row. All pairs of items are equally likely in the
+first two positions."""
 
 import numpy as np
 import pytest

@@ -258,8 +258,8 @@ def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float,
     """A group has 8 rollouts and 16 references. The figures are the standard deviation of log F, the share of tied
     pairs, and the share of groups in which all rewards are equal. `strength` is k.
 
-    A measured value may differ from its figure by up to four standard errors plus the rounding of the figure. A figure
-    of 0 is exact.
+    A measured value may differ from its figure by up to four standard errors plus the rounding of the figure. If the
+    figure is 0, the measured value must be exactly 0.
     """
     generator = torch.Generator().manual_seed(strength)
     rewards = torch.rand(20_000, 8, generator=generator, dtype=torch.float64) ** (1 / strength)

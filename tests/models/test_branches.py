@@ -19,8 +19,8 @@ from trl_rec.trainer.bear.collator import NextItemCollator
 SHARED = [(family, kind) for family in ("llama", "qwen3", "phi3", "gpt2") for kind in ("sdpa", "eager")]
 MODELS = {key: tiny(*key) for key in SHARED}
 Rows = list[dict[str, list[int]]]
-# Each row consists of the number of tokens in its trunk, and of its branches. Each branch consists of a number that
-# selects how much of the trunk it continues, and of its own length.
+# A row is described by the number of tokens in its trunk and by its branches. A branch is described by a number that
+# selects how much of the trunk it continues, and by its own length.
 shapes = st.lists(
     st.tuples(
         st.integers(1, 7),

@@ -40,7 +40,8 @@ VOCABULARY = 40
 SHARED = [(family, kind) for family in ("llama", "qwen3", "mistral", "gemma", "gpt2") for kind in ("sdpa", "eager")]
 Case = tuple[Tensor, Tensor, Tensor, Tensor]
 Score = Callable[[Tensor, int, int, int], Tensor]  # logits (V,), row, slot, step
-# Each prompt consists of its length and the lengths of its completions. The length 0 means a missing completion.
+# A prompt is described by its length and by the lengths of its completions. A length of 0 means that the completion is
+# missing.
 shapes = st.lists(
     st.tuples(st.integers(1, 7), st.lists(st.integers(0, 5), min_size=1, max_size=4)), min_size=1, max_size=3
 )

@@ -1,4 +1,4 @@
-"""Computes the steps of making semantic IDs in loops over pairs, points and items."""
+"""Computes parts of the algorithms for semantic IDs, in loops over pairs, points and items."""
 
 import math
 from fractions import Fraction

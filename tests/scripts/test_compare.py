@@ -108,7 +108,7 @@ def test_runs_that_differ_in_the_seed_are_one_arm(world: Path, capsys: pytest.Ca
         (("bear-0", "lists", "--names", "a", "b", "--against", "b"), "b"),
     ],
 )
-def test_which_arm_is_the_reference(
+def test_the_reference_can_be_a_run_a_name_or_a_baseline(
     world: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], reference: str
 ) -> None:
     rows = compared(world, capsys, *words).splitlines()

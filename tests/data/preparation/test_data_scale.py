@@ -1,4 +1,4 @@
-"""Runs the benchmark of large logs with a hundredth of its interactions."""
+"""Runs the benchmark of large logs with only 200,000 interactions."""
 
 import os
 import re

@@ -67,7 +67,7 @@ def test_the_card_describes_the_dataset(tmp_path):
     assert card["cold_targets"] == {
         "validation": 1,
         "test": 1,
-    }  # no training row contains c
+    }  # no training row contains the item c
     assert card["format"] == "table" and card["split"] == "leave_one_out" and card["has_ratings"]
     assert set(card["sources"]) == {"interactions.csv", "items.csv"} and all(
         len(sha) == 64 for sha in card["sources"].values()
@@ -119,7 +119,7 @@ def test_time_split_keeps_ties_together_and_counts_cold_users(tmp_path):
 
 
 def test_k_core_repeats_until_nothing_changes(tmp_path):
-    chain = ["pe", "pf", "qf", "qg", "rg", "rh", "sh"]  # each interaction is dropped after the next one
+    chain = ["pe", "pf", "qf", "qg", "rg", "rh", "sh"]  # each interaction is dropped after the one that follows it
     log = [(user, item, 0, 1) for user, item in ["ua", "ub", "ue", "va", "vb", "ve", *chain]]
     source = write_table(tmp_path / "source", log, [(item, item) for item in "abefgh"])
     dataset = prepare(source, tmp_path / "out", min_user_interactions=2, min_item_interactions=2)
@@ -175,7 +175,7 @@ def test_prepare_equals_the_slow_oracle(log, minima, rule, with_items, block):
 @given(st.integers(1, 4), st.lists(st.integers(1, 12), max_size=5), st.randoms(use_true_random=False))
 def test_leave_last_equals_the_slow_oracle(num_held_out, lengths, rng):
     """The log contains users with the smallest sufficient number of interactions, with one interaction less, and with
-    random numbers. Times may be equal, and items may be repeated."""
+    random numbers of interactions. Times may be equal, and items may be repeated."""
     sizes = [2 * num_held_out + 1, 2 * num_held_out, *lengths]
     log = [
         (f"u{user}", rng.choice("abcdefg"), rng.randint(0, 9), 1)

@@ -110,7 +110,8 @@ def test_a_folder_of_parquet_parts_is_read(tmp_path: Path, name: str) -> None:
 
 
 def test_partitions_of_duckdb_become_a_column(tmp_path: Path) -> None:
-    """With `PARTITION_BY (rating)`, DuckDB writes folders like `rating=5`. The files in them lack the column."""
+    """With `PARTITION_BY (rating)`, DuckDB writes folders like `rating=5`. The files in these folders do not contain
+    this column."""
     for rating in range(1, 6):
         rows = [row[:3] for row in LOG if row[3] == rating]
         folder = tmp_path / "source" / "interactions" / f"rating={rating}"

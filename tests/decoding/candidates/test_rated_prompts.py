@@ -78,7 +78,7 @@ def test_a_letter_is_one_token_where_the_answer_begins(
 
 def test_another_alphabet_is_tried_if_its_letters_are_not_single_tokens(catalog: ItemCatalog) -> None:
     """The first vocabulary has only capital letters after a space, the second has only small letters, and the third
-    has none."""
+    has no letters."""
     for letters, found in (("ABCDEFGHIJKLMNOPQRSTUVWXYZ", " A"), ("abcdefghijklmnopqrstuvwxyz", " a"), ("", None)):
         vocabulary = {
             word: row for row, word in enumerate(["<unk>", "<eos>", *(f"\u0120{letter}" for letter in letters)])

@@ -1,5 +1,5 @@
-"""Tests sampled lists: their probabilities, which are compared with an enumeration of all lists, their randomness, and
-the tokens that the model reads."""
+"""Tests sampled lists: their randomness, the tokens that the model reads, and their probabilities, which are compared
+with an enumeration of all lists."""
 
 import math
 import random

@@ -31,7 +31,7 @@ LENGTHS = np.array([3, 9, 9, 1, 4, 4, 7, 2, 8, 5, 5])
 
 
 class Killed(BaseException):
-    """Interrupts a pass in the way in which a signal would interrupt it."""
+    """Simulates a signal that interrupts a pass."""
 
 
 class Work:

@@ -56,7 +56,7 @@ def test_evaluate_chooses_on_validation_and_keeps_the_results_of_three_recommend
     assert choice["split"] == "test" and choice["metric"] == "ndcg@5" and choice["num_users"] == 30
     assert "model model x prior" in printed.split("\n\n")[-2] and " prior" in closing_verdict(kept.results)
 
-    # A recommender with the chosen setting gives the same rankings as the kept ones.
+    # A recommender with the chosen setting gives the same rankings as those that were kept.
     prior = with_setting(fit_prior("transition", dataset), Setting(choice["strength"], choice["eps"]))
     recommender = replace(Recommender.from_pretrained(run), prior=prior)
     history = split_rows(dataset.test, "history")[3]

@@ -1,5 +1,5 @@
-"""A page about runs shows the contents of their folders and is reproducible. It never runs or loads anything because
-of their texts."""
+"""A page about runs shows the contents of their folders and is reproducible. Whatever texts the folders contain, the
+page runs no scripts and loads nothing."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Opens a page with hostile texts in Chromium. The page runs and loads nothing, whereas an unprotected page does
-both."""
+"""Opens a page with hostile texts in Chromium. The page runs no scripts and loads nothing. Without its protections,
+the page would run scripts and load files."""
 
 from __future__ import annotations
 
