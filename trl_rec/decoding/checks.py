@@ -22,8 +22,8 @@ def checked_prompts(model: PreTrainedModel, prompts: Mapping[str, Tensor], trie:
     input_ids = prompts["input_ids"].to(model.device)
     attention_mask = prompts["attention_mask"].to(model.device)
 
-    # Check that every prompt has a token, and that none is padded on the right. Copy both results to the host in one
-    # transfer.
+    # Check that every prompt has a token, and that no prompt is padded on the right. Copy both results to the host in
+    # one transfer.
     has_tokens, is_left_padded = False, False
     if input_ids.numel():
         checks = [attention_mask.any(1).all(), attention_mask[:, -1].bool().all()]
@@ -47,7 +47,7 @@ def checked_prompts(model: PreTrainedModel, prompts: Mapping[str, Tensor], trie:
     room = config.to_dict().get("max_position_embeddings")
     if room is not None and longest > room:
         raise ValueError(
-            f"prompt and longest item together take {longest} tokens, but the model has {room} positions; "
+            f"the prompt and the longest item together take {longest} tokens, but the model has {room} positions; "
             f"encode prompts with PromptFormat.encode(..., max_length={room}), which leaves room for the longest item"
         )
     return input_ids, attention_mask

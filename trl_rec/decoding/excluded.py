@@ -21,9 +21,10 @@ class Excluded:
 
     Args:
         trie (`TokenTrie`): The trie.
-        items (`torch.Tensor` or lists of `int`, *optional*): One list of items per prompt, or a tensor of shape
-            `(B, E)` padded with -1. Unknown and repeated items are ignored.
-        num_prompts (`int`): B.
+        items (`torch.Tensor` or lists of `int`, *optional*): The item indices to exclude: one list per prompt, or a
+            tensor of shape `(B, E)` padded with -1. Items that are not in the trie are ignored, and repeated items
+            count once.
+        num_prompts (`int`): B, the number of prompts.
 
     Attributes:
         places (`torch.Tensor` of shape `(B, E)`): The excluded items as distinct indices into `trie.items`, in

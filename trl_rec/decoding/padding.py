@@ -1,4 +1,4 @@
-"""Pads prompts for a forward pass."""
+"""Pads the prompts of a batch to the same length, for a forward pass."""
 
 from __future__ import annotations
 

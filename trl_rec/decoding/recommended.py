@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Recommendation(NamedTuple):
-    """One rank of a recommended list: an item and its score."""
+    """One item of a recommended list, with its score."""
 
     item_id: str
     title: str
@@ -23,8 +23,8 @@ class RecommendedList(list[Recommendation]):
             catalogue does not contain them.
         fallback (`bool`, *optional*, defaults to `False`): Whether the list was ranked by the prior alone, because the
             history is empty or contains only unknown ids.
-        short (`str`, *optional*): A sentence that says why the list has fewer items than were asked for. None if it
-            has as many as were asked for.
+        short (`str`, *optional*): A sentence that says why the list has fewer items than requested. None if the list
+            has the requested number of items.
     """
 
     def __init__(

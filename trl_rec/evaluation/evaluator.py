@@ -40,7 +40,7 @@ def evaluate_rankings(
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`):
             The cutoffs k of the metrics, each at most K.
         catalog (`ItemCatalog`, *optional*):
-            Gives the number of items and, if it has a `group_column`, the groups for `ild`, `mgu` and `dgu`.
+            Determines the number of items and, if it has a `group_column`, the groups for `ild`, `mgu` and `dgu`.
         histories (like `relevant`, *optional*):
             The items that each user chose before, for the metrics `mgu` and `dgu`.
         popularity (`np.ndarray` of shape `(num_items,)`, *optional*):
@@ -176,7 +176,8 @@ def _check_same_users(rows: Ragged, ranked: np.ndarray, name: str) -> None:
 
 
 def _catalog_size(catalog: ItemCatalog | None, popularity: np.ndarray | None, num_items: int | None) -> int | None:
-    """Returns the number of items, or None if no argument gives it. Raises `ValueError` if two arguments disagree."""
+    """Returns the number of items, or None if it is unknown. Raises `ValueError` if the arguments are for different
+    numbers of items."""
     sizes: dict[str, int] = {}
     if catalog is not None:
         sizes["catalog"] = catalog.num_recommendable

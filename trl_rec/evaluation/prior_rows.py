@@ -1,4 +1,4 @@
-"""Evaluates a prior alone, and the product: a policy multiplied by the prior. Both become rows of the results."""
+"""Evaluates a prior alone and its product with a policy. Each of the two gets a row in the table of results."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Computes random permutations of the catalogue, one per row.
 
 The item at any position can be computed without the rest of the permutation. A Feistel network permutes the numbers
-below a power of four that is at least the size of the catalogue. As long as the output of the network is not an item
-index, the network is applied to this output again ("cycle walking"). The result is a permutation of the items. The key
+below a power of four that is at least the size of the catalogue. While the output of the network is not an item index,
+the network is applied to the output again ("cycle walking"). The result is a permutation of the items. The key
 of the network is a hash of the seed and the row number, so a permutation does not depend on the batch or the process.
 """
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 
-ROUNDS = 12  # with 4 or 6 rounds, some items follow each other measurably too often in very small catalogues
+# Rounds of the Feistel network. With 4 or 6 rounds, some items are adjacent too often in very small catalogues.
+ROUNDS = 12
 
 
 def permuted(positions: np.ndarray, rows: np.ndarray, seed: int, num_items: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Evaluates a ranking on a split of a dataset, and the baselines on the same split in the same way."""
+"""Evaluates a ranking on a split of a dataset with all metrics, and evaluates the baselines in the same way."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def evaluate_split(
     Args:
         ranked (`Rankings`, or `np.ndarray` of shape `(len(split), K)`): The items for each row of the split, best
             first, padded with -1.
-        dataset (`RecDataset`): Contains the split, the catalogue, and the training split, whose interactions give the
-            popularity of items.
+        dataset (`RecDataset`): Contains the split, the catalogue, and the training split, from which the popularity of
+            items is counted.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): The cutoffs k of the metrics.
         rewards (`Mapping[str, float]`, *optional*): Weights of rewards, as in [`score_lists`]. If given, the metrics

@@ -74,12 +74,12 @@ class ListBatch:
         for name, rows in (("targets", self.targets), ("histories", self.histories)):
             if len(item_rows(rows, name, num_items)) != len(self.lists):
                 raise ValueError(
-                    f"{name} has {len(rows)} rows, but lists has {len(self.lists)}; give the same users in both"
+                    f"{name} has {len(rows)} rows, but lists has {len(self.lists)}; give one row of each per user"
                 )
 
     @cached_property
     def hits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Whether each rank contains a target, `(B, G, K)`, and how many targets the list's user has, `(B, G)`.
+        """Whether each rank contains a target, `(B, G, K)`, and the number of targets of the list's user, `(B, G)`.
 
         Raises `ValueError` if a user has no target.
         """

@@ -55,8 +55,8 @@ def expected_metrics(
     sizes = sizes - _count(keys, left_out, leaves, num_leaves)
     relevant_in = _count(keys, np.setdiff1d(wanted, left_out, assume_unique=True), leaves, num_leaves)
 
-    # 2. The probability of a hit is the ratio of the two counts: relevant items / items of the leaf. A repeated item
-    #    is never a hit.
+    # 2. The probability of a hit is the number of relevant items of the leaf, divided by the number of items of the
+    #    leaf that could be recommended. A repeated item is never a hit.
     possible = metrics.first_occurrences(ranked) & (sizes > 0)
     hits = np.where(possible, relevant_in / np.maximum(sizes, 1), 0.0)
 

@@ -79,7 +79,8 @@ def reward_dtype(device: torch.device) -> torch.dtype:
 
 
 def rounded(values: Tensor) -> Tensor:
-    """Rounds rewards, so that equally good lists have equal rewards in spite of rounding errors."""
+    """Rounds rewards to `DECIMALS` (in float32, to `DECIMALS_FLOAT32`), so that equally good lists have equal
+    rewards."""
     return values.round(decimals=DECIMALS if values.dtype == torch.float64 else DECIMALS_FLOAT32)
 
 
@@ -135,7 +136,7 @@ def _hits(batch: ListTensors) -> tuple[Tensor, Tensor]:
     flat = lists.flatten(1)  # (B, G * K)
     found = torch.searchsorted(targets, flat).clamp(max=targets.shape[1] - 1)
     is_target = (targets.gather(1, found) == flat).view_as(lists) & (lists >= 0)
-    is_repeated = (lists.unsqueeze(-1) == lists.unsqueeze(-2)).tril(-1).any(-1)  # by comparing all pairs of ranks
+    is_repeated = (lists.unsqueeze(-1) == lists.unsqueeze(-2)).tril(-1).any(-1)  # compares all pairs of ranks
     return is_target & ~is_repeated, is_new.sum(1)
 
 

@@ -2,7 +2,7 @@
 answer.
 
 Each position in a prompt's list of candidates is a slot. The results depend only on the arguments, which include a key
-such as (seed, epoch, row), and never on the process or on earlier calls.
+such as (seed, epoch, row). They do not depend on the process or on earlier calls.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def draw_slots(count: int, num_orders: int, key: Sequence[int]) -> np.ndarray:
 
 
 def draw_gold_rank(ratings: np.ndarray, key: Sequence[int]) -> np.ndarray:
-    """Returns the rank of each candidate in the answer, from 0, `(count,)`. Higher ratings come first; equal ratings
-    are in random order."""
+    """Returns the rank of each candidate in the answer, from 0, `(count,)`. Candidates with higher ratings come first,
+    and candidates with equal ratings are in random order."""
     ties = np.random.default_rng([*key, 1]).random(len(ratings))
     return np.argsort(np.lexsort((ties, -np.asarray(ratings))))

@@ -1,2 +1,2 @@
-"""Compares evaluated runs. Groups runs that differ only in the seed into arms, tests paired differences, states
-verdicts, compares slices of users, and computes the smallest difference that can be detected."""
+"""Compares evaluated runs: groups runs that differ only in the seed into arms, tests paired differences, states
+verdicts, shows metrics for slices of users, and computes the smallest difference that can be detected."""

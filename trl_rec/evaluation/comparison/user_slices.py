@@ -18,7 +18,7 @@ def slices(kept: KeptEvaluation) -> dict[str, np.ndarray]:
 
     Empty slices are left out. Each user belongs to one slice of every kind:
 
-    - By target frequency: how often the rarest target of the user occurs in the training split.
+    - By target frequency: three slices by how often the rarest target of the user occurs in the training split.
     - By history length: up to three slices with about equally many users each, from short to long histories. Users
       with equally long histories are in the same slice.
     - By group of the first target, if the catalogue has groups: one slice for each of the ten groups with the most

@@ -1,4 +1,4 @@
-"""Makes a table of the rows that were evaluated, without user ids."""
+"""Describes the rows that were evaluated in a table without user ids, and computes a fingerprint of the rows."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Chooses the setting of a prior on the validation split: its strength, and its eps (the weight of popularity).
 
-`grid.py` decides which settings are compared, `measuring.py` measures them, `choice.py` chooses the best one,
-`choice_file.py` keeps the choice in the output folder, and `table.py` prints it.
+`grid.py` determines which settings are compared, `measuring.py` and `ndcg.py` compute their NDCG, `choice.py` chooses
+the best setting, `choice_file.py` stores it in the output folder, and `table.py` formats the results as a table.
 """
 
 from trl_rec.evaluation.prior_choice.choice import PriorChoice, choose_prior, given_choice

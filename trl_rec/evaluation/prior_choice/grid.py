@@ -1,4 +1,4 @@
-"""Searches a grid of settings of a prior for the best one. The grid grows during the search.
+"""Searches a grid of settings of a prior for the best setting. The grid grows during the search.
 
 The grid has an axis for the strength and, if the prior has an `eps`, an axis for `eps`. It also contains strength 0,
 which is the policy alone. The axes grow while the best setting is on an edge of the grid, up to `STRENGTH_LIMITS` and
@@ -71,7 +71,7 @@ def search_grid(
         values |= dict(zip(new, measure(new), strict=True))
 
         # 2. If the best setting is on the edge of an axis, extend this axis by two steps. If the policy alone is best,
-        #    a prior that is weaker than all measured ones may still be better.
+        #    extend the axis of the strength towards 0, because a weaker prior may still be better.
         strength, eps = steps[best_setting(values)]
         if strength is None:
             strengths |= _extension(min(strengths), strengths, STRENGTH_LIMITS)

@@ -36,8 +36,8 @@ def read_material(
     Args:
         sources: Run folders and evaluation folders over the same users, or one study folder.
         names: A name per folder, as in [`write_report`].
-        dataset: The dataset folder. Defaults to the folder that the evaluation recorded, if it still contains the same
-            dataset.
+        dataset: The dataset folder. Defaults to the folder that is recorded in the evaluation, if that folder still
+            contains the same dataset.
         show_users: Whether lists are headed by user ids.
     """
     folders = [Path(source) for source in sources]
@@ -265,8 +265,8 @@ def _facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _dataset(kept: KeptEvaluation, path: str | Path | None) -> RecDataset | None:
-    """Loads the dataset that was evaluated. If no path is given, and the recorded folder is missing or no longer
-    contains this dataset, returns None."""
+    """Loads the dataset that was used in the evaluation. If no path is given, and the recorded folder is missing or no
+    longer contains this dataset, returns None."""
     recorded = kept.settings.get("dataset")
     if path is None and (not isinstance(recorded, str) or not (Path(recorded) / "card.json").is_file()):
         return None
@@ -281,7 +281,7 @@ def _dataset(kept: KeptEvaluation, path: str | Path | None) -> RecDataset | None
 
 
 def _check_same_rows(kept: KeptEvaluation, dataset: RecDataset) -> None:
-    """Raises `ValueError` if the evaluation was not made on this dataset."""
+    """Raises `ValueError` if the evaluation used a different dataset."""
     is_same = dataset.catalog.fingerprint == kept.identity["catalog"]
     if is_same and not is_rated(kept):  # with rated items, settings of the run determine `identity["rows"]`
         is_same = describe_rows(dataset, kept.split, rows=kept.users["row"])[1] == kept.identity["rows"]

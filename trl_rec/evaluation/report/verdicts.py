@@ -13,7 +13,7 @@ from trl_rec.evaluation.report.material import Arm, Material, Study
 
 REMARK = (
     "Differences are paired by user and by seed. p is adjusted by Holm's method for all comparisons with the same "
-    "reference and measure. With one seed, a verdict is about the trained models, not about their methods."
+    "reference and metric. With one seed, a verdict is about the trained models, not about their methods."
 )
 
 
@@ -41,7 +41,7 @@ def verdicts_section(material: Material) -> Section | None:
 
 
 def _study_blocks(study: Study) -> list[Block]:
-    """Returns the recommendation and the comparisons of a study, and the arms that the study left out."""
+    """Returns blocks with the recommendation and the comparisons of a study, and the arms that were left out."""
     conclusion = [Verdict(study.conclusion, "better" if study.conclusion.startswith("use ") else "open")]
     verdicts = [*(conclusion if study.conclusion else []), *map(_verdict, study.comparisons)]
     return [
@@ -69,7 +69,7 @@ def _comparisons(material: Material) -> list[Comparison]:
 
 
 def _compared(others: Sequence[Arm], reference: Arm, metric: str) -> list[Comparison]:
-    """Compares recommenders with a reference. Those without per-user values of the metric are left out."""
+    """Compares recommenders with a reference. Recommenders without per-user values of the metric are left out."""
     arms = [arm for arm in (*others, reference) if metric in arm.evaluation.per_user]
     if reference not in arms or len(arms) < 2:
         return []

@@ -10,7 +10,7 @@ from trl_rec.decoding.run_folder import settings_of_run
 from trl_rec.evaluation.saved_model.config import SAVED_PRIOR, EvaluationConfig
 
 
-# Defaults for fields of EvaluationConfig that are set neither by the user nor in the model's run folder.
+# Values for the fields of EvaluationConfig that neither the user nor the run folder of the model sets.
 DEFAULTS: dict[str, Any] = {
     "surface": "title",
     "list_length": None,
