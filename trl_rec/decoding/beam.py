@@ -7,7 +7,7 @@ things make this search faster than `generate`:
 - A step gathers the children of the beams' trie nodes. It never masks the vocabulary and never loops over beams in
   Python.
 - The prompt is stored once in the key-value cache, however many beams continue it (see `prompt_cache.py`).
-- Forced tokens are skipped: they get no forward pass of their own. A token is forced if it is the only legal token at
+- Forced tokens are skipped: no forward pass is spent on them alone. A token is forced if it is the only legal token at
   its node. With `renormalize=True` a forced token has log-probability 0, so a beam in a chain of forced tokens keeps
   its slot and its score. The model reads the whole chain at once, just before the beam branches again.
 

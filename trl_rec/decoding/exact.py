@@ -200,7 +200,7 @@ def _to_read(paths: ListTokens, renormalize: bool) -> Tensor:
 
 
 class _Chunk(NamedTuple):
-    """Nodes that are read together. Those whose logits are needed come last.
+    """Nodes that are read together. The nodes whose logits are needed come last.
 
     Args:
         nodes (`torch.Tensor` of shape `(Q,)`): The nodes.

@@ -28,7 +28,7 @@ from trl_rec.ranges import NOT_NEGATIVE
 class ItemWeights:
     """The weights of the items for a batch of prompts: `w = allowed * (shared + own)`.
 
-    `own` is the value of an item in `values`, or 0 if the item is not in `items`. If `shared` is not given, it is 0 if
+    `own` is the value of an item in `values`, or 0 if the item is not in `items`. The default of `shared` is 0 if
     `items` is given, and 1 otherwise. So by default, every weight is 1.
 
     Args:

@@ -102,7 +102,7 @@ class PopularityBaseline:
         return Rankings(items, np.where(items >= 0, self.popularity[items], -np.inf).astype(np.float32))
 
     def score(self, histories: Rows, items: Ragged) -> np.ndarray:
-        """Returns the popularity of each of the given items, `(len(items.values),)`, whatever the histories are."""
+        """Returns the popularity of each of the given items, `(len(items.values),)`. The histories have no effect."""
         scores: np.ndarray = self.popularity[items.values].astype(np.float64)
         return scores
 

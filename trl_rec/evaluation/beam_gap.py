@@ -69,7 +69,8 @@ class BeamGap:
 
     @property
     def pruning_rate(self) -> float | None:
-        """PruningRate@B: the share of the reachable targets that the beam search loses; None without such targets."""
+        """PruningRate@B: the share of the reachable targets that the beam search loses. None if there are no reachable
+        targets."""
         return self.num_pruned / self.num_reachable if self.num_reachable else None
 
     @classmethod

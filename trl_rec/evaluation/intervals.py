@@ -8,7 +8,7 @@ the order of the users.
 Seeds are too few to be resampled. With three seeds, resampling understates the variance between seeds by a third, and
 one resample in nine contains the same seed three times. Instead, a random error is added to the mean of each resample
 of users. The variance of this error is itself drawn at random, because it can be estimated only roughly from a few
-seeds ([`seed_errors`]). With one seed, no error is added, and the result says nothing about other seeds.
+seeds ([`seed_errors`]). With one seed, no error is added, so the result does not cover the variation between seeds.
 """
 
 from __future__ import annotations

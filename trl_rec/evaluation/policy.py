@@ -239,8 +239,8 @@ class Policy:
         )
 
     def _finished(self, *content: Any) -> FinishedRows | None:
-        """Returns the store of the finished rows of a pass, or None if none are stored. `content` describes the
-        pass."""
+        """Returns the object that stores the finished rows of a pass, or None if rows are not stored. `content`
+        describes the pass."""
         return None if self.finished is None else self.finished.of(self.trie, self.prior, *content)
 
     def _users(self, rows: Dataset) -> np.ndarray | None:

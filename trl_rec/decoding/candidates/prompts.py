@@ -269,8 +269,8 @@ def _split(item: str, catalog: ItemCatalog, ratings: Sequence[float]) -> tuple[s
 def _letter_ids(tokenizer: PreTrainedTokenizerBase, tail: str, surface: str) -> list[int]:
     """Returns the token ids of the letters that name slots.
 
-    If items are titles, tries the `ALPHABETS` in order. Takes the first one whose letters are distinct single tokens
-    after the prompt's tail, where an answer starts.
+    If items are written as titles, returns the first of the `ALPHABETS` whose letters are distinct single tokens after
+    the prompt's tail, where an answer starts.
     """
     if surface != "title":
         return [tokenizer.get_vocab()[f"<{letter}>"] for letter in LETTERS]

@@ -52,9 +52,9 @@ def rank_candidates(
             The prompts contain history and candidates.
         names (`torch.Tensor` of shape `(B, m)`): The token that names each candidate, distinct within a list.
         mask (`torch.Tensor` of shape `(B, m)`): True where there is a candidate; every list has at least one.
-        single_pass (`bool`, *optional*, defaults to `False`): Whether to sort by the scores of the names at the first
-            position of the answer. This takes one forward pass instead of m - 1, but is not what the model was trained
-            for.
+        single_pass (`bool`, *optional*, defaults to `False`): Whether to sort the candidates by the scores that their
+            names have at the first position of the answer. This takes one forward pass instead of m - 1, but the model
+            was not trained for it.
 
     Returns:
         [`RankedCandidates`]: Candidates and scores, `(B, m)` each.

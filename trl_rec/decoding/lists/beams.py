@@ -4,9 +4,9 @@ The beam search works like that of `generate`. The beams of a prompt advance one
 the best `num_beams` lists, complete or not. As in sampling, excluded items and items already in the list are removed
 before the softmax, so without item weights a score is the log-probability of a list under the policy. Tokens that the
 trie forces have log-probability 0 and are skipped, as in `beam.py`. A beam at the end of a chain of forced tokens
-therefore has more tokens than the other beams. Such a beam keeps its slot and its score until the others have caught
-up. If continuations of different beams have equal scores, they keep the order of their beams. If continuations of the
-same beam have equal scores, the one whose subtree contains the lowest item index comes first.
+therefore has more tokens than the other beams. Such a beam keeps its slot and its score until the other beams have as
+many tokens. If continuations of different beams have equal scores, they keep the order of their beams. If
+continuations of the same beam have equal scores, the one whose subtree contains the lowest item index comes first.
 
 Legend: B: prompts, N: beams per prompt, R = B * N, C: children (padded), M = min(N, C), K: items per list.
 """

@@ -3,12 +3,13 @@
 Sampling and beam search both call a `ListDecoder` in a loop. Each round scores the children of each list's node
 (`logps`), chooses one of them, moves the list there (`move`), and lets the model read the new tokens (`read`).
 
-Tokens that the trie forces need no choice and are skipped: they get no forward pass of their own. The model reads them
-together with the last chosen token, just before the next choice. This also holds for forced tokens at the end of an
-item and at the beginning of the next one. Because the number of tokens to read varies, each round copies four integers
-from the device to size its forward pass. If all paths have the same length and every depth has a node that branches,
-as with item tokens and most semantic IDs, skipping forced tokens would save no round. In this case, all lists advance
-by one token per round, whether this token is forced or chosen, and nothing is copied from the device.
+Tokens that the trie forces need no choice and are skipped: no forward pass is spent on them alone. The model reads
+them together with the last chosen token, just before the next choice. This also holds for forced tokens at the end of
+an item and at the beginning of the next item. Because the number of tokens to read varies, each round copies four
+integers from the device to the host, to choose the size of its forward pass. If all paths have the same length and
+every depth has a node that branches, as with item tokens and most semantic IDs, skipping forced tokens would save no
+round. In this case, all lists advance by one token per round, whether this token is forced or chosen, and nothing is
+copied to the host.
 
 Legend: B: prompts, G: lists per prompt, R = B * G, A: lists per prompt that are read in this round (padded), K: items
 per list, S: taken items (padded), C: children (padded), W: tokens to read (right-aligned), U: distinct tokens of the
@@ -239,7 +240,8 @@ class ListDecoder:
     def _free_place(self, leaves: Tensor, taken: Tensor) -> Tensor:
         """Returns the item that each list gets at its leaf, as a place in `trie.items`, `(R,)`.
 
-        This is the item with the largest weight among those that are not taken, or the first of several such items.
+        This is the item with the largest weight among the leaf's items that are not taken. If several items have this
+        weight, it is the first of them.
         """
         first = _first_free(self.trie, leaves, taken)
         if not self.weighted.removes_items or self.trie.max_shared == 1:
@@ -259,7 +261,7 @@ class ListDecoder:
 
     def read(self, lists: Lists, active: Tensor, step: int) -> ListLogits | None:
         """Lets the model read the pending tokens of the `active` lists `(R,)`, after `step` choices. Returns the
-        logits after these tokens, or None if no list has a choice left."""
+        logits after these tokens, or None if no further choice is needed."""
         if step == self.max_steps:
             return None
         pending, max_children = self._pending(lists, active, step)

@@ -65,7 +65,7 @@ class MatchedPrior:
             inside = (items >= 0) & (items < len(targets))
             changes["items"] = torch.where(inside, targets[torch.where(inside, items, 0)], -1)
 
-        # 3. Without shared weights, give each prompt's smallest weight to the items that the prior lacks.
+        # 3. If there are no shared weights, give the items without a weight the smallest weight of each prompt.
         if weights.items is not None and weights.values is not None and is_own:
             new = self._new.to(weights.items.device).expand(len(weights.items), -1)
             changes["items"] = torch.cat([changes["items"], new], 1)

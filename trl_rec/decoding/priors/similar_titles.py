@@ -91,7 +91,7 @@ def _title_vectors(titles: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.nd
     """Makes a normalised vector per title. Returns the item, the word and the value of each entry, `(W,)` each, sorted
     by word.
 
-    If the words of all titles make more than `MOST_PAIRS` pairs, the most frequent words are left out.
+    If the words of all titles result in more than `MOST_PAIRS` pairs of items, the most frequent words are left out.
     """
     # 1. Number the words.
     found = [sorted(set(WORD.findall(title.lower()))) for title in titles]

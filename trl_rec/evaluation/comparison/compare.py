@@ -87,8 +87,8 @@ def compare(
         runs (`Mapping[str, Runs]`): Maps the name of each recommender to the `Evaluation.per_user` of its runs, given
             as a mapping from seeds or as a sequence in the order of the seeds. Runs with the same seed are paired. If
             two recommenders have no seed in common, their runs are paired in order. A recommender without seeds, such
-            as a baseline, has a single run, given with the seed `None` or as a sequence of one. That run is paired
-            with every run of the other recommender.
+            as a baseline, has a single run, given with the seed `None` or as a sequence with one element. This run is
+            paired with every run of the other recommender.
         against (`str`): Name of the reference.
         metric (`str`): The metric to compare.
         alpha (`float`, *optional*, defaults to `0.05`): Significance level of the verdicts.

@@ -58,7 +58,7 @@ def bias_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0, da
     item_counts = np.bincount(ratings.item, minlength=num_items) + damping
     user_counts = np.bincount(ratings.user) + damping
 
-    # Alternating least squares: fit each effect in turn to the residual that the other effect leaves.
+    # Alternating least squares: fit the item effect to the residuals without the user effect, and vice versa.
     item_effect = np.zeros(num_items)
     user_effect = np.zeros(len(user_counts))
     for _ in range(SWEEPS):

@@ -1,9 +1,9 @@
 """Stores the results of the rows that an evaluation has finished, so that an interrupted evaluation can be resumed.
 
-An evaluation makes several passes over its rows, such as a ranking with 50 beams and one with 10. The values of each
-pass are kept in a folder of their own, whose name is a hash of everything that they depend on: the weights of the
-model, the prompts and histories, the trie, the prior, the decoding settings and the versions of the packages. So a
-pass never reads values that were computed with a different model or with different inputs. The batch size and the
+An evaluation makes several passes over its rows, such as a ranking with 50 beams and a ranking with 10 beams. The
+values of each pass are stored in a separate folder, whose name is a hash of everything that the values depend on: the
+weights of the model, the prompts and histories, the trie, the prior, the decoding settings and the package versions.
+So a pass never reads values that were computed with a different model or with different inputs. The batch size and the
 number of processes are not part of the hash, because they affect values only by rounding.
 
 A pass that ends without an error in less than `SECONDS` writes nothing. The folders of all passes are removed when the
@@ -129,7 +129,7 @@ class _Writer:
             self.write()
 
     def write(self) -> None:
-        """Writes the waiting rows. If this fails, nothing is written from then on, but the evaluation goes on."""
+        """Writes the waiting rows. If writing fails, the evaluation continues, but no rows are written any more."""
         if not self._waiting or self._fails:
             return
         rows = np.concatenate([rows for rows, _ in self._waiting])

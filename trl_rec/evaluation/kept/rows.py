@@ -56,7 +56,7 @@ def describe_rows(
 
 
 def _first_groups(catalog: ItemCatalog) -> pa.Array:
-    """Returns the first group of each item, or null if it has none."""
+    """Returns the first group of each item, or null if the item has no group."""
     if catalog.group_column is None:
         return pa.nulls(len(catalog), pa.string())
     column = catalog.items[catalog.group_column].combine_chunks()

@@ -96,9 +96,9 @@ def given_choice(
         prior ([`SavedPrior`]): The prior.
         strength (`float`): The strength.
         k (`int`): The cutoff of the metric.
-        recorded (*optional*): The choice that the output folder contains, from [`read_choice`]. If it has the kind of
-            `prior` and the given strength, the returned prior gets the recorded eps, so that the recorded setting is
-            repeated exactly. Otherwise, the prior keeps its own eps.
+        recorded (*optional*): The choice that the output folder contains, from [`read_choice`]. If the kind of prior
+            and the strength of this choice equal the given ones, the recorded eps is used, so that the recorded
+            setting is repeated exactly. Otherwise, the prior keeps its own eps.
     """
     # Use the recorded eps only if it is a valid value, because `choice.json` may have been edited.
     eps = getattr(prior, "eps", None)

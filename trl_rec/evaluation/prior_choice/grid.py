@@ -28,7 +28,8 @@ class Setting(NamedTuple):
 
     Args:
         strength (`float`): Exponent of the weights; 0 is the policy alone.
-        eps (`float`, *optional*): Weight of the popularity. None if the prior has no such weight, and at strength 0.
+        eps (`float`, *optional*): Weight of the popularity. None if the prior has no such weight, or if the strength
+            is 0.
     """
 
     strength: float
@@ -101,7 +102,7 @@ def is_on_grid(strength: object, eps: object, *, has_eps: bool) -> bool:
 
 
 def with_setting(prior: AnyPrior, setting: Setting) -> AnyPrior:
-    """Returns the prior with another setting. The prior keeps its eps if the setting has none."""
+    """Returns the prior with another setting. If the setting has no eps, the prior keeps its eps."""
     has_eps = setting.eps is not None and hasattr(prior, "eps")
     changed: dict[str, Any] = {"strength": setting.strength, **({"eps": setting.eps} if has_eps else {})}
     return replace(prior, **changed)

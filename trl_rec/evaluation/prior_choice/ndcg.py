@@ -69,7 +69,7 @@ def ndcg_by_setting(
 
 def _strong_columns(scores: Tensor, weights: Mapping[float | None, Tensor], places: Tensor) -> Tensor:
     """Returns distinct columns `(B, P')` that contain the best items by score, the best items by the weights of one
-    eps, and the targets. Rows with fewer such columns than others are filled up with further columns."""
+    eps, and the targets. Shorter rows are filled up with arbitrary further columns."""
     by_score = scores.topk(NUM_STRONG, 1).indices
     by_weight = [one.topk(NUM_STRONG, 1).indices for one in list(weights.values())[:1]]
     is_strong = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)

@@ -1,9 +1,9 @@
 """Draws the charts of a report with matplotlib, as SVG elements that can be placed in an HTML page.
 
-The elements contain no scripts and no links to other files. They contain nothing random and no dates, so equal values
-give equal bytes. The colours are CSS variables of the page (`--ink`, `--rule`, `--series-0`, ...), so a chart is light
-or dark like the page. Labels are text rather than shapes. The page itself writes the legends, because it can wrap a
-long legend on a narrow screen.
+The elements contain no scripts and no links to other files. They contain no dates and no random ids, so the same
+values always give the same SVG. The colours are CSS variables of the page (`--ink`, `--rule`, `--series-0`, ...), so a
+chart is light or dark like the page. Labels are text rather than shapes. Legends are not part of the charts but of the
+page, where a long legend can be wrapped on a narrow screen.
 """
 
 from __future__ import annotations

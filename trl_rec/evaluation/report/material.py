@@ -120,7 +120,7 @@ class Study:
         name (`str`): The name of the study folder.
         primary (`str`): The primary measure, which was fixed before the first run.
         comparisons (`Sequence[Comparison]`): The results of the comparisons that were fixed before the first run.
-        conclusion (`str`): The recommendation; empty if the study makes none.
+        conclusion (`str`): The recommendation of the study. Empty if there is no recommendation.
         left_out (`Sequence[tuple[str, str]]`): The arms that were not run, each with the reason.
         facts (`Sequence[tuple[str, str]]`): Names and values of facts such as the command and the commit.
     """

@@ -50,8 +50,8 @@ def evaluate_with_baselines(
         recorded (*optional*): The choice that the output folder contains, as in [`given_choice`].
         sequence (`Callable`, *optional*): Function that trains the baseline `"sequence"` on the dataset, such as
             `SequenceBaseline().fit`. Required if `config.baselines` contains it.
-        output (*optional*): The output folder. If it is given, finished rows are kept there until [`write_results`]
-            has written the results, so that an interrupted evaluation can be resumed.
+        output (*optional*): The output folder. If it is given, finished rows are stored in this folder until
+            [`write_results`] has written the results, so that an interrupted evaluation can be resumed.
 
     Returns:
         The evaluation of each recommender by name.

@@ -17,9 +17,10 @@ from trl_rec.evaluation.saved_model.config import SAVED_PRIOR, EvaluationConfig
 
 
 def kind_and_strength(config: EvaluationConfig) -> tuple[str, float | None] | None:
-    """Returns the kind of the prior and its given strength, which is None if the strength will be chosen.
+    """Returns the kind and the given strength of the prior. The strength is None if it will be chosen on the
+    validation split.
 
-    Returns None instead if there is no prior, if a saved prior keeps its saved strength and eps, or if [`load_prior`]
+    Returns a single None if there is no prior, if a saved prior keeps its saved strength and eps, or if [`load_prior`]
     will raise an error.
 
     Args:
@@ -39,7 +40,7 @@ def kind_and_strength(config: EvaluationConfig) -> tuple[str, float | None] | No
 
 
 def keeps_saved_setting(config: EvaluationConfig) -> bool:
-    """Returns whether the prior is the saved one, with the strength and eps that were saved with it."""
+    """Returns whether the saved prior is used with the strength and eps that were saved with it."""
     return config.prior == SAVED_PRIOR and config.prior_strength is None
 
 
