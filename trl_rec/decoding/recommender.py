@@ -331,7 +331,7 @@ class Recommender:
 
 
 class RunParts(NamedTuple):
-    """What a run folder contains besides the model. The fields are those of [`Recommender`]."""
+    """The content of a run folder besides the model. The fields are those of [`Recommender`]."""
 
     tokenizer: PreTrainedTokenizerBase
     catalog: ItemCatalog
@@ -344,7 +344,7 @@ class RunParts(NamedTuple):
 def load_parts(
     path: Path, name: str | Path, catalog: ItemCatalog | str | Path | None = None, *, with_prior: bool
 ) -> RunParts:
-    """Loads what a run folder contains besides the model. Error messages call the folder `name`."""
+    """Loads the content of a run folder besides the model. Error messages call the folder `name`."""
     if not (path / SETTINGS).is_file():
         raise ValueError(
             f"{name} is not a run folder ({SETTINGS} is missing); pass the output folder of a trl-rec trainer"

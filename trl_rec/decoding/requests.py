@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Request(NamedTuple):
-    """A history, and the number and the choice of items that may be recommended after it.
+    """A history, the number of items to recommend after it, and restrictions on these items.
 
     Args:
         history (`np.ndarray` of shape `(N,)`): Item indices, oldest first.

@@ -1,4 +1,5 @@
-"""Priors: item weights computed without the policy, for example from counts of which items follow each other.
+"""Defines priors, which compute item weights without the policy, for example from counts of which items follow each
+other.
 
 A prior is any object with a method `weights(histories)` that returns the [`ItemWeights`] of a batch of histories.
 [`rank_histories`], [`Policy`] and [`Recommender`] accept a prior and multiply the policy's probabilities by its

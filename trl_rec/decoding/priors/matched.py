@@ -92,7 +92,7 @@ class MatchedPrior:
 
     @cached_property
     def _targets(self) -> Tensor:
-        """The index of each of the prior's items in the catalogue; -1 if it cannot be recommended."""
+        """The index in the catalogue of each of the prior's items; -1 if the item cannot be recommended."""
         targets = torch.full((int(self.sources.max(initial=-1)) + 1,), -1)
         known = torch.nonzero(self._sources >= 0).squeeze(1)
         targets[self._sources[known]] = known

@@ -114,7 +114,7 @@ def _known(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Study:
-    """The content of a study's file besides the results of its arms.
+    """The content of a study file besides the results of its arms.
 
     Args:
         name (`str`): The name of the study folder.
@@ -135,7 +135,7 @@ class Study:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """Everything that the sections of a page need.
+    """The data from which the sections of a page are made.
 
     Args:
         arms (`Sequence[Arm]`): The recommenders in the order of the tables.
