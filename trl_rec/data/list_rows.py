@@ -1,4 +1,4 @@
-"""Builds rows whose completion is a list: the next few new items that a user chooses, in order.
+"""Builds rows whose completion is a list: the next few items that a user chooses for the first time, in order.
 
 Items that the user has chosen before are skipped, so a list contains distinct items and none of the items of its
 history. The lists that a model samples have the same two properties if decoding excludes the items of the history. The

@@ -93,7 +93,7 @@ def match_items(old: ItemCatalog, new: ItemCatalog) -> CatalogChange:
 
 
 def changed_ids(change: CatalogChange) -> np.ndarray:
-    """Returns the known items whose semantic IDs have changed, as indices into the joint catalogue."""
+    """Returns the items of the old catalogue whose semantic IDs have changed, as indices into the joint catalogue."""
     ids = change.catalog.semantic_ids
     old = change.old.semantic_ids
     assert ids is not None and old is not None

@@ -1,8 +1,8 @@
 """Determines whether a model accepts a custom attention mask, and builds the mask in the format that the model needs.
 
-A custom mask is needed if a row contains several completions of one prompt. A model with sliding windows ignores its
-windows if it is given a custom mask. The result is still correct if the prompt and any single completion together fit
-into the window.
+A custom mask is needed if a row contains several completions of one prompt, or several branches (see `branches.py`). A
+model with sliding windows ignores its windows if it is given a custom mask. The result is still correct if the prompt
+and any single completion together fit into the window.
 """
 
 from __future__ import annotations
