@@ -1,9 +1,10 @@
-"""Preference training in stages: sources of negatives, checks for leaks, and the loop over the stages.
+"""Trains on preferences in stages: builds preference tables, checks them for leaks, and runs the stages in a loop.
 
 `pipeline.py` runs the three parts of Align³GR: semantic IDs, supervised fine-tuning, and the stages.
 
-`sequence.py` and `studies/` have nothing to do with stages. `sequence.py` contains the baseline `sequence` of `trl-rec
-evaluate`, a small model that is trained on the log. `studies/` trains and compares several recommenders.
+The modules `sequence*.py` and the package `studies` do not use stages. `sequence.py` contains the baseline `sequence`
+of `trl-rec evaluate`, a small model that is trained on the interaction log. `studies` trains and compares several
+recommenders.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Checks settings and data of preference stages before any training, so that errors do not appear after hours."""
+"""Checks the settings and data of preference stages before any training, so that errors do not occur hours later."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule:
         )
 
     # 3. Build the tables of the unfinished feedback stages, so that errors in them are raised before any training.
-    # This is possible because these tables do not depend on a policy.
+    # This is possible before training, because these tables do not depend on a policy.
     for number, stage in enumerate(stages, 1):
         is_finished = (schedule.folder(number, stage) / "stage.json").is_file()
         if stage.source == "feedback" and not is_finished:

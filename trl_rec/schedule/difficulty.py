@@ -40,7 +40,7 @@ def self_play_buckets(prefixes: Dataset, beams: np.ndarray, catalog: ItemCatalog
     targets = column(prefixes, "target")
     possible = _can_be_negative(column(prefixes, "user"), targets, beams, surface_codes(catalog), train)
 
-    # Difficulty of each beam, (N, W). Values of beams that cannot be negatives are not used.
+    # Difficulty of each beam, (N, W). The values for beams that cannot be negatives are replaced by -1 below.
     if catalog.surface == "semantic_id":
         level = np.minimum(_num_shared_tokens(catalog, beams, targets), 2)
     else:

@@ -59,8 +59,8 @@ def draw_below(rows: np.ndarray, count: int, sizes: np.ndarray, seed: int) -> np
     # 1. Give the rows with small ranges all of their numbers.
     out = np.where(np.arange(count) < sizes[:, None], np.arange(count), -1)
 
-    # 2. Round the size of each other row up to a power of two. Rows with the same power are processed together: draw
-    # numbers below this power, and skip numbers that are not below the size of their row.
+    # 2. For all other rows, round the size up to a power of two. Rows with the same power are processed together:
+    # numbers below this power are drawn, and numbers that are not below the size of their row are skipped.
     bits = np.frexp(np.maximum(sizes - 1, 0))[1]  # bits of the largest number below each size
     for power in np.unique(bits[sizes > count]).tolist():
         group = np.flatnonzero((bits == power) & (sizes > count))

@@ -89,7 +89,7 @@ def feedback_preferences(
     targets = liked_targets[even_sample(len(liked_targets), max_prompts, seed)]
     prefixes = prefixes_at(train, targets, max_history=max_history)
 
-    # 3. Draw negatives of the same user.
+    # 3. For each liked target, draw negatives from the items that the same user rated lower.
     codes = None if catalog is None else surface_codes(catalog)
     pool = _NegativePool.from_split(train, is_liked, is_negative, codes)
     return preference_table(prefixes, pool.draw(column(prefixes, "user"), targets, num_negatives, seed))

@@ -1,4 +1,4 @@
-"""Trains on preferences in stages. The policy that a stage starts from is also the reference of this stage.
+"""Trains a policy on preferences in stages. The policy that a stage starts from is also the reference of this stage.
 
 Each stage starts from the policy that the previous stage trained. If that policy was not kept, the stage starts from
 the same policy as the previous stage. A stage has its own folder, which contains the beams of self-play, checkpoints,
@@ -45,7 +45,7 @@ from trl_rec.trainer.softmax_dpo.trainer import SoftmaxDPOTrainer
 
 logger = logging.getLogger(__name__)
 
-# Files in the folder of a policy that do not belong to the policy, but to the run or schedule that trained it.
+# Files in a policy's folder that belong to the run or the schedule that trained the policy, not to the policy itself.
 NOT_THE_POLICY = (
     "checkpoint-*",
     "self-play",

@@ -1,4 +1,4 @@
-"""The three parts of Align³GR: semantic IDs of items and users, multi-task fine-tuning, and preference stages.
+"""Runs the three parts of Align³GR: semantic IDs of items and users, multi-task fine-tuning, and preference stages.
 
 Each part has its own folder, and a finished part is not run again. If the process is killed, the same call resumes
 in the unfinished part, and ends with the same IDs and weights as an uninterrupted call.
@@ -57,10 +57,10 @@ def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = Fa
 
 
 def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecModelConfig) -> Path:
-    """Part 2: fine-tunes a policy on the tasks in `config.tasks`, or only on the next-item task if there are none.
+    """Part 2: fine-tunes a policy on the tasks in `config.tasks` or, if it is not set, only on the next-item task.
 
     Args:
-        dataset: The dataset, with the surface in which the policy writes items.
+        dataset: The dataset. Its catalogue must have the surface in which the policy writes items.
         config: Configuration of the trainer. The policy is saved to `output_dir`, and training resumes from the
             newest checkpoint in this folder.
         model_config: Which model to load, or how to make one from scratch.

@@ -150,9 +150,9 @@ def _write_or_check(path: Path, plan: dict[str, Any], defaults: dict[str, Any], 
         plan: The plan.
         defaults: The default of each setting. It is used for the settings that are missing in the old plan, because
             the version that wrote the old plan did not have them.
-        work: Pattern of the files and folders that training writes beside `path`. If there are none, `plan` replaces
-            the old plan.
-        parts: What the user has to delete to start again, in words for the message.
+        work: Pattern of the files and folders that training writes beside `path`. If no file matches it, `plan`
+            replaces the old plan.
+        parts: Description, for the message, of the files that the user has to delete to start again.
     """
     plan = as_json(plan)  # tuples become lists, as in the file
 

@@ -87,8 +87,8 @@ def _ends_with(history: Ragged, row: np.ndarray, values: np.ndarray, position: n
     """
     matched = np.zeros(len(history), bool)
     for back in range(1, int(history.lengths.max(initial=0)) + 2):
-        # Earlier passes dropped the matches that differ from the history of their row. A match that is left after the
-        # whole history has been compared is therefore successful.
+        # Earlier iterations dropped the matches that differ from the history of their row. So if the whole history of
+        # a row has been compared, a match that is left for this row directly follows the history.
         complete = history.lengths[row] < back
         matched[row[complete]] = True
         row = row[~complete]
@@ -96,7 +96,7 @@ def _ends_with(history: Ragged, row: np.ndarray, values: np.ndarray, position: n
         if not len(row):
             break
 
-        # Keep the other matches only if their next older item is that of the history.
+        # Of the other matches, keep those whose next older item equals the next older item of the history.
         same = history.values[history.offsets[row + 1] - back] == values[position - back]
         row = row[same]
         position = position[same]

@@ -75,8 +75,8 @@ def random_preferences(
 ) -> Dataset:
     """Builds a preference table with random negatives, excluding the user's items in the training split.
 
-    Softmax-DPO uses such negatives. The random order in which a row draws items depends only on the seed and the index
-    of the row.
+    The Softmax-DPO paper uses such negatives. The negatives of a row are drawn in a random order, which depends only
+    on the seed and the index of the row.
 
     Args:
         prefixes: Prompts from `training_prefixes`.
@@ -103,7 +103,8 @@ def random_preferences(
     known = TrainingPairs.from_split(train, codes)
 
     def _is_allowed(rows: np.ndarray, drawn_codes: np.ndarray) -> np.ndarray:
-        """Returns whether each code may be drawn: neither the row's target nor a training item of its user has it."""
+        """Returns whether each code may be drawn, that is, whether it differs from the codes of the row's target and
+        of all items that the row's user has in the training split."""
         is_allowed: np.ndarray = (drawn_codes != target_codes[rows]) & ~known.contain(users[rows], drawn_codes)
         return is_allowed
 
@@ -113,7 +114,8 @@ def random_preferences(
 
 
 def preference_table(prefixes: Dataset, rejected: Ragged) -> Dataset:
-    """Builds a preference table. The targets of the prefixes are the chosen items. `rejected` has a row per prefix."""
+    """Builds a preference table. The targets of the prefixes are the chosen items. `rejected` has one row per
+    prefix."""
     history = split_rows(prefixes, "history")
     columns = {
         "user": pa.array(column(prefixes, "user"), pa.int32()),

@@ -1,4 +1,4 @@
-"""Builds prefixes for preference training: the history before each training target, or before a sample of them.
+"""Builds prefixes for preference training: the history before each training target, or before each of a sample.
 
 Targets are sampled before their prefixes are built, because all prefixes of long histories would take far more memory
 than the interactions themselves.
@@ -23,8 +23,8 @@ def training_prefixes(
 
     Args:
         train: `RecDataset.train`. Other splits raise `ValueError`.
-        max_prompts (*optional*, defaults to all): Maximum number of prefixes, sampled uniformly. They stay in the
-            order of the split.
+        max_prompts (*optional*, defaults to all): Maximum number of prefixes, sampled uniformly. The sampled prefixes
+            stay in the order of the split.
         max_history (*optional*, defaults to all): Maximum number of items in a prefix. The newest items are kept.
         seed (*optional*, defaults to `0`): Seed of the sample.
 

@@ -82,8 +82,8 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
         if prior is not None:
             results |= evaluate_product(after, prior, some, "after", **measured)
 
-    # 2. Write and print on the main process. The other processes wait until everything is written. If one of them
-    # crashed on exit before that, the launcher would also end the main process.
+    # 2. Write and print the results on the main process. The other processes wait until everything is written. If one
+    # of the other processes crashed on exit before that, the launcher would also end the main process.
     if PartialState().is_main_process:
         _write_run_folder(reports, results, start, schedule)
         history = "excluded" if config.eval_exclude_history else "not excluded"
@@ -155,15 +155,16 @@ def _policy(folder: str | Path, schedule: Schedule) -> Policy:
 
 
 def _keeping(policy: Policy, schedule: Schedule) -> Policy:
-    """Returns a copy of the policy with a resumable evaluation, which saves finished rows in the output folder."""
+    """Returns a copy of the policy whose evaluation saves finished rows in the output folder, so that it can be
+    resumed."""
     return replace(policy, finished=FinishedRows.of_model(schedule.output, policy.model))
 
 
 def _complete_run_folder(schedule: Schedule) -> None:
     """Writes `recommender.json` and the catalogue if the folder of the last policy lacks them.
 
-    They are missing if no stage was kept and the first policy did not come from a run folder. It may be a downloaded
-    model, for example.
+    They are missing if no stage was kept and the first policy did not come from a run folder, as is the case for a
+    downloaded model.
     """
     if not (schedule.output / SETTINGS).is_file():
         settings = recommender_settings(schedule.config, renormalize=schedule.config.normalize == "catalogue")

@@ -117,9 +117,9 @@ def _read_or_rank(store: PartStore, part: range, rank: Callable[[range], np.ndar
 
 
 def _digest(settings: str, prompt_format: PromptFormat, trie: TokenTrie, users: np.ndarray) -> str:
-    """Returns a hash of the settings, the prompt format, the trie and, if the prompts contain users, the users."""
+    """Returns a hash of the settings, the prompt format, the trie and, if the prompts name the users, the users."""
     texts = [array for part in (prompt_format.pieces, prompt_format.paths) for array in (part.offsets, part.values)]
-    if prompt_format.users is not None:  # the prompts contain users
+    if prompt_format.users is not None:  # the prompts contain the semantic IDs of users
         texts += [users, prompt_format.users.offsets, prompt_format.users.values]
     if len(prompt_format.separator):
         texts.append(prompt_format.separator)

@@ -1,10 +1,10 @@
-"""The baseline `sequence`: a small transformer over item tokens, trained on the training split with cross-entropy.
+"""Provides the baseline `sequence`, a small transformer over item tokens that is trained with cross-entropy.
 
-The model is trained once, kept in the user's cache folder, and read by later calls. The name of its folder is a hash
-of the training and validation rows, the recipe and the version of this package. During training, the folder contains
-checkpoints. If the process is killed, the next call continues from the newest checkpoint. A folder counts as trained
-only if it contains a mark, which `write_mark` writes last. The mark contains the size and a hash of each weight file,
-so that damaged weights are detected.
+The model is trained once on the training split, kept in the user's cache folder, and loaded by later calls. The name
+of its folder is a hash of the training and validation rows, the recipe and the version of this package. During
+training, the folder contains checkpoints. If the process is killed, the next call continues from the newest
+checkpoint. Training counts as complete only if the folder contains a mark, a file that `write_mark` writes last. The
+mark contains the size and a hash of each weight file, so that damaged weights are detected.
 
 The folder is a run folder: its `recipe.yaml` trains the same model with `trl-rec bear`.
 """
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 class SequenceBaseline:
-    """Recommends the items that a small sequence model expects next. The model is trained on the training split.
+    """Recommends the most likely next items according to a small sequence model that is trained on the training split.
 
     The model resembles SASRec: it is a causal transformer with one token per item, trained with cross-entropy at every
     position. Its checkpoint is chosen by NDCG@10 on the validation split. The user does not have to set anything,
@@ -73,7 +73,7 @@ class SequenceBaseline:
         self.num_items = 0
 
     def fit(self, dataset: RecDataset) -> SequenceBaseline:
-        """Trains the model, or reads it if it was trained before. Only a single process can train.
+        """Trains the model, or loads it if it was trained before. Only a single process can train it.
 
         Args:
             dataset (`RecDataset`): The dataset, with any surface. The test split is not used.
@@ -87,7 +87,7 @@ class SequenceBaseline:
         self.recipe = sequence_recipe(dataset, seed=self.seed, exclude_history=self.exclude_history)
         self.folder = self.cache / _fingerprint(dataset, self.recipe)
 
-        # Read the model, or train it. Reading needs no lock, so several processes can read at the same time.
+        # Load the model, or train it. Loading needs no lock, so several processes can load it at the same time.
         policy = _read(self.folder, dataset, self.recipe)
         if policy is None:
             if PartialState().num_processes > 1:
@@ -152,7 +152,7 @@ def _read(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) -> Policy |
         except ValueError as error:  # a damaged file that the mark does not list, such as config.json
             damage = str(error)
         else:
-            logger.info("baseline sequence: read from %s, %s", folder, describe(mark.run))
+            logger.info("baseline sequence: loaded the trained model from %s (%s)", folder, describe(mark.run))
             return policy
     logger.warning("baseline sequence: %s is damaged (%s), so the model is trained again", folder, damage)
     return None

@@ -1,19 +1,22 @@
-"""Makes the recipe of the baseline `sequence`, by a rule that derives all sizes from the log.
+"""Makes the recipe of the baseline `sequence`, by a rule that derives all sizes from the interaction log.
 
 For MovieLens-100k (1,682 items, long histories), the rule gives roughly the settings of the recipe `bear/ml-100k`, and
 for Amazon Beauty (12,101 items, short histories) roughly those of `bear/beauty`. These two recipes were tuned on
 validation.
 
-- **Size.** A catalogue of fewer than `MANY_ITEMS` items gets the model `SMALL`, any other the model `LARGE`.
-- **Start.** The embeddings of the items start from their co-occurrence, so that a few passes are enough.
-- **Row length.** The smallest power of two that holds 99 % of the training sequences, but at least 16 and at most 128.
-  Longer sequences are cut into overlapping rows.
-- **Batch.** As many rows as hold about `STEP_TOKENS` items, rounded to a power of two.
-- **Steps.** As many as `NUM_PASSES` passes over the log need, but at least `MIN_STEPS` and at most `MAX_STEPS`. The
-  upper limit bounds the training time for long logs. The learning rate always falls to 0 at the last step.
-- **Loss.** Cross-entropy at every position over all items. With more than `MOST_SCORED` items, cross-entropy over the
-  target and `NUM_SAMPLED` sampled items.
-- **Checkpoint.** The best of 20, by NDCG@10 on at most `MAX_USERS` validation users.
+- **Size.** The model is `SMALL` if the catalogue has fewer than `MANY_ITEMS` items, and `LARGE` otherwise.
+- **Start.** The item embeddings start from vectors computed from the co-occurrence of items. A few passes over the log
+  then suffice.
+- **Row length.** The length of a row is the smallest power of two into which 99 % of the training sequences fit, but
+  at least 16 and at most 128. Longer sequences are cut into overlapping rows.
+- **Batch.** The number of rows is chosen so that a batch contains about `STEP_TOKENS` items. It is rounded to a power
+  of two, and is at most `MAX_BATCH`.
+- **Steps.** The steps suffice for `NUM_PASSES` passes over the log, but are at least `MIN_STEPS` and at most
+  `MAX_STEPS`. The upper limit bounds the training time for long logs. The learning rate always falls to 0 at the last
+  step.
+- **Loss.** The loss is cross-entropy over all items, at every position. If there are more than `MOST_SCORED` items, it
+  is computed over the target and `NUM_SAMPLED` sampled items instead.
+- **Checkpoint.** Of 20 checkpoints, the one with the highest NDCG@10 on at most `MAX_USERS` validation users is used.
 """
 
 from __future__ import annotations
@@ -118,5 +121,5 @@ def _has_pairs(dataset: RecDataset) -> bool:
 
 
 def _power_of_two(value: float, rounded: np.ufunc | Any) -> int:
-    """Returns a power of two near `value`. Its exponent is rounded by the given function."""
+    """Returns a power of two near `value`. Its exponent is the base-2 logarithm of `value`, rounded by `rounded`."""
     return int(2 ** rounded(np.log2(value)))

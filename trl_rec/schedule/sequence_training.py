@@ -1,7 +1,7 @@
 """Trains the baseline `sequence` in its folder.
 
-If the process is killed, the next call resumes from the newest checkpoint. After a few seconds, training logs how long
-it will take.
+If the process is killed, the next call resumes from the newest checkpoint. After a few seconds of training, the
+estimated remaining time is logged.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from trl_rec.trainer.bear.trainer import BearTrainer
 logger = logging.getLogger(__name__)
 METRIC = "eval_ndcg@10"  # the checkpoint with the highest value is kept
 RESUMES = "the same command continues from the newest checkpoint"
-SAMPLE_SECONDS = 5.0  # after this training time, the total time is estimated
+SAMPLE_SECONDS = 5.0  # after this training time, the remaining time is estimated
 
 
 def train_sequence(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) -> None:
-    """Trains the model in a folder, from the newest checkpoint if there is one, and marks the folder as trained."""
+    """Trains the model in a folder, from the newest checkpoint if there is one, and marks the training as complete."""
     # 1. Remove the mark of a damaged model, because a folder has a mark only when its training is complete.
     start = time.monotonic()
     (folder / MARK).unlink(missing_ok=True)
@@ -61,13 +61,13 @@ def train_sequence(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) ->
             f"XDG_CACHE_HOME to another folder; {RESUMES} if there is one"
         ) from error
 
-    # 3. Mark the model as complete, and delete what was only needed to resume.
+    # 3. Mark the model as complete, and delete the checkpoints, which were needed only to resume.
     run = {METRIC: trainer.state.best_metric, "step": trainer.state.best_global_step}
     write_mark(folder, run, trainer.launch)
     for checkpoint in checkpoints(folder):
         shutil.rmtree(checkpoint)
     time_taken = in_words(time.monotonic() - start)
-    logger.info("baseline sequence: trained in %s, %s; kept in %s", time_taken, describe(run), folder)
+    logger.info("baseline sequence: training took %s (%s); the model is in %s", time_taken, describe(run), folder)
     trainer.accelerator.free_memory()
     del trainer
     gc.collect()  # reference cycles would keep the optimizer's tensors in memory
@@ -92,12 +92,13 @@ def _model_keys(recipe: dict[str, Any]) -> list[str]:
 
 
 def describe(run: Mapping[str, Any]) -> str:
-    """Describes in words which checkpoint was chosen. `run` is the field `run` of the folder's mark."""
+    """Returns a description of the chosen checkpoint. `run` is the field `run` of the mark in the folder."""
     return f"validation NDCG@10 {run[METRIC]:.4f} at step {run['step']:,}"
 
 
 class _Progress(TrainerCallback):
-    """Logs once, after a few seconds, how long training will take. Also logs the metric of each checkpoint.
+    """Logs once, after a few seconds, how long the rest of training will take. Also logs the metric of each
+    checkpoint.
 
     The first steps of an epoch have the longest rows, so an estimate from their mean time would be too high.
     Therefore, the estimate assumes that the time of a step is proportional to its number of tokens.
@@ -110,7 +111,7 @@ class _Progress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Logs the size of the training."""
+        """Logs the first and the last step of training, and the length of rows."""
         self.start_time = time.monotonic()
         self.start_step = state.global_step
         self.trainer.read_metrics()

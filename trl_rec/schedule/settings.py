@@ -1,4 +1,4 @@
-"""The settings that all stages of a schedule share."""
+"""Defines and checks the settings that all stages of a schedule share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Dataset, trainer configuration and model options of a preference schedule.
+    """The dataset, the trainer configuration and the model options of a preference schedule.
 
     Args:
         dataset (`RecDataset`): The dataset. Its catalogue must have the surface that the policy writes.

@@ -33,7 +33,7 @@ def stage_preferences(
     """Builds the preference table of a stage, and computes statistics of it (see [`bucket_report`]).
 
     Args:
-        number: Number of the stage, from 1. It is added to the seed, so that the stages sample different prompts and
+        number: Number of the stage, starting at 1. Added to the seed, so that the stages sample different prompts and
             negatives.
         stage: The stage.
         policy, tokenizer: The policy that the stage starts from, and its tokenizer. Only self-play uses them.

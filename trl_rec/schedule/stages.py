@@ -1,4 +1,4 @@
-"""Settings of a preference stage: the source and difficulty of its negatives, and options of its training."""
+"""Defines the settings of a preference stage: the source and difficulty of its negatives, and training options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The set of (user, item) pairs in the training split, stored as a sorted array of integers for binary search.
+"""Stores the (user, item) pairs of the training split as a sorted array of integers, in which pairs can be looked up.
 
 A model cannot distinguish items with the same text. Where this matters, each item is replaced by a code that is equal
 for all items with the same text.

@@ -1,4 +1,7 @@
-"""The trainers, with their configs, collators and builders. Each trainer is a subclass of a TRL trainer."""
+"""Exports the trainers, their configs and collators, and functions that build them.
+
+Each trainer is a subclass of a TRL trainer.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -67,7 +67,7 @@ def test_a_measurement_that_was_removed_is_repeated_only_with_the_same_inputs(ru
     other = replace(run, keys={"seed": 1})
     finish(run)
     shutil.rmtree(run.path)
-    with pytest.raises(ValueError, match=r"made with different inputs \(keys\); a study measures the test split"):
+    with pytest.raises(ValueError, match=r"made with different inputs \(keys\); a study measures each arm and seed"):
         finish(other)
     assert finish(run) == 1
 

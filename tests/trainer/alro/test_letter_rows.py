@@ -78,6 +78,6 @@ def test_the_rating_stage_trains_on_letter_rows(tmp_path: Path, monkeypatch: pyt
         assert sum(marks) == count and len(marks) > count and str(seen["rows"].split) == "train"
     with pytest.raises(ValueError, match="letter_lists needs candidates that are named by letters"):
         learn_ratings(model, tokenizer, prompt_format, dataset, tmp_path / "run", letter_lists=5, **QUIET)
-    with pytest.raises(ValueError, match="letter_lists are part of the rating stage; set rating_epochs"):
+    with pytest.raises(ValueError, match="letter_lists adds rows to the rating stage, but rating_epochs=0"):
         RatingStageConfig(letter_lists=5)
     assert load(tmp_path / "data").train.split == dataset.train.split

@@ -1,4 +1,5 @@
-"""A study fixes its arms, seeds and comparisons before training, and measures each arm once on the test split."""
+"""Runs studies, which compare recommenders (arms) that are fixed beforehand, and measure each arm once on the test
+split."""
 
 from typing import TYPE_CHECKING
 

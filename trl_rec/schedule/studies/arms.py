@@ -1,5 +1,7 @@
-"""Reads the arms of a study, which are baselines, lists made elsewhere, trainings, and policies of trainings that are
-measured in another way. Refuses inconsistent arms."""
+"""Reads the arms of a study, and raises an error if they are inconsistent.
+
+An arm is a baseline, a file of lists made elsewhere, a training, or another measurement of a training's policies.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from trl_rec.schedule.studies.config import StudyConfig
 
 
 TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")
-# Maps each kind of arm to the keys that such an arm may have. An arm is of a kind if it has the key of this name, such
-# as `baseline`. Any other arm is a training, with the keys `OF_A_TRAINING`.
+# Maps each kind of arm to the keys that such an arm may have. The name of a kind, such as `baseline`, is also a key
+# that all arms of this kind have. An arm of none of these kinds is a training, with the keys `OF_A_TRAINING`.
 KINDS = {
     "baseline": {"baseline"},
     "lists": {"lists", "needs"},
@@ -50,8 +52,8 @@ class Arm:
         recipe: The keys of the verb, without those that the study sets.
         tokenize: Keys of `trl-rec tokenize`. If given, the arm uses a copy of the dataset whose semantic IDs are made
             with these keys.
-        grid: The points to choose from. Each point maps keys to values that take precedence over those of `recipe`.
-            Without a grid, there is one point, an empty mapping.
+        grid: The points (combinations of values) to choose from. Each point maps keys to values that take precedence
+            over those of `recipe`. Without a grid, the only point is an empty mapping.
         start (*optional*): Name of the arm whose policy this training starts from.
         seeds: The seeds of the training. If `policy` is set, the seeds of the arm that it names.
         headroom (*optional*): Upper bound, measured beforehand, on how far this arm can exceed the arm named by
@@ -81,7 +83,7 @@ class Arm:
 
 
 def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]]) -> dict[str, Arm]:
-    """Returns the arms by name, each after the arm that it starts from. Raises `ValueError` if they are inconsistent.
+    """Returns the arms by name, each after the arm that it starts from. Raises `ValueError` if arms are inconsistent.
 
     Args:
         config: The configuration of the study.
@@ -99,8 +101,8 @@ def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]])
             raise ValueError(f"arms: {name!r} and {slugs[arm.slug]!r} would share a folder; rename one of them")
         slugs[arm.slug] = name
 
-    # 2. Check that each baseline exists, and that `policy` names a training. If an arm starts from another one, check
-    #    that the other arm is a training and has all seeds of this arm.
+    # 2. Check that each baseline exists, and that `policy` and `start` name trainings. The arm named by `start` must
+    # have all seeds of the arm that starts from it.
     _check_baselines(arms)
     _check_policies(arms, config)
     for name, arm in arms.items():
@@ -338,7 +340,10 @@ def _text(where: str, key: str, value: Any) -> str:
 
 
 def _in_order(arms: dict[str, Arm]) -> dict[str, Arm]:
-    """Orders the arms so that each comes after the arm that it starts from. Raises `ValueError` for a cycle."""
+    """Orders the arms so that each comes after the arm that it starts from.
+
+    Raises `ValueError` if arms start from each other in a cycle.
+    """
     ordered: dict[str, Arm] = {}
     while len(ordered) < len(arms):
         ready = [

@@ -1,11 +1,12 @@
-"""Chooses a point (one combination of values) of each arm's grid on validation, before the test split is measured.
+"""Chooses a point (one combination of values) of each arm's grid on validation, before the test split is used.
 
 Points are compared by the measure `choose_by` of the study or, by default, by its primary measure.
 
 The best value of a measure is the highest one or, for measures such as `disliked@10`, the lowest one.
 
 `choice.json` contains the chosen points and the validation measures. This file is never replaced. If a later call
-would write other contents, an error is raised, because the test split may have been measured with the first choice.
+would write other contents, an error is raised, because arms may already have been measured on the test split with the
+first choice.
 """
 
 from __future__ import annotations
@@ -83,9 +84,9 @@ def write_choice(
         arms: The arms by name, including all trainings.
         values: The values of each training, as given to [`choose`].
         chosen: Maps each training to the index of its chosen point in `Arm.grid`.
-        decided: Other entries of the file, which are also fixed before the test split is measured: the primary
-            measure, the measure and the seed used for the choice, the smallest difference that the study can detect,
-            and the arms that are left out.
+        decided: Other entries of the file, which are also fixed before any arm is measured on the test split: the
+            primary measure, the measure and the seed used for the choice, the smallest difference that the study can
+            detect, and the arms that are left out.
     """
     choice: dict[str, Any] = as_json(
         {
@@ -116,8 +117,8 @@ def write_choice(
             was = "nothing" if old is None else point_name(old["chosen"]) or "the recipe without grid values"
             now = point_name(entry["chosen"]) or "the recipe without grid values"
             raise ValueError(
-                f"according to {path}, {was} was chosen for {name}, but the runs now lead to {now}; the test split "
-                "may have been measured with the first choice, so use another output_dir for a new study"
+                f"according to {path}, {was} was chosen for {name}, but the runs now lead to {now}; the arm may have "
+                "been measured on the test split with the first choice, so use another output_dir for a new study"
             )
     raise ValueError(
         f"the values that the study would now write, such as the validation measures, differ from those in {path}; "

@@ -1,4 +1,4 @@
-"""The keys of a study's recipe, which name the data, the arms, the seeds, the primary measure and the comparisons."""
+"""Defines the keys of a study's recipe: the data, the arms, the seeds, the primary measure and the comparisons."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class StudyConfig:
               made with these keys;
             - `seeds`: the seeds of this training, if it uses only some of the study's seeds. The first one must be the
               study's first seed;
-            - `needs`: what the data must have, such as `{users: 200, ratings: true, titles: true}`. If the data lacks
-              anything that is named here, the arm is left out. An arm with `lists` may also have this key;
+            - `needs`: what the data must have, such as `{users: 200, ratings: true, titles: true}`. If the data does
+              not meet all of these needs, the arm is left out. An arm with `lists` may also have this key;
             - `headroom`: an upper bound, measured beforehand, on how far this arm can exceed the arm named by
               `against` in the primary measure.
         against (`str`): Name of the arm that the other arms are compared with. Another arm is recommended only if it
@@ -48,8 +48,8 @@ class StudyConfig:
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`): Seeds of the trainings.
         primary (`str`, *optional*, defaults to `"ndcg@10"`): Measure used to test comparisons.
         choose_by (`str`, *optional*): Measure on validation by which the study chooses the points of grids and, if
-            several arms are better, the one to recommend. Defaults to `primary`. Set it if the trainings do not
-            measure `primary` on validation. For example, they do not measure `pruned@10`.
+            several arms are better, the one to recommend. Defaults to `primary`. Set it if `primary` is a measure that
+            trainings do not compute on validation, such as `pruned@10`.
         only_validation (`bool`, *optional*, defaults to `False`): Whether the study ends after the trainings, and
             compares them on validation. No arm is then measured on the test split.
         metrics (`list[str]`, *optional*, defaults to `["recall@10"]`): Other measures to show in the table.

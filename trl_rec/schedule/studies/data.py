@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def make_dataset(study: Study) -> RecDataset:
     """Makes and loads the dataset of a study.
 
-    Runs `prepare` unless a dataset folder is given, and runs `tokenize` if the study has settings for it.
+    Runs `trl-rec prepare` unless a dataset folder is given, and `trl-rec tokenize` if the study has settings for it.
     """
     runs = []
     if study.config.dataset is None:
@@ -51,7 +51,7 @@ def make_ids(study: Study) -> None:
 
 
 def _prepare(study: Study, run: Run) -> None:
-    """Runs `prepare` or `tokenize`, unless it is finished and the dataset still exists."""
+    """Runs `trl-rec prepare` or `trl-rec tokenize`, unless it is finished and the dataset still exists."""
     run = replace(run, path=study.folder / "data" / run.verb)
     keys = {"output_dir": study.dataset_folder} if run.verb == "prepare" else {}
     run = replace(run, keys={**run.keys, **keys}, has_folder=False)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
-    """Leaves out the arms whose needs the data does not meet, and the arms that depend on them. Reports each reason.
+    """Leaves out the arms whose needs the data does not meet, and the arms that depend on such arms. Reports the
+    reasons.
 
     An arm depends on another arm if it starts from the other arm's policies or measures them again.
     """
@@ -55,10 +56,10 @@ def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
 
 
 def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
-    """Reports the smallest difference that the study can detect, and leaves out the arms that cannot gain as much.
+    """Reports the smallest difference that the study can detect, and leaves out arms whose possible gain is smaller.
 
-    The most that an arm can gain is its headroom. If an arm is left out, so are the arms that start from its policies
-    or measure them again.
+    The largest possible gain of an arm is its headroom. If an arm is left out, the arms that start from its policies
+    or measure its policies again are left out too.
     """
     config = study.config
     found = resolution(
@@ -100,7 +101,7 @@ def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
 
 
 def _say_headroom(study: Study, found: Resolution) -> None:
-    """Reports how much the arms can gain. Arms with the same bound share a line."""
+    """Reports the headroom of each arm. Arms with the same headroom are reported in one line."""
     arms: dict[float, list[str]] = {}
     for name, arm in study.trainings.items():
         headroom = found.headroom(arm)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trl_rec.schedule.studies.study import Study
 
 
-# Keys of `trl-rec evaluate` that only apply to models. Baselines and lists are measured without them.
+# Keys of `trl-rec evaluate` that apply only to models. They are left out when baselines and lists are measured.
 OF_MODELS = ("exhaustive", "best_of")
 
 
@@ -66,8 +66,8 @@ def measure(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str,
 def measure_on_validation(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str, Measured]:
     """Returns the measurements on validation that the trainings made at their end. The test split is not read.
 
-    The arguments are those of [`measure`]. The results of baselines come from the measurement of
-    the first training.
+    The arguments are those of [`measure`]. The results of the baselines are those in the measurement of the first
+    training.
     """
     if not trained:
         raise ValueError("only_validation: the study has no training to measure; leave only_validation out")
@@ -84,7 +84,7 @@ def measure_on_validation(study: Study, trained: Mapping[str, Mapping[int, Run]]
 
 @dataclass(frozen=True)
 class Measured:
-    """Where the measurements of an arm are.
+    """The folders that contain the measurements of an arm.
 
     Args:
         folders: The evaluation folder of each seed; the seed is None for an arm without seeds.
@@ -114,8 +114,8 @@ class Measured:
 def _measure_again(study: Study, arm: Arm, runs: Mapping[tuple[str, int | None], Run]) -> dict[int, Run]:
     """Returns the measurement of each seed of an arm of the kind "policy".
 
-    If the arm does not set `evaluation`, these are the measurements of the arm named by `policy`, which are not
-    repeated.
+    If the arm does not set `evaluation`, the measurements of the arm named by `policy` are returned, and nothing is
+    measured again.
     """
     assert arm.policy is not None
     of_policy = {seed: runs[arm.policy, seed] for seed in arm.seeds}
@@ -128,7 +128,8 @@ def _measure_again(study: Study, arm: Arm, runs: Mapping[tuple[str, int | None],
 
 
 def _further_baselines(study: Study) -> dict[str, list[str]]:
-    """Returns the key `baselines` of `trl-rec evaluate`, if an arm is a baseline that is not evaluated by default."""
+    """Returns the key `baselines` of `trl-rec evaluate`, or no key if every baseline of the study is evaluated by
+    default."""
     named = [arm.baseline for arm in study.arms.values() if arm.baseline is not None]
     further = [name for name in dict.fromkeys(named) if name not in BASELINES]
     return {"baselines": [*BASELINES, *further]} if further else {}

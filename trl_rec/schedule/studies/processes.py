@@ -1,4 +1,4 @@
-"""Runs verbs of `trl-rec` in separate processes, at most one per run folder.
+"""Runs verbs (subcommands of `trl-rec`) in separate processes, at most one process per run folder.
 
 If the study is killed, the processes that it started may keep running. Each process has inherited the lock of its run,
 so the next call of the study waits for this process instead of starting a second one in the same folder.
@@ -52,7 +52,7 @@ def launch(words: Sequence[str], log: Path, lock: int | None, threads: int) -> P
 
 
 def thread_variables(threads: int) -> Mapping[str, str]:
-    """Returns environment variables that limit the threads of numerical libraries and disable those of tokenizers."""
+    """Returns environment variables that limit the threads of numerical libraries, and disable tokenizer threads."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return {**dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
 
@@ -62,7 +62,8 @@ class Busy(Exception):
 
 
 class Lock:
-    """Lock of a run, inherited by the processes of the run. Raises [`Busy`] if such a process still holds the lock.
+    """Locks a run. The process of the run inherits the lock. Raises [`Busy`] if an earlier process still holds the
+    lock.
 
     Args:
         run (`Path`): The run folder. The lock is on a hidden file beside this folder.

@@ -1,4 +1,4 @@
-"""Counts the remaining runs of a study, and estimates the time they need from the times of the finished runs."""
+"""Counts the remaining runs of a study, and estimates how long they will take from the times of the finished runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from trl_rec.printing import in_words
 if TYPE_CHECKING:
     from trl_rec.schedule.studies.study import Study
 
-TEST = "test split"  # the kind of the runs that measure the test split
+TEST = "test split"  # the kind of the runs that measure arms on the test split
 
 
 class Progress:
-    """Counts the runs of a study by kind, such as an arm's trainings or the measurements of the test split.
+    """Counts the runs of a study by kind, such as an arm's trainings or the measurements on the test split.
 
     Args:
         kinds (`Sequence[str]`): The kind of each run.

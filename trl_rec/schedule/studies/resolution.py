@@ -1,8 +1,8 @@
 """Estimates the smallest difference that a study can detect, and how much each arm can gain (its headroom).
 
 Both are computed before the first training, from the baselines on the validation split. A headroom that the study's
-recipe contains takes precedence. Otherwise, a headroom can be computed only for arms whose models see item ids and no
-item texts: these models cannot recommend an item that is not in the training split.
+recipe contains takes precedence. Otherwise, a headroom can be computed only for arms whose models read item ids and no
+item texts, because such models cannot recommend an item that is not in the training split.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SURFACES = {"bear": "item_token", "blade": "item_token", "align3gr": "semantic_i
 
 @dataclass(frozen=True)
 class Resolution:
-    """What a study can detect, and what limits the gain of its arms.
+    """The smallest difference that a study can detect, and values that limit the gain of its arms.
 
     Args:
         smallest: The smallest difference in the primary measure that the study can detect; None if the baselines do
@@ -44,7 +44,7 @@ class Resolution:
             split; None if the measure is not in `BOUNDED`.
         reference: The primary measure, on the validation split, of the arm that the other arms are compared with
             (the study's `against`); None if that arm is not one of the baselines measured here.
-        only_ids: Names of the arms whose models see item ids and no item texts (see [`knows_only_ids`]).
+        only_ids: Names of the arms whose models read item ids and no item texts (see [`knows_only_ids`]).
     """
 
     smallest: float | None
@@ -117,7 +117,7 @@ def resolution(
 
 
 def knows_only_ids(arm: Arm, arms: Mapping[str, Arm]) -> bool:
-    """Returns whether the models of an arm see item ids and no item texts, at every point of its grid.
+    """Returns whether the models of an arm read item ids and no item texts, at every point of the arm's grid.
 
     Such a model cannot recommend an item outside the training split. The result is False if a model may have read
     texts of the items, or may have been trained on other data.

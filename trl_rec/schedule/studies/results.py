@@ -40,7 +40,7 @@ def conclude(
 
     Args:
         study: The study.
-        resolved: What the study can detect, and what limits the gain of its arms.
+        resolved: The smallest difference that the study can detect, and values that limit the gain of its arms.
         chosen: Maps each training to the index of its chosen point in `Arm.grid`.
         measured: The measurements of each arm.
     """
@@ -105,7 +105,8 @@ def conclude(
 def compare_pairs(
     pairs: Sequence[tuple[str, str]], runs: Mapping[str, Mapping[int | None, PerUser]], metric: str
 ) -> list[Comparison]:
-    """Compares each pair in which both arms were measured. The p-values are adjusted over all these pairs together."""
+    """Compares the two arms of each pair, if both were measured. The p-values are adjusted for the number of these
+    pairs."""
     found = []
     for name, against in pairs:
         if name in runs and against in runs:
@@ -237,7 +238,7 @@ def study_table(
     against: str,
     split: str = "test",
 ) -> str:
-    """Makes the table of a study, with one row per measured arm. A row also compares the arm with the arm `against`.
+    """Makes the table of a study. Each row contains the figures of a measured arm, and its comparison with `against`.
 
     Below the rows are one line per comparison with an arm other than `against`, one line per arm that is left out, and
     a legend.
@@ -249,7 +250,7 @@ def study_table(
         against: The arm that the columns "difference", "adjusted p" and "verdict" compare with.
         split: The split that was measured.
     """
-    # 1. One row per arm.
+    # 1. Make one row per measured arm.
     with_reference = {one.name: one for one in comparisons if one.against == against}
     rows = [["", "seeds", *metrics, f"{metrics[-1]} by seed", "validation", "difference", "adjusted p", "verdict"]]
     for name, arm in arms.items():
@@ -278,7 +279,7 @@ def study_table(
     width = max(len(row[-1]) for row in rows)
     lines = aligned([[*row[:-1], row[-1].ljust(width)] for row in rows])
 
-    # 2. The other comparisons, and the arms that are left out.
+    # 2. Add one line for each other comparison and for each arm that is left out.
     lines += [""]
     for one in comparisons:
         if one.against != against:

@@ -28,14 +28,14 @@ POLL = 0.1  # seconds between two checks of whether processes have ended
 
 @dataclass(frozen=True)
 class Run:
-    """A verb with its keys.
+    """One execution of a verb with its keys, in a folder of its own.
 
     Args:
         title: Title of the run in messages, such as `bear (bear_weight=2.75), seed 0`.
         verb: The verb.
         keys: All keys of the verb. If `has_folder` is True, `output_dir` is not among them.
         path: The run folder.
-        once: Whether the run must never be repeated with other inputs. True for measurements of the test split.
+        once: Whether the run must never be repeated with other inputs. True for measurements on the test split.
         has_folder: Whether the verb writes to the run folder, rather than to a dataset folder.
     """
 
@@ -98,8 +98,9 @@ def seconds_if_finished(run: Run) -> float | None:
     if run.once:
         differing = next(name for name in now if record.get(name) != now[name])
         raise ValueError(
-            f"{run.path} contains a measurement of the test split that was made with different inputs ({differing}); "
-            "a study measures the test split only once, so choose another output_dir for a new study"
+            f"{run.path} contains a measurement on the test split that was made with different inputs ({differing}); "
+            "a study measures each arm and seed only once on the test split, so choose another output_dir for a new "
+            "study"
         )
     return None
 
@@ -154,8 +155,9 @@ def _start_some(
 ) -> list[_Active]:
     """Starts up to `num_places` of the waiting runs, and removes them from `waiting`.
 
-    A run that an earlier process is still working on moves to the end of `waiting`. The user is told about each such
-    run only once. For this purpose, `has_said` contains the folders of the runs that the user has been told about.
+    If a process of an earlier call is still working on a run, the run is moved to the end of `waiting`. The user is
+    told about each such run only once. For this purpose, `has_said` contains the folders of the runs that the user has
+    been told about.
     """
     started = []
     for run in waiting[:num_places]:
@@ -165,7 +167,7 @@ def _start_some(
         except Busy:
             waiting.append(run)
             if run.path not in has_said:
-                say(f"{run.title}: a process of an interrupted study is still at work; waiting for it")
+                say(f"{run.title}: waiting for a process of an interrupted study, which is still running")
             has_said.add(run.path)
             time.sleep(POLL)
             continue
@@ -181,7 +183,8 @@ def _start(run: Run, launch: Launch, threads: int) -> _Active | None:
         if seconds_if_finished(run) is not None:
             lock.release()
             return None
-        # Keep the record of a test measurement. With it, a later call refuses other inputs even if this run is killed.
+        # Keep the record of a measurement on the test split, so that a later call refuses other inputs even if this
+        # run is killed.
         if not run.once:
             run.record.unlink(missing_ok=True)
         write_recipe(run)

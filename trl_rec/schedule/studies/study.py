@@ -1,13 +1,13 @@
-"""Runs a study: trains the arms, chooses a point of each grid on validation, and measures the test split once.
+"""Runs a study: trains the arms, chooses a point of each grid on validation, and measures each arm on the test split.
 
 A study has these steps:
 
 1. Make the dataset.
 2. Leave out the arms whose needs the data does not meet. Estimate the smallest difference that the study can detect,
-   and leave out the arms that cannot gain as much.
+and leave out the arms whose possible gain is smaller.
 3. Train every point of every grid with the first seed, choose a point of each grid, and write down the choice.
 4. Train the chosen points with the other seeds.
-5. Measure the test split, and make the table.
+5. Measure each arm once on the test split, and make the table.
 
 Every run is a process with its own folder, and a finished run is not repeated. So the same call continues a study that
 was killed, and ends with the same table.
@@ -76,7 +76,7 @@ class Study:
         self.command = command
         self._launch = start
 
-        # The dataset is given, or made by `prepare`.
+        # 1. Find the dataset folder, which is given or will be made by `trl-rec prepare`.
         self.made = {}  # keys of the verbs that make the data
         for verb in ("prepare", "tokenize"):
             self.made[verb] = with_recipe(getattr(config, verb) or {}, read_recipe)
@@ -87,7 +87,7 @@ class Study:
             )
         self.dataset_folder = config.dataset or str(self.made["prepare"]["output_dir"])
 
-        # The arms, the comparisons, and the keys of the measurements.
+        # 2. Read the arms, the comparisons, and the keys of the measurements on the test split.
         self.arms = read_arms(config, read_recipe)
         self.comparisons = read_comparisons(config, self.arms)
         check_primary(config.choice_measure, self.arms, recommend=config.recommend)
@@ -132,14 +132,14 @@ class Study:
             dataset = make_dataset(self)
             self._check_plan(dataset)
 
-            # Leave out arms whose needs are not met or whose gain cannot be detected. Report how many runs remain.
+            # Leave out the arms whose needs are not met or whose gain cannot be detected. Report how many runs remain.
             leave_out_unmet(self, dataset)
             resolved = leave_out_undecidable(self, dataset)
             make_ids(self)
             self.progress = progress_of(self)
             self.say(f"study in {self.folder}: {self.progress.place} runs finished, {self.progress.remaining()}")
 
-            # Choose on validation, then measure the test split once.
+            # Choose points on validation, and then measure each arm once on the test split.
             chosen = choose_points(self, resolved)
             trained = train_chosen(self, chosen)
             measured = measure_on_validation(self, trained) if self.config.only_validation else measure(self, trained)

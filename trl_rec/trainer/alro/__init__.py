@@ -1,4 +1,4 @@
-"""ALRO: fine-tunes a model to order a list of rated candidates."""
+"""Exports the ALRO trainer, which fine-tunes a model to order a list of rated candidates."""
 
 from typing import TYPE_CHECKING
 

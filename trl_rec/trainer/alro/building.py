@@ -1,4 +1,7 @@
-"""Builds an [`AlroTrainer`] from the options of a recipe. Optionally, the model is first trained in a rating stage."""
+"""Builds an [`AlroTrainer`] from the options of a recipe.
+
+Optionally, a model from scratch is first trained to predict ratings. This is called the rating stage.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +40,11 @@ def build_alro_trainer(
     model_config: RecModelConfig,
     rating: RatingStageConfig | None = None,
 ) -> AlroTrainer:
-    """Returns a trainer that is ready to train. If `rating_epochs` is above 0, runs the rating stage before returning.
+    """Runs the rating stage if `rating_epochs` is above 0, and returns a trainer that is ready to train.
 
     Args:
-        dataset: The dataset, which must have ratings. Its catalogue determines the surface to train on. The validation
-            split is evaluated during training.
+        dataset: The dataset, which must have ratings. Its catalogue determines the surface, that is, how items are
+            written in prompts. The validation split is evaluated during training.
         config: The training configuration. The model of the rating stage is saved in `output_dir/rating`.
         model_config: Which model to load or make.
         rating (*optional*): The configuration of the rating stage, which is skipped if `rating_epochs` is 0.
@@ -52,7 +55,7 @@ def build_alro_trainer(
         raise ValueError(
             "rating_epochs requires a model trained from scratch; remove rating_epochs or model_name_or_path"
         )
-    check_output(config)  # here, so that an error is raised before the rating stage rather than after it
+    check_output(config)  # called here already, so that an error is raised before the rating stage
 
     # 1. Build the model. Check that each split has lists to rank, and that these lists fit in `max_length`.
     ratings = rating_values(dataset.train)
@@ -117,7 +120,7 @@ def build_ranker(
     """
     tokens = rated_tokens(catalog, ratings, letters=letters)
     if config.model_name_or_path is None:
-        # From scratch: add all tokens before making the model, so that all embeddings are initialised the same way.
+        # For a model from scratch, add all tokens first, so that all embeddings are initialised the same way.
         item_tokenizer = make_tokenizer(catalog)
         item_tokenizer.add_tokens(tokens)
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **scratch_options(config))
@@ -125,7 +128,8 @@ def build_ranker(
             start_from_vectors(model, item_tokenizer, catalog, vectors(), seed=seed)
         return model, item_tokenizer, get_peft_config(config)
 
-    # Pretrained: add embeddings for the new tokens. They are trained even if an adapter freezes all other embeddings.
+    # For a pretrained model, add embeddings for the new tokens. The new embeddings are trained even if an adapter
+    # freezes all other embeddings.
     model, tokenizer, adapter = build_model(
         catalog, config, seed=seed, trust_remote_code=trust_remote_code, item_vectors=vectors, change=change
     )

@@ -79,7 +79,7 @@ class RatedListCollator(EpochCounter):
         completions = join(shown, answers)
         is_answer = join(_filled(shown, 0), _filled(answers, 1))
 
-        # 3. Pad.
+        # 3. Pad all rows to the same length.
         per_order = (len(rows), self.num_orders, -1)
         return {
             "prompt_ids": _tensor(prompts, self.pad_token_id, left=True),
@@ -94,7 +94,7 @@ class RatedListCollator(EpochCounter):
         }
 
     def _orders(self, candidates: np.ndarray, ratings: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
-        """Returns the index of the candidate in each slot, `(S, m)`."""
+        """Returns, for each order of a list, the index of the candidate at each position in the prompt, `(S, m)`."""
         if self.given_order is None:
             return draw_slots(len(candidates), self.num_orders, key)
 
@@ -113,7 +113,8 @@ class RatedListCollator(EpochCounter):
         return join(answers, Ragged.repeated(np.array([self.prompt_format.eos]), len(answers)))
 
     def _histories(self, rows: list[dict[str, Any]], taken: np.ndarray) -> Ragged:
-        """Tokenizes the rated histories. They are truncated to leave room for `taken` tokens of list and answer."""
+        """Tokenizes the rated histories. They are truncated so that `taken` tokens of the list and its answer also fit
+        in `max_length`."""
         histories = _column(rows, "history", np.int64)
         ratings = _column(rows, "history_ratings", np.float64)
         # All orders of a list have the same number of tokens, so the first order of each list suffices.

@@ -26,7 +26,7 @@ class AlroConfig(RecConfig, SFTConfig):
     With `lambda_weight=0` and `permutation_weight=0`, training is supervised fine-tuning on the order of the
     candidates. Each list is presented in one order if `permutation_weight` is 0, and in two orders otherwise.
 
-    The Greek letters come from summaries that others wrote of the paper, because its full text was not available.
+    The full text of the paper was not available, so the Greek letters below come from other authors' summaries of it.
 
     Args:
         lambda_weight (`float`, *optional*, defaults to `1.0`): Weight of the soft lambda loss (alpha). This loss
@@ -40,22 +40,24 @@ class AlroConfig(RecConfig, SFTConfig):
             loss (gamma). Use 8 to 10 with `score="prob"`.
         pair_sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the pairwise comparison of expected
             positions in the soft lambda loss (sigma).
-        delta (`str`, *optional*, defaults to `"target"`): Order in which the distance between two candidates is
-            measured. The soft lambda loss weights each pair of candidates by this distance. `"target"`: the order of
-            the target answer. `"model"`: the order that the model predicts.
+        delta (`str`, *optional*, defaults to `"target"`): The soft lambda loss weights each pair of candidates by the
+            distance between their positions in an order, which this option selects. `"target"`: the order of the
+            target answer. `"model"`: the order that the model predicts.
         distance (`str`, *optional*, defaults to `"jsd"`): Distance in the permutation-sensitive loss: `"jsd"`
             (Jensen-Shannon divergence), `"symkl"` (symmetric KL divergence) or `"ce"` (cross-entropy).
         softmax (`str`, *optional*, defaults to `"legal"`): Tokens over which the supervised loss computes the softmax.
-            `"legal"`: the names of the candidates that are not yet in the answer, as in decoding. `"vocabulary"`: the
-            whole vocabulary. The model then also learns to end the answer with EOS.
+            `"legal"`: as in decoding, the names of the candidates that are not yet in the answer (the name of a
+            candidate is the token that identifies it in the answer). `"vocabulary"`: the whole vocabulary. The model
+            then also learns to end the answer with EOS.
         num_candidates (`int`, *optional*, defaults to `10`): Maximum number of candidates per list, from 2 to 26.
         stride (`int`, *optional*): Number of candidates between the starts of consecutive training lists of a user.
             By default `num_candidates`, so that the lists do not overlap.
         max_history (`int`, *optional*, defaults to `20`): Maximum number of rated items in a history.
         candidate_order (`str`, *optional*, defaults to `"shuffled"`): Order in which training prompts show the
             candidates. `"shuffled"`: a random order. `"given"`: by mean rating in training, best first, as a retriever
-            might show them. The user's own ratings are left out of the means. If `permutation_weight` is not 0, the
-            second order is random in both cases. Evaluations always show random orders.
+            might show them. The user's own ratings are left out of the means. If `permutation_weight` is not 0, each
+            list is also presented in a second order, which is random in both cases. Evaluations always show random
+            orders.
         letters (`bool`, *optional*): Whether candidates are named by letters. By default, candidates are named by
             their own tokens if every item is a single token, and by letters otherwise.
         prompt_candidates (`str`, *optional*): Text between the history and the candidates. (For this trainer, the
@@ -97,7 +99,10 @@ class AlroConfig(RecConfig, SFTConfig):
     )
     delta: Literal["target", "model"] = field(
         default="target",
-        metadata={"help": "order in which the soft lambda loss measures the distance of candidates: target or model"},
+        metadata={
+            "help": "order of candidates that determines the weight of each pair in the soft lambda loss: target (the "
+            "order of the target answer) or model (the order that the model predicts)"
+        },
     )
     distance: Literal["jsd", "symkl", "ce"] = field(
         default="jsd",

@@ -19,7 +19,7 @@ DAMPING = 1.0  # number of artificial ratings, each equal to the mean of all rat
 
 @dataclass(frozen=True, eq=False)
 class GivenOrder:
-    """The ratings of the training split, summed by item. Make it with `from_split`.
+    """Orders candidates by their mean ratings in the training split. Create it with `from_split`.
 
     Args:
         totals (`np.ndarray` of shape `(num_items,)`): Sum of the ratings of each item.
@@ -31,14 +31,15 @@ class GivenOrder:
 
     @classmethod
     def from_split(cls, train: Dataset, num_items: int) -> GivenOrder:
-        """Sums the ratings of a training split, each interaction once."""
+        """Sums and counts the ratings of each item in a training split. Every interaction is used once."""
         ratings = train_ratings(train, num_items)
         return cls(
             np.bincount(ratings.item, ratings.rating, num_items), np.bincount(ratings.item, minlength=num_items)
         )
 
     def slots(self, candidates: np.ndarray, ratings: np.ndarray) -> np.ndarray:
-        """Returns the index of the candidate in each slot, `(m,)`. Candidates with equal means keep their order.
+        """Returns the indices of the candidates, best mean first, `(m,)`. Candidates with equal means keep their
+        order.
 
         Args:
             candidates: The items of a training list, `(m,)`.

@@ -1,9 +1,9 @@
 """Builds training rows that teach a model from scratch which item a letter names.
 
 A row lists some items of the training split with their letters, as a prompt does. It then repeats the items in another
-order, and each is followed by its letter. Only the letters are labels. A pretrained language model can already look up
-what a letter names. A small model from scratch does not learn this from lists of candidates, because there it
-would have to learn at the same time which items a user likes.
+order, each followed by its letter. Only the letters after the repeated items are labels. A pretrained language model
+can already look up what a letter names. A small model from scratch does not learn this from lists of candidates alone,
+because it would have to learn at the same time which items a user likes.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def build_letter_rows(
         num_lists: Number of rows.
         num_candidates: Number of items per row.
         max_length: Maximum number of tokens per row.
-        seed (*optional*, defaults to `0`): Seed of the items and of both orders.
+        seed (*optional*, defaults to `0`): Seed for drawing the items of each row and the order of their repetition.
     """
-    # 1. Draw the items of each row, all of them from training, and the order in which they are repeated.
+    # 1. Draw the items of each row from the training split, and the order in which they are repeated.
     check_is_train(split, "models")
     if not len(prompt_format.letters):
         raise ValueError("letter_lists needs candidates that are named by letters; set letters to true")
@@ -47,7 +47,7 @@ def build_letter_rows(
     items = np.stack([draw.choice(known, count, replace=False) for _ in range(num_lists)])  # (num_lists, count)
     orders = np.stack([draw.permutation(count) for _ in range(num_lists)])
 
-    # 2. Write the lists, then each item in the second order with its letter.
+    # 2. Tokenize the lists, and the repeated items, each followed by its letter.
     lists = Ragged.from_lengths(items.ravel(), np.full(num_lists, count))
     slots = Ragged.from_lengths(np.tile(np.arange(count), num_lists), np.full(num_lists, count))
     shown, names = prompt_format.encode_candidates(lists, slots)
@@ -58,13 +58,13 @@ def build_letter_rows(
     pairs = _per_row(join(item_ids, letter_ids), count)
     pair_labels = _per_row(join(_ignored(item_ids), letter_ids), count)
 
-    # 3. Join the head and both parts.
+    # 3. Join the head of the prompt, the list and the repeated items of each row.
     head = Ragged.repeated(prompt_format.prompt_head, num_lists)
     rows = join(head, shown, pairs)
     if rows.lengths.max() > max_length:
         raise ValueError(
-            f"a list of {count} items that teaches their letters takes up to {rows.lengths.max()} tokens, but "
-            f"rating_max_length is {max_length}; raise it"
+            f"a row that teaches the letters of {count} items takes up to {rows.lengths.max()} tokens, but "
+            f"rating_max_length is {max_length}; raise rating_max_length"
         )
     columns = {
         "input_ids": rows.to_arrow(),
@@ -75,7 +75,7 @@ def build_letter_rows(
 
 
 def _per_row(pieces: Ragged, count: int) -> Ragged:
-    """Joins each `count` consecutive pieces to one row."""
+    """Joins every `count` consecutive pieces into one row."""
     return Ragged(pieces.values, pieces.offsets[::count])
 
 

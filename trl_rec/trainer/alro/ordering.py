@@ -102,7 +102,7 @@ class CandidateOrderingMixin(RecTrainerMixin):
             )
 
     def seconds_per_user(self, split: Dataset) -> SecondsPerUser:
-        """Estimates how long it takes to rank the candidates of a user."""
+        """Estimates how many seconds it takes to rank the candidates of one user."""
         rows = self.rows_of(split)
         numbers = rows.with_format("numpy")[:]["row"]
         lengths = split_rows(rows, "history").lengths

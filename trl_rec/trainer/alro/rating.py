@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from trl_rec.trainer.alro.config import AlroConfig
 
 
-# Fields of `AlroConfig` that the rating stage copies.
+# Fields of `AlroConfig` whose values are also used for the rating stage.
 SHARED = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -60,7 +60,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RatingStageConfig:
-    """Recipe options of the rating stage. The stage also copies the fields listed in `SHARED` from [`AlroConfig`].
+    """Recipe options of the rating stage. The stage also uses the values of the [`AlroConfig`] fields that `SHARED`
+    lists.
 
     Args:
         rating_epochs (`float`, *optional*, defaults to `0.0`): Number of epochs of the rating stage. 0 skips the
@@ -89,7 +90,10 @@ class RatingStageConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.letter_lists and not self.rating_epochs:
-            raise ValueError("letter_lists are part of the rating stage; set rating_epochs as well")
+            raise ValueError(
+                "letter_lists adds rows to the rating stage, but rating_epochs=0 skips this stage; set rating_epochs, "
+                "or leave letter_lists out"
+            )
 
     def options(self, args: AlroConfig) -> dict[str, Any]:
         """Returns keyword arguments for [`learn_ratings`]. Shared fields are copied from `args`."""

@@ -61,7 +61,7 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     first_new = np.where(number > 0, width - step, 0)
     is_new = within(items.lengths) >= np.repeat(first_new, items.lengths)
 
-    # 3. Tokenize each item and its rating. Only the tokens of new ratings are labels.
+    # 3. Tokenize each item and its rating. Only the tokens of ratings that are not in the previous window are labels.
     item_ids = prompt_format.items.take(items.values)
     rating_ids = prompt_format.ratings.take(prompt_format.nearest(ratings.values))
     is_label = np.repeat(is_new, rating_ids.lengths)
@@ -69,7 +69,7 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     pieces = join(item_ids, rating_ids)
     labels = join(_ignored(item_ids), rating_labels)
 
-    # 4. Join the prompt head and the tokens of each window into one row.
+    # 4. For each window, join the head of the prompt and the tokens of the window into one row.
     head = Ragged.repeated(prompt_format.prompt_head, len(items))
     row_offsets = pieces.offsets[items.offsets]
     columns = {

@@ -1,6 +1,6 @@
-"""Concludes a run on rated lists: saves the model, and evaluates it and the baselines.
+"""Ends an ALRO run: saves the model, and evaluates how it and the baselines order rated candidates.
 
-The config field `final_split` selects the split.
+The config field `final_split` selects the split that is evaluated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def conclude_ranking(
 ) -> dict[str, Evaluation]:
     """Saves a trained model, and evaluates how it and the baselines order the candidates of a held-out split.
 
-    `final_split` selects the split. The results are written to the run folder and printed.
+    The config field `final_split` selects the split. The results are written to the run folder and printed.
 
     Args:
         trainer: A trainer after training.

@@ -16,7 +16,7 @@ from trl_rec.models.completions import CompletionLogits, completion_logps
 
 
 class AnswerTable(NamedTuple):
-    """One table and one supervised loss per order of each list.
+    """The tables and the supervised losses of a batch. There is one of each per order of each list.
 
     Args:
         logps (`torch.Tensor` of shape `(B, S, m, m)`): Row k contains the log-probability of each candidate's name at
@@ -33,14 +33,14 @@ class AnswerTable(NamedTuple):
 
 
 def answer_table(read: CompletionLogits, inputs: dict[str, Tensor], *, vocabulary: bool) -> AnswerTable:
-    """Computes the tables of a batch in at least float32.
+    """Computes the tables and the supervised losses of a batch, in at least float32.
 
     Args:
         read: The output of [`read_completions`] with `scored=answer_mask`.
         inputs: A batch of [`RatedListCollator`].
-        vocabulary: Whether the softmax of the supervised loss covers the vocabulary. The loss then includes EOS.
-            Otherwise the softmax covers the names that are not yet in the answer. The last name is then forced and has
-            no loss.
+        vocabulary: Whether the softmax of the supervised loss covers the vocabulary. If so, the loss includes EOS.
+            Otherwise, the softmax covers the names that are not yet in the answer, so the last name is the only choice
+            and has no loss.
     """
     answer = inputs["answer_mask"]  # (B, S, C)
     candidates = inputs["candidate_mask"]  # (B, m)

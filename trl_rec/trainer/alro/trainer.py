@@ -229,8 +229,8 @@ def _display_name(args: AlroConfig) -> str:
 
 
 def _gradient_norms(parts: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Returns the norm of the gradient of each part of the loss, averaged over lists and not weighted. Keeps the graph
-    for the backward pass."""
+    """Returns the gradient norm of each unweighted part of the loss. Each part is first averaged over lists. The graph
+    is kept for the backward pass."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     norms = {}
     for name, part in parts.items():

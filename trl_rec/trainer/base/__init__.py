@@ -1,4 +1,4 @@
-"""The parts that all trainers of this package share."""
+"""Exports what the trainers of this package share: mixins, configs, metrics, and functions that end a run."""
 
 from typing import TYPE_CHECKING
 

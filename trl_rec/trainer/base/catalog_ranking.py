@@ -39,11 +39,11 @@ class CatalogRankingMixin(RecTrainerMixin):
 
     Attributes:
         trie (`TokenTrie`): The token paths of the items. Only set if the trainer has a catalogue.
-        prompt_format (`PromptFormat`): How histories become prompts. Only set if the trainer has a catalogue.
+        prompt_format (`PromptFormat`): Converts histories to prompts. Only set if the trainer has a catalogue.
         renormalizes (`bool`): Whether ranking scores use the softmax over the legal tokens. Otherwise they use the
             softmax over the vocabulary.
-        prior (`SavedPrior`, *optional*): The prior that the trained model is multiplied by. [`conclude`] sets this
-            attribute, and every later save of the model contains the prior.
+        prior (`SavedPrior`, *optional*): The prior, whose item weights multiply the probabilities of the trained model
+            in rankings. [`conclude`] sets this attribute, and every later save of the model contains the prior.
     """
 
     trie: TokenTrie
@@ -72,7 +72,7 @@ class CatalogRankingMixin(RecTrainerMixin):
             self.trie = TokenTrie.from_catalog(catalog, processing_class, lists=args.list_length is not None)
 
     def _check_ranking(self) -> None:
-        """Also raises `ValueError` if a prior is configured under FSDP, where a run ends before the prior is made."""
+        """Same as in the parent. Also raises `ValueError` under FSDP if a prior is set, because none could be made."""
         super()._check_ranking()
         if self.is_fsdp_enabled and wants_prior(self.args):
             raise ValueError(
@@ -108,7 +108,7 @@ class CatalogRankingMixin(RecTrainerMixin):
             return policy.rank(split, max(self.args.eval_ks))
 
     def seconds_per_user(self, split: Dataset) -> SecondsPerUser:
-        """Estimates how long it takes to rank items for a user."""
+        """Estimates how many seconds it takes to rank items for one user."""
         with self.policy() as policy:
             passes = ranking_passes(policy, self.args.eval_ks, self.args.eval_recall_at, len(policy.trie.items))
             seconds = policy.seconds_per_user(split, passes)
@@ -160,7 +160,7 @@ class CatalogRankingMixin(RecTrainerMixin):
 
 
 def recommender_settings(args: BearConfig | BladeConfig | SoftmaxDPOConfig, *, renormalize: bool) -> dict[str, Any]:
-    """Returns the content of `recommender.json` besides the catalogue and the prior.
+    """Returns the entries of `recommender.json`, except those for the catalogue and the prior.
 
     Args:
         args: The configuration of the trainer.

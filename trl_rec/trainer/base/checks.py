@@ -9,12 +9,12 @@ from torch import nn
 from transformers import TrainingArguments
 
 
-# Arguments of TRL's trainers that none of our trainers takes, and why.
+# Arguments of TRL's trainers that none of our trainers supports, each with the reason.
 NOT_TAKEN = {
     "data_collator": "the trainer's own collator makes the batches that the loss needs",
     "compute_metrics": "the trainer keeps no logits (configure evaluation with the eval_* options, or call rank)",
 }
-# Arguments that our subclasses of SFTTrainer do not take, and why.
+# Arguments of SFTTrainer that our subclasses of it do not support, each with the reason.
 NOT_TAKEN_BY_SFT = {
     **NOT_TAKEN,
     "preprocess_logits_for_metrics": NOT_TAKEN["compute_metrics"],
@@ -24,7 +24,7 @@ NOT_TAKEN_BY_SFT = {
 
 
 def check_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) -> dict[str, Any]:
-    """Returns the arguments without the unsupported ones. Raises `ValueError` if an unsupported one is not None.
+    """Returns only the supported arguments. Raises `ValueError` if an unsupported argument is not None.
 
     Args:
         given: Keyword arguments.
@@ -45,7 +45,7 @@ def check_processes(args: TrainingArguments) -> None:
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to one process; start the run with accelerate launch, which starts one "
-            "process per GPU, or set CUDA_VISIBLE_DEVICES to one of them"
+            "process per GPU, or set CUDA_VISIBLE_DEVICES to a single GPU"
         )
 
 

@@ -1,4 +1,4 @@
-"""Config fields that all trainers share, mainly for prompts and for evaluation."""
+"""Defines the config fields that all trainers share, mainly for prompts and for evaluation."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class RecConfig(Base):
         prompt_tail (`str`, *optional*): Text between the history and the completion.
         prompt_separator (`str`, *optional*): Text before every item of the history except the first. By default, there
             is none.
-        chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is a turn in the tokenizer's chat
-            template.
+        chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is formatted as a user's message
+            with the tokenizer's chat template.
         list_length (`int`, *optional*): Number of items in each list that the model writes. By default, the model
             writes single items.
         eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the ranking metrics. If
@@ -88,8 +88,8 @@ class RecConfig(Base):
             evenly over `final_split`, and are the same for every method and seed. Defaults to all users.
         early_stopping_patience (`int`, *optional*): If set, training stops after this number of successive
             evaluations that do not improve `metric_for_best_model`. A resumed run continues to count.
-        early_stopping_threshold (`float`, *optional*, defaults to `0.0`): Early stopping ignores improvements that
-            are smaller than this.
+        early_stopping_threshold (`float`, *optional*, defaults to `0.0`): Smallest improvement of the metric that
+            counts. Early stopping ignores smaller improvements.
         overwrite (`bool`, *optional*, defaults to `False`): Whether training from scratch may replace the work of an
             earlier run in `output_dir`. The checkpoints, the weights and some other files of that run are removed just
             before the first step.
@@ -97,8 +97,8 @@ class RecConfig(Base):
             the recorded licence of the data does not allow redistribution, or if no licence is recorded. By default,
             the catalogue is pushed only if the recorded licence allows redistribution.
         logging_nan_inf_filter (`bool`, *optional*, defaults to `False`): Whether losses that are not finite are left
-            out of the logged loss. Such losses stop the run anyway, and the filter makes the host wait for the device
-            after every batch.
+            out of the logged loss. The filter is off by default, because such losses stop the run anyway, and because
+            the filter makes the host wait for the device after every batch.
         activation_checkpointing (`bool`, *optional*, defaults to `True`): Whether the backward pass recomputes
             activations instead of keeping them. (`TrainingArguments` has this field from transformers 5.23 on.)
         activation_checkpointing_kwargs (`dict`, *optional*): Options of the recomputation, such as `every_n_layers`.

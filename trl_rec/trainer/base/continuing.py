@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 def catalog_change(
     folder: str | Path | None, catalog: ItemCatalog, name: str | Path = "the dataset"
 ) -> CatalogChange | None:
-    """Returns the change from the catalogue of a run folder to that of a dataset, and logs how many items changed.
+    """Returns how the catalogue of a dataset differs from that of a run folder, and logs how many items were added or
+    removed.
 
     Returns None if training does not start from a run folder. Also returns None if the earlier run wrote items with
     another surface, because the tokens that it learned for items then have no meaning for the new run.

@@ -1,8 +1,8 @@
-"""Says at the start of a run how long training and the final evaluation will take.
+"""Prints, at the start of a run, how long training and the final evaluation will take.
 
-The time per user is measured by ranking a few users before the first step, and the time per batch in the first steps.
-Neither measurement changes the trained weights. A long final evaluation is announced before the first step, because
-the first steps may take minutes.
+The time per user is measured before the first step, by ranking items for a few users. The time per batch is measured
+in the first steps. Neither measurement changes the trained weights. A long final evaluation is announced before the
+first step, because the first steps may take minutes.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ FORWARD = 1 / 3  # time of a forward pass, as a share of a training step
 
 
 def announce_cost(trainer: RecTrainerMixin, dataset: RecDataset) -> None:
-    """Makes a trainer say in its first steps how long training and the final evaluation will take.
+    """Adds a callback that prints, in the first steps, how long training and the final evaluation will take.
 
-    Nothing is said if both together are short.
+    Nothing is printed if training and the final evaluation together take only a short time.
 
     Args:
         trainer: A trainer whose `train` has not been called.
@@ -45,7 +45,7 @@ def announce_cost(trainer: RecTrainerMixin, dataset: RecDataset) -> None:
 
 
 class CostEstimate(TrainerCallback):
-    """Callback that measures the first users and batches, and says how long everything will take.
+    """Callback that times a few users and the first batches, and prints how long training and evaluation will take.
 
     Args:
         trainer ([`RecTrainerMixin`]): The trainer.
@@ -59,7 +59,7 @@ class CostEstimate(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
-        """Ranks a few users, and announces the final evaluation if it will take long."""
+        """Ranks items for a few users, and announces the final evaluation if it will take long."""
         self._said = False
         self._batches: list[float] = []  # seconds of each batch
         self._per_user: SecondsPerUser | None = None
@@ -80,23 +80,24 @@ class CostEstimate(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
-        """Starts the clock."""
+        """Stores the time at which the first batch of the step starts."""
         self._start = time.perf_counter()
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
-        """Counts a batch that is not the last of its step. With gradient accumulation, a step has several batches."""
+        """Records the time of each batch except the last one of a step. Only steps with gradient accumulation have
+        such batches."""
         self._count(args, state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
-        """Counts the last batch of a step."""
+        """Records the time of the last batch of a step."""
         self._count(args, state)
 
     def _count(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Records the time of a batch. Once enough time has been recorded, says how long everything will take."""
+        """Records the time of a batch. Once enough time has been recorded, prints how long the run will take."""
         # 1. Record the time.
         if self._said:
             return
@@ -104,8 +105,8 @@ class CostEstimate(TrainerCallback):
         self._batches.append(now - self._start)
         self._start = now
 
-        # 2. Estimate, without the first batch if possible. That batch takes longer than others, because memory is
-        # allocated and kernels are loaded.
+        # 2. Estimate the time per batch, without the first batch if possible. The first batch takes longer than
+        # others, because memory is allocated and kernels are loaded.
         later = self._batches[1:]
         if sum(later) < FEW and sum(self._batches) < LONG:
             return
@@ -143,7 +144,7 @@ class CostEstimate(TrainerCallback):
         return num_rankings * len(self._final_rows()) * self._per_user.final
 
     def _is_long(self) -> bool:
-        """Returns whether the final evaluation is announced before the first step."""
+        """Returns whether the final evaluation takes so long that it is announced before the first step."""
         config: RecConfig = self._trainer.args
         return config.final_split != "none" and self._final_seconds() + self._choice_seconds >= SHORT
 

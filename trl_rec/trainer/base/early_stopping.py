@@ -1,4 +1,4 @@
-"""Stops training when evaluations no longer improve. Unlike in transformers, a resumed run continues to count."""
+"""Stops training when a metric no longer improves. Unlike in transformers, a resumed run keeps the earlier count."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class EarlyStopping(EarlyStoppingCallback):
     Therefore this class restores the count itself.
 
     Args:
-        early_stopping_patience (`int`): Number of evaluations.
+        early_stopping_patience (`int`): Number of successive evaluations without improvement that ends training.
         early_stopping_threshold (`float`, *optional*, defaults to `0.0`): Improvements that are smaller than this are
             ignored.
     """
@@ -27,7 +27,7 @@ class EarlyStopping(EarlyStoppingCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
-        """Restores the count of a resumed run. No further step is trained if the count reaches the patience."""
+        """Restores the count of a resumed run. If the count has reached the patience, no further step is trained."""
         super().on_train_begin(args, state, control, **others)  # type: ignore[no-untyped-call]
         self.early_stopping_patience_counter = 0
         states: Any = state.stateful_callbacks

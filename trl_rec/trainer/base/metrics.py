@@ -1,7 +1,7 @@
-"""The loss and the logged metrics of a batch, and their reduction over all processes.
+"""Stores the losses and the metrics of batches on the device, and reduces them over all processes.
 
 The host has to wait for the device whenever it reads a value. Therefore metrics are read only when they are logged,
-and the losses of rows are checked only once per optimizer step.
+and the losses of rows are checked for finite values only once per optimizer step.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class KeptMetrics:
     def __init__(self) -> None:
         self._names: list[list[str]] = []  # the names of the means of each batch
         self._numbers: list[float] = []  # all values of all batches, with 0.0 in place of each tensor
-        self._places: list[int] = []  # the indices in `_numbers` at which a tensor was replaced
+        self._places: list[int] = []  # the indices in `_numbers` of values that are tensors
         self._tensors: list[Tensor] = []  # the tensors of each batch
 
     def __len__(self) -> int:
@@ -98,7 +98,8 @@ class KeptMetrics:
         self._names.append([*batch.means])
 
     def read(self, accelerator: Accelerator) -> list[Reduced]:
-        """Returns the metrics of each batch over all processes, and forgets them. All processes call this method.
+        """Returns the metrics of each batch over all processes, and discards the stored values. All processes call
+        this method.
 
         Sums and counts are each added over the processes. The total sum is then divided by the total count, so that
         every value has the same weight even if the processes have different numbers of values.
@@ -106,13 +107,14 @@ class KeptMetrics:
         if not self._names:
             return []
 
-        # 1. Sum over processes.
+        # 1. Sum the values over all processes.
         tensors = torch.cat(self._tensors)
         local = torch.tensor(self._numbers, device=tensors.device)
         local[torch.tensor(self._places, device=tensors.device)] = tensors
         numbers: list[float] = accelerator.gather(local.unsqueeze(0)).sum(0).tolist()
 
-        # 2. Divide. A mean without values is left out, for example if a step had no rows of a task.
+        # 2. Divide the sums by the counts. A mean over no values is left out, for example if a batch had no rows of a
+        # task.
         reduced = []
         for names in self._names:
             end = 2 * len(names) + 1
@@ -139,8 +141,8 @@ class RowLosses:
             self._row_ids.append(batch.row_ids)
 
     def check(self, accelerator: Accelerator, step: int) -> None:
-        """Raises `ValueError` if at least one row, on this or another process, has a loss that is not finite. Forgets
-        the losses. All processes call this method.
+        """Raises `ValueError` if at least one row, on this or another process, has a loss that is not finite. Discards
+        the stored losses. All processes call this method.
 
         Args:
             accelerator: The accelerator of the trainer.

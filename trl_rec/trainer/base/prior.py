@@ -1,5 +1,8 @@
 """Makes the prior of a run: fits the prior, chooses its setting on the validation split, and saves it.
 
+A prior gives each item a weight, for example by its popularity. In rankings, the weights multiply the probabilities of
+the model.
+
 The setting of a prior is its strength and, for some priors, a further number (see [`Setting`]). The setting is chosen
 for the trained model, so the prior is made after training. [`check_run_prior`] is called before training, and finds
 the problems that are certain to cause an error after training.
@@ -145,9 +148,10 @@ def seconds_to_choose(policy: Policy, dataset: RecDataset, args: RecConfig) -> f
 def make_prior(policy: Policy, dataset: RecDataset, args: RecConfig, folder: str | Path) -> FittedPrior | None:
     """Makes the prior that the configuration asks for.
 
-    Call this function before the split that `final_split` selects is measured, so that the setting of the prior cannot
-    depend on the results. Every process must call this function. The main process writes `choice.json`,
-    `prior.safetensors` and the key `prior` of `recommender.json`, and prints the compared settings as a table.
+    Call this function before the policy is measured on the split that `final_split` selects, so that the setting of
+    the prior cannot depend on the results. Every process must call this function. The main process writes
+    `choice.json`, `prior.safetensors` and the key `prior` of `recommender.json`, and prints the compared settings as a
+    table.
 
     Args:
         policy: The trained policy.
@@ -170,7 +174,8 @@ def make_prior(policy: Policy, dataset: RecDataset, args: RecConfig, folder: str
     else:
         prior, choice = given_choice(prior, strength, k, recorded=on_main_process(lambda: read_choice(folder)))
 
-    # 2. Keep the choice and the prior. An error is raised if the test split was already measured with another choice.
+    # 2. Keep the choice and the prior. An error is raised if the model was already measured on the test split with
+    # another choice.
     def _keep() -> None:
         """Writes the choice and the prior, and prints the choice."""
         keep_choice(folder, choice, args.final_split)

@@ -1,4 +1,4 @@
-"""Config fields of trainers that can multiply the trained model by a prior at the end of a run."""
+"""Defines the config fields that choose a prior, which multiplies the trained model in rankings after training."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PriorConfig(RecConfig):
         return self._is_prior_open
 
     def take_prior(self, kind: PriorKind, strength: str) -> None:
-        """Chooses a prior in place of the user. `recipe.yaml` records it as if the user had chosen it."""
+        """Sets a prior that the user has not chosen. `recipe.yaml` records the prior as if the user had chosen it."""
         self.prior = kind
         self.prior_strength = strength
         self._is_prior_open = False

@@ -1,4 +1,4 @@
-"""Connects the processes of a launch, and shares what the main process decides with all of them."""
+"""Connects the processes of a launch, and sends values that the main process computes to all processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def join_processes() -> None:
-    """Joins the processes of `accelerate launch`. Call this before anything else asks for the `PartialState`.
+    """Joins the processes of `accelerate launch`. Call this before any other code creates a `PartialState`.
 
     On a CPU, `PartialState` only joins other processes if it is told to use the CPU. Otherwise, each process would
     assume that it is the only one. Trainers do not need this function, because `TrainingArguments` joins the

@@ -1,9 +1,9 @@
-"""Says at the start of a run how many prompts would have other tokens if their texts were tokenised as a whole.
+"""Prints, at the start of a run, how many prompts would have other tokens if their texts were tokenised as a whole.
 
 A prompt is made of parts that are tokenised separately. In the whole text, a tokenizer may merge the end of one part
-and the beginning of the next into one token, so the tokens differ there (see `data/prompt_texts.py`). If a recipe
-repeats a published prompt that was tokenised as a whole, these tokens are one of the differences from the published
-setting.
+and the beginning of the next into one token, so the tokens differ there (see `data/prompt_texts.py`). If a recipe uses
+the prompt of a publication that tokenised the prompt as a whole, these tokens are one of the differences from the
+published setting.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOST_PROMPTS = 1_000
 
 
 def announce_tokens(trainer: CatalogRankingMixin, dataset: RecDataset) -> None:
-    """Says how many prompts would have other tokens if their texts were tokenised as a whole, unless none would.
+    """Prints how many prompts would have other tokens if their texts were tokenised as a whole, if there are any.
 
     Args:
         trainer: The trainer.

@@ -1,8 +1,9 @@
-"""Manages the reference, the policy that a trained policy is compared with, and stores its log-probabilities.
+"""Manages the reference policy of preference training, and stores its log-probabilities.
 
-By default, a model with an adapter is its own reference. If the trainer added the adapter (`peft_config`), the
-reference is the model with its adapter switched off. If the model already had an adapter, the reference is the model
-with a frozen copy of this adapter, named "ref", which TRL makes before training.
+The trained policy is compared with the reference. By default, a model with an adapter is its own reference. If the
+trainer added the adapter (`peft_config`), the reference is the model with its adapter switched off. If the model
+already had an adapter, the reference is the model with a frozen copy of this adapter, named "ref", which TRL makes
+before training.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class ReferenceMixin(RecTrainerMixin):
     def computing_reference(self, model: nn.Module) -> Iterator[None]:
         """Inside the block, a model from [`~ReferenceMixin.reference_of`] computes the outputs of the reference.
 
-        Dropout and gradients are off.
+        Dropout and the computation of gradients are disabled.
         """
         with torch.no_grad(), not_training(model), self.switched_to_reference(model), self.accelerator.autocast():
             yield

@@ -1,7 +1,7 @@
 """Ends a run: saves the model, evaluates it and the baselines on a held-out split, and writes the run folder.
 
-The config field `final_split` selects the split. By default, it is the test split. An evaluation that is killed keeps
-its finished rows in the run folder. When the run is resumed, the evaluation continues with the other rows.
+The config field `final_split` selects the split. By default, it is the test split. If an evaluation is killed, its
+finished rows stay in the run folder. When the run is resumed, the evaluation continues with the remaining rows.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def conclude(
         name = trainer.display_name
         some = final_rows(dataset, trainer.args)
         with trainer.policy() as policy:
-            # 1. Say how long it will take.
+            # 1. Print how long the evaluation will take.
             policy = replace(policy, finished=FinishedRows.of_model(trainer.args.output_dir, policy.model))
             rows = held_out(some, trainer.args.final_split)
             passes = ranking_passes(policy, options["ks"], options["recall_at"], len(dataset.catalog))
@@ -188,8 +188,9 @@ def conclude_run(
         discard_finished(folder)
         return {}
 
-    # 3. Measure on all processes. The main process writes and prints. The other processes wait. If one of them ended
-    # earlier and crashed on exit, the launcher would end the main process before everything is written.
+    # 3. Measure on all processes. The main process writes and prints the results, and the other processes wait. If
+    # another process ended earlier and crashed on exit, the launcher would end the main process before everything is
+    # written.
     measured = measure()
     if trainer.is_world_process_zero():
         write_evaluation(
@@ -228,7 +229,7 @@ def final_rows(dataset: RecDataset, args: RecConfig) -> RecDataset:
 
 
 def describe_split(dataset: RecDataset, args: RecConfig) -> str:
-    """Describes `final_split`, with the number of ranked users unless all are ranked."""
+    """Returns the name of `final_split` and, unless all of its users are ranked, the number of ranked users."""
     num_rows = len(held_out(dataset, args.final_split))
     num_ranked = len(spread(args.max_test_users, num_rows))
     some = "" if num_ranked == num_rows else f" ({num_ranked:,} of {num_rows:,} users)"
@@ -264,7 +265,7 @@ def write_run(
 
     Args:
         folder: The run folder.
-        verb: The verb of `trl-rec` that takes the recipe.
+        verb: The subcommand of `trl-rec` that takes the recipe.
         recipe: The keys of the recipe.
         log_history: Log entries of the trainer.
     """

@@ -52,7 +52,7 @@ class RepeatedBatches(Sampler[int]):
                 yield from order[start : start + self.batch_size]
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Accelerate before each epoch."""
+        """Sets the epoch. Accelerate calls this method before each epoch."""
         self.epoch = epoch
 
 
@@ -78,7 +78,7 @@ class LengthGroups(LengthGroupedSampler):
         return order
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Accelerate before each epoch."""
+        """Sets the epoch. Accelerate calls this method before each epoch."""
         self.epoch = epoch
 
 

@@ -1,4 +1,4 @@
-"""The base of this package's trainers: a mixin for TRL's trainers.
+"""Defines the mixin on which all trainers of this package are based. It extends a trainer of TRL.
 
 The trainer of a method defines:
 
@@ -135,7 +135,7 @@ class RecTrainerMixin(ABC, Base):
         if hasattr(cls, "method"):
             cls._tag_names = ["trl", "trl-rec", cls.method]
 
-    # Members that each method defines
+    # Members that subclasses define or override
 
     @abstractmethod
     def batch_loss(
@@ -155,7 +155,7 @@ class RecTrainerMixin(ABC, Base):
 
     @abstractmethod
     def seconds_per_user(self, split: Dataset) -> SecondsPerUser:
-        """Estimates how long it takes to rank items for a user of a split, by ranking a few users.
+        """Estimates how long it takes to rank items for one user of a split, by ranking items for a few users.
 
         Every process calls this method.
         """
@@ -275,7 +275,7 @@ class RecTrainerMixin(ABC, Base):
         """Same as `Trainer.train`, except that the work of another run is neither continued nor replaced by mistake.
 
         Raises `ValueError` if the checkpoint belongs to another run (see `fingerprint.py`), or if a run from scratch
-        would mix with the work of an earlier run.
+        would write to a folder that contains the work of an earlier run.
 
         Args:
             resume_from_checkpoint: The folder of a checkpoint, or `True` for the newest complete checkpoint in
@@ -492,7 +492,7 @@ class RecTrainerMixin(ABC, Base):
         These files are the model, its settings and its card. The catalogue is uploaded if the recorded licence of the
         data allows redistribution, or if `include_catalog` is set. The prior is uploaded if `include_prior` is set.
         Files with data about single users stay in the run folder. See [`copy_published`]. A catalogue or prior that an
-        earlier push has uploaded is deleted if it is not uploaded again.
+        earlier push has uploaded is deleted from the repository if it is not uploaded again.
         """
         with uploading_copies(self._published, replaced=REPLACED, announce=announce_deleted):
             return super().push_to_hub(*args, **kwargs)

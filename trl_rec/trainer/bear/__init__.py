@@ -1,4 +1,4 @@
-"""BEAR: fine-tunes a model so that beam search keeps each target token."""
+"""Exports the BEAR trainer, which fine-tunes a model so that beam search keeps each target token."""
 
 from typing import TYPE_CHECKING
 

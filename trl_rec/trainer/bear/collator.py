@@ -1,4 +1,4 @@
-"""Collates next-item rows and list rows into batches, with the trie node before each target token.
+"""Collates next-item rows and list rows into batches. Batches contain the trie node before each target token.
 
 Labels that are not part of an item, such as the tokens of a text, have the node `FREE`, at which the whole vocabulary
 is legal.
@@ -32,13 +32,15 @@ class NextItemCollator:
     """Pads rows and, given a trie, removes forced tokens from the labels.
 
     A target token is forced if it is the only legal token. Under the softmax over legal tokens, the loss of a forced
-    token is constant. So its logits are not computed, and it does not count as a target token.
+    token is constant. Therefore, the logits of a forced token are not computed, and a forced token does not count as a
+    target token.
 
     Args:
         pad_token_id (`int`): Token id used to pad `input_ids`.
         trie (`TokenTrie`, *optional*): Trie of the catalogue. Without a trie, no tokens are removed.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether items of the history are illegal in lists.
-        twins (`Twins`, *optional*): Items with the same title. If one is illegal, so are its twins.
+        twins (`Twins`, *optional*): Groups of items with the same title. If one item of a group is illegal, all items
+            of the group are.
         padding_side (`str`, *optional*, defaults to `"left"`): `"left"` or `"right"`.
         pad_to_multiple_of (`int`, *optional*): Pads the length to a multiple of this number.
         age_decay (`float`, *optional*, defaults to `1.0`): The weight of a target is `age_decay ** a`, where `a` is
@@ -109,7 +111,7 @@ class NextItemCollator:
         else:
             nodes = self._pad(Ragged.from_lists([row["trie_nodes"] for row in rows]), -1)
             widths = trie.row_offsets[nodes + 1] - trie.row_offsets[nodes]  # arbitrary at -1 and at FREE
-            # At a node with one child, the token is forced. At -1, there is no label.
+            # At a node with one child, the token is forced. Where the node is -1, there is no label.
             forced = ((nodes < 0) | (widths == 1)) & (nodes != FREE)
             batch["labels"] = batch["labels"].masked_fill(forced, IGNORED)
             batch["trie_nodes"] = nodes.masked_fill(forced, -1)
@@ -151,8 +153,8 @@ def branches_of(rows: list[dict[str, Any]]) -> Branches | None:
 def with_trie_nodes(rows: Dataset, trie: TokenTrie, free: np.ndarray | None = None) -> Dataset:
     """Adds the field `trie_nodes` to rows: the trie node before each label, or -1 where there is no label.
 
-    The labels of a branch must be the beginning of a path, and the other labels of a row must be concatenated paths.
-    Otherwise, raises a `ValueError` that names the row.
+    The labels of a branch must be the beginning of an item's path (its token ids). The other labels of a row must be
+    concatenated paths of items. Otherwise, raises a `ValueError` that names the row.
 
     Args:
         rows: Rows with `labels`.

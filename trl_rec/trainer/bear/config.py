@@ -1,4 +1,4 @@
-"""Configuration of [`BearTrainer`], which adds options for BEAR to `SFTConfig`."""
+"""Defines the configuration of [`BearTrainer`], which adds options for BEAR to `SFTConfig`."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ class BearConfig(PriorConfig, SFTConfig):
             smoothed.
         sampled_items (`int`, *optional*): Number of sampled items that each target is compared with in training,
             instead of all items. Meant for catalogues of many thousands of items. The draws depend only on the seed,
-            the epoch and the row, so a resumed run draws the same items. Evaluation compares with all items. Requires
-            the surface `item_token`, `bear_weight=0` and `softmax="legal"`; cannot be combined with `list_length`,
-            `tasks` or `target_smoothing`. In training, the metric `bear/sampled_ce` replaces `bear/ce`.
+            the epoch and the row, so a resumed run draws the same items. In an evaluation, each target is compared
+            with all items. Requires the surface `item_token`, `bear_weight=0` and `softmax="legal"`; cannot be
+            combined with `list_length`, `tasks` or `target_smoothing`. In training, the metric `bear/sampled_ce`
+            replaces `bear/ce`.
         sampled_from (`str`, *optional*, defaults to `"uniform"`): Distribution that items are sampled from. With
             `"uniform"`, all items are equally likely. With `"popularity"`, the probability of an item is proportional
             to 1 plus the number of times that the item is a training target. The loss is corrected for either choice.
@@ -67,14 +68,14 @@ class BearConfig(PriorConfig, SFTConfig):
         max_history (`int`, *optional*): Maximum number of items before a target. Cannot be used if `list_length` is
             set and `targets` is `"last"`.
         long_histories (`str`, *optional*, defaults to `"windows"`): What happens to targets whose history exceeds
-            `max_length` or `max_history`. With `"windows"`, sequences are cut into rows that overlap by half, so such
-            a target sees between half and all of the longest history that fits. With `"rows"`, each such target gets a
-            row of its own, with the longest history that fits. The number of such targets is logged. Requires
+            `max_length` or `max_history`. With `"windows"`, sequences are cut into rows that overlap by half, so the
+            history of such a target has between half and all of the items that fit. With `"rows"`, each such target
+            gets a row of its own, with the longest history that fits. The number of such targets is logged. Requires
             `targets="all"`.
         max_row_tokens (`int`, *optional*): Maximum number of tokens of a row in which all targets follow the history,
-            one branch per target (see [`Branches`]). Rows of titles are of this kind. Limits memory, because a
-            sequence whose targets need more tokens becomes several rows. Must be at least `max_length`. By default,
-            the only limit is `max_length`, which applies to the history together with one target. Requires
+            one branch per target (see [`Branches`]). Rows of titles are of this kind. The limit saves memory, because
+            a sequence whose targets need more tokens is divided into several rows. Must be at least `max_length`. By
+            default, the only limit is `max_length`, which applies to the history together with one target. Requires
             `targets="all"`.
         join_windows (`bool`, *optional*, defaults to `False`): Whether successive windows of a user are joined into
             one sequence. Meant for sources whose rows are windows (one target and the items before it), such as
@@ -203,7 +204,7 @@ class BearConfig(PriorConfig, SFTConfig):
         if self.sampled_items is None:
             return check_inert(self, ("sampled_from",), "it applies only to sampled_items, which is unset")
 
-        # Compare the options that sampling depends on with the values that sampling needs.
+        # Check that the other options have the values that sampling requires.
         needed = {"bear_weight": 0, "softmax": "legal", "target_smoothing": 0, "list_length": None, "tasks": None}
         reasons = {
             "bear_weight": "the beam term needs the logits of all items; set bear_weight: 0",

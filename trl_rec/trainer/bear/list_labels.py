@@ -1,4 +1,4 @@
-"""Finds the trie node before each label of a list row, and the items that are illegal at this label.
+"""Finds, for each label of a list row, the trie node before the label and the items that are illegal at the label.
 
 Legend: B rows, T tokens of the longest row, K items of the longest list, E items of the longest history, M list tokens
 whose node in the trie has several children.
@@ -39,7 +39,8 @@ def list_choices(
         labels: `(B, T)`, padded.
         trie: Trie of the catalogue.
         exclude_history: Whether items of the history are illegal.
-        twins (*optional*): Items with the same title. If one is illegal, so are its twins.
+        twins (*optional*): Groups of items with the same title. If one item of a group is illegal, all items of the
+            group are.
 
     Returns:
         - `trie_nodes`, `(B, T)`: The node before each label, or -1 where there is no label or the label is forced. The
@@ -55,7 +56,7 @@ def list_choices(
     excluded = Excluded(trie, torch.from_numpy(histories.padded()), len(rows)).places.long()  # (B, E)
     lists = list_tokens(trie, items)
 
-    # 2. Find the tokens that have a legal alternative, given the previous items of the list.
+    # 2. Find the tokens at which several tokens are legal, given the previous items of the list.
     owner = lists.branches.nonzero()[:, 0]  # (M,)
     taken = taken_places(trie, items[owner], lists.ranks[lists.branches], excluded[owner])
     has_choice = num_legal(trie, lists.nodes[lists.branches], taken) > 1  # (M,)
@@ -111,7 +112,7 @@ def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool, twins: Tw
 
 
 def _check_none(rows: np.ndarray, problem: str) -> None:
-    """Raises `ValueError` if there are rows with the problem, and names the first of them."""
+    """Raises `ValueError` if `rows` is not empty. The message names the first row and describes the problem."""
     if len(rows):
         raise ValueError(f"row {rows[0]}: {problem}")
 

@@ -1,4 +1,4 @@
-"""Draws the negatives of `BearConfig.sampled_items`. The draws depend only on the seed, the epoch and the row.
+"""Draws negatives for `BearConfig.sampled_items`. The draws depend only on the seed, the epoch and the row.
 
 Every target has exactly K negatives. They are drawn with replacement from all items but the target, in proportion to a
 distribution q over all items. The targets of a row share one stream of draws from q: the negatives of a target are the
@@ -74,7 +74,8 @@ class ItemSampler:
     def _missing(self, draws: np.ndarray, targets: np.ndarray) -> int:
         """Returns the number of negatives that the target with the fewest negatives still needs.
 
-        The more often a target was drawn, the fewer of the draws are negatives for it.
+        Draws that equal a target are not negatives of this target. So the target that was drawn most often has the
+        fewest negatives.
         """
         hits = draws[np.isin(draws, targets)]
         most = int(np.unique(hits, return_counts=True)[1].max(initial=0))

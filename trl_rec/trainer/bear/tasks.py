@@ -1,4 +1,4 @@
-"""Supports training on several tasks: the loss of text tokens, metrics per task, and a collator that adds prompts.
+"""Implements training on several tasks: the loss of text tokens, metrics per task, and a collator that adds prompts.
 
 The collator randomly draws a prompt template for each row, depending only on (seed, epoch, row). Therefore the
 templates change between epochs, and a resumed run uses the same templates as an uninterrupted run.

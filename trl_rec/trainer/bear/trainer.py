@@ -144,8 +144,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     def _collator(self, tokenizer: PreTrainedTokenizerBase, args: BearConfig) -> NextItemCollator:
         """Builds the collator.
 
-        With several tasks or sampled items, the collator draws at random in each epoch. It is then also added as a
-        callback, which tracks the epoch.
+        With several tasks or sampled items, the collator draws at random in each epoch. In these cases, it is also
+        added as a callback, so that it is given the current epoch.
         """
         common: dict[str, Any] = {
             "pad_token_id": tokenizer.pad_token_id,
@@ -199,8 +199,9 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     ) -> Dataset:
         """Converts splits to rows, and checks rows.
 
-        With the legal softmax, adds the trie node of each label. Also adds the nodes if `target_age_decay` is not 1,
-        because they show where each item begins. List rows get no nodes here, because the collator computes them.
+        With `softmax="legal"`, adds the trie node before each label. Also adds the nodes if `target_age_decay` is not
+        1, because they show where each item begins. No nodes are added to list rows, because the collator computes
+        them.
         """
         # 1. Build rows from a split.
         if is_split(dataset):
@@ -292,9 +293,9 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         streams = inputs.pop("negatives", None)  # (B, L)
         choices = {name: inputs.pop(name) for name in CHOICES if name in inputs}
 
-        # 1. Compute logits at the N positions that have a target. A position predicts the token after it. Under a
-        # legal softmax, item tokens need only the logits of the trie's U tokens. Texts need those of the whole
-        # vocabulary.
+        # 1. Compute logits at the N positions that have a target. A position predicts the token after it. Under the
+        # softmax over legal tokens, item tokens need only the logits of the trie's U tokens. The tokens of texts need
+        # the logits of the whole vocabulary.
         tokens = self.trie.tokens if choices and tasks is None else None
         columns = None  # set only in training with sampled items
         learned = torch.zeros_like(labels, dtype=torch.bool)
@@ -408,8 +409,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         shape `(1, C)`, and the mask of legal tokens is None if all are legal.
         """
         # Pad to the number of children of the trie's widest node. Padding to the widest node of this batch would need
-        # a copy from the device, and would rarely save anything: every batch contains the root, which is nearly always
-        # the widest node.
+        # a copy from the device to the host, and would rarely save anything: every batch contains the root, which is
+        # nearly always the widest node.
         trie = self.trie
         width = trie.max_width
         nodes = choices["trie_nodes"].flatten().index_select(0, places + 1)  # (N,)

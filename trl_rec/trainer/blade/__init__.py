@@ -1,4 +1,4 @@
-"""BLADE: trains a policy to write lists with higher rewards, by default with Best-of-N rewards."""
+"""Exports the BLADE trainer, which trains a policy to write lists of items that have higher rewards."""
 
 from typing import TYPE_CHECKING
 

@@ -17,15 +17,15 @@ def build_blade_trainer(dataset: RecDataset, config: BladeConfig, model_config: 
     """Returns a trainer that is ready to train.
 
     Args:
-        dataset: The dataset. Its catalogue must have the surface that the policy was trained on. The validation split
-            is evaluated during training.
+        dataset: The dataset. Its catalogue must have the surface in which the policy was trained to write items. The
+            validation split is evaluated during training.
         config: The training configuration.
         model_config: The policy, which must have been trained to write lists, and optionally an adapter to train.
     """
     import_rewards(config.reward_paths)  # a wrong path is refused before the models are loaded
     leave_prior(
         model_config.model_name_or_path,
-        "the method BLADE makes no prior; to multiply the trained model by one, use trl-rec evaluate --prior",
+        "the method BLADE makes no prior; to multiply the trained model by a prior, use trl-rec evaluate --prior",
     )
     change = catalog_change(model_config.model_name_or_path, dataset.catalog, dataset.path)
     policy, reference, tokenizer, adapter = build_policy(

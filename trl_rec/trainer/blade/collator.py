@@ -38,7 +38,7 @@ class ListPromptCollator:
 
         Returns:
             - `prompt_ids` and `prompt_mask`, `(B, P)`: The prompts.
-            - `history`, `(B, H)`, and `targets`, `(B, T)`: The items of each user.
+            - `history`, `(B, H)`, and `targets`, `(B, T)`: The items of each row, padded with -1.
             - `row`, `(B,)`: The index of each row in the dataset.
             - `excluded`, `(B, E)`, if `exclusions` is given: The items that the lists of each prompt must not contain,
               padded with -1.
@@ -63,7 +63,7 @@ class ListPromptCollator:
 
 
 def as_rows(padded: np.ndarray) -> Ragged:
-    """Removes the padding (-1) from items, `(B, T)` or `(B, H)`."""
+    """Returns rows of items, `(B, T)` or `(B, H)`, without their padding (-1)."""
     present = padded >= 0
     return Ragged.from_lengths(padded[present], present.sum(1))
 

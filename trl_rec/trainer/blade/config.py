@@ -41,11 +41,11 @@ class BladeConfig(RecConfig, DPOConfig):
             functions, such as `{"novelty": "my_module.novelty"}`. Each function takes a
             [`~trl_rec.evaluation.rewards.ListBatch`] and returns one finite number per list. The weight of each of
             these rewards is in `rewards`. The trainer also takes functions themselves, as its argument of this name.
-        target (`str`, *optional*, defaults to `"blade"`): Learning target, which the policy learns to maximise.
-            `"blade"`, `"best_of_n"` and `"rank"` are Best-of-N rewards, which depend on how a list's reward ranks
-            among the rewards of lists for the same prompt. `"blade"` estimates the rank from reference lists and
-            rollouts, `"best_of_n"` from reference lists only, and `"rank"` from rollouts only. `"reward"` is the
-            reward itself, as in GRPO.
+        target (`str`, *optional*, defaults to `"blade"`): The learning target, which is the quantity that the policy
+            learns to maximise. `"blade"`, `"best_of_n"` and `"rank"` are Best-of-N rewards, which depend on how a
+            list's reward ranks among the rewards of lists for the same prompt. `"blade"` estimates the rank from
+            reference lists and rollouts, `"best_of_n"` from reference lists only, and `"rank"` from rollouts only.
+            `"reward"` is the reward itself, as in GRPO.
         dynamic_coefficient (`float`, *optional*, defaults to `0.3`): Weight of the rollouts in the rank estimate with
             `target="blade"`, the paper's tau.
         best_of (`float`, *optional*, defaults to `8`): The N of Best-of-N.
@@ -59,10 +59,10 @@ class BladeConfig(RecConfig, DPOConfig):
         num_generations (`int`, *optional*, defaults to `8`): Number of rollouts per prompt and step, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`): Sampling temperature of rollouts and reference lists.
         beta (`float`, *optional*): Weight of the KL divergence from the reference policy. By default 0.001 with
-            `target="reward"`, and 1 otherwise. With weight 1 and exact instead of estimated ranks, the best policy
-            would be equivalent to sampling `best_of` lists from the reference policy and keeping the best one. If no
-            two lists have the same reward, the divergence of the best policy from the reference policy depends only on
-            `best_of`.
+            `target="reward"`, and 1 otherwise. With weight 1, and if ranks were exact instead of estimated, sampling
+            from the optimal policy would be equivalent to sampling `best_of` lists from the reference policy and
+            keeping the best one. If no two lists have the same reward, the divergence of the optimal policy from the
+            reference policy depends only on `best_of`.
         standardize (`bool`, *optional*): Whether to divide the advantages of a prompt's rollouts by the standard
             deviation of the rollouts' values. The value of a rollout is its learning target minus its KL penalty. By
             default true only with `target="reward"`.
@@ -107,7 +107,10 @@ class BladeConfig(RecConfig, DPOConfig):
     )
     reference_draws: Annotated[int, COUNT] = field(
         default=1,
-        metadata={"help": "number of times that reference lists are drawn; all but the first from the current policy"},
+        metadata={
+            "help": "number of times that reference lists are drawn: first from the reference policy, then from the "
+            "current policy"
+        },
     )
     prior: Annotated[float, POSITIVE] = field(
         default=0.5, metadata={"help": "parameter a of the prior Beta(a, a) in the rank estimate"}
@@ -199,7 +202,7 @@ class BladeConfig(RecConfig, DPOConfig):
 
     @property
     def num_list_items(self) -> int:
-        """`list_length`, which is never None after `__post_init__`."""
+        """The value of `list_length` as an int. It is never None after `__post_init__`."""
         return self.list_length or 1
 
     def _check_sampling(self) -> None:

@@ -14,8 +14,8 @@ def import_rewards(paths: Mapping[str, str] | None) -> dict[str, ListReward]:
     Raises `ValueError` if a path cannot be imported, or names something that is not a function.
 
     Args:
-        paths: Import path of each reward function, `module.function`, by the name of the reward. A module in the
-            current folder is found.
+        paths: Maps the name of each reward to the import path of its function, `module.function`. The module may be a
+            file in the current folder.
     """
     return {name: _import_reward(name, path) for name, path in (paths or {}).items()}
 

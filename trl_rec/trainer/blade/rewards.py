@@ -1,7 +1,7 @@
 """Computes rewards for the lists of a training batch, and the policy's learning targets from these rewards.
 
-The rewards of this package are computed on the device. Additional reward functions take arrays. If there are any, the
-lists and the data of the users are copied to the host together, once per call.
+The rewards of this package are computed on the device. Additional reward functions take NumPy arrays. If there are
+such functions, the lists and the data of the users are copied to the host together, once per call.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items per list.
 """

@@ -1,4 +1,4 @@
-"""Stores the rollouts of a training step, and computes their metrics.
+"""Stores the rollouts (the sampled lists) of a training step, and computes their metrics.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items per list.
 """
@@ -55,8 +55,8 @@ def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
     - `blade/quantile`: Fraction of reference lists with a lower reward than a rollout, averaged over rollouts. Lists
       with the same reward count half, so the expected value of the metric is 0.5 for the reference policy.
     - `blade/saturated`: Fraction of rollouts whose reward is at least as high as that of every reference list.
-    - `blade/invalid` and `blade/duplicates`: Numbers of invalid and of repeated items in the rollouts, 0 unless
-      decoding has a bug.
+    - `blade/invalid` and `blade/duplicates`: Numbers of invalid and of repeated items in the rollouts. They are 0
+      unless decoding has a bug.
     """
     rewards = rollouts.rewards
     metrics = {"reward": rewards.total.mean(1)}

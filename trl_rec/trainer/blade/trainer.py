@@ -258,7 +258,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def _with_current_references(
         self, inputs: dict[str, Tensor], number: int, rows: Sequence[int]
     ) -> dict[str, Tensor]:
-        """Returns the inputs of a step with the reference lists of the last draw.
+        """Returns the inputs of a step with the reference lists of the newest draw.
 
         Args:
             inputs: The inputs, with the lists of the first draw.
@@ -405,7 +405,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def _choices(
         self, read: CompletionLogits, inputs: dict[str, Tensor], items: Tensor, lists: ListTokens
     ) -> ListChoices:
-        """Returns the tokens that each list token is chosen from. They are the same as in sampling."""
+        """Returns the tokens that each list token is chosen from. These tokens are the same as in sampling."""
         return find_choices(self.trie, items, lists, read.places_in(lists.branches), self._excluded(inputs))
 
     def _list_logps(self, read: CompletionLogits, choices: ListChoices) -> Tensor:
@@ -481,9 +481,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     # Evaluation
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """Generates lists for at most `max_users` users of a split, and returns metrics of the lists.
-
-        They are the ranking metrics and the mean of each reward. Each metric can be used to select a checkpoint.
+        """Generates lists for at most `max_users` users of a split, and returns metrics of the lists. The metrics are
+        the ranking metrics and the mean of each reward. Each metric can be used to select a checkpoint.
         """
         split = at_most(self.args.max_users, split)
         ranked = self.rank(split)

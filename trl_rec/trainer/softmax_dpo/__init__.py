@@ -1,4 +1,4 @@
-"""Softmax-DPO: preference training with one chosen and several rejected completions."""
+"""Exports the Softmax-DPO trainer, which trains on preferences with several rejected completions per prompt."""
 
 from typing import TYPE_CHECKING
 

@@ -25,7 +25,7 @@ CHECKED_TOGETHER = 10_000  # number of rows that are checked at once, to limit m
 class PreferenceCollator:
     """Pads prompts on the left and completions on the right.
 
-    Rows with fewer than K completions are filled with empty completions.
+    Empty completions are added to rows that have fewer than K completions.
 
     Args:
         pad_token_id (`int`): Token id used for padding.

@@ -29,9 +29,9 @@ class SoftmaxDPOConfig(PriorConfig, DPOConfig):
         sft_weight (`float`, *optional*, defaults to `0.0`): Weight of the negative log-likelihood of the chosen
             completion, averaged over its tokens. A positive weight helps the policy to retain the next-item task.
         normalize (`str`, *optional*, defaults to `"vocabulary"`): Tokens over which log-probabilities are
-            normalized. `"vocabulary"`: all tokens. `"catalogue"`: only the legal tokens, which continue the path of an
-            item; choose it if the policy was trained with a softmax over these tokens. Decoding uses the same
-            normalization.
+            normalized. `"vocabulary"`: all tokens. `"catalogue"`: only the legal tokens, which continue the token path
+            of an item. Choose `"catalogue"` if the policy was trained with a softmax over these tokens. Decoding uses
+            the same normalization.
         learning_rate (`float`, *optional*, defaults to `1e-5`): Initial learning rate. The default of `DPOConfig` is
             `1e-6`.
     """

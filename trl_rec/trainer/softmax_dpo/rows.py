@@ -152,8 +152,9 @@ def preference_rows(
     The number of dropped items is logged. Raises ValueError if a row rejects its chosen item.
 
     Args:
-        table: `history` and `rejected` are lists of item indices, and `chosen` is one index. If prompts name users,
-            the column `user` gives the user of each row as a row number of `RecDataset.users`.
+        table: The preference table. Its columns `history` and `rejected` contain lists of item indices, and `chosen`
+            contains one index per row. If prompts name users, the column `user` gives the user of each row as a row
+            number of `RecDataset.users`.
         prompt_format: How histories and items are written.
         max_length (*optional*): Maximum number of tokens of a prompt and the longest item of the catalogue together.
             If there are more tokens, the oldest items of the history are dropped.
@@ -222,7 +223,8 @@ def _distinct(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:
     row_ids = rejected.row_ids
     written = codes[rejected.values]
 
-    # Of the rejected items of a row that have the same path, keep the first. Drop those with the chosen item's path.
+    # If several rejected items of a row have the same path, keep only the first. Drop those with the chosen item's
+    # path.
     is_first = np.zeros(len(row_ids), bool)
     is_first[np.unique(row_ids * len(paths) + written, return_index=True)[1]] = True
     kept = is_first & (written != codes[chosen][row_ids])

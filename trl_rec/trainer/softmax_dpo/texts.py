@@ -42,8 +42,8 @@ def tokenize_preferences(
             may have `tools` (a list, or JSON) and `chat_template_kwargs`, which are passed to the chat template. If
             `chosen` and `rejected` contain the prompt, first separate it with `texts.map(trl.extract_prompt)`, which
             supports only one rejected completion per row.
-        tokenizer: The tokenizer. EOS is appended to text completions. The end of a conversation is written by the chat
-            template.
+        tokenizer: The tokenizer. EOS is appended to completions that are texts. In conversations, the chat template
+            ends the completions.
         max_length (*optional*): Maximum number of tokens of a prompt and its longest completion together. Longer
             prompts are truncated at the beginning. A row is dropped if a completion leaves no room for the prompt.
         num_proc (*optional*): Number of processes.

@@ -1,4 +1,4 @@
-"""Preference training with one chosen completion and any number of rejected completions per prompt.
+"""Trains a policy on preferences with one chosen and any number of rejected completions per prompt.
 
 The policy and the reference each read a prompt and all of its completions as one row of tokens, if the model supports
 this (see `models.completions`). Without a catalogue, prompts and completions may be any texts. With a catalogue, the
@@ -178,7 +178,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
                 )
             return dataset
 
-        # Convert preferences to token ids, and check these against the model and the catalogue.
+        # Convert the preferences to token ids. Check that the tokens are in the model's vocabulary and, with a softmax
+        # over legal tokens, that each completion is an item.
         columns = set(dataset.column_names)
         is_table = self.catalog is not None and columns >= TABLE
         if not (is_table or columns >= TEXT or columns >= TOKENS):

@@ -1,1 +1,1 @@
-"""The files of a run: checkpoints with a fingerprint, recipe, model card, output folder, and files to be published."""
+"""Writes and checks the files of a run: checkpoints, their fingerprints, the recipe, the model card, and exports."""

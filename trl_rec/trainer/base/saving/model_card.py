@@ -1,4 +1,4 @@
-"""Writes the model card of a run: how to use the model, its method, data, results, settings and citation."""
+"""Writes the model card of a run, which contains a usage example, the method, data, results, settings and citation."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _data_lines(card: ModelCard) -> list[str]:
 
 
 def _redistribution(license: str | None) -> str:
-    """Says whether the catalogue may be redistributed."""
+    """Returns a line that says whether the licence of the data allows redistribution of the catalogue."""
     if license is None:
         return "no licence of the data is recorded, so do not redistribute the catalogue before you know the licence"
     if allows_redistribution(license):

@@ -61,7 +61,7 @@ TOKENIZER = (
     "tokenization_*.py",
 )
 DESCRIPTION = (SETTINGS, "ranker.json", CARD, RECIPE, METRICS, ENVIRONMENT, "eval.jsonl")
-WHOLE_CATALOG = (f"{CATALOG}/*",)  # with the semantic IDs of users, if there are any
+WHOLE_CATALOG = (f"{CATALOG}/*",)  # includes the semantic IDs of users, if there are any
 ITEMS = (f"{CATALOG}/catalog.json", f"{CATALOG}/items.parquet")
 OF_PRIOR = (PRIOR, CHOICE)
 # A push deletes these files from the repository if it does not upload them again.
@@ -132,7 +132,8 @@ def copy_published(
     names = files_of(folder, patterns)
     copy_files(folder, copy, names, link=link)
 
-    # 2. If the prior is not copied, remove it from the copied settings. Say what was left out.
+    # 2. If the prior is not copied, remove it from the copied settings. Log what was left out, and add it to the model
+    # card.
     if not include_prior:
         drop_run_prior(copy)
         if (folder / PRIOR).is_file():
@@ -143,7 +144,10 @@ def copy_published(
         logger.info("the catalogue is not published, because %s; to publish it as well, set include_catalog", why)
         sections += _without_catalog_text(why)
     if names_users(folder):
-        logger.info("the semantic IDs of users are never published; to load the model, pass its dataset as catalog")
+        logger.info(
+            "the semantic IDs of users are never published; to load the model, set catalog to the dataset that the "
+            "model was trained on"
+        )
         sections += WITHOUT_USERS
     if CARD in names and sections:
         write_text(copy / CARD, (folder / CARD).read_text(encoding="utf-8") + sections)

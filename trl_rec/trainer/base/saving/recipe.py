@@ -47,7 +47,7 @@ def write_recipe(folder: str | Path, verb: str, recipe: Mapping[str, Any]) -> No
 
     Args:
         folder: The run folder.
-        verb: The verb of `trl-rec` that takes the recipe.
+        verb: The subcommand of `trl-rec` that takes the recipe.
         recipe: The keys of the recipe, with values as returned by [`given_values`].
     """
     kept = {name: value for name, value in recipe.items() if name not in NOT_REPEATED}
