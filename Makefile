@@ -14,7 +14,7 @@ OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" tests/test_readme.py
 endef
 
-.PHONY: dev demo docs test test-long test-page test-vllm test-newest test-oldest test-upstream coverage lint bench clean
+.PHONY: dev demo docs notebook test test-long test-page test-vllm test-newest test-oldest test-upstream coverage lint bench clean
 
 # Installs all that a contributor needs, and makes ruff run before each commit.
 dev: $(VENV)/.test $(VENV)/.dev
@@ -27,6 +27,10 @@ demo: $(VENV)/.package
 docs: $(VENV)/.docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -E -W -n -q --keep-going -b html docs build/docs
 	@echo "open build/docs/index.html"
+
+# Run the notebook, and store its outputs in it.
+notebook: $(VENV)/.test
+	cd examples && PATH=$(abspath $(BIN)):$$PATH OMP_NUM_THREADS=1 jupyter execute --inplace quickstart.ipynb
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile --no-loadscope-reorder
