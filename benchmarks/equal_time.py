@@ -40,6 +40,9 @@ from trl_rec.trainer import BearConfig, BearTrainer, build_bear_trainer, conclud
 
 RISE = 0.02  # share of the time in which the learning rate rises
 MEASUREMENTS = 10
+ARMS = ("every", "rows")
+LOSSES = "loss.json"
+POINTS = "seconds, steps, loss"
 
 
 def main() -> None:
@@ -47,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", help="folder made by trl-rec prepare")
     parser.add_argument("--model", required=True, help="folder or hub id of a language model")
-    parser.add_argument("--arm", choices=("every", "rows"), required=True)
+    parser.add_argument("--arm", choices=ARMS, required=True)
     parser.add_argument("--output", required=True, help="run folder, to which the name of the arm is appended")
     parser.add_argument("--config", default="bear/office-titles", help="a recipe of trl-rec bear with titles")
     parser.add_argument("--hours", type=float, default=1.0)
@@ -69,6 +72,7 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=True)
     conclude(trainer, dataset, {**vars(data), **vars(model)}, recipe=given(argv, data, model))
     trainer.end()
+    print("\n".join(loss_table(arguments.output)))
 
 
 def words_of(arguments: argparse.Namespace) -> list[str]:
@@ -105,6 +109,24 @@ def as_option(pair: str) -> tuple[str, str]:
 def has_windows(dataset: RecDataset) -> bool:
     """Returns whether the source consists of windows, as BIGRec's does."""
     return bool(dataset.card["split"] == "windows")
+
+
+def loss_table(output: str) -> list[str]:
+    """Returns the measurements of the arms that have any, side by side, as the lines of a Markdown table.
+
+    Args:
+        output: The run folder without the name of the arm.
+    """
+    files = [Path(f"{output}-{arm}", LOSSES) for arm in ARMS]
+    points = [json.loads(file.read_text())[POINTS] if file.exists() else [] for file in files]
+    lines = [f"| time | {' | '.join(f'{arm}: steps | loss' for arm in ARMS)} |", "|---" * (1 + 2 * len(ARMS)) + "|"]
+    for tenth in range(max(map(len, points))):
+        cells = []
+        for one in points:
+            _, steps, loss = one[tenth] if tenth < len(one) else (None, "", None)
+            cells.append(f"{steps} | {'' if loss is None else f'{loss:.3f}'}")
+        lines.append(f"| {(tenth + 1) / MEASUREMENTS:.0%} | {' | '.join(cells)} |")
+    return lines
 
 
 class HeldOut:
@@ -187,9 +209,9 @@ class Clock(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Reads the measurements up to the checkpoint from which the run continues, if there is one."""
-        self.file = Path(str(args.output_dir), "loss.json")
+        self.file = Path(str(args.output_dir), LOSSES)
         if state.global_step:
-            points = json.loads(self.file.read_text())["seconds, steps, loss"]
+            points = json.loads(self.file.read_text())[POINTS]
             self.points = [tuple(point) for point in points if point[1] <= state.global_step]
             self.seconds = self.points[-1][0]
 
@@ -207,7 +229,7 @@ class Clock(TrainerCallback):
             self.points.append((self.seconds, state.global_step, self.held_out.loss()))
             seconds, steps, loss = self.points[-1]
             print(f"after {seconds:,.0f} s and {steps:,} steps: validation loss {loss:.4f} per target", flush=True)
-            write_json(self.file, {"targets": self.held_out.num_targets, "seconds, steps, loss": self.points})
+            write_json(self.file, {"targets": self.held_out.num_targets, POINTS: self.points})
             control.should_save = True
         control.should_training_stop = self.seconds >= self.limit
 

@@ -165,6 +165,9 @@ NOTICES = {
     "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward from kernels-community",),
     # DeepSpeed 0.19 looks for a device when it is imported, even if no run uses DeepSpeed.
     "DeepSpeed": ("Setting accelerator to CPU.",),
+    # After training, the Trainer of transformers 5.23 loads the best checkpoint. It then misses the output layer of a
+    # model that uses the input embeddings as its output layer. The checkpoint contains them only once.
+    "transformers.trainer": ("There were missing keys in the checkpoint model loaded: ['lm_head.weight'].",),
 }
 # Beginnings of warnings, with their categories.
 WARNINGS: tuple[tuple[str, type[Warning]], ...] = (

@@ -33,6 +33,16 @@ def test_load_returns_what_prepare_returned(prepared):
         )
 
 
+def test_a_dataset_is_printed_in_one_line(prepared):
+    counts = prepared.card["num_interactions"], len(prepared.train)
+    assert repr(prepared) == (
+        f"RecDataset({str(prepared.path)!r}: {prepared.users.num_rows} users, {len(prepared.catalog)} items, "
+        f"{counts[0]:,} interactions; rows: train {counts[1]}, validation {len(prepared.validation)}, "
+        f"test {len(prepared.test)})"
+    )
+    assert repr(prepared.catalog).startswith(f"ItemCatalog({len(prepared.catalog)} items with the surface 'title'; ")
+
+
 def test_interactions_are_read_on_first_use(prepared):
     loaded = load(prepared.path)
     (prepared.path / "interactions.parquet").rename(prepared.path / "elsewhere")

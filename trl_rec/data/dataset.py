@@ -6,7 +6,8 @@ The card is written last, so a folder that contains a card is complete. Splits a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from trl_rec.data.leaks import check_leaks, find_mixed_users
 from trl_rec.data.log import SPLITS
@@ -36,6 +37,7 @@ FILES = [
 UNLISTED = "unlisted.parquet"  # written with `unknown_items="keep"`
 # Keys that `read_card` requires. The remaining keys of a card are informational.
 CARD_KEYS = {"split", "fingerprint", "settings", "sources", "rows", "num_interactions"}
+LONG = 10**6  # number of rows from which on saving a split shows a progress bar
 REMEDY = "run trl-rec prepare again with --overwrite"
 T = TypeVar("T")
 
@@ -66,6 +68,13 @@ class RecDataset:
     validation: Dataset
     test: Dataset
     card: dict[str, Any]
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{name} {len(getattr(self, name)):,}" for name in SPLITS)
+        return (
+            f"RecDataset({str(self.path)!r}: {self.users.num_rows:,} users, {len(self.catalog):,} items, "
+            f"{self.card['num_interactions']:,} interactions; rows: {rows})"
+        )
 
     @cached_property
     def interactions(self) -> pa.Table:
@@ -241,8 +250,22 @@ def save(
     if unlisted is not None:
         pq.write_table(unlisted, path / UNLISTED)
     for name, rows in splits.items():
-        rows.save_to_disk(str(path / name))
+        with nullcontext() if len(rows) > LONG else _no_bars():
+            rows.save_to_disk(str(path / name))
     write_json(path / "card.json", card, ensure_ascii=False)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Hides the progress bars of `datasets`."""
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _read(path: Path, name: str, read: Callable[[Path], T]) -> T:

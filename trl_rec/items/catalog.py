@@ -92,6 +92,10 @@ class ItemCatalog:
     def __len__(self) -> int:
         return int(self.items.num_rows)
 
+    def __repr__(self) -> str:
+        columns = ", ".join(self.items.column_names)
+        return f"ItemCatalog({len(self):,} items with the surface {self.surface!r}; columns: {columns})"
+
     @property
     def num_recommendable(self) -> int:
         """Number of items that can be recommended, which are the first rows of the table."""

@@ -1,0 +1,59 @@
+"""The benchmark that trains with every item a target, or with one row per target, for the same time."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.conftest import make_model, make_tokenizer
+from trl_rec import prepare
+
+
+def read() -> ModuleType:
+    path = Path(__file__).parents[3] / "benchmarks" / "equal_time.py"
+    spec = importlib.util.spec_from_file_location("equal_time", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+equal_time = read()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.* have the same text as an earlier item")
+def test_both_arms_measure_the_same_targets_ten_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = prepare("toy", tmp_path / "data", toy_users=40, toy_items=60)
+    titles = dataset.catalog.items["title"].to_pylist()
+    tokenizer = make_tokenizer(titles)
+    tokenizer.save_pretrained(tmp_path / "model")
+    make_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+
+    # The learning rate is 0, so both arms measure the loss of the same model.
+    changes = "per_device_train_batch_size=1 use_peft=false dtype=float32 use_cpu=true learning_rate=0 prior=none max_test_users=8 num_beams=2 max_length=128"
+    options = ["--model", str(tmp_path / "model"), "--hours", "0.0008", "--targets", "12", "--rows", "1"]
+    for arm in ("every", "rows"):
+        words = ["--arm", arm, "--output", str(tmp_path / "run"), *options, "--set", *changes.split()]
+        monkeypatch.setattr(sys, "argv", ["equal_time.py", str(tmp_path / "data"), *words])
+        equal_time.main()
+
+    measured = [json.loads((tmp_path / f"run-{arm}/loss.json").read_text()) for arm in ("every", "rows")]
+    for one in measured:
+        seconds, steps, losses = zip(*one["seconds, steps, loss"], strict=True)
+        assert one["targets"] == 12
+        assert len(seconds) == 10 and sorted(set(seconds)) == list(seconds) and seconds[-1] >= 0.0008 * 3600
+        assert steps[0] >= 1 and sorted(steps) == list(steps)
+        assert losses == pytest.approx(losses[:1] * 10)
+    assert measured[0]["seconds, steps, loss"][0][2] == pytest.approx(
+        measured[1]["seconds, steps, loss"][0][2], rel=1e-5
+    )
+    assert (tmp_path / "run-rows/metrics.json").exists()
+    table = capsys.readouterr().out.splitlines()[-12:]
+    assert table[0] == "| time | every: steps | loss | rows: steps | loss |" and table[-1].startswith("| 100% | ")
+    assert all(line.count("|") == 6 for line in table)
