@@ -36,10 +36,11 @@ def test_both_arms_measure_the_same_targets_ten_times(
     make_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
 
     # The learning rate is 0, so both arms measure the loss of the same model.
-    changes = "per_device_train_batch_size=1 use_peft=false dtype=float32 use_cpu=true learning_rate=0 prior=none max_test_users=8 num_beams=2 max_length=128"
+    changes = ["per_device_train_batch_size=1", "max_length=128", "use_peft=false", "dtype=float32", "use_cpu=true"]
+    changes += ["learning_rate=0", "prior=none", "max_test_users=8", "num_beams=2"]
     options = ["--model", str(tmp_path / "model"), "--hours", "0.0008", "--targets", "12", "--rows", "1"]
     for arm in ("every", "rows"):
-        words = ["--arm", arm, "--output", str(tmp_path / "run"), *options, "--set", *changes.split()]
+        words = ["--arm", arm, "--output", str(tmp_path / "run"), *options, "--set", *changes]
         monkeypatch.setattr(sys, "argv", ["equal_time.py", str(tmp_path / "data"), *words])
         equal_time.main()
 
