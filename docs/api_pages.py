@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 
-# The packages with a page. A name that several of them export has its entry in the first of them.
+# The packages that have a page. If several of them export the same name, its entry is on the page of the first one.
 PACKAGES = (
     "trl_rec.items",
     "trl_rec.data",
@@ -30,7 +30,9 @@ PACKAGES = (
     "trl_rec.serving.exports",
     "trl_rec.serving.vllm",
 )
-MOST_PARAMETERS = 30  # maximum number in a signature; configurations inherit over a hundred from TRL
+# Maximum number of parameters in a signature. Configurations inherit more than a hundred parameters from TRL. If there
+# are more than this number, only the parameters in the docstring of the class are shown.
+MOST_PARAMETERS = 30
 REFERENCE = re.compile(r"<!-- api: (?P<package>[\w.]+) -->")
 SECTION = re.compile(r"^(Args|Attributes|Returns|Example):$", re.MULTILINE)
 ENTRY = re.compile(r"(?P<name>[\w*, ]+?)(?: \((?P<type>.+?)\))?:(?: |$)(?P<text>.*)", re.DOTALL)
@@ -61,7 +63,7 @@ def homes() -> dict[str, str]:
 
 @cache
 def targets() -> dict[str, str]:
-    """Returns the full name of everything that has an entry, by its short name, such as `ItemCatalog.load`."""
+    """Maps the short name of everything that has an entry, such as `ItemCatalog.load`, to its full name."""
     found = {}
     for name, package in homes().items():
         found[name] = f"{package}.{name}"
@@ -86,7 +88,7 @@ def entry(full_name: str, thing: Any) -> str:
 
 
 def directive(kind: str, title: str, body: str, colons: int = 3) -> str:
-    """Returns a directive of Sphinx's Python domain. A directive with more colons can contain others."""
+    """Returns a directive of Sphinx's Python domain. It can contain directives that have fewer colons."""
     return f"{':' * colons}{{py:{kind}}} {title}\n\n{body}\n{':' * colons}"
 
 
@@ -101,7 +103,7 @@ def members(thing: Any) -> Iterator[tuple[str, Any]]:
 
 
 def kind_of(owner: type, name: str) -> str:
-    """Returns the directive for a member of a class."""
+    """Returns the name of the directive for a member of a class, such as `property` or `method`."""
     kinds = {property: "property", classmethod: "classmethod", staticmethod: "staticmethod"}
     return kinds.get(type(vars(owner)[name]), "method")
 
@@ -129,7 +131,7 @@ def call_of(thing: Any, docstring: str) -> str:
 
 
 def parameter(one: inspect.Parameter) -> str:
-    """Returns a parameter as it is written in a signature. A default that is no simple value becomes `...`."""
+    """Returns a parameter as it is written in a signature. A default that is not a simple value becomes `...`."""
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(one.kind, "")
     if one.default is inspect.Parameter.empty:
         return stars + one.name

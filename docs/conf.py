@@ -1,8 +1,8 @@
-"""Settings of the documentation site, which `make docs` builds with Sphinx, MyST and furo.
+"""Configures the documentation site, which `make docs` builds with Sphinx, MyST and furo.
 
 The pages are plain Markdown, so that they can also be read in the repository. While Sphinx reads a page,
-`site_source.py` adds navigation and titles of links, and `api_pages.py` adds the reference of the public names.
-Nothing is downloaded.
+`site_source.py` adds navigation and the titles of linked pages, and `api_pages.py` adds the reference of the public
+names. Building the site downloads nothing.
 """
 
 import sys
@@ -27,7 +27,7 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx_copybutton"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
-myst_dmath_allow_digits = False  # two prices in dollars are not the ends of a formula
+myst_dmath_allow_digits = False  # a text between two prices in dollars is not a formula
 html_math_renderer = "mathml"  # registered below
 myst_heading_anchors = 4
 exclude_patterns = ["device.json", "studies", "__pycache__"]
@@ -55,9 +55,10 @@ def setup(app):
         source[0] = with_reference(for_site(docname, source[0]))
 
     def writer(display):
-        """Returns the function that writes a formula as MathML, which browsers show without a script.
+        """Returns a function that writes a formula as MathML, which browsers show without a script.
 
-        The second value is the function for the end of a formula. There is none.
+        Sphinx also expects a function for the end of a formula as a second value. It is None, because nothing is
+        written there.
         """
 
         def write(translator, node):

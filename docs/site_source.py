@@ -1,6 +1,7 @@
-"""Changes the text of a page for the site: navigation, titles of links, and links to files outside of `docs/`.
+"""Adapts the text of a page for the documentation site.
 
-The pages themselves stay plain Markdown, so that they can be read in the repository.
+Adds the navigation, replaces file names in the texts of links with the titles of the pages, and corrects links to
+files outside of `docs/`. The pages themselves stay plain Markdown, so that they can be read in the repository.
 """
 
 import re
@@ -23,7 +24,7 @@ NAMED_AS_FILE = re.compile(r"\[`?[\w./-]+\.md`?\](?=\((?P<page>[\w./-]+)\.md)") 
 
 
 def for_site(docname: str, text: str) -> str:
-    """Returns the text of a page, changed for the site.
+    """Returns the text of a page, adapted for the site.
 
     Args:
         docname: Name of the page: its path in `docs/`, without `.md`.
@@ -47,7 +48,10 @@ def _site_page(docname: str, page: str) -> str:
 
 
 def _navigation(docname: str, text: str) -> str:
-    """Returns the table of contents that Sphinx needs, made from the links of a page, or an empty text."""
+    """Returns the table of contents that Sphinx needs, made from the links of a page in `NAVIGATION`.
+
+    Returns an empty string for all other pages.
+    """
     if docname not in NAVIGATION:
         return ""
     blocks = []

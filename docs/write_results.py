@@ -53,7 +53,7 @@ def written(page: str) -> str:
 
 
 def block(name: str) -> str:
-    """Returns the block of a study: its command and its table, between the two HTML comments."""
+    """Returns the block of a study: its command and its table, between two HTML comments."""
     path = STUDIES / f"{name}.json"
     if not path.is_file():
         raise SystemExit(f"docs/results.md names the study {name}, but there is no {path}; write it with --add")

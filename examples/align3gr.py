@@ -1,11 +1,12 @@
-"""Runs Align3GR on MovieLens-100k: semantic IDs, several tasks, preference stages (`trl-rec align3gr` in Python).
+"""Runs Align3GR on MovieLens-100k: makes semantic IDs, fine-tunes on several tasks, and trains on preferences.
 
     python examples/align3gr.py [--source ml-100k] [--max_steps -1]
 
-Items and users get three codes each, made from their texts and from the users' choices. A small model learns to read
-and write these codes. Then it is trained against its own mistakes, from easy to hard, and against items that users
-disliked. If the data is not cached and cannot be downloaded, the program uses a toy world and says so. If the program
-is killed, the same command continues where it stopped.
+This is `trl-rec align3gr` in Python. Items and users get three codes each, made from their texts and from the users'
+choices. A small model learns to read and write these codes. Then it learns, in five stages, to prefer the items that
+users chose to other items: first to wrong items from its own beam search, from easy to hard ones, and then to items
+that users disliked. If the data is not cached and cannot be downloaded, the program uses a synthetic dataset and
+prints a note. If the program is killed, run the same command again to continue.
 """
 
 import argparse
@@ -25,7 +26,7 @@ IDS = DualIdsConfig(text_encoder="words", codes=32, max_epochs=4)
 TASKS = {"next_item": 1.0, "item_to_id": 0.1, "id_to_item": 0.1, "profile_to_user": 0.1, "history_to_preference": 0.1}
 SHARED: dict[str, Any] = {
     "prompt_head": "{user}",  # every prompt names the user
-    "max_length": 192,  # 62 items of three codes, and the user
+    "max_length": 192,  # enough for the codes of 62 items and of the user
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 64,
     "save_strategy": "no",
