@@ -1,12 +1,12 @@
-"""Times a training step of ALRO against a step of SFT, and against a step of ALRO that runs a separate forward pass
-for each of the two orders in which a list is presented.
+"""Compares the time of an ALRO training step with that of an SFT step, and of an ALRO step with two forward passes.
 
     python benchmarks/alro_step.py [DATASET_FOLDER --model FOLDER_OR_HUB_ID [--lora]] [--candidates 10 20]
         [--batch_size 4] [--runs 7]
 
-Without arguments, a small model reads item tokens of the toy world. With a dataset and a model, a language model reads
-titles. The three trainers take turns on the same lists. Prints the median seconds of a step: forward, backward and
-update.
+ALRO reads each list in two orders, both in the same forward pass. The third trainer uses a separate forward pass for
+each order. Without arguments, a small model is trained on item tokens of the toy dataset. With a dataset and a model,
+a language model is trained on titles. The three trainers take turns on the same lists. The program prints the median
+number of seconds per step, which consists of a forward pass, a backward pass and an optimizer update.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": Tr
 
 
 class SeparateForwards(AlroTrainer):
-    """ALRO with a separate forward pass for each of the two orders in which a list is presented. Each pass reads the
-    history again."""
+    """Trains with ALRO, but uses a separate forward pass, including the history, for each order of a list."""
 
     def _answers(self, model: Any, inputs: dict[str, Any]) -> AnswerTable:
         names = ("completion_ids", "completion_mask", "answer_mask", "names")  # each (B, orders, ...)
@@ -91,10 +90,10 @@ def measure(trainers: dict[str, AlroTrainer], runs: int) -> dict[str, list[float
         trainer.create_optimizer()
         trainer.state.max_steps = trainer.args.max_steps
         trainer.current_gradient_accumulation_steps = 1  # as `train` would set it
-        torch.manual_seed(0)  # for the sampler's order
+        torch.manual_seed(0)  # gives every trainer the same order of the rows
         batches[name] = [batch for _, batch in zip(range(runs + 1), trainer.get_train_dataloader(), strict=False)]
 
-    # 2. The trainers take turns.
+    # 2. Time the steps. The trainers take turns.
     for run in range(runs + 1):
         for name, trainer in trainers.items():
             start = time.perf_counter()

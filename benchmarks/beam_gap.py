@@ -1,15 +1,16 @@
-"""Measures what saved policies lose because their beam search prunes items, for several numbers of beams.
+"""Measures how much NDCG saved policies lose because their beam search prunes items, for several numbers of beams.
 
     OMP_NUM_THREADS=1 python benchmarks/beam_gap.py runs/study-ml-100k-beam --output runs/beam-gap-ml-100k.json
 
-A folder is a run folder, or a folder that contains run folders, such as that of a study. Runs whose folders are named
-`seed-N` in the same folder are seeds of one policy. Every policy scores all items once, and then searches with each
-number of beams. With B beams, both the search and the scores of all items are measured by NDCG@min(10, B).
+Each argument is a run folder, or a folder that contains run folders, such as that of a study. Runs whose folders are
+named `seed-N` in the same folder are seeds of one policy. For each policy, all items are scored once, and a beam
+search is run with each number of beams. With B beams, NDCG@min(10, B) is measured for the items that the search finds,
+and for the items with the best scores among all items.
 
-The output file keeps every finished run, so the same command continues after an interruption. The column "detectable"
-contains the smallest difference that a study on the test split can detect. It says "above" if the absolute mean gap
-over the seeds is at least as large, so that a study is worthwhile. `trl-rec study` estimates this difference in the
-same way: from the transition and the popularity baseline on validation.
+The figures of every finished run are kept in the output file, so an interrupted command can be run again to continue.
+The column "detectable" contains the smallest difference that a study on the test split can detect, followed by "above"
+if the absolute mean gap over the seeds is at least as large, so that a study is worthwhile. `trl-rec study` estimates
+the smallest difference in the same way, from the transition and the popularity baseline on validation.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     arguments = parser.parse_args(words)
 
-    # 1. Measure.
+    # 1. Measure the runs that the output file lacks.
     settings = {name: getattr(arguments, name) for name in ("beams", "split", "max_users")}
     content: dict[str, Any] = {"settings": settings, "smallest": {}, "runs": {}}
     if arguments.output.is_file():
@@ -67,13 +68,13 @@ def main(words: list[str] | None = None) -> None:
             content["runs"][str(run)] = measure(run, arguments, content["smallest"])
             write_json(arguments.output, content)
 
-    # 2. Print.
+    # 2. Print the table.
     found = {name: one for name, one in content["runs"].items() if Path(name) in runs}
     print("\n".join(aligned(table(found, content["smallest"], arguments.beams))))
 
 
 def run_folders(folders: Sequence[Path]) -> Iterator[Path]:
-    """Yields the run folders of models that recommend, in order."""
+    """Yields the run folders of models that recommend, in the order of `folders`."""
     for folder in folders:
         inside = [folder] if settings_of_run(str(folder)) else sorted(path.parent for path in folder.rglob(METRICS))
         yield from (path for path in inside if settings_of_run(str(path)))

@@ -1,24 +1,24 @@
-"""Trains MSL and both variants of BEAR on generated data with a trap for beam search, of adjustable strength.
+"""Compares MSL and both variants of BEAR on synthetic data that contains a trap for beam search.
 
     OMP_NUM_THREADS=1 python benchmarks/beam_trap.py runs/beam-trap --seeds 0 1 2
 
-The same command continues after an interruption. `beam_trap.json` in the output folder contains every trained model's
-figures and their means.
+An interrupted command can be run again to continue. `beam_trap.json` in the output folder contains the figures of
+every trained model, and their means.
 
-Every item has three codes. 512 unlikely items share one popular first code. They have 16 different second codes, 32
-items each. Every other first code belongs to one item. Each of eight tastes has ten likely items, and one item that
-reveals the taste: it is the first item of every user with this taste. All further items are drawn independently, so
-the probability of every next item is known.
+Every item has three codes. 512 unlikely items share one popular first code. They have 16 different second codes, and
+each of these belongs to 32 items. Every other first code belongs to one item. Each user has one of eight tastes. Each
+taste has ten likely items, and one item that reveals the taste, because it is the first item of every user with this
+taste. All further items are drawn independently, so the probability of every next item is known.
 
-The strength of the trap is the probability of one of the 16 second codes, divided by the mean probability of a likely
-item. The most likely item has 1.45 times this mean. Above a strength of 1.45, an exact beam search of at most 16 beams
-therefore loses all likely items at the second code, although each of them is much more likely than any item that the
-search finds. The table shows, for each strength:
+The strength of the trap is adjustable. It is the probability of one of the 16 second codes, divided by the mean
+probability of a likely item. The most likely item has 1.45 times this mean. Above a strength of 1.45, an exact beam
+search of at most 16 beams therefore loses all likely items at the second code, although each of them is much more
+likely than any item that the search finds. The table shows, for each strength:
 
-- **recall@B**: the probability that the next item is among the B items of the beam search;
-- **every item**: the same for the B items with the highest exact scores of the same model;
-- **best**: the same for the B items that are really the most likely;
-- **PruningRate@B**: of the B items with the highest exact scores, the share of probability that beam search loses.
+- **recall@B**: the probability that the next item is among the B items that the beam search finds;
+- **every item**: the probability that the next item is among the B items with the highest exact scores;
+- **best**: the probability that the next item is among the B items that are most likely by construction;
+- **PruningRate@B**: the share of the probability in "every item" that belongs to items which the beam search loses.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--num_beams", type=int, default=10, help="B, in training and in decoding")
+    parser.add_argument("--num_beams", type=int, default=10, help="number of beams B, in training and in decoding")
     parser.add_argument("--weight", type=float, default=2.75, help="bear_weight")
     parser.add_argument("--users", type=int, default=2000, help="users in training")
     parser.add_argument("--steps", type=int, default=400)
@@ -77,7 +77,7 @@ def main(words: list[str] | None = None) -> None:
     if content["settings"] != settings:
         raise SystemExit(f"{path} has other settings, {content['settings']}; choose another output folder")
 
-    # Train what is missing, and write the summary after each run.
+    # Train the models that the summary lacks, and write the summary after each training.
     done = {(run["strength"], run["seed"], run["arm"]) for run in content["runs"]}
     for strength in arguments.strengths:
         for seed in arguments.seeds:
@@ -176,7 +176,7 @@ def train(arguments: argparse.Namespace, strength: float, seed: int, arm: str) -
     with trainer.policy() as policy:
         beam = policy.rank(rows, arguments.num_beams, num_beams=arguments.num_beams).items
         exact = policy.rank_exhaustively(rows, arguments.num_beams).items
-    ids = np.array([int(one) for one in dataset.catalog.ids])  # the catalogue may have another order
+    ids = np.array([int(one) for one in dataset.catalog.ids])  # the order of the items may differ from `truth`
     tastes = ids[[row[0] for row in rows["history"]]] - (len(ids) - NUM_TASTES)
     found = figures(truth(strength)[tastes], ids[beam], ids[exact], arguments.num_beams)
     return {**found, "seconds": round(seconds, 1)}

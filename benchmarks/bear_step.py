@@ -1,12 +1,13 @@
-"""Times a training step of BEAR against a step of TRL's `SFTTrainer`, with the same rows, model and optimizer.
+"""Compares time and memory of a BEAR step with those of TRL's `SFTTrainer` on the same rows, model and optimizer.
 
     python benchmarks/bear_step.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--lora]
         [--dtype float32|bfloat16|nf4] [--batch_size 4] [--runs 5]
 
-Items are titles, read with a language model's tokenizer. `--tiny` replaces the model by two layers of random weights
-with the same vocabulary. `--dtype nf4` quantises a model from a folder and needs `--lora`. The trainers take turns.
-Prints seconds per step (forward, backward, update; medians) and the peak bytes of all tensors except those of the
-model and the optimizer.
+Items are written as titles, which a language model's tokenizer splits into tokens. `--tiny` replaces the model by two
+layers of random weights with the same vocabulary. `--dtype nf4` quantises a model from a folder and needs `--lora`.
+The trainers take turns. The program prints the median number of seconds per step, which consists of a forward pass, a
+backward pass and an optimizer update. It also prints the peak number of bytes of all tensors except those of the model
+and the optimizer.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def main() -> None:
 
 
 def measure(trainers: dict[str, SFTTrainer], runs: int) -> None:
-    """Prints time and memory of steps on the same rows."""
+    """Prints the time and the memory of both trainers' steps on the same rows."""
     # 1. Make the same batches for both trainers, and an optimizer for each.
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     peaks = {}
@@ -132,10 +133,10 @@ def measure(trainers: dict[str, SFTTrainer], runs: int) -> None:
     for name, trainer in trainers.items():
         trainer.model.train()
         trainer.create_optimizer()
-        torch.manual_seed(0)  # for the sampler's order
+        torch.manual_seed(0)  # gives both trainers the same order of the rows
         batches[name] = [batch for _, batch in zip(range(runs + 1), trainer.get_train_dataloader(), strict=False)]
 
-    # 2. Time: the trainers take turns.
+    # 2. Time the steps. The trainers take turns.
     for run in range(runs + 1):
         for name, trainer in trainers.items():
             batch = batches[name][run]

@@ -3,17 +3,18 @@
     python benchmarks/blade_signal.py runs/study-ml-100k-blade-setting --choose
     python benchmarks/blade_signal.py runs/study-ml-100k-blade-frozen --kl 0.5 1 2 4
 
-The argument is the folder of a study. Nothing is trained or measured. The first table describes the last quarter of
-each run: tied pairs (share of pairs of lists with equal learning targets), dead groups (share of prompts whose lists
-all have the same target), the standard deviation of the target, KL, and the reward of the lists drawn in training. The
-column "kept" is NDCG@10 on validation, relative to the supervised policy of the same seed (`--against`).
+The argument is the folder of a study. The program only reads its logs and metrics, and trains nothing. The first table
+describes the last quarter of each run: tied pairs (share of pairs of lists with equal learning targets), dead groups
+(share of prompts whose lists all have the same target), the standard deviation of the target, the KL divergence, and
+the reward of the lists sampled in training. The column "kept" contains NDCG@10 on validation, divided by that of the
+supervised policy with the same seed (`--against`).
 
 `--choose` applies a rule that is fixed beforehand: of the settings that keep at least `--keep` of the supervised NDCG,
 the one with the largest share of tied pairs is chosen. The rule uses means over the seeds. The chosen setting is
 written to `setting.json`.
 
-`--kl` prints the reward of the lists drawn in training where the KL divergence first reaches each level. Reward and KL
-are averaged over a tenth of the log. "-" means that at least one run never reaches the level.
+`--kl` prints the reward of the lists sampled in training at the step where the KL divergence first reaches each level.
+Reward and KL divergence are averaged over a tenth of the log. "-" means that at least one run never reaches the level.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("--against", default="sft", help="name of the arm with the supervised policy")
     parser.add_argument("--choose", action="store_true", help="choose a setting, and write it to setting.json")
-    parser.add_argument("--keep", type=float, default=0.9, help="least share of the supervised NDCG")
+    parser.add_argument("--keep", type=float, default=0.9, help="minimum share of the supervised NDCG to keep")
     parser.add_argument("--kl", type=float, nargs="*", default=[], help="levels of the KL divergence")
     arguments = parser.parse_args(words)
 
-    # 1. Read the runs by setting (arm, and point of its grid). The last folder of a run is `seed-N`.
+    # 1. Read the runs by setting. A setting is an arm and a point of its grid; the runs of a setting are its seeds.
     runs: dict[str, list[tuple[dict[str, float], list[dict[str, float]]]]] = {}
     top = arguments.study / "runs"
     for path in sorted(top.rglob("eval.jsonl")):
@@ -65,7 +66,7 @@ def main(words: list[str] | None = None) -> None:
     if not runs:
         raise SystemExit(f"{top} has no finished run of BLADE")
 
-    # 2. Print, and choose.
+    # 2. Print the tables, and choose a setting.
     means = {
         setting: {name: float(np.mean([one[name] for one, _ in of_setting])) for name in of_setting[0][0]}
         for setting, of_setting in runs.items()

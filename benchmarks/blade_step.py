@@ -1,14 +1,15 @@
-"""Times a training step of BLADE against a step of TRL's `GRPOTrainer`.
+"""Compares the time of a BLADE training step with that of a step of TRL's `GRPOTrainer`.
 
     python benchmarks/blade_step.py [--items 1682] [--prompts 8] [--lists 8] [--length 10] [--steps 6] [--runs 3]
 
-Both trainers use the same small model of random weights, with one token per item, and the same prompts, group size and
-completion length. The time covers rollouts, rewards, the reference's forward pass, backward and update.
+Both trainers use the same small model with random weights, with one token per item, and the same prompts, group size
+and completion length. A step consists of the rollouts, the rewards, the forward pass of the reference model, the
+backward pass and the optimizer update.
 
-`GRPOTrainer` is timed in two ways. Unchanged, it samples from the whole vocabulary, so its lists may contain
+`GRPOTrainer` is timed in two ways. Without changes, it samples from the whole vocabulary, so its lists may contain
 duplicates and tokens that are not items. With a logits processor, it samples only distinct items of the catalogue. In
-both cases, its lists may contain items of the history, and it scores each list in a separate row. The trainers take
-turns. Prints medians.
+both cases, its lists may contain items of the history, and each list is scored in a separate row. The trainers take
+turns. The program prints the median number of seconds per step.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def grpo(dataset: RecDataset, arguments: argparse.Namespace, folder: str, *, con
     ours = blade(dataset, arguments, folder)
     model, tokenizer = policy(dataset, arguments)
 
-    # Leave out the first token, because GRPO tokenizes the text again and thereby adds it.
+    # Leave out the first token, because `GRPOTrainer` tokenizes the text again, which adds this token.
     prompts = [tokenizer.decode(row[1:]) for row in ours.train_dataset["prompt_ids"]]
     first = tokenizer.convert_tokens_to_ids("<item_0>")
     rows = {"prompt": prompts, "wanted": [[first + item for item in row] for row in ours.train_dataset["targets"]]}

@@ -1,13 +1,14 @@
-"""Times a small model beside busy processes, with three settings of torch's threads.
+"""Times a small model on a machine that is busy with other processes, with three settings of torch's threads.
 
     python benchmarks/busy_machine.py [--others 4] [--steps 3] [--items 1682] [--hidden 64]
 
-The settings are torch's own threads, passive waiting (waiting threads sleep instead of spin), and passive waiting with
-one thread for a small model. The last setting is the one that `trl-rec` and the trainers choose.
+The first setting is torch's default. In the second, threads that wait sleep instead of spinning (passive waiting). The
+third combines passive waiting with a single thread for a small model. `trl-rec` and the trainers use the third
+setting.
 
-Each setting is measured in a process of its own, beside `--others` processes that compute without a pause. The process
-samples 16 lists of ten items for each of 8 prompts, as BLADE does before training. Then it trains `--steps` steps on
-16 rows of 128 tokens. `--others 0` shows the times on a machine without other work.
+Each setting is measured in a process of its own, while `--others` other processes compute without a pause. The
+measured process samples 16 lists of ten items for each of 8 prompts, as BLADE does before training. Then it trains for
+`--steps` steps on 16 rows of 128 tokens. `--others 0` measures the times on a machine without other work.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--items", type=int, default=1682)
     parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--measure", choices=("default", "chosen"), help="for the program's own use")
+    parser.add_argument("--measure", choices=("default", "chosen"), help="used by the program itself")
     arguments = parser.parse_args()
     if arguments.measure is not None:
         measure(arguments)
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Prints the seconds as JSON."""
+    """Samples lists, trains for a few steps, and prints the seconds of both as JSON."""
     import torch
     from rollouts import make_paths, padded, small
 

@@ -2,10 +2,11 @@
 
     python benchmarks/data_scale.py [2000000 10000000] [--steps prepare load transition] [--cores 2]
 
-The positional arguments are numbers of interactions. The log has one user per 20 and one item per 100 interactions,
-both drawn from a power law, and is written as a folder of Parquet parts. Each step runs in a process of its own, so
-that its peak memory excludes that of other steps. The peak is the largest resident set, which includes pages of
-memory-mapped files. Other work on the machine changes the elapsed seconds, but hardly the CPU seconds.
+The positional arguments are numbers of interactions. A log has one user per 20 and one item per 100 interactions. The
+user and the item of each interaction are drawn from power laws. The log is written as a folder of Parquet files. Each
+step runs in a process of its own, so that its peak memory excludes that of other steps. The peak is the largest
+resident set, which includes pages of memory-mapped files. Other programs on the machine change the elapsed seconds,
+but hardly the CPU seconds.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ from trl_rec.serving import UserHistories, write_lists
 
 PER_USER = 20
 PER_ITEM = 100
-PART = 5_000_000  # interactions per Parquet part
+PART = 5_000_000  # interactions per Parquet file
 
 
 def make_log(folder: Path, options: argparse.Namespace) -> str:
-    """Writes the log in parts."""
+    """Writes the items and the interactions of the log. The interactions are divided among several Parquet files."""
     num_interactions = options.interactions[0]
     num_users = max(num_interactions // PER_USER, 10)
     num_items = max(num_interactions // PER_ITEM, 10)
@@ -121,10 +122,10 @@ def run_evaluate(folder: Path, options: argparse.Namespace) -> str:
 
 
 def run_lists(folder: Path, options: argparse.Namespace) -> str:
-    """Writes the lists of at most a million users, by a tiny model of random weights.
+    """Writes the lists of at most a million users, which a tiny model with random weights recommends.
 
-    Items are taken modulo 2,000, because ranking all items would take hours. Memory for items is measured by the other
-    steps.
+    The model knows only 2,000 items, because ranking all items would take hours. The histories contain the numbers of
+    the items modulo 2,000. How the memory grows with the number of items is measured by the other steps.
     """
     torch.set_num_threads(options.cores)
     dataset = load(folder / "dataset")

@@ -1,21 +1,22 @@
-"""Times beam search over a catalogue of titles: `rank_items` against `generate` with `prefix_allowed_tokens_fn`.
+"""Compares the time of `rank_items` with that of `generate` in a beam search over a catalogue of titles.
 
-`prefix_allowed_tokens_fn` is the usual way to restrict the output in transformers. For every beam and every token, it
-walks a trie of Python dicts. Both methods renormalise log-probabilities over the legal tokens, get the same prompts,
-and should return the same items. The program prints the number of prompts for which they do.
+`generate` is called with `prefix_allowed_tokens_fn`, the usual way to restrict the output in transformers. This
+function walks a trie of Python dicts for every beam and every token. Both methods renormalise log-probabilities over
+the legal tokens, get the same prompts, and should return the same items. The program prints the number of prompts for
+which they return the same items.
 
     python benchmarks/decoding.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--prompts 8] [--num_beams 10]
         [--runs 3] [--dtype float32|bfloat16|nf4]
 
 `DATASET_FOLDER` is the output of `trl-rec prepare`. `--tiny` uses the model's tokenizer with a 2-layer model of random
-weights. `--dtype nf4` quantises a model from a folder. In a low precision, some lists differ, because `generate`
-rounds its logits.
+weights. `--dtype nf4` quantises a model from a folder. With bfloat16 and nf4, some lists differ, because `generate`
+computes its logits in bfloat16.
 
     python benchmarks/decoding.py DATASET_FOLDER --weights RUN_FOLDER [--prompts 64] [--num_beams 10] [--runs 20]
 
-With `--weights`, the program instead times `rank_items` with and without item weights, in turns. All prompts share one
-weight per item, and each prompt also has 1,000 weights of its own. The program then uses one thread, and leaves out
-the items of the history. `RUN_FOLDER` is the output of a training verb.
+With `--weights`, the program instead compares the times of `rank_items` with and without item weights, in turns. All
+prompts share one weight per item, and each prompt also has 1,000 weights of its own. In this case, the program uses
+one thread and excludes the items of the history from the lists. `RUN_FOLDER` is the output of a training verb.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def compare(arguments: argparse.Namespace) -> None:
     prompt_format = PromptFormat.for_catalog(dataset.catalog.with_surface("title"), tokenizer)
     root = python_trie(prompt_format.paths)
 
-    # Make the prompts for both, from histories of the last ten items.
+    # Make the prompts for both methods from the last ten items of each history.
     histories = split_rows(dataset.test.select(range(arguments.prompts)), "history").tail(10)
     prompts = left_padded(prompt_format.encode(histories), tokenizer.pad_token_id)
     width = prompts["input_ids"].shape[1]

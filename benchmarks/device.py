@@ -1,17 +1,17 @@
-"""Measures the figures of the documentation that need a GPU, in at most eight minutes, without a network.
+"""Measures the figures in the documentation that require a GPU. This takes at most eight minutes, without a network.
 
     python benchmarks/device.py [--output device.json] [--minutes 7] [--recipes NAME ...] [--tiny]
     python docs/write_device.py --add device.json
 
-The second command writes the figures into the tables of docs/device.md and recipes/README.md.
+The second command writes the figures into the tables of docs/device.md and recipes/README.md. The program measures
 
-- Each recipe for a consumer GPU: whether it runs if torch may hold 16 GB or 24 GB, its peak memory, and its seconds
-  per step. The recipe itself is run for a few steps, with random weights in the shape of its model.
-- The steps of our four trainers and of the corresponding trainers of TRL: seconds, memory, and how often the host
-  waits for the device.
-- The seconds that beam search with 50 beams adds to each forward pass.
+- for each recipe for a consumer GPU: whether it runs if torch may use 16 GB or 24 GB of GPU memory, its peak memory,
+  and its seconds per step. The recipe is run for a few steps, with random weights in the shape of its model;
+- for a training step of each of our four trainers and of the corresponding trainers of TRL: the seconds, the memory,
+  and how often the host waits for the device;
+- the seconds that a beam search with 50 beams adds to each forward pass.
 
-Parts for which the time does not suffice are left out, and the output names them. With `--tiny`, models have two
+Parts that cannot be started within `--minutes` are left out, and the output names them. With `--tiny`, models have two
 layers, and the program also runs on a CPU.
 """
 
@@ -46,7 +46,7 @@ from trl_rec.scripts.verbs import SCRIPTS, TRAINING
 CAPS = (16, 24)  # GB
 STEPS = 4
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
-# Keys of a recipe that do not matter for a few steps.
+# Keys of a recipe that have no effect on the figures of a few steps.
 LEFT_OUT = ("metric_for_best_model", "load_best_model_at_end", "save_steps", "save_total_limit", "num_train_epochs")
 
 

@@ -71,7 +71,7 @@ class Clock(TrainerCallback):
 
 @contextmanager
 def clocks(make: Callable[[], Clock]) -> Iterator[list[Clock]]:
-    """Gives a clock to every trainer that trains within this context, and yields the list of these clocks."""
+    """Adds a clock to every trainer that trains within this context, and yields the list of these clocks."""
     train = Trainer.train
     made: list[Clock] = []
 
@@ -94,12 +94,15 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Returns the largest amount of GPU memory that torch has held since [`start_afresh`]; None on a CPU."""
+    """Returns the largest number of bytes of GPU memory that torch has reserved since [`start_afresh`].
+
+    Returns None on a CPU.
+    """
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
 def start_afresh(device: torch.device, cap: int | None = None) -> None:
-    """Frees unused memory, and lets torch hold at most `cap` times 10**9 bytes of a GPU from now on.
+    """Frees unused memory, and limits the GPU memory that torch may reserve from now on to `cap` times 10**9 bytes.
 
     A card of 16 GB has about 16 * 2**30 bytes, which is more than the cap. The CUDA context uses the difference.
     """

@@ -176,7 +176,7 @@ def _length(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [float(sum(ids) % 97) for ids in completion_ids]
 
 
-# The name of our trainer, the name of TRL's, and the methods that build them.
+# For each pair: the name of our trainer, the name of TRL's trainer, and the methods that build the two.
 PAIRS: list[tuple[str, str, Callable[[Bench], Any], Callable[[Bench], Any]]] = [
     ("BearTrainer", "SFTTrainer", Bench.bear, Bench.sft),
     ("AlroTrainer", "SFTTrainer", Bench.alro, Bench.sft_on_lists),

@@ -58,7 +58,7 @@ SHARD = 2_000_000_000  # maximum number of weights per file
 
 @dataclass
 class World:
-    """A folder with models and datasets, each made when it is first asked for.
+    """A folder with models and datasets, each of which is made when it is first requested.
 
     Args:
         folder (`Path`): The folder.

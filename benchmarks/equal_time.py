@@ -1,10 +1,10 @@
-"""Trains a language model on titles for a fixed processor time, with every item a target or with one row per target.
+"""Compares training on all items of a row with training on one row per target, at equal processor time.
 
     OMP_NUM_THREADS=1 python benchmarks/equal_time.py DATASET --model MODEL --arm every --output runs/equal-time
     OMP_NUM_THREADS=1 python benchmarks/equal_time.py DATASET --model MODEL --arm rows --output runs/equal-time
     trl-rec compare runs/equal-time-every runs/equal-time-rows
 
-Both arms train the model `--model` with the loss and the learning rate of the recipe `--config`:
+Both arms train the language model `--model` on titles, with the loss and the learning rate of the recipe `--config`:
 
 - `every`: a row is a sequence whose items are all targets, so its history is read once;
 - `rows`: one row per target, with `--rows` rows per step.
@@ -13,7 +13,7 @@ Time is the processor time of the steps, without evaluations. It equals the elap
 machine. The learning rate rises over the first 2 % of the time, and falls linearly to 0 at its end.
 
 After each tenth of the time, both arms measure the loss per target on the same validation targets, and save a
-checkpoint. If a run is interrupted, the same command continues from the last checkpoint. In the run folder,
+checkpoint. After an interruption, run the same command again to continue from the last checkpoint. In the run folder,
 `loss.json` contains these measurements, and `metrics.json` contains the metrics of the split that
 `--set final_split=SPLIT` selects.
 """
@@ -143,7 +143,8 @@ class HeldOut:
         chosen = np.linspace(0, len(split) - 1, num_rows).round().astype(int)
         self.num_targets = int(counts[chosen].sum())
 
-        # 2. Let a trainer that trains nothing make the batches. It takes only rows that are marked as training rows.
+        # 2. Make the batches with a trainer that is never trained. It accepts only rows that are marked as training
+        # rows.
         rows = Dataset.from_list(list(split.select(chosen.tolist())), features=split.features, split="train")
         config = BearConfig(
             str(Path(str(trainer.args.output_dir), "held-out")),
@@ -192,7 +193,7 @@ class HeldOut:
 
 
 class Clock(TrainerCallback):
-    """Adds up the processor seconds of the steps, sets the learning rate, measures, and ends the run.
+    """Ends the run after a number of processor seconds. Also sets the learning rate and measures the validation loss.
 
     Attributes:
         limit: Processor seconds of a run.
@@ -216,7 +217,7 @@ class Clock(TrainerCallback):
             self.seconds = self.points[-1][0]
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **of: Any) -> None:
-        """Sets the learning rate by the time that has passed, and starts the clock."""
+        """Sets the learning rate according to the time that has passed, and starts the clock."""
         passed = self.seconds / self.limit
         for group in of["optimizer"].param_groups:
             group["lr"] = args.learning_rate * min(passed / RISE, 1 - passed)

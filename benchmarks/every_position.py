@@ -1,11 +1,11 @@
-"""Times training on all items of a user in one row, against one row per item, and against TRL's `SFTTrainer`.
+"""Compares the time of training on all items of a user in one row, on one row per item, and with TRL's `SFTTrainer`.
 
     python benchmarks/every_position.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--items 20] [--runs 3]
         [--batch_size 4] [--max_length 1024] [--dtype float32|bfloat16]
 
-Items are titles, read with a language model's tokenizer. Each run takes a user with enough items. The user's first
-`--items` + 1 items are a sequence, and all but the first are targets. A step is a forward and a backward pass over
-these targets, in one of three ways:
+Items are written as titles, which a language model's tokenizer splits into tokens. Each run uses one user. The user's
+first `--items` + 1 items are a sequence, and all but the first are targets. A step is a forward and a backward pass
+over these targets, in one of three ways:
 
 - all targets in one row;
 - one row per target, with `--batch_size` rows per micro-batch;
@@ -14,9 +14,9 @@ these targets, in one of three ways:
 The three ways take turns on the same user. With the softmax over legal tokens, which TRL does not have, a token that
 is the only legal one is not learned. With the softmax over the vocabulary, all tokens of titles are learned.
 
-Prints tokens per step (without padding), seconds per step (medians), their ratios, and the largest difference between
-the losses. `--tiny` uses 2 layers of random weights with the same vocabulary. OMP_NUM_THREADS sets the number of
-threads.
+The program prints the number of tokens per step (without padding), the median number of seconds per step, the ratios
+of both, and the largest difference between the losses. `--tiny` uses 2 layers of random weights with the same
+vocabulary. OMP_NUM_THREADS sets the number of threads.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def measure(
     model: PreTrainedModel,
     arguments: argparse.Namespace,
 ) -> None:
-    """Prints the figures of one softmax."""
+    """Prints the figures for one kind of softmax."""
     common: dict[str, Any] = {
         "max_length": arguments.max_length,
         "per_device_train_batch_size": arguments.batch_size,
@@ -159,7 +159,7 @@ def make(
 
 
 def step(trainer: SFTTrainer, batch_size: int) -> Step:
-    """Runs forward and backward over all rows of a trainer."""
+    """Runs a forward and a backward pass over all rows of a trainer."""
     rows = [trainer.train_dataset[row] for row in range(len(trainer.train_dataset))]
     batches = [trainer.data_collator(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
     count = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)

@@ -1,14 +1,15 @@
-"""Times requests with a filter against requests without one, over a large catalogue of semantic IDs.
+"""Compares the time of recommendation requests with and without a filter, for a large catalogue of semantic IDs.
 
-Both kinds of requests go through `Recommender`, in turns, with one thread. The model has random weights and the size
-of the recipes for training from scratch. CPU time is measured, so that other programs on the machine matter little.
+Both kinds of requests are made to a `Recommender`, in turns, with one thread. The model has random weights and the
+size of the models in the recipes for training from scratch. CPU time is measured, so that other programs on the
+machine matter little.
 
     python benchmarks/filters.py [--items 100000] [--hidden_size 128] [--layers 2] [--runs 30] [--batch 1]
         [--surface semantic_id|item_token] [--prior] [--lists 0]
 
-`--batch` requests are made together, each with one of ten filters. With `--prior`, both kinds of requests also have
-the item weights of a prior. With `--lists N`, the program also writes N filtered lists, and counts the items in them
-that their filters do not allow.
+`--batch` requests are made together, each with one of ten filters. With `--prior`, both kinds of requests also use
+the item weights of a prior. With `--lists N`, the program also makes N filtered lists, and counts the items in these
+lists that the filters do not allow.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def main() -> None:
         f"without a filter, {filtered * 1e3:.1f} ms with one; ratio {ratio:.2f} (medians of {arguments.runs} pairs)"
     )
 
-    # 2. Count the items that the filters of their lists do not allow.
+    # 2. Count the items in filtered lists that the filters do not allow.
     category = recommender.catalog.items["category"].to_pylist()
     price = recommender.catalog.items["price"].to_numpy()
     wrong = 0

@@ -86,7 +86,7 @@ def find_trl_rec(given: str | None) -> str:
 
 
 def read_setting(text: str) -> tuple[str, Any]:
-    """Returns the key and the value of `KEY=VALUE`; the value is JSON, or else a text."""
+    """Returns the key and the value of `KEY=VALUE`. A value that is not valid JSON is returned as a string."""
     key, _, value = text.partition("=")
     try:
         return key, json.loads(value)
@@ -157,7 +157,7 @@ def fit(log: pd.DataFrame, *, seed: int, settings: dict[str, Any], every: int, p
 
 
 def make_dataset(histories: pd.DataFrame) -> Any:
-    """Returns RecTools' dataset of some interactions."""
+    """Returns interactions as a dataset of RecTools."""
     from rectools.dataset import Dataset
 
     return Dataset.construct(histories[["user_id", "item_id", "weight", "datetime"]])

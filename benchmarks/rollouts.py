@@ -1,13 +1,12 @@
-"""Compares the speed of two ways to sample lists of distinct items: `sample_item_lists`, and `model.generate` with an
-equivalent logits processor.
+"""Compares how fast `sample_item_lists` and `model.generate` sample lists of distinct items.
 
     python benchmarks/rollouts.py [--items 1682] [--prompts 8] [--lists 8] [--length 10] [--history 50] [--runs 5]
 
-The model is a Llama with random weights. Items are one token each, semantic IDs of three tokens, or titles of 4 to 16
-tokens. The processor sets the logits of the items that a list already contains to minus infinity, for all rows at
-once. `generate` is timed in two ways: with one call per prompt, as in a rollout loop whose histories differ in length,
-and with one call for all prompts. The methods take turns. Prints lists per second (medians). OMP_NUM_THREADS sets the
-number of threads.
+The model is a Llama with random weights. Items are written as one token each, as semantic IDs of three tokens, or as
+titles of 4 to 16 tokens. `generate` uses a logits processor that sets the logits of the items that a list already
+contains to minus infinity, for all rows at once. It is timed in two ways: with one call per prompt, as in a rollout
+loop whose histories differ in length, and with one call for all prompts. The methods take turns. The program prints
+the median number of lists per second. OMP_NUM_THREADS sets the number of threads.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ def main() -> None:
 
 
 def measure(surface: str, arguments: argparse.Namespace) -> None:
-    """Prints the figures of one surface."""
+    """Prints the figures for one way to write items."""
     # 1. Make a catalogue, a model, and prompts of random histories.
     paths, vocab_size = make_paths(surface, arguments.items)
     trie = TokenTrie.from_sequences(paths)

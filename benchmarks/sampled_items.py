@@ -1,9 +1,9 @@
 """Times training with sampled items at several sizes of the catalogue, with one token per item.
 
-Prints the time of the forward and backward pass, of the whole step, and the optimizer's share of the step. The model,
-the batch and the sampling of items are those of `BearTrainer` with `targets: all`. Clipping and AdamW read and write
-every embedding, so their share grows with the catalogue. Times are CPU seconds, which equal the elapsed time with one
-thread on an idle machine.
+The program prints the time of the forward and backward pass, the time of the whole step, and the optimizer's share of
+the step. The model, the batch and the sampling of items are those of `BearTrainer` with `targets: all`. Gradient
+clipping and AdamW read and write every embedding, so their share grows with the catalogue. Times are CPU seconds,
+which equal the elapsed time with one thread on an idle machine.
 
     OMP_NUM_THREADS=1 python benchmarks/sampled_items.py
 """
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--plain", action="store_true", help="let autograd make each gradient of the embeddings dense")
-    parser.add_argument("--full", action="store_true", help="also time the full softmax, at the smallest catalogue")
+    parser.add_argument("--full", action="store_true", help="also time the full softmax over the smallest catalogue")
     arguments = parser.parse_args()
 
     print(
@@ -53,7 +53,7 @@ def main() -> None:
     for size, (passes, optimizer) in found.items():
         print(
             f"{size:>9,} items: forward and backward {passes:.3f} s ({passes / first:.2f} times that of {sizes[0]:,} "
-            f"items), step {passes + optimizer:.3f} s, of which the optimizer {optimizer / (passes + optimizer):.0%}"
+            f"items), step {passes + optimizer:.3f} s, optimizer's share {optimizer / (passes + optimizer):.0%}"
         )
     if arguments.full:
         passes, optimizer = measure(arguments, sizes[0], sampled=False)

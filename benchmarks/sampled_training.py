@@ -1,8 +1,8 @@
 """Trains one recipe with the full softmax and with sampled items, and prints validation NDCG@10 against training time.
 
-All runs have the seed, the model and the learning rate schedule of the recipe. `--every` is a share of the steps, such
-as 0.125. After each such share, NDCG@10 is measured on the same validation users, with all items ranked. Times are CPU
-seconds of the steps, without the evaluations; they equal the elapsed time with one thread on an idle machine.
+All runs have the seed, the model and the learning rate schedule of the recipe. NDCG@10 is measured whenever the share
+`--every` of the steps, such as 0.125, has passed, on the same validation users and with all items ranked. Times are
+CPU seconds of the steps, without the evaluations. They equal the elapsed time with one thread on an idle machine.
 
     OMP_NUM_THREADS=1 python benchmarks/sampled_training.py data/beauty --sampled_items 512
 """
@@ -75,7 +75,7 @@ def train(arguments: argparse.Namespace, words: list[str]) -> list[tuple[float, 
 
 
 class Curve(TrainerCallback):
-    """Adds up the CPU seconds of the steps, and keeps NDCG@10 of each evaluation."""
+    """Adds up the CPU seconds of the steps, and records NDCG@10 at each evaluation."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -92,7 +92,7 @@ class Curve(TrainerCallback):
         self.since = now
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **logs: Any) -> None:
-        """Keeps the measurement, and starts the clock again."""
+        """Records the measurement, and starts the clock again."""
         self.points.append((self.seconds, logs["metrics"][METRIC]))
         self.since = time.process_time()
 

@@ -1,13 +1,13 @@
-"""Times the server against the same server without batches: requests per second and latency at 1 and 8 clients.
+"""Compares requests per second and latency of the server with and without batching, for 1 and 8 clients.
 
-Each server has its own process, and the two are measured in turns. Both serve the same model of random weights, with
-one token per item. Clients are threads that each send a request as soon as they have received the previous answer.
-Histories have 20 items.
+The two servers run in separate processes, and are measured in turns. Both serve the same model, which has random
+weights and one token per item. Each client is a thread that sends its next request as soon as it has received the
+response to the previous one. Histories have 20 items.
 
     python benchmarks/serving.py [--model RUN_FOLDER] [--items 2000] [--hidden_size 64] [--num_layers 2]
         [--seconds 10] [--rounds 2]
 
-With `--model`, the model of a run folder is served instead.
+With `--model`, both serve the model of a run folder instead.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ UNBATCHED = {"batch_size": 1, "batch_ms": 0.0}
 
 
 def make_run(folder: Path, num_items: int, hidden_size: int, num_layers: int) -> None:
-    """Saves a run folder with a model of random weights."""
+    """Saves a run folder whose model has random weights."""
     torch.manual_seed(0)
     ids = [str(item) for item in range(num_items)]
     catalog = ItemCatalog(pa.table({"item_id": ids, "title": [f"Item {item}" for item in ids]}), "item_token")
@@ -51,7 +51,7 @@ def make_run(folder: Path, num_items: int, hidden_size: int, num_layers: int) ->
 
 
 def run_server(settings: dict[str, Any], port: int) -> None:
-    """Serves until the process is terminated."""
+    """Runs a server until its process is terminated."""
     from trl_rec.serving import ServingConfig, serve
 
     serve(ServingConfig(port=port, **settings))
@@ -100,7 +100,7 @@ def main() -> None:
 
 def compare(folder: Path, seconds: float, rounds: int) -> None:
     """Starts both servers, measures them in turns, and prints the table."""
-    # 1. Start them, and wait until both answer.
+    # 1. Start both servers, and wait until they accept connections.
     ids = ItemCatalog.load(folder / "catalog").ids
     context = multiprocessing.get_context("spawn")
     servers = {}
@@ -132,11 +132,12 @@ def compare(folder: Path, seconds: float, rounds: int) -> None:
         print(f"{name:<10} {number:>7} {len(latencies) / seconds / rounds:>11.0f} {p50:>8.1f} {p99:>8.1f}")
     ratio = len(found["batched", 8]) / len(found["unbatched", 8])
     tail = percentile(found["batched", 8], 99) / percentile(found["batched", 1], 50)
-    print(f"8 clients: {ratio:.1f} times the requests per second; p99 is {tail:.1f} times the p50 of one client")
+    print(f"With 8 clients, batching gives {ratio:.1f} times as many requests per second.")
+    print(f"With batching, p99 of 8 clients is {tail:.1f} times p50 of one client.")
 
 
 def wait_for(port: int) -> None:
-    """Returns when a server answers."""
+    """Waits until a server accepts connections."""
     for _ in range(1200):
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -1,11 +1,11 @@
-"""Times K completions of one prompt in one shared row against K separate rows.
+"""Compares time and memory of K completions of one prompt in one shared row with those of K separate rows.
 
     python benchmarks/shared_prompt.py [--prompt 200] [--tokens 5] [--completions 16 4 3] [--batch_size 1] [--runs 7]
 
-Each run is a forward and a backward pass of the sum of log-probabilities, with a small Llama of random weights. Both
-methods compute logits only at the completions. They take turns. Prints seconds (medians), the ratio of the seconds,
-the ratio of the numbers of tokens that are read, and the peak bytes of all tensors except weights and gradients.
-OMP_NUM_THREADS sets the number of threads.
+Each run computes the sum of the log-probabilities and its gradient, with a small Llama that has random weights. Both
+methods compute logits only at the completions, and they take turns. The program prints the median seconds of both,
+their ratio, the ratio of the numbers of tokens that are read, and the peak bytes of all tensors except weights and
+gradients. OMP_NUM_THREADS sets the number of threads.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def make_texts(
 
 
 def step(model: LlamaForCausalLM, texts: tuple[Tensor, Tensor, Tensor, Tensor], shared: bool) -> Tensor:
-    """Runs forward and backward. Returns the log-probabilities of the completions' tokens."""
+    """Runs a forward and a backward pass, and returns the log-probabilities of the completions' tokens."""
     logps = completion_logps(_read(model, model, lay_out(*texts, texts[-1], shared=shared)), *texts[2:])
     logps.sum().backward()
     return logps.detach()

@@ -1,16 +1,17 @@
-"""Times a training step of Softmax-DPO against a step of TRL's `DPOTrainer`, which gets the same comparisons as pairs.
+"""Compares time and memory of a Softmax-DPO training step with those of TRL's `DPOTrainer` on the same data.
 
     python benchmarks/softmax_dpo.py [--completions 16 3] [--prompts 2] [--prompt_tokens 200] [--vocabulary 8192]
     [--runs 5]
 
-A prompt with one chosen and K - 1 rejected completions is one row for `SoftmaxDPOTrainer`, and K - 1 rows for
-`DPOTrainer`, each with the chosen completion. The time covers the whole step of a small Llama: forward, the
-reference's forward, backward, update. The trainers take turns on the same prompts. Prints seconds (medians), and the
-peak bytes of all tensors except those of the model and the optimizer.
+A prompt with one chosen and K - 1 rejected completions is one row for `SoftmaxDPOTrainer`. For `DPOTrainer`, it is
+K - 1 rows, which pair the chosen completion with each rejected one. The model is a small Llama. A step consists of the
+forward passes of the model and of the reference model, the backward pass and the optimizer update. The trainers take
+turns on the same prompts. The program prints the median seconds per step, and the peak bytes of all tensors except
+those of the model and the optimizer.
 
 The comparison favours trl-rec in three ways. First, TRL's output layer also scores the prompt's positions on a CPU (on
 a GPU it does not); with `--vocabulary 512`, the output layer takes little time. Second, TRL also measures entropy,
-mean logits and token accuracy. Third, users of `DPOTrainer` would seldom make a pair of every rejected completion.
+mean logits and token accuracy. Third, users of `DPOTrainer` would seldom make a pair for every rejected completion.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def measure(trainers: dict[str, DPOTrainer], runs: int) -> None:
         trainer.current_gradient_accumulation_steps = 1  # as `train` would set it
         batches[name] = trainer.data_collator(list(trainer.train_dataset))
 
-    # 2. Time: the trainers take turns.
+    # 2. Time the steps. The trainers take turns.
     for _ in range(runs + 1):
         for name, trainer in trainers.items():
             start = time.perf_counter()

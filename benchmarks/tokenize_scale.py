@@ -1,4 +1,4 @@
-"""Measures seconds and peak memory of semantic IDs for a large catalogue.
+"""Measures the time and the peak memory of making semantic IDs for a large catalogue.
 
     python benchmarks/tokenize_scale.py [--items 1000000] [--width 384] [--levels 3] [--codes 256] [--parts dual]
 
@@ -90,8 +90,10 @@ def measure_codes(num_items: int, width: int, levels: int, codes: int) -> None:
 
 
 def make_inputs(num_items: int, width: int, num_pairs: int) -> DualInputs:
-    """Returns inputs of the towers: as many users as items, texts of the given width, and behaviour vectors of width
-    64."""
+    """Returns random inputs of the towers, for as many users as items.
+
+    Text vectors have the given width, and behaviour vectors have width 64.
+    """
     generator = torch.Generator().manual_seed(0)
     behaviour = torch.randn(num_items, 64, generator=generator)
     histories = torch.randint(num_items, (num_items, PER_USER), generator=generator)

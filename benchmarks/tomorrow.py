@@ -1,4 +1,4 @@
-"""Compares continuing yesterday's model with training from scratch, after the last part of a log has arrived.
+"""Compares two ways to train on a log that has grown: continuing to train yesterday's model, and from scratch.
 
 Yesterday's log is the first 90 % of the interactions by time, and today's log is all of them. Items that occur only in
 the last 10 % are not in yesterday's catalogue. Three models with one token per item are trained:
@@ -68,7 +68,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     today = write_log(source, when >= when.min(), folder / "today")
     print(
         f"yesterday: {len(yesterday.catalog):,} items, {yesterday.card['num_interactions']:,} interactions; "
-        f"today: {len(today.catalog):,} items, {today.card['num_interactions']:,} interactions; the new ones are by "
+        f"today: {len(today.catalog):,} items, {today.card['num_interactions']:,} interactions, the new ones by "
         f"{len(np.unique(source.interactions['user'].to_numpy()[when >= cut])):,} of {len(today.users):,} users"
     )
 
@@ -92,7 +92,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         if reached is None:
             print(f"{name}: did not reach {goal:.4f} in {most:,} steps; its best is {max(continued.values()):.4f}")
         else:
-            print(f"{name}: reached {goal:.4f} after {reached:,} steps, {reached / needed:.2f} of those from scratch")
+            share = f"{reached / needed:.2f} times the steps from scratch"
+            print(f"{name}: reached {goal:.4f} after {reached:,} steps, which is {share}")
 
 
 def write_log(source: RecDataset, kept: np.ndarray, folder: Path, *, shuffle: bool = False) -> RecDataset:

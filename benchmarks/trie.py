@@ -1,9 +1,10 @@
-"""Measures how `TokenTrie` scales: building it from random 4-level semantic IDs, and looking up children, on one core.
+"""Measures how long it takes to build a large `TokenTrie` and to look up children in it, on one core.
 
     python benchmarks/trie.py [--items 10000000] [--small 10000]
 
-Prints the seconds, and the peak resident memory including the input. Then prints the time of one `children` call in
-the large trie, relative to the same call in a small trie. A call looks up 320 random nodes (32 prompts x 10 beams),
+The tries contain random semantic IDs of four levels. The program prints the seconds for building the large trie, and
+the peak resident memory including the input. Then it prints the time of one `children` call in the large trie,
+relative to the same call in a small trie. A call looks up the children of 320 random nodes (32 prompts x 10 beams),
 which all have the same number of children. The last line repeats the figures as JSON.
 """
 

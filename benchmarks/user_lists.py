@@ -1,9 +1,9 @@
-"""Times `write_lists`, which writes the lists of all users to a file, against `rank_split`, with the same model.
+"""Compares the speed of `write_lists`, which writes the lists of all users to a file, with that of `rank_split`.
 
 `rank_split` ranks the test split in one pass, with all prompts in memory. `write_lists` ranks the same histories in
-parts, stores each part on disk, and writes the lists to a Parquet file. Both leave out the items of the history, use
-the prior of the run folder and have the same batch size. They take turns. On a CPU, CPU time is measured, so that
-other programs on the machine matter little. On other devices, elapsed time is measured.
+parts, stores each part on disk, and writes the lists to a Parquet file. Both use the same model, exclude the items of
+the history, and use the prior of the run folder and the same batch size. They take turns. On a CPU, CPU time is
+measured, so that other programs on the machine matter little. On other devices, elapsed time is measured.
 
     python benchmarks/user_lists.py DATASET_FOLDER RUN_FOLDER [--users 1000] [--k 10] [--batch_size 64] [--runs 3]
         [--device cpu] [--threads 1]
