@@ -1,4 +1,4 @@
-"""Semantic IDs: a few tokens per item, chosen so that related items start with the same tokens."""
+"""Makes and stores semantic IDs: a few tokens per item, chosen so that the IDs of related items begin alike."""
 
 from typing import TYPE_CHECKING
 

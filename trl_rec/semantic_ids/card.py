@@ -1,6 +1,7 @@
-"""The card of a dataset's semantic IDs: statistics that are stored beside the IDs.
+"""Computes and prints the card of a dataset's semantic IDs: statistics that are stored beside the IDs.
 
-The card answers three questions. Are the IDs distinct? Are the codes used evenly? Are items that share codes similar?
+The card shows whether the IDs are distinct, whether the codes are used evenly, and whether items that share codes are
+similar.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class IdCodes:
     """The codes of a catalogue's items at each step from vectors to tokens.
 
     Args:
-        quantized (`torch.Tensor` of shape `(num_items, levels)`): The codes before any repair. The card calls this
-            step `found`.
+        quantized (`torch.Tensor` of shape `(num_items, levels)`): The codes before any repair. In the card, this step
+            is called `found`.
         repaired (`torch.Tensor` of shape `(num_items, levels)`): The codes after the repair of the last level.
         extra (`torch.Tensor` of shape `(num_items,)`): An additional code for each item whose codes are still not
             unique; -1 for all other items.

@@ -1,4 +1,4 @@
-"""Collaborative item vectors: the item embeddings of a small encoder that is trained to predict the next item.
+"""Computes collaborative item vectors: the item embeddings of a small encoder trained to predict the next item.
 
 The encoder is trained on the training split only.
 
@@ -116,13 +116,15 @@ class _Encoder(nn.Module):
         self.layers = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(width), enable_nested_tensor=False)
         self.dropout = nn.Dropout(0.2)
 
-        # Initialised to small values, because rare items keep part of their random initial vector.
+        # The initial vectors are small, because the vectors of rare items change little during training.
         nn.init.normal_(self.items.weight, std=0.02)
         nn.init.normal_(self.places.weight, std=0.02)
 
     def forward(self, items: Tensor) -> Tensor:
-        """Returns, for each position, a vector that predicts the next item, `(B, T, D)`. The `items` `(B, T)` are
-        padded on the right."""
+        """Returns a vector that predicts the next item for each position, `(B, T, D)`.
+
+        The `items` `(B, T)` are padded on the right.
+        """
         size = items.shape[1]
         causal = nn.Transformer.generate_square_subsequent_mask(size)
         states = self.dropout(self.items(items) + self.places.weight[:size])

@@ -110,8 +110,10 @@ def _waiting_items(codes: Tensor, distance: Tensor, residuals: Tensor, num_codes
 
 
 def _by_cells(items: Tensor, cell: Tensor, chunk_size: int) -> Iterator[Tensor]:
-    """Yields the items in chunks of about `chunk_size` items. All items of a cell are in one chunk, in ascending
-    order."""
+    """Yields the items in chunks of about `chunk_size` items.
+
+    All items of a cell are in the same chunk, in ascending order.
+    """
     items = items[torch.argsort(cell[items], stable=True)]
     sizes = cell[items].unique_consecutive(return_counts=True)[1]
     chunk = (sizes.cumsum(0) - sizes) // chunk_size  # index of the chunk that contains each cell

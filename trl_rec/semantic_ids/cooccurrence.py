@@ -1,6 +1,6 @@
-"""Co-occurrence statistics: how much more often items occur near each other in a sequence than expected by chance.
+"""Computes how much more often pairs of items occur near each other in a sequence than expected by chance.
 
-Only pairs that occur are stored. So memory grows with the number of interactions, not with the square of the number of
+Only pairs that occur are stored, so memory grows with the number of interactions, not with the square of the number of
 items.
 """
 

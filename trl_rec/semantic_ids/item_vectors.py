@@ -1,4 +1,4 @@
-"""Item vectors from co-occurrence: a truncated singular value decomposition of the items' mutual information.
+"""Computes item vectors by a truncated singular value decomposition of the mutual information of items.
 
 The decomposition uses the randomised method of Halko, Martinsson and Tropp. This method repeatedly multiplies a random
 basis by the matrix, so that the basis approaches the span of the leading singular vectors. The matrix stays sparse

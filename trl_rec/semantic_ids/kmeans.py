@@ -1,4 +1,4 @@
-"""k-means clustering of the rows of a matrix.
+"""Clusters the rows of a matrix with k-means.
 
 Distances are computed in chunks, so that the matrix of all distances never has to fit in memory.
 

@@ -1,4 +1,4 @@
-"""`make_semantic_ids`: semantic IDs from the co-occurrence of items in the training split.
+"""Makes semantic IDs from the co-occurrence of items in the training split.
 
 Items that occur near the same items usually get IDs that begin with the same codes. The method quantises co-occurrence
 vectors by residual k-means and resolves collisions. It is fast, because it needs neither a text encoder nor

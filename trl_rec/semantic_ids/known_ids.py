@@ -3,8 +3,8 @@
 Known items are the items of the earlier catalogue. A model identifies an item by its tokens, so a known item must keep
 its ID. The IDs of new items are computed from their texts, by the item tower that was saved with the known IDs (see
 [`ItemIdEncoder`]). A new item may get the same codes as a known item. Both items then have the same ID and share a
-leaf of the trie. However, if the known IDs with these codes have an additional token, the new item gets one too,
-because no ID may be a prefix of a longer one.
+leaf of the trie. However, if the known IDs with these codes have an additional token, the ID of the new item gets an
+additional token as well, because no ID may be a prefix of a longer ID.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def kept_ids(catalog: ItemCatalog, known: ItemCatalog, folder: str | Path | None
 
     Args:
         catalog (`ItemCatalog`): The items.
-        known (`ItemCatalog`): A catalogue with semantic IDs. Its items keep them, matched by `item_id`.
+        known (`ItemCatalog`): A catalogue with semantic IDs. Items with an `item_id` of this catalogue keep their IDs.
         folder (`str` or `Path`, *optional*): The dataset folder whose saved encoder gives IDs to all other items.
     """
     assert known.semantic_ids is not None
@@ -112,7 +112,7 @@ def _template(folder: str | Path) -> str | None:
 
 
 def _kept_user_ids(dataset: RecDataset, known: RecDataset) -> Ragged | None:
-    """Returns the known IDs of the users; None if there are none, or if a user is new."""
+    """Returns the IDs of the users, or None if the known dataset has no user IDs or lacks one of the users."""
     if known.catalog.user_ids is None:
         return None
     wanted, given = (one.users["user_id"].cast(pa.large_string()).combine_chunks() for one in (dataset, known))

@@ -1,4 +1,4 @@
-"""Residual quantisation by k-means: each level clusters the residuals of the previous level.
+"""Quantises vectors by residual k-means: each level clusters the residuals of the previous level.
 
 The first level clusters the vectors themselves. The residual of a vector is the vector minus its centroids at all
 levels so far. The codes of a vector are the indices of its centroids, one per level. Vectors that share their first

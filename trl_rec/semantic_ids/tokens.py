@@ -67,8 +67,10 @@ def ids_fingerprint(semantic_ids: Ragged, user_ids: Ragged | None = None) -> str
 
 
 def check_codes(settings: Mapping[str, Any], num_items: int) -> None:
-    """Raises ValueError if `levels`, `codes` or `collisions` is invalid, or if the catalogue needs more IDs than the
-    codes can form."""
+    """Raises ValueError if `levels`, `codes` or `collisions` is invalid.
+
+    Also raises ValueError if the codes form fewer distinct IDs than the catalogue has items.
+    """
     hint = f"the catalogue has {num_items} items"
     Range(1, MOST_LEVELS, whole=True, hint=hint).check("levels", settings["levels"])
     Range(2, num_items, whole=True, hint=hint).check("codes", settings["codes"])

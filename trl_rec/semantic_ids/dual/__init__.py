@@ -1,1 +1,1 @@
-"""Align3GR's semantic IDs for items and users: two towers, learned together from texts and interactions."""
+"""Makes Align3GR's semantic IDs for items and users, with two towers trained together on texts and interactions."""

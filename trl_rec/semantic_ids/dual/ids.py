@@ -1,4 +1,4 @@
-"""`make_dual_ids`: the semantic IDs of Align3GR for items and users, learned from texts and from interactions."""
+"""Makes the semantic IDs of Align3GR for items and users, which are learned from texts and interactions."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class DualIdsConfig:
     )
     hidden: Annotated[int, COUNT] = field(default=256, metadata={"help": "width of the hidden layers"})
     alpha: Annotated[float, NOT_NEGATIVE] = field(
-        default=0.1, metadata={"help": "weight of the U2I loss while codes are learned"}
+        default=0.1, metadata={"help": "weight of the U2I (user-to-item) loss while codes are learned"}
     )
     without_behaviour: Annotated[float, SHARE_BELOW_ONE] = field(
         default=0.1,

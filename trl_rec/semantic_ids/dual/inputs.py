@@ -1,4 +1,4 @@
-"""The training data of the two towers: vectors of texts and behaviour, and pairs of a user and a chosen item.
+"""Computes the training data of the towers: vectors of texts and behaviour, and pairs of a user and a chosen item.
 
 All interactions come from the training split. For every fifth user, the last training target is held out, unless it is
 the user's only target. The held-out targets are used to measure how well the towers match users with items. They are
@@ -227,8 +227,10 @@ def dual_inputs(
 
 
 def _user_scaling(vectors: Tensor, histories: Tensor, mask: Tensor) -> Scaling:
-    """Returns the scaling of pooled vectors. It is computed from at most `MOST_SCALED` users, evenly spaced among the
-    users that have items."""
+    """Returns the scaling of pooled vectors.
+
+    The scaling is computed from at most `MOST_SCALED` users, which are evenly spaced among the users that have items.
+    """
     users = mask.any(1).nonzero().squeeze(1)
     users = users[torch.linspace(0, len(users) - 1, min(len(users), MOST_SCALED)).round().long()]
     return Scaling.of(pooled(vectors, histories[users], mask[users]))

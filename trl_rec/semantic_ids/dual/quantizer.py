@@ -1,4 +1,4 @@
-"""A trainable residual quantiser with one codebook per level.
+"""Defines a trainable residual quantiser with one codebook per level.
 
 Each level quantises the residual of the previous level: a latent vector minus the centroids chosen so far.
 

@@ -1,4 +1,4 @@
-"""The tower of items or users: a model that maps its input to a vector, and the vector to a few codes.
+"""Defines the tower of items or users: a model that maps its input to a vector, and the vector to a few codes.
 
     SC = fuse([text; behaviour])        z = quantize(encode(SC))        decode(z) ~ [text; behaviour]
 

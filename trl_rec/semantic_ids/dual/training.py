@@ -101,8 +101,10 @@ class DualTraining:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self) -> None:
-        """Trains the towers in three phases, or in two without alignment. Each phase ends with the weights of its best
-        epoch."""
+        """Trains the towers in three phases, or in two phases without alignment.
+
+        Each phase ends with the weights of its best epoch.
+        """
         if self.align:
             # Without held-out pairs, the best epoch is the epoch with the lowest loss.
             self._train("aligning", self._alignment, lambda measured: measured.get("u2i_won", -measured["loss"]))
@@ -183,8 +185,10 @@ class DualTraining:
 
     @torch.no_grad()
     def rebuilding_error(self) -> float:
-        """Returns the squared error of reconstructing the inputs of the items in the training split, divided by the
-        squared norm of these inputs."""
+        """Returns the relative error of reconstructing the inputs of the items that occur in the training split.
+
+        This is the squared error, divided by the squared norm of the inputs.
+        """
         error = 0.0
         total = 0.0
         for part in self.inputs.known.nonzero().squeeze(1).split(CHUNK):
