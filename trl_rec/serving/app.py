@@ -1,6 +1,6 @@
-"""Builds the server's web application: its endpoints, its web page, and its answers to errors.
+"""Builds the server's web application: its endpoints, its web page, and its error responses.
 
-Every answer with a status of 400 or above is a JSON object whose key `detail` contains one sentence.
+Every response with a status of 400 or above is a JSON object whose key `detail` contains one sentence.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 def build_app(config: ServingConfig) -> FastAPI:
     """Loads the model or the lists, and returns the application for an ASGI server.
 
-    Run it in a single worker process. Every further process would load the model again and could not share batches.
+    Run the application in a single worker process. Each further process would load the model again, and requests to
+    different processes could not share batches.
     """
     token = read_token(config)
     state = watched_state(config) if config.reload else None
@@ -77,7 +78,7 @@ def make_app(service: Service, token: bytes | None = None, state: State | None =
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        """Starts the worker thread. At the end, waits until the thread has answered the waiting requests."""
+        """Starts the worker thread. At the end, waits until the thread has finished the waiting requests."""
         service.batcher.start()
         watching = asyncio.create_task(watch(service, state)) if service.config.reload else None
         try:
@@ -104,7 +105,7 @@ def make_app(service: Service, token: bytes | None = None, state: State | None =
 
 
 def _add_endpoints(app: FastAPI, service: Service) -> None:
-    """Adds the endpoints for programs."""
+    """Adds the endpoints of the API."""
 
     @app.post("/v1/recommend", response_model=RecommendResponse, responses=PROBLEMS)
     async def recommend(request: RecommendRequest) -> Response:
@@ -140,7 +141,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Says whether requests are answered."""
+        """Reports whether the server can handle requests."""
         if not service.batcher.is_alive:
             raise HTTPException(503, "the worker has ended; start the server again")
         return {"status": "ok", "run": service.engine.run}
@@ -153,8 +154,10 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
-    """Adds the page for people. Its headers let a browser run only the page's own script, and let this script send
-    requests only to this server."""
+    """Adds the web page.
+
+    Its headers let a browser run only the page's own script, and let this script send requests only to this server.
+    """
     page = files("trl_rec.serving").joinpath("page.html").read_text(encoding="utf-8")
     script = SCRIPT.search(page)
     assert script is not None
@@ -174,33 +177,33 @@ def _add_page(app: FastAPI) -> None:
 
 
 def _add_handlers(app: FastAPI) -> None:
-    """Answers each kind of problem with its status and one sentence."""
+    """Adds a handler for each kind of error. A handler returns a response with a status and one sentence."""
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        """The body or the query does not have the form that the endpoint needs."""
+        """Handles a body or a query that does not have the form that the endpoint requires."""
         errors = error.errors()
         return _problem(400 if errors[0]["type"] == "json_invalid" else 422, problem_sentence(errors))
 
     @app.exception_handler(ValueError)
     async def refused(request: Request, error: ValueError) -> Response:
-        """The recommender refuses the request, for example because a filter names an unknown column."""
+        """Handles a request that the recommender refuses, for example because a filter names an unknown column."""
         return _problem(422, str(error))
 
     @app.exception_handler(QueueFull)
     async def full(request: Request, error: QueueFull) -> Response:
-        """Too many requests are waiting."""
+        """Handles a request that arrives while too many requests are waiting."""
         sentence = f"too many requests are waiting; try again in {error.seconds} s"
         return _problem(503, sentence, {"Retry-After": str(error.seconds)})
 
     @app.exception_handler(Stopping)
     async def stopping(request: Request, error: Stopping) -> Response:
-        """The server no longer takes requests."""
+        """Handles a request that arrives while the server is stopping."""
         return _problem(503, "the server is stopping; try again", {"Retry-After": "1"})
 
     @app.exception_handler(HTTPException)
     async def elsewhere(request: Request, error: HTTPException) -> Response:
-        """The path or the method does not exist, or FastAPI could not read the body."""
+        """Handles an unknown path, an unknown method, or a body that FastAPI cannot read."""
         sentences = {
             400: "the body cannot be read as JSON",
             404: f"there is nothing at {request.url.path!r:.80}; GET /openapi.json lists the endpoints",
@@ -210,7 +213,7 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        """The server has failed. The details are written to its log, and not sent to the client."""
+        """Handles an unexpected error. The details are written to the log, and are not sent to the client."""
         return _problem(500, "the server has failed; its log has the reason")
 
 
@@ -220,11 +223,13 @@ def _check_k(k: int, largest: int) -> None:
 
 
 def _json(answer: BaseModel) -> Response:
-    """Returns an answer as JSON. If an endpoint returned the pydantic object, FastAPI would check its types again."""
+    """Returns a JSON response. If an endpoint returned the pydantic object, FastAPI would check its types again."""
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _problem(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Returns the answer to a problem. Characters beyond ASCII are escaped, because the sentence may quote text from
-    the request that UTF-8 cannot encode."""
+    """Returns an error response.
+
+    Characters beyond ASCII are escaped, because the sentence may quote text from the request that UTF-8 cannot encode.
+    """
     return Response(json.dumps({"detail": sentence}), status, headers, media_type="application/json")

@@ -1,8 +1,9 @@
 """Collects requests into batches for one worker thread.
 
-The worker takes the requests that are waiting. If they are fewer than in the last batch, it first waits a few
-milliseconds for more. A single client is therefore answered at once, because its last batch had one request. Several
-clients share a batch if each sends its next request as soon as it receives an answer.
+The worker takes the requests that are waiting. If there are fewer of them than in the last batch, the worker first
+waits a few milliseconds for more. The requests of a single client are therefore handled at once, because the last
+batch contained one request. Several clients share a batch if each of them sends its next request as soon as it
+receives a response.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class QueueFull(Exception):
 
 
 class Stopping(Exception):
-    """Raised if a request comes after the batcher was stopped."""
+    """Raised if a request arrives after the batcher was stopped."""
 
 
 class _Waiting(NamedTuple, Generic[T, R]):
@@ -46,7 +47,7 @@ class _Waiting(NamedTuple, Generic[T, R]):
 
 
 class Batcher(Generic[T, R]):
-    """Hands waiting requests to a function, in one thread.
+    """Calls a function with batches of waiting requests, in one thread.
 
     Args:
         handle: The function. It takes requests, and returns one result or exception for each.
@@ -82,7 +83,7 @@ class Batcher(Generic[T, R]):
 
     @property
     def is_alive(self) -> bool:
-        """Whether the worker runs."""
+        """Whether the worker is running."""
         return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:
@@ -99,8 +100,10 @@ class Batcher(Generic[T, R]):
             self._thread.join(timeout)
 
     async def submit(self, item: T) -> R:
-        """Returns the result of a request. Raises the exception that `handle` returned for it, or [`QueueFull`] or
-        [`Stopping`]."""
+        """Returns the result of a request, or raises the exception that `handle` returned for this request.
+
+        Raises [`QueueFull`] if too many requests are waiting, and [`Stopping`] if the batcher was stopped.
+        """
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         with self._changed:
             if self._is_stopping:
@@ -121,13 +124,13 @@ class Batcher(Generic[T, R]):
             try:
                 results = self._handle([one.item for one in batch])
             except Exception as error:
-                # The error is wrapped, because the app answers a `ValueError` as if the request were invalid.
+                # The error is wrapped, because the app would handle a `ValueError` as an invalid request.
                 logger.exception("a batch of %d requests failed", len(batch))
                 results = [RuntimeError(f"the batch failed: {error!r}")] * len(batch)
             spent = (time.monotonic() - start) / len(batch)
             self._seconds_per_item = 0.9 * self._seconds_per_item + 0.1 * spent if self._seconds_per_item else spent
             self._seen(len(batch))
-            with suppress(RuntimeError):  # the event loop was closed before the requests were answered
+            with suppress(RuntimeError):  # the event loop was closed before the batch was finished
                 batch[0].future.get_loop().call_soon_threadsafe(_settle, batch, results)
 
     def _next(self) -> list[_Waiting[T, R]]:
@@ -145,7 +148,7 @@ class Batcher(Generic[T, R]):
                     break
                 self._changed.wait(left)
 
-            # 3. Take them.
+            # 3. Take the requests.
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._batch_size))]
             self._expected = max(len(batch), 1)
             return batch
@@ -154,7 +157,7 @@ class Batcher(Generic[T, R]):
 def _settle(batch: list[_Waiting[T, R]], results: Sequence[R | Exception]) -> None:
     """Sets the results of the futures of a batch. Runs in the thread of the event loop."""
     for one, result in zip(batch, results, strict=True):
-        if one.future.done():  # cancelled, because the client has gone
+        if one.future.done():  # cancelled, because the client has disconnected
             continue
         if isinstance(result, Exception):
             one.future.set_exception(result)

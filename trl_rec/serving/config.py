@@ -1,4 +1,4 @@
-"""Settings of the server."""
+"""Defines the settings of the server, and reads the token that clients must send."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class ServingConfig:
     """Settings of [`build_app`] and `trl-rec serve`.
 
     There is no setting for the token itself, because every user of a machine can read the command lines of all
-    processes. It is read from the environment variable `TRL_REC_TOKEN`, or from `token_file`.
+    processes. The token is read from the environment variable `TRL_REC_TOKEN`, or from `token_file`.
     """
 
     model: str | None = field(default=None, metadata={"help": "run folder of a trainer, or hub id"})
     lists: str | None = field(
         default=None,
         metadata={
-            "help": "answer from this file, made by trl-rec recommend --output, instead of a model; the catalogue is "
-            "read from --model or --dataset"
+            "help": "serve the lists in this file, made by trl-rec recommend --output, instead of running a model; "
+            "the catalogue is read from --model or --dataset"
         },
     )
     dataset: str | None = field(
@@ -59,8 +59,8 @@ class ServingConfig:
     reload: bool = field(
         default=False,
         metadata={
-            "help": "watch the run folder (or the file of --lists), and load a new version while the old one keeps "
-            "answering"
+            "help": "watch the run folder (or the file of --lists) for changes; while a new version is loaded, "
+            "requests are served from the old one"
         },
     )
     reload_seconds: Annotated[float, POSITIVE] = field(
@@ -78,7 +78,7 @@ class ServingConfig:
         default=5.0, metadata={"help": "longest time to wait for further requests of a batch, in milliseconds"}
     )
     max_queue: Annotated[int, COUNT] = field(
-        default=256, metadata={"help": "largest number of waiting requests; further ones are answered with 503"}
+        default=256, metadata={"help": "largest number of waiting requests; further requests get the status 503"}
     )
     max_k: Annotated[int, Range(1, LARGEST_K, whole=True)] = field(
         default=LARGEST_K, metadata={"help": "largest k that a request may ask for"}
@@ -89,7 +89,7 @@ class ServingConfig:
     )
     stop_seconds: Annotated[int, COUNT] = field(
         default=30,
-        metadata={"help": "longest time to answer accepted requests after the server was asked to stop, in seconds"},
+        metadata={"help": "longest time to finish accepted requests after a signal to stop, in seconds"},
     )
 
     def __post_init__(self) -> None:

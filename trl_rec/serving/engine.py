@@ -1,7 +1,7 @@
-"""An engine answers requests, either with a model or from a file of lists.
+"""Defines the interface of an engine, which computes the results of requests from a model or from a file of lists.
 
-Only one thread at a time calls `answer` or `explain`. All threads may use `items`, `run` and `card`, because nothing
-in them changes after `warm_up`.
+Only one thread at a time calls `answer` or `explain`. All threads may use `items`, `run` and `card`, because these do
+not change after `warm_up`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from trl_rec.version import __version__
 
 
 EDGE = 1 << 20  # bytes at each end of a file that are hashed
-MOST_GROUPS = 500  # largest number of group names in the answer of `GET /v1/model`
+MOST_GROUPS = 500  # largest number of group names in the response of `GET /v1/model`
 
 
 class Engine(Protocol):
-    """Answers requests.
+    """Computes the results of requests.
 
     Attributes:
         items ([`Items`]): The catalogue, with its titles and groups.
@@ -41,7 +41,7 @@ class Engine(Protocol):
     run: str
 
     def answer(self, requests: Sequence[RecommendRequest]) -> list[RecommendedList | Exception]:
-        """Returns a list for each request, or a `ValueError` that says in one sentence why there is none."""
+        """Returns a list for each request, or a `ValueError` whose message says why there is no list."""
 
     def explain(self, request: ExplainRequest) -> list[Explanation]:
         """Returns the history items that changed the score of an item most."""
@@ -102,7 +102,7 @@ class Items:
 
 
 class KnownUsers:
-    """The users of a dataset, found by their id.
+    """Finds the users of a dataset by their id.
 
     Args:
         dataset ([`RecDataset`]): The dataset.
@@ -145,8 +145,9 @@ def history_of(
 def name_with_hash(path: Path, files: Iterable[Path]) -> str:
     """Returns the name of a folder or file, followed by a hash of the given files.
 
-    The hash covers the name, the size, and the first and last bytes of each file. Copies of a run have the same name
-    on every machine. Weights that were trained again get another name, because their first and last bytes differ.
+    The hash covers the name, the size, and the first and last bytes of each file. Copies of a run therefore have the
+    same name on every machine. After another training, the name is different, because the first and last bytes of the
+    weights differ.
     """
     digest = hashlib.blake2b(digest_size=4)
     for file in sorted(files):

@@ -1,7 +1,7 @@
 """Checks the token of every request, and the type, size and arrival time of its body, before the app gets the request.
 
-Also counts the answers. A body is read here completely, so that a request takes no place in the queue while its client
-is still sending it.
+Also counts the responses. The whole body is read before the request is passed on, so that a request takes no place in
+the queue while its client is still sending it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ NO_BODY = ("GET", "HEAD", "OPTIONS")
 
 
 class Refused(Exception):
-    """Raised if a request is answered without being read further.
+    """Raised if a request is refused without being read further.
 
     Args:
-        status (`int`): The status of the answer.
+        status (`int`): The status of the response.
         sentence (`str`): What is wrong.
-        headers (*optional*): Further headers of the answer.
+        headers (*optional*): Further headers of the response.
     """
 
     def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
@@ -60,7 +60,7 @@ class Guard:
         self._metrics = metrics
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Answers a request."""
+        """Handles a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -69,7 +69,7 @@ class Guard:
         status = 500
 
         async def counted(message: Message) -> None:
-            """Notes the status of the answer, and sends the message on."""
+            """Records the status of the response, and passes the message on."""
             nonlocal status
             status = message.get("status", status)
             await send(message)
@@ -82,7 +82,7 @@ class Guard:
         except Refused as refused:
             await _refuse(refused, counted)
         except ConnectionError:
-            status = 499  # the client has gone; nobody reads an answer
+            status = 499  # the client has disconnected, so no response is sent
         finally:
             endpoint = scope["path"] if scope["path"] in ENDPOINTS else "other"
             self._metrics.add_request(endpoint, status, time.perf_counter() - start)
@@ -92,7 +92,8 @@ class Guard:
         if self._token is None or scope["path"] in OPEN:
             return
         scheme, _, given = _header(scope, b"authorization").partition(b" ")
-        # The time of `compare_digest` does not depend on how much of the token is right, so it gives no hint.
+        # The time that `compare_digest` takes does not depend on how many characters of the token are right, so a
+        # client cannot guess the token from it.
         if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
             raise Refused(
                 401,
@@ -151,7 +152,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse(refused: Refused, send: Send) -> None:
-    """Sends the answer of a refused request."""
+    """Sends the response to a refused request."""
     content = json.dumps({"detail": refused.sentence}).encode()
     headers = {
         "Content-Type": "application/json",

@@ -1,8 +1,8 @@
 """Appends every recommended list to the log file of the day.
 
-A line is a JSON object with `request_id`, `time`, `run`, `items`, `scores` and `fallback`. Clicks can later be joined
-to the lists by the request id. The log contains no user ids and no histories. A list is written before its client
-receives it.
+Each line is a JSON object with `request_id`, `time`, `run`, `items`, `scores` and `fallback`. Clicks can later be
+joined to the lists by the request id. The log contains no user ids and no histories. A list is written before the
+client receives it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class ListLog:
-    """Appends lists to `lists-YYYY-MM-DD.jsonl` (days in UTC). Used by one thread.
+    """Appends lists to `lists-YYYY-MM-DD.jsonl` (days in UTC). Only one thread may use it.
 
     Args:
         folder (`str` or `Path`): The folder. It is made if necessary.
@@ -38,7 +38,7 @@ class ListLog:
         self._may_be_cut = True  # whether the last line of the file may be incomplete
 
     def append(self, answers: Iterable[RecommendResponse]) -> bool:
-        """Appends lists in one write. Returns whether it succeeded. A failure causes a warning, and raises nothing."""
+        """Appends lists in one write, and returns whether this succeeded. A failure only logs a warning."""
         now = datetime.now(UTC)
         text = "".join(_line(answer, now) for answer in answers)
         if not text:

@@ -1,8 +1,8 @@
-"""Answers requests from a file of lists, one list per user, without a model.
+"""Serves recommendations from a file of lists, one list per user, without a model.
 
 The lists are computed beforehand with `trl-rec recommend --output`, for example with a model that is too large for the
-machine that serves. A filter only removes items from a list, so an answer may have fewer than `k` items. A user
-without a list gets the items that occur in the largest number of lists.
+machine on which the server runs. A filter only removes items from a list, so a response may have fewer than `k` items.
+A user without a list gets the items that occur in the largest number of lists.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ MOST_POPULAR = 2000  # number of items that are kept for users without a list
 
 
 class ListsEngine:
-    """Answers requests with the list of their user.
+    """Returns the stored list of each request's user, after applying the filters of the request.
 
     Args:
         catalog (`ItemCatalog`): The items.
         lists (`pa.Table`): The columns `user_id`, `rank` (from 1), `item_id` and `score`.
         run (`str`): Name of the file.
-        users ([`KnownUsers`], *optional*): The histories of users. Their items are left out of the answers.
+        users ([`KnownUsers`], *optional*): The histories of users. The items of a user's history are left out of the
+            user's list.
     """
 
     def __init__(self, catalog: ItemCatalog, lists: pa.Table, run: str, users: KnownUsers | None = None) -> None:
@@ -66,13 +67,13 @@ class ListsEngine:
         self._popular_scores = np.log(counts[self._popular] / max(len(self._rows), 1)).astype(np.float32)
 
     def answer(self, requests: Sequence[RecommendRequest]) -> list[RecommendedList | Exception]:
-        """Returns a list for each request, or a `ValueError` that says in one sentence why there is none."""
+        """Returns a list for each request, or a `ValueError` whose message says why there is no list."""
         return [self._one(request) for request in requests]
 
     def explain(self, request: ExplainRequest) -> list[Explanation]:
         """Raises `ValueError`, because only a model can explain."""
         raise ValueError(
-            "this server answers from a file of lists, and only a model can explain a score; serve the model instead"
+            "this server has only a file of lists, and only a model can explain a score; serve the model instead"
         )
 
     def warm_up(self) -> None:
@@ -128,7 +129,7 @@ class ListsEngine:
         )
 
     def _history(self, request: RecommendRequest) -> tuple[list[int], int]:
-        """Returns the indices of the history's items, and the number of those that the catalogue lacks."""
+        """Returns the indices of the history's items, and the number of history items that the catalogue lacks."""
         if request.history is None and request.titles is None and self._users is None:
             return [], 0
         try:

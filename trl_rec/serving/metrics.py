@@ -17,7 +17,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 HELP = {
     "requests_total": ("counter", "Requests by endpoint and status."),
-    "request_seconds": ("histogram", "Time to answer a request, by endpoint."),
+    "request_seconds": ("histogram", "Time to handle a request, by endpoint."),
     "batch_size": ("histogram", "Requests per batch."),
     "queue_length": ("gauge", "Requests that wait for a batch."),
     "lists_total": ("counter", "Lists that were recommended."),
@@ -25,12 +25,12 @@ HELP = {
     "unknown_items_total": ("counter", "Items in histories that the catalogue does not contain."),
     "fallback_lists_total": ("counter", "Lists that ignore the history, because none of its items is known."),
     "short_lists_total": ("counter", "Lists with fewer items than requested."),
-    "distinct_items_served": ("gauge", "Distinct items recommended so far; a new catalogue sets it back to 0."),
+    "distinct_items_served": ("gauge", "Distinct items recommended since the current catalogue was loaded."),
     "catalog_items": ("gauge", "Items in the catalogue."),
     "reloads_total": ("counter", "New runs that were loaded."),
     "reload_failures_total": ("counter", "New runs that could not be loaded."),
     "log_failures_total": ("counter", "Batches of lists that could not be appended to the log."),
-    "run_info": ("gauge", "The run that answers."),
+    "run_info": ("gauge", "The run that is being served."),
 }
 # Counters that are shown from the start, with the value 0.
 COUNTERS = [name for name, (kind, _) in HELP.items() if kind == "counter" and name != "requests_total"]
@@ -79,7 +79,7 @@ class Metrics:
         self._run = ""
 
     def set_run(self, run: str, fingerprint: str, num_items: int) -> None:
-        """Sets the name of the run that answers. If its catalogue is new, distinct items are counted from 0 again."""
+        """Sets the name of the run that is being served. A new catalogue resets the count of distinct items."""
         with self._lock:
             self._run = run
             if fingerprint != self._fingerprint:
@@ -92,7 +92,7 @@ class Metrics:
             self._counts[name] += number
 
     def add_request(self, endpoint: str, status: int, seconds: float) -> None:
-        """Counts an answered request."""
+        """Counts a request that was handled."""
         with self._lock:
             self._requests[endpoint, status] += 1
             self._seconds.setdefault(endpoint, Histogram(SECONDS)).add(seconds)

@@ -1,4 +1,4 @@
-"""Answers requests with the model of a run folder."""
+"""Computes the recommendations for requests with the model of a run folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ModelEngine:
         self._list_length = recommender.prompt_format.list_length
 
     def answer(self, requests: Sequence[RecommendRequest]) -> list[RecommendedList | Exception]:
-        """Returns a list for each request, or a `ValueError` that says in one sentence why there is none."""
+        """Returns a list for each request, or a `ValueError` whose message says why there is no list."""
         # 1. Check the requests one by one, because a single invalid request would make the whole batch fail.
         answers: list[RecommendedList | Exception] = []
         prepared: dict[int, tuple[list[str], int, ItemFilter, int | None]] = {}
@@ -53,13 +53,13 @@ class ModelEngine:
             else:
                 answers.append(RecommendedList())
 
-        # 2. Answer the valid requests together.
+        # 2. Rank the items for all valid requests together.
         places = [*prepared]
         try:
             found: Sequence[RecommendedList | Exception] = self._recommend(
                 [requests[p] for p in places], prepared.values()
             )
-        except ValueError:  # the checks did not find what is wrong with a request, so answer the requests one by one
+        except ValueError:  # a request is wrong in a way that the checks do not find, so handle them one by one
             found = [self._alone(requests[place], prepared[place]) for place in places]
         for place, one in zip(places, found, strict=True):
             if isinstance(one, RecommendedList):
@@ -98,8 +98,10 @@ class ModelEngine:
         }
 
     def _prepared(self, request: RecommendRequest) -> tuple[list[str], int, ItemFilter, int | None]:
-        """Returns the history, the number of unknown titles, the filter and the user's row. Raises `ValueError` if the
-        request cannot be answered."""
+        """Returns the history, the number of unknown titles, the filter and the user's row of a request.
+
+        Raises `ValueError` if the request is invalid.
+        """
         history, unknown = history_of(request, self.items, self._users)
         one = ItemFilter(where=request.where, max_per=request.max_per)
         self._recommender.check_filter(one)

@@ -1,8 +1,8 @@
 """Watches the run folder or the file of lists, and loads a new version while the server runs.
 
 A new run may be written into the same folder, or a symbolic link may be changed to point to another folder. The new
-run is loaded once its files have stopped changing. Until then, the old run answers. If the new run cannot be loaded,
-the old run keeps answering.
+run is loaded once its files have stopped changing. Until then, requests are served from the old run. If the new run
+cannot be loaded, requests are still served from the old run.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ State: TypeAlias = list[tuple[str, int, int, int]]
 
 
 def watched_state(config: ServingConfig) -> State | None:
-    """Returns the paths, inodes, sizes and times of the watched files; None while they are missing, for example
-    because they are being replaced."""
+    """Returns the paths, inodes, sizes and modification times of the watched files.
+
+    Returns None while they are missing, for example because they are being replaced.
+    """
     source = Path(config.lists or config.model or "")
     try:
         folder = source.resolve(strict=True)
@@ -57,7 +59,7 @@ async def watch(service: Service, loaded: State | None) -> None:
         try:
             engine = await asyncio.to_thread(load_engine, service.config)
         except Exception as error:
-            logger.warning("the new run cannot be loaded, so %s keeps answering: %s", service.engine.run, error)
+            logger.warning("cannot load the new run (%s); still serving %s", error, service.engine.run)
             service.metrics.count("reload_failures_total")
             continue
         if await asyncio.to_thread(watched_state, service.config) != now:
@@ -65,4 +67,4 @@ async def watch(service: Service, loaded: State | None) -> None:
             continue
         service.use(engine)
         service.metrics.count("reloads_total")
-        logger.info("now recommending with the new run %s", engine.run)
+        logger.info("loaded the new run; now serving %s", engine.run)

@@ -1,4 +1,4 @@
-"""Defines the JSON bodies of requests and answers as pydantic models, and the error message for an invalid body.
+"""Defines the JSON bodies of requests and responses as pydantic models, and the error message for an invalid body.
 
 The pydantic models check types and sizes. The engine checks what depends on the catalogue, such as the columns of a
 filter.
@@ -64,7 +64,7 @@ class RecommendRequest(_Request):
     @field_validator("where")
     @classmethod
     def _is_small(cls, where: list[Any] | None) -> list[Any] | None:
-        """Refuses filters that are too large or too deeply nested. The engine checks the conditions themselves."""
+        """Refuses a filter that is too large or too deeply nested. The engine checks the conditions of the filter."""
         level = list(where or [])
         if len(level) > MOST_CONDITIONS:
             raise PydanticCustomError("sentence", f"where may have at most {MOST_CONDITIONS} conditions")
@@ -105,14 +105,14 @@ class ScoredItem(Item):
 
 
 class RecommendResponse(BaseModel):
-    """The answer of `POST /v1/recommend`."""
+    """The response of `POST /v1/recommend`."""
 
-    items: list[ScoredItem] = Field(description="best first")
+    items: list[ScoredItem] = Field(description="the recommended items, best first")
     unknown: int = Field(description="number of history items that the catalogue does not contain")
     fallback: bool = Field(description="whether the list ignores the history, because none of its items is known")
     short: str | None = Field(None, description="why there are fewer than k items")
     request_id: str
-    run: str = Field(description="the run that answered: its name, and a hash of its weights")
+    run: str = Field(description="the run that produced the list: its name, and a hash of its files")
 
 
 class MovedBy(Item):
@@ -122,25 +122,25 @@ class MovedBy(Item):
 
 
 class ExplainResponse(BaseModel):
-    """The answer of `POST /v1/explain`."""
+    """The response of `POST /v1/explain`."""
 
     items: list[MovedBy] = Field(description="largest absolute differences first")
     run: str
 
 
 class ItemsResponse(BaseModel):
-    """The answer of `GET /v1/items`."""
+    """The response of `GET /v1/items`."""
 
     items: list[Item] = Field(description="best matches first")
 
 
 class Problem(BaseModel):
-    """Every answer with a status of 400 or above."""
+    """Every response with a status of 400 or above."""
 
-    detail: str = Field(description="one sentence")
+    detail: str = Field(description="one sentence that describes the problem")
 
 
-# For each of pydantic's types of error: what the value must be.
+# Maps each of pydantic's error types to a description of what the value must be.
 WANTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -157,7 +157,7 @@ WANTED = {
 
 
 def problem_sentence(errors: Sequence[Any]) -> str:
-    """Returns one sentence on the first of pydantic's errors."""
+    """Returns one sentence that describes the first of pydantic's errors."""
     error: Mapping[str, Any] = errors[0]
     kind = error["type"]
     context = error.get("ctx", {})

@@ -1,4 +1,4 @@
-"""Runs the server until it receives a stop signal. Accepted requests are still answered before it ends."""
+"""Runs the server until it receives a signal to stop. Requests that were already accepted are finished first."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 def serve(config: ServingConfig, ready: Callable[[str], object] = lambda address: None) -> None:
     """Serves recommendations until the process gets SIGINT, SIGTERM or SIGHUP.
 
-    After the first signal, the server accepts no further connections and answers the requests that it has already
-    accepted, which may take at most `stop_seconds`. After the second signal, it ends at once.
+    After the first signal, the server accepts no further connections and finishes the requests that it has already
+    accepted, for at most `stop_seconds`. After the second signal, the server ends at once.
 
     Args:
         config ([`ServingConfig`]): The settings.
@@ -43,7 +43,7 @@ def serve(config: ServingConfig, ready: Callable[[str], object] = lambda address
                 TOKEN,
             )
 
-        # 2. Load, and serve.
+        # 2. Load the model or the lists, and run the server.
         app = build_app(config)
         server = _Server(
             uvicorn.Config(
@@ -63,8 +63,10 @@ def serve(config: ServingConfig, ready: Callable[[str], object] = lambda address
 
 
 class _Server(uvicorn.Server):
-    """Ends normally after a signal. uvicorn's own server raises the signal again, which makes a stop look like a
-    failure."""
+    """A uvicorn server that ends normally after a signal.
+
+    uvicorn's own server raises the signal again, which makes a stop look like a failure.
+    """
 
     ready: Callable[[], object]
 

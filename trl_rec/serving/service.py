@@ -1,4 +1,4 @@
-"""Connects the parts of a server: the queue of requests, the engine that answers them, the counts and the list log."""
+"""Connects the parts of a server: the queue of requests, the engine, the metrics and the log of recommended lists."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ Answer: TypeAlias = RecommendResponse | ExplainResponse
 
 
 class Service:
-    """Answers requests in batches, with an engine that may be replaced while the server runs.
+    """Handles requests in batches, with an engine that may be replaced while the server runs.
 
     Args:
-        engine ([`Engine`]): The engine that answers.
+        engine ([`Engine`]): The engine that computes the results.
         config ([`ServingConfig`]): The settings.
     """
 
@@ -55,31 +55,31 @@ class Service:
         self.use(engine)
 
     def use(self, engine: Engine) -> None:
-        """Answers the next batches with another engine. A batch that is being answered keeps the old one."""
+        """Uses another engine from the next batch on. The current batch is finished with the old engine."""
         catalog = engine.items.catalog
         self.metrics.set_run(engine.run, catalog.fingerprint, len(catalog))
         self.engine = engine
 
     def _handle(self, requests: list[Request]) -> Sequence[Answer | Exception]:
-        """Answers a batch, in the worker thread."""
-        engine = self.engine  # it may be replaced meanwhile
+        """Handles a batch of requests. Runs in the worker thread."""
+        engine = self.engine  # the same engine for the whole batch, even if `use` replaces it in the meantime
         answers: list[Answer | Exception] = [ValueError()] * len(requests)
 
-        # 1. Answer all requests for lists together.
+        # 1. Handle all requests for lists together.
         places = [place for place, request in enumerate(requests) if isinstance(request, RecommendRequest)]
         asked = [request for request in requests if isinstance(request, RecommendRequest)]
         if asked:
             for place, answer in zip(places, self._recommend(engine, asked), strict=True):
                 answers[place] = answer
 
-        # 2. Answer the requests for explanations one by one.
+        # 2. Handle the requests for explanations one by one.
         for place, request in enumerate(requests):
             if isinstance(request, ExplainRequest):
                 answers[place] = _explain(engine, request)
         return answers
 
     def _recommend(self, engine: Engine, requests: list[RecommendRequest]) -> list[RecommendResponse | Exception]:
-        """Answers requests for lists, counts the lists and logs them."""
+        """Returns the response to each request for a list. Also counts the lists and logs them."""
         answers: list[RecommendResponse | Exception] = []
         counts: Counter[str] = Counter()
         served: list[int] = []
@@ -112,7 +112,7 @@ def load_engine(config: ServingConfig) -> Engine:
 
 
 def _response(engine: Engine, found: RecommendedList) -> tuple[RecommendResponse, list[int]]:
-    """Returns the answer for a list, and the indices of its items."""
+    """Returns the response that contains a list, and the indices of its items."""
     indices = [engine.items.catalog.positions[one.item_id] for one in found]
     items = [
         ScoredItem(item_id=one.item_id, title=one.title, score=one.score, groups=engine.items.groups_of(index))
@@ -130,7 +130,7 @@ def _response(engine: Engine, found: RecommendedList) -> tuple[RecommendResponse
 
 
 def _explain(engine: Engine, request: ExplainRequest) -> ExplainResponse | Exception:
-    """Answers a request for an explanation."""
+    """Returns the response to a request for an explanation, or the exception with which it failed."""
     try:
         found = engine.explain(request)
     except ValueError as error:

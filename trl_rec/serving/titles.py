@@ -1,4 +1,4 @@
-"""Finds items by their titles: exactly, or by words for a search box."""
+"""Finds items by their exact titles, or by words in their titles, for a search box."""
 
 from __future__ import annotations
 

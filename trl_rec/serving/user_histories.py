@@ -1,4 +1,4 @@
-"""Reads the histories of the users who receive recommendations, from a dataset folder or from a log file of a shop.
+"""Reads the histories of the users who receive recommendations, from a dataset folder or from a log file.
 
 An item takes 4 bytes in memory. The histories of a million users with 50 items each take 200 MB.
 """
@@ -56,8 +56,8 @@ class UserHistories:
             user_ids (list of `str`, *optional*): The users. Defaults to all users.
             catalog ([`ItemCatalog`], *optional*): The catalogue of the model, which begins with the items of the
                 dataset. Defaults to the catalogue of the dataset. A log may have interactions with items that the
-                dataset's catalogue lacks ([`RecDataset.unlisted`]). Those with items of `catalog` are inserted into
-                the histories. The others are dropped and counted.
+                dataset's catalogue lacks ([`RecDataset.unlisted`]). If `catalog` contains such an item, the
+                interaction is inserted into the history. Otherwise, it is dropped and counted.
         """
         # 1. Find the users.
         every = dataset.users["user_id"].combine_chunks()

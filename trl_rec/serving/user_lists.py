@@ -53,7 +53,7 @@ class WrittenLists:
         users (`int`): Number of users.
         rows (`int`): Number of rows, over all lists.
         fallback (`int`): Number of users whose list was ranked by the prior alone.
-        short (`int`): Number of users whose list has fewer items than were asked for.
+        short (`int`): Number of users whose list has fewer items than requested.
     """
 
     users: int
@@ -144,8 +144,10 @@ class _Job:
         self._limits = recommender.ranker.groups.limits(one_filter.max_per)
 
     def compute(self, part: range) -> np.ndarray:
-        """Returns the lists of the users of a part, `(U, 2 * K + 1)`: items, the bits of their scores, and whether the
-        list was ranked by the prior alone."""
+        """Returns the lists of the users of a part as integers, `(U, 2 * K + 1)`.
+
+        A row contains the items, the bits of their scores, and whether the list was ranked by the prior alone.
+        """
         histories = self.given.histories.take(np.arange(part.start, part.stop))
         nobody = np.empty(0, np.int64)
         requests = [
@@ -204,7 +206,7 @@ class _Job:
 
 
 def _compute(job: _Job, store: PartStore) -> None:
-    """Computes the missing parts of this process."""
+    """Computes the parts of this process that are missing in the store."""
     state = PartialState()
     own = store.parts[state.process_index :: state.num_processes]
     finished = {part.start for part in own if store.read(part) is not None}
@@ -222,7 +224,7 @@ def _compute(job: _Job, store: PartStore) -> None:
 
 
 def _write(job: _Job, store: PartStore, output: Path) -> WrittenLists:
-    """Writes the file from the parts, and removes them."""
+    """Writes the file from the parts, and removes the parts."""
     settings = {
         "k": job.k,
         "exclude_history": job.exclude_history,

@@ -1,4 +1,4 @@
-"""Pushes a run folder to the Hugging Face hub, without data about single users."""
+"""Pushes a run folder to the Hugging Face hub, without data about individual users."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def push_run(
         include_prior (`bool`, *optional*, defaults to `False`): Whether to push the prior, which consists of counts
             of what users chose.
         private (`bool`, *optional*): Whether a new repository is private. Defaults to the organisation's setting.
-        token (`str`, *optional*): Token of the hub. Defaults to the one of `hf auth login`.
+        token (`str`, *optional*): Token of the hub. Defaults to the token that `hf auth login` stored.
     """
     from huggingface_hub import HfApi
 
@@ -53,7 +53,7 @@ def push_run(
 def export_published(
     run: str | Path, output: str | Path, *, include_catalog: bool = False, include_prior: bool = False
 ) -> list[str]:
-    """Writes the files of [`push_run`] to a new or empty folder, without a push. Returns their names.
+    """Writes the files that [`push_run`] would push to a new or empty folder, and returns their names.
 
     Args:
         run, include_catalog, include_prior: As in [`push_run`].

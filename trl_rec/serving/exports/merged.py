@@ -30,10 +30,10 @@ def export_merged(model: str | Path, output: str | Path, *, dtype: str = "auto")
     merging rounds the weights.
 
     Args:
-        model (`str` or `Path`): A run folder, or the hub id of a pushed one.
+        model (`str` or `Path`): A run folder, or the hub id of a pushed run folder.
         output (`str` or `Path`): The new folder. If it exists already, it must be empty.
-        dtype (`str`, *optional*, defaults to `"auto"`): The type of the weights, such as `"bfloat16"`. Defaults to
-            that of the base model's saved weights.
+        dtype (`str`, *optional*, defaults to `"auto"`): The type of the weights, such as `"bfloat16"`. With `"auto"`,
+            it is the type of the base model's saved weights.
     """
     # 1. Check the folders before the model is loaded.
     folder = local_folder(model)

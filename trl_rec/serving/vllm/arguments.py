@@ -81,7 +81,7 @@ class RunArguments:
         self.list_length: int | None = settings["prompt"].get("list_length")
 
     def row(self, arguments: Mapping[str, Any], written: list[int]) -> Row:
-        """Returns what a request asks for. Raises `ValueError` if the catalogue does not allow it.
+        """Returns the [`Row`] that a request asks for. Raises `ValueError` if the catalogue does not allow it.
 
         Args:
             arguments: The request's `extra_args`, with `items`.
@@ -130,8 +130,11 @@ class RunArguments:
 
     @cached_property
     def _longest(self) -> int:
-        """An upper bound on the number of tokens of a completion. Each token contains at least one byte of an item's
-        surface, except for two tokens per item at most: a leading space, and the token that ends the item."""
+        """An upper bound on the number of tokens of a completion.
+
+        Each token contains at least one byte of an item's surface, except for at most two tokens per item: a leading
+        space, and the token that ends the item.
+        """
         sizes = np.sort([len(surface.encode()) + 2 for surface in self.catalog.surfaces])
         return int(sizes[-(self.list_length or 1) :].sum()) + 1  # EOS ends a list
 
@@ -153,8 +156,10 @@ def _check_list(arguments: Mapping[str, Any], name: str, kind: type, what: str) 
 
 
 def _check_prefix(arguments: Mapping[str, Any], most: int) -> None:
-    """Raises `ValueError` if `prefix` has too many tokens. The engine reads them one after the other, and all other
-    requests wait for it."""
+    """Raises `ValueError` if `prefix` has too many tokens.
+
+    vLLM reads these tokens one after the other, and all other requests wait in the meantime.
+    """
     length = len(arguments.get("prefix", ()))
     if length > most:
         raise ValueError(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Ask(NamedTuple):
-    """One request.
+    """A request to vLLM.
 
     Args:
         tokens (`list[int]`): The prompt, and the tokens of the item so far.
@@ -39,7 +39,7 @@ class Ask(NamedTuple):
 
 
 class Written(NamedTuple):
-    """The answer to a request: the new tokens and, at each of them, the tokens with returned log-probabilities."""
+    """The result of a request: the new tokens and, for each of them, the tokens with returned log-probabilities."""
 
     tokens: list[int]
     best: list[tuple[list[int], list[float]]]
@@ -130,8 +130,10 @@ class VllmPrompts:
         ]
 
     def extend(self, pending: Pending) -> tuple[Tensor, Tensor, Tensor]:
-        """Reads the pending tokens of the active beams. Returns the same tensors as `SharedPrompt.extend`, with
-        log-probabilities in place of logits."""
+        """Reads the pending tokens of the active beams.
+
+        Returns the same tensors as `SharedPrompt.extend`, with log-probabilities in place of logits.
+        """
         slots = torch.argsort(~pending.active, dim=1, stable=True)[:, : pending.num_active]
         valid = pending.active.gather(1, slots)  # (B, A)
 
@@ -143,7 +145,7 @@ class VllmPrompts:
             length = lengths[row][beam]
             self._read[row][beam] = self._read[row][beam] + tokens[row][beam][len(tokens[row][beam]) - length :]
 
-        # 2. Ask for all of them together.
+        # 2. Request the log-probabilities of all active beams together.
         logps = torch.full((*valid.shape, len(self._trie.tokens)), -torch.inf)
         logps[valid] = self._logps((row, self._read[row][beam]) for row, beam in active)
         return logps, slots, valid

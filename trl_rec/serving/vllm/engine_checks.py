@@ -1,4 +1,4 @@
-"""Checks how vLLM was started. Nothing here imports vLLM."""
+"""Checks how vLLM was started. This module does not import vLLM."""
 
 from __future__ import annotations
 

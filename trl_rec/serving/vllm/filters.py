@@ -1,4 +1,4 @@
-"""Stores the filters of running requests as tables, so that a decoding step need not read every item below a node.
+"""Stores the filters of running requests as tables, so that no decoding step has to read every item below a node.
 
 A *place* is a position in `TokenTrie.items`, which contains the items in the order of their paths.
 
@@ -20,7 +20,7 @@ MOST_UNUSED = 64  # maximum number of filters that are kept although no request 
 
 
 class FilterTables:
-    """Which items each filter allows, and how many of them are below each node of the trie.
+    """Stores which items each filter allows, and how many of these items are below each node of the trie.
 
     Filter 0 allows all items. Every other filter gets the first free number, and equal filters share a number.
 
@@ -37,8 +37,10 @@ class FilterTables:
         self._numbers: dict[bytes, int] = {}
 
     def number(self, mask: Mask | None, used: Sequence[int]) -> int:
-        """Returns the number of a filter, and stores the filter if it is new. If too many filters are stored, those
-        whose numbers are not in `used` are dropped."""
+        """Returns the number of a filter, and stores the filter if it is new.
+
+        If too many filters are stored, the filters whose numbers are not in `used` are dropped.
+        """
         if mask is None:
             return 0
         if mask.key not in self._numbers:
@@ -65,7 +67,7 @@ class FilterTables:
             self._allowed = torch.cat([self._allowed, torch.zeros_like(self._allowed)])
             self._counts = torch.cat([self._counts, torch.zeros_like(self._counts)])
 
-        # 2. Write it.
+        # 2. Write the filter into this row.
         items = mask.on(self._trie.items.device)[self._trie.items.long()]
         self._allowed[row, :-1] = items
         self._counts[row] = self._counted(self._allowed[row : row + 1])[0]

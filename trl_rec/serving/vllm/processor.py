@@ -1,9 +1,8 @@
-"""The logits processor that restricts vLLM's output to the catalogue of a run folder.
+"""Defines the logits processor that restricts vLLM's output to the catalogue of a run folder.
 
-vLLM loads it by name (`--logits-processors trl_rec.serving.vllm.processor:CatalogProcessor`). It is not registered as
-an entry point, because vLLM would then load it for every model on the machine.
-
-It has the interface of vLLM's V1 model runner (written against vLLM 0.32).
+vLLM loads the processor by name (`--logits-processors trl_rec.serving.vllm.processor:CatalogProcessor`). The processor
+is not registered as an entry point, because vLLM would then load it for every model on the machine. It has the
+interface of vLLM's V1 model runner, and was written for vLLM 0.32.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class CatalogProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM may not b
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Raises `ValueError` if a request's arguments are wrong. vLLM's server then answers with status 400.
+        """Raises `ValueError` if a request's arguments are wrong. The response of vLLM's server then has status 400.
 
         vLLM calls this function in a process that has not loaded the model. Without further information, only the form
         of the arguments is checked. If the variable `TRL_REC_RUN` names the run folder, ids and conditions are also
@@ -96,8 +95,10 @@ class CatalogProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM may not b
         return self._rows.apply(logits)
 
     def _row(self, params: SamplingParams, written: list[int]) -> Row:
-        """Returns what a request asks for. If the arguments are wrong, the request ends without an item, because an
-        error here would stop vLLM."""
+        """Returns the [`Row`] that a request asks for.
+
+        If the arguments are wrong, the request ends without an item, because an error at this point would stop vLLM.
+        """
         try:
             return self._arguments.row(params.extra_args, written)
         except ValueError as error:

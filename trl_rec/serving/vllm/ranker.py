@@ -1,4 +1,4 @@
-"""Ranks the catalogue for requests with vLLM, in place of a model in this process."""
+"""Ranks the catalogue for requests with a model that runs in vLLM."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class VllmRanker(RequestRanker):
         renormalize = is_list or self._settings["renormalize"]
         places = path.branches.nonzero().flatten().tolist() if renormalize else range(len(path_tokens))
 
-        # 2. Ask for the log-probability of each of them, after the tokens before it.
+        # 2. Request the log-probability of each of these tokens after the tokens before it.
         asks = [
             Ask([*prompts[row].tolist(), *path_tokens[:place]], {"items": 1, "prefix": path_tokens[:place]})
             for row in range(len(prompts))
@@ -119,7 +119,7 @@ class VllmRanker(RequestRanker):
         written = ask(self._llm, asks, 1, wanted)
         logps = [dict(zip(*one.best[0], strict=True))[token] for one, (token,) in zip(written, wanted, strict=True)]
 
-        # 3. Add them up.
+        # 3. Add up the log-probabilities.
         scores: np.ndarray = np.array(logps).reshape(len(prompts), len(places)).sum(1)
         penalty = 0.0 if is_list else self._settings["length_penalty"]
         check_no_nan(torch.from_numpy(scores))

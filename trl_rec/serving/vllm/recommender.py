@@ -1,4 +1,4 @@
-"""Recommends with vLLM: the same lists as [`Recommender`], without a prior."""
+"""Recommends the same lists as [`Recommender`], with a model that runs in vLLM and without a prior."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class VllmRecommender(Recommender):
 
 
 def check_servable(path: Path, parts: RunParts, prior: Prior | None) -> None:
-    """Raises `ValueError` if vLLM cannot recommend as the run folder's settings say."""
+    """Raises `ValueError` if vLLM cannot recommend with the settings of the run folder."""
     if (path / ADAPTER).is_file():
         raise ValueError(
             f"{path} contains an adapter, which vLLM does not load from a run folder; write the merged model with "

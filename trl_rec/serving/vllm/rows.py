@@ -1,8 +1,8 @@
 """Restricts the rows of a batch to the items of a trie, while an engine writes one token per row and step.
 
-The engine says which rows begin, end and move. The node that each row has reached in the trie is kept between steps. A
-step therefore reads only the new tokens, and then gathers the children of the nodes from the trie's arrays. It does
-both for all rows at once.
+The engine reports which rows begin, end and move. The node that each row has reached in the trie is kept between
+steps. A step therefore reads only the new tokens, and then gathers the children of the nodes from the trie's arrays.
+Both are done for all rows at once.
 
 An item is *left* in a row if the row's filter allows it, and if it is neither excluded nor written yet. As elsewhere
 in trl-rec, items that are not left are removed *before* the softmax in lists, and *after* it if the model writes
@@ -31,7 +31,7 @@ from trl_rec.serving.vllm.filters import FilterTables
 
 @dataclass
 class Row:
-    """What a request wants, and what it has written.
+    """Describes a request: the items that it asks for, and the tokens that have been written so far.
 
     Args:
         length (`int`): Number of items to write.
@@ -126,8 +126,10 @@ class CatalogRows:
             table[[source, target]] = table[[target, source]]
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Returns the logits `(rows, V)`. In the rows that are restricted to the catalogue, legal tokens have their
-        log-probabilities, and all other tokens have -inf. Changes `logits`."""
+        """Returns the logits `(rows, V)` after the restriction to the catalogue. Changes `logits`.
+
+        In the rows that are restricted, legal tokens get their log-probabilities, and all other tokens get -inf.
+        """
         if not self.rows:
             return logits
         self._read()
@@ -154,8 +156,11 @@ class CatalogRows:
         return found
 
     def _legal_scores(self, index: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the children's tokens, their log-probabilities, and whether an item is left below them. All are
-        `(M, C)`. The log-probabilities of padding, and of children without an item, are -inf."""
+        """Returns the children's tokens, their log-probabilities, and whether an item is left below them.
+
+        All three are `(M, C)`. The log-probabilities of padding, and of children below which no item is left, are
+        -inf.
+        """
         # 1. Find the children, and those below which an item is left.
         trie = self.trie
         is_open = self._ranks[index] < self._lengths[index]
@@ -203,8 +208,11 @@ class CatalogRows:
             self._advance(index[is_real], column[is_real])
 
     def _advance(self, index: Tensor, tokens: Tensor) -> None:
-        """Moves the rows `(M,)` along their next tokens `(M,)`. A leaf completes its first item that is left. If none
-        is left, the leaf ends the row."""
+        """Moves the rows `(M,)` along their next tokens `(M,)`.
+
+        A row that reaches a leaf has written the first item of the leaf that is left. If no item of the leaf is left,
+        the row ends.
+        """
         trie = self.trie
         is_open = self._ranks[index] < self._lengths[index]
         nodes = torch.where(is_open, trie.advance(self._nodes[index], tokens), self._nodes[index])
@@ -220,8 +228,10 @@ class CatalogRows:
         self._nodes[index] = torch.where(ended, 0, torch.where(is_end, -1, nodes))
 
     def _first_left(self, index: Tensor, leaves: Tensor) -> Tensor:
-        """Returns, for each leaf `(M,)`, its first item that the row can still recommend, or -1. At other nodes, the
-        result is arbitrary."""
+        """Returns the first item of each leaf `(M,)` that the row can still recommend, or -1 if there is none.
+
+        For nodes that are not leaves, the result is arbitrary.
+        """
         trie = self.trie
         starts = trie.item_starts[leaves].long().unsqueeze(1)
         places = starts + torch.arange(trie.max_shared, device=leaves.device)  # (M, maximum number per leaf)
