@@ -1,4 +1,4 @@
-"""The scripts of `trl-rec`, one per verb."""
+"""Contains the scripts of `trl-rec`, one per verb (subcommand)."""
 
 import signal
 import sys

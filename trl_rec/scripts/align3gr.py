@@ -1,6 +1,6 @@
 """`trl-rec align3gr`: makes semantic IDs, fine-tunes on several tasks, and trains on preferences in stages.
 
-A recipe can also run only the stages.
+A recipe can also run the preference stages alone, starting from an existing policy.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from trl_rec.trainer.base.prior import continue_prior
 from trl_rec.trainer.base.shutdown import end_processes
 
 
-# Fields that are copied from the configuration of the stages to that of the supervised part, unless the section
-# `supervised` sets them.
+# Fields that are copied from the configuration of the stages to the configuration of the supervised part, unless the
+# section `supervised` sets them.
 COMMON = (
     "max_steps",
     "prompt_head",
@@ -97,7 +97,7 @@ KINDS = (ScheduleArguments, RecModelConfig, SoftmaxDPOConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Runs the unfinished parts, and evaluates the final policy on the split that `final_split` selects."""
+    """Runs the parts that are not finished, and evaluates the final policy on the split that `final_split` selects."""
     data, model_config, config = parse(KINDS, argv, "align3gr")
     show_progress()
     start = model_config.model_name_or_path

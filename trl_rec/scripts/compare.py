@@ -59,7 +59,7 @@ KINDS = (CompareArguments,)
 
 
 def main(argv: list[str]) -> None:
-    """Prints a table of comparisons and, if requested, one more table per slice."""
+    """Prints a table of comparisons and, if requested, another table for each slice of the users."""
     arguments = parse(CompareArguments, _with_runs(argv), "compare")
 
     # 1. Read the runs. `against` may name a run that is not among `runs`.
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
         print(f"\n{printable(name)}: {comparisons[0].num_users:,} users\n")
         print(comparison_table(of_slice, comparisons, legend=False))
     if by_slice:
-        print("\np-values of slices are adjusted over all comparisons of all slices")
+        print("\nthe p-values are adjusted for the number of comparisons in all slices together")
 
     # 5. Write all comparisons.
     if arguments.output is not None:
@@ -120,8 +120,10 @@ def _metric(arms: Arms) -> str:
 
 
 def _reference(against: str | None, default: str | None, arms: Arms, first: KeptEvaluation, metric: str) -> str:
-    """Returns the name of the arm or baseline to compare with. If `against` is None, this is `default` or, if that is
-    None too, the strongest baseline."""
+    """Returns the name of the arm or baseline to compare with.
+
+    If `against` is None, returns `default`. If `default` is None as well, returns the strongest baseline.
+    """
     if against is None:
         return default or strongest_baseline(first.results, metric)
     if against in arms:

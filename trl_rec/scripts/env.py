@@ -1,4 +1,4 @@
-"""`trl-rec env`: prints what a bug report needs, as a list to paste: versions, devices, threads and extras."""
+"""`trl-rec env`: prints versions, devices, threads and installed extras as a list to paste into a bug report."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from trl_rec.scripts.verbs import VERBS
 from trl_rec.threads import NUMBERS, PASSIVE
 
 
-NOT_EXTRAS = ("test", "dev", "rivals")  # for developers of trl-rec
+NOT_EXTRAS = ("test", "dev", "rivals")  # extras for developers of trl-rec, which are not listed
 
 
 def main(argv: list[str]) -> None:
-    """Prints the list."""
+    """Prints the description of the environment as a list."""
     argparse.ArgumentParser(prog="trl-rec env", description=VERBS["env"]).parse_args(argv)
     print("\n".join(f"- {name}: {value}" for name, value in describe_environment().items()))
 

@@ -1,4 +1,4 @@
-"""`trl-rec evaluate`: evaluates the baselines and, if given, a model or a file of lists, on the same rows.
+"""`trl-rec evaluate`: evaluates the baselines and, if given, a model or a file of lists on the same rows of a split.
 
 Under `accelerate launch -m trl_rec.scripts.evaluate`, the users are divided among the processes.
 """

@@ -11,7 +11,7 @@ from trl_rec.serving.exports import export_merged, export_published, push_run
 
 @dataclass
 class ExportArguments:
-    """Arguments for what is exported, and where to."""
+    """Arguments that select the model to export, the form of the export, and its destination."""
 
     model: str = field(metadata={"help": "run folder of a trainer"})
     to: Literal["merged", "hub"] = field(
@@ -31,7 +31,8 @@ class ExportArguments:
     dtype: str | None = field(
         default=None,
         metadata={
-            "help": "with --to merged: type of the weights, such as bfloat16; by default that of the base model"
+            "help": "with --to merged: type of the weights, such as bfloat16; if unset, the type of the base model's "
+            "weights"
         },
     )
 
@@ -41,7 +42,7 @@ KINDS = (ExportArguments,)
 
 def main(argv: list[str]) -> None:
     """Exports the run folder, and prints where it is."""
-    # 1. Check that the arguments belong together.
+    # 1. Check that no argument is missing, and that each one has an effect.
     arguments = parse(ExportArguments, argv, "export")
     of_hub = {name: getattr(arguments, name) for name in ("repo", "include_catalog", "include_prior", "private")}
     without_effect = {"dtype": arguments.dtype} if arguments.to == "hub" else of_hub

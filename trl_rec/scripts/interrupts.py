@@ -27,7 +27,7 @@ SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := geta
 SAID = "TRL_REC_SAID"
 # A signal within this time after the first one is ignored, because the terminal and the launcher may both send one.
 SECONDS = 2.0
-# What the user can do after an interrupt, by verb. All other verbs that train a model have TRAINING_REMEDY.
+# For each verb, what the user can do after an interrupt. TRAINING_REMEDY is for the other verbs that train a model.
 REMEDIES = {
     "align3gr": "the same command continues where it stopped",
     "study": "the same command continues where it stopped",
@@ -56,7 +56,7 @@ class Interrupted(KeyboardInterrupt):
 class Interrupts:
     """Signal handler that raises [`Interrupted`] on the first signal.
 
-    A further signal is ignored within `SECONDS` of the first. After that, it ends the process immediately.
+    Further signals are ignored for `SECONDS`. A signal that arrives later ends the process immediately.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,8 @@ class Interrupts:
             if not isinstance(lost, Interrupted):
                 before(unraisable)
                 return
-            # Send the signal a little later, when the finalizer has ended. It is then handled like a first signal.
+            # Send the signal a little later, when the finalizer has ended. The signal is then handled as if it were
+            # the first one.
             self.number = None
             timer = threading.Timer(0.05, os.kill, (os.getpid(), lost.number))
             timer.daemon = True

@@ -43,24 +43,27 @@ class PrepareArguments:
     min_user_interactions: Annotated[int, COUNT_FROM_0] = field(
         default=0,
         metadata={
-            "help": "k-core: drop users with fewer interactions, repeatedly, until all users and items have enough",
+            "help": "k-core: drop users with fewer interactions than this number, repeatedly, until all users and "
+            "items have enough",
         },
     )
     min_item_interactions: Annotated[int, COUNT_FROM_0] = field(
         default=0,
         metadata={
-            "help": "k-core: drop items with fewer interactions, repeatedly, until all users and items have enough",
+            "help": "k-core: drop items with fewer interactions than this number, repeatedly, until all users and "
+            "items have enough",
         },
     )
     columns: dict[str, str] | None = field(
         default=None,
         metadata={
-            "help": 'with format=table: JSON that maps our column names to yours, such as \'{"user_id": "customer"}\''
+            "help": "with format=table: JSON that maps the column names of trl-rec to yours, such as "
+            '\'{"user_id": "customer"}\''
         },
     )
     title_column: str | None = field(
         default=None,
-        metadata={"help": "with format=recbole: item column with the titles; if unset, found by common names"},
+        metadata={"help": "with format=recbole: item column with the titles; if unset, found by its usual names"},
     )
     group_column: str | None = field(
         default=None, metadata={"help": "item column with groups, such as genres, to measure fairness and diversity"}

@@ -30,7 +30,7 @@ SHOWN = 10  # maximum number of history items to print
 
 @dataclass
 class RecommendArguments:
-    """The model, and the users to recommend to, or a single history."""
+    """Arguments that select the model, and either a single history or the users to recommend to."""
 
     model: str = field(metadata={"help": "run folder of a trainer, or hub id"})
     user: str | None = field(default=None, metadata={"help": "id of a user in --dataset"})
@@ -54,7 +54,10 @@ class RecommendArguments:
         },
     )
     output: str | None = field(
-        default=None, metadata={"help": "Parquet file for the lists of many users: user_id, rank, item_id, score"}
+        default=None,
+        metadata={
+            "help": "Parquet file for the lists of many users, with the columns user_id, rank, item_id and score"
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "replace --output if it exists"})
     k: Annotated[int, COUNT] = field(default=10, metadata={"help": "number of items to recommend"})
@@ -68,7 +71,9 @@ class RecommendArguments:
     )
     max_per: Annotated[dict[str, int] | None, COUNT] = field(
         default=None,
-        metadata={"help": "maximum number of items of a list per value of a column, as JSON: '{\"brand\": 2}'"},
+        metadata={
+            "help": "maximum number of items in a list that have the same value in a column, as JSON: '{\"brand\": 2}'"
+        },
     )
     prior: Literal["saved", "none"] = field(
         default="saved", metadata={"help": "saved: use the prior of the run folder, if it has one; none: use no prior"}
@@ -80,7 +85,7 @@ KINDS = (RecommendArguments,)
 
 
 def main(argv: list[str]) -> None:
-    """Prints the list of one history, or writes the lists of many users."""
+    """Prints the recommendations for one history, or writes the lists of many users to a file."""
     # 1. Check that the arguments name either one history or many users.
     arguments = parse(RecommendArguments, argv, "recommend")
     join_processes()
@@ -110,7 +115,7 @@ def main(argv: list[str]) -> None:
 
 
 def _write(arguments: RecommendArguments, output: str, recommender: Recommender, one_filter: ItemFilter) -> None:
-    """Writes the lists of many users."""
+    """Writes the lists of many users to a file, and prints how many there are."""
     if arguments.histories is not None:
         given = UserHistories.from_file(arguments.histories, recommender.catalog)
     else:

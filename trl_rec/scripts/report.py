@@ -57,7 +57,7 @@ def _as_bool(text: str) -> bool:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that raises `ValueError` where argparse would print its usage and exit."""
+    """Argument parser that raises `ValueError` instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         """Raises `ValueError` with the message."""

@@ -1,6 +1,6 @@
-"""Runs the `main` of a verb: an error of the user, or an interrupt, ends it in one line.
+"""Runs the `main` function of a verb. After a user error or an interrupt, prints one line instead of a traceback.
 
-This module imports no heavy library, so that short verbs stay fast.
+This module imports no library that takes long to import, so that verbs with little work stay fast.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from trl_rec.scripts.verbs import TRAINING
 
 
 def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs the `main` of a verb.
+    """Runs the `main` function of a verb.
 
-    If it raises a `ValueError` or `OSError`, only the message is printed, and the exit status is 2. If it is
+    If the function raises a `ValueError` or `OSError`, only the message is printed, and the exit status is 2. If it is
     interrupted, one line is printed (see [`end`]).
     """
     interrupts = Interrupts()

@@ -1,4 +1,4 @@
-"""`trl-rec serve`: answers requests for recommendations over HTTP, and shows a page to try the model."""
+"""`trl-rec serve`: serves recommendations over HTTP, with a page for trying the model in a browser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KINDS = (ServingConfig,)
 
 
 def main(argv: list[str]) -> None:
-    """Serves until it is interrupted."""
+    """Runs the server until it is interrupted."""
     config = parse(ServingConfig, argv, "serve")
     missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
     if missing:

@@ -48,10 +48,10 @@ def check_keys(title: str, verb: str, keys: dict[str, Any]) -> None:
 
 
 def read_named(name: str) -> dict[str, Any]:
-    """Returns the keys and values of a recipe. `name` is its file, or the name of a shipped recipe."""
+    """Returns the keys and values of a recipe. `name` is the path of its file, or the name of a shipped recipe."""
     return read_recipe(find_recipe(name))
 
 
 def _say(line: str) -> None:
-    """Prints a line at once, even if the output is a file."""
+    """Prints a line without buffering, even if the output is a file."""
     print(printable_lines(line), flush=True)

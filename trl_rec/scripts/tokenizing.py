@@ -1,7 +1,7 @@
 """`trl-rec tokenize`: assigns semantic IDs to the items of a dataset folder and, with the method `dual`, to its users.
 
-This file is not called tokenize.py. Otherwise, a script of this folder that is run by its path would import this file
-instead of Python's own module `tokenize`.
+If this file were called tokenize.py, a script of this folder that is run by its path would import it instead of
+Python's own module `tokenize`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class TokenizeArguments:
     window: Annotated[int, COUNT] = field(
         default=5,
         metadata={
-            "help": "with method=kmeans: maximum distance between two items of a user that count as co-occurring",
+            "help": "with method=kmeans: maximum distance, in a user's sequence, of two items that count as "
+            "co-occurring",
         },
     )
     iterations: Annotated[int, COUNT] = field(

@@ -1,4 +1,4 @@
-"""The verbs of `trl-rec`, with their descriptions. Each verb has its own script in this folder."""
+"""Lists the verbs (subcommands) of `trl-rec` with their descriptions. Each verb has its own script in this folder."""
 
 VERBS = {
     "prepare": "make a dataset folder from an interaction log and a catalogue",

@@ -1,1 +1,1 @@
-"""The options of the verbs: reads them from the command line and from recipes, and prints their help."""
+"""Reads the options of the verbs from the command line and from recipes, and prints the help of the verbs."""

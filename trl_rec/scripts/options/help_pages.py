@@ -1,7 +1,7 @@
-"""Prints `trl-rec VERB --help`: the keys of a verb by group, with their defaults, without the import of TRL.
+"""Prints `trl-rec VERB --help`, which lists the keys (options) of a verb by group, with their defaults.
 
-The keys come from `keys.json`, which `keys.py` writes. `--help_all` also describes the other keys of TRL and
-Transformers. This module imports only the standard library.
+The keys are read from `keys.json`, which `keys.py` writes, so TRL does not have to be imported. `--help_all` also
+describes the other keys of TRL and Transformers. This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from trl_rec.scripts.verbs import LAUNCH_KEYS, TRAINING, VERBS
 
 
 class Key(TypedDict):
-    """What the help says of a key.
+    """Describes a key for the help.
 
     Args:
         value (`str`): Placeholder for the value, such as `N`.
-        default (`str` or `None`): The default. "" if there is none, None if the key is required.
+        default (`str` or `None`): The default value, or "" if there is no default, or None if the key is required.
         help (`str`): What the key does.
     """
 
@@ -34,9 +34,9 @@ Groups: TypeAlias = dict[str, dict[str, Key]]  # the keys of a verb, by group an
 KEYS = Path(__file__).parent / "keys.json"
 HELP = ("-h", "--help")
 HELP_ALL = "--help_all"
-COLUMN = 30  # where the texts begin
-WIDEST = 120
-ENDS = {"compare": "RUN [RUN ...]"}  # words before the keys
+COLUMN = 30  # the column in which the descriptions of the keys begin
+WIDEST = 120  # maximum width of the help
+ENDS = {"compare": "RUN [RUN ...]"}  # words that the usage line of a verb shows before the keys
 LAUNCHER: dict[str, Key] = dict(
     zip(
         LAUNCH_KEYS,
@@ -85,12 +85,12 @@ def help_text(verb: str, groups: Groups, width: int, *, everything: bool = False
         width: Number of columns.
         everything: Whether `groups` contains the keys of TRL and Transformers that are usually left out.
     """
-    # 1. Say how the verb is called. A recipe takes the keys as they are written here, without the dashes.
+    # 1. Show how to call the verb.
     usage = " ".join(filter(None, ["usage: trl-rec", verb, ENDS.get(verb), "[--config RECIPE] [--KEY VALUE ...]"]))
     text = (
-        "RECIPE is a YAML file, or the name of a shipped recipe (trl-rec recipe lists the names). It contains keys "
-        "without the dashes, and env, a mapping of environment variables to set. Keys on the command line override "
-        "the recipe. Mappings are written as JSON."
+        "RECIPE is a YAML file, or the name of a shipped recipe (trl-rec recipe lists the names). In a recipe, keys "
+        "are written without the dashes, and env is a mapping of environment variables to set. Keys on the command "
+        "line override the recipe. On the command line, mappings are written as JSON."
     )
     lines = [usage, "", *_wrapped(f"{VERBS[verb][0].upper()}{VERBS[verb][1:]}.", width), "", *_wrapped(text, width)]
 
@@ -100,7 +100,7 @@ def help_text(verb: str, groups: Groups, width: int, *, everything: bool = False
         for name, key in keys.items():
             lines += _key_lines(name, key, width)
 
-    # 3. Describe the launcher, and say where the other keys are.
+    # 3. Describe the keys of the launcher, and name the option that describes all other keys.
     if verb in TRAINING:
         lines += ["", "launcher (the verb runs under accelerate launch):"]
         for name, key in LAUNCHER.items():

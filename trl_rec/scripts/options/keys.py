@@ -1,7 +1,7 @@
 """Describes the keys of every verb for `trl-rec VERB --help`, from the dataclasses that the verb parses.
 
-The import of these dataclasses takes seconds, so the descriptions are kept in `keys.json`, from which the help is
-printed. A test compares the file with the dataclasses. After a change of a key, write the file again:
+Importing these dataclasses takes seconds, so the descriptions are stored in `keys.json`, and the help is printed from
+this file. A test compares the file with the dataclasses. After changing a key, write the file again:
 
     python -m trl_rec.scripts.options.keys
 """
@@ -22,7 +22,8 @@ from trl_rec.scripts.options.help_pages import KEYS, Groups, Key
 from trl_rec.scripts.verbs import OWN_HELP, SCRIPTS, VERBS
 
 
-Titles: TypeAlias = "str | dict[str, str]"  # the group of all fields of a dataclass, or the names of fields by group
+# One group for all fields of a dataclass, or a mapping from groups to the names of their fields, separated by spaces.
+Titles: TypeAlias = "str | dict[str, str]"
 
 OF_OTHERS = "TRL and Transformers"
 # The groups in the order of the help.
@@ -52,8 +53,8 @@ ORDER = (
     "toy log",
     "keys",
 )
-# The group of the fields that each dataclass declares. With a mapping, fields that it does not name are in the first
-# group.
+# The groups of the fields that each dataclass declares. If there are several groups, the fields that are not named
+# here belong to the first group.
 PLACES: dict[str, Titles] = {
     "DataArguments": "data",
     "RatedDataArguments": "data",
@@ -113,14 +114,15 @@ COMMON: dict[str, dict[str, str]] = {
         "dtype": "data type of the weights",
         "use_peft": "train an adapter (LoRA) instead of all weights",
         "lora_r": "with use_peft: rank of the adapter",
-        "lora_alpha": "with use_peft: scale of the adapter, which is multiplied by lora_alpha / lora_r",
+        "lora_alpha": "with use_peft: the output of the adapter is multiplied by lora_alpha / lora_r",
         "lora_target_modules": "with use_peft: names of the layers that get an adapter",
         "load_in_4bit": "quantise the base model to 4 bits (QLoRA, with use_peft)",
     },
     "training": {
-        "max_length": "maximum number of tokens of a prompt with its completion; the oldest items are left out",
+        "max_length": "maximum number of tokens of a prompt with its completion; if there are more, the oldest items "
+        "are left out",
         "num_train_epochs": "number of passes over the training rows",
-        "max_steps": "number of optimizer steps, which overrides num_train_epochs; -1 for none",
+        "max_steps": "number of optimizer steps, instead of num_train_epochs; -1 to use num_train_epochs",
         "learning_rate": "initial learning rate",
         "lr_scheduler_type": "how the learning rate changes during training",
         "warmup_steps": "number of steps over which the learning rate rises from 0",
@@ -129,7 +131,7 @@ COMMON: dict[str, dict[str, str]] = {
         "gradient_accumulation_steps": "forward passes per optimizer step",
         "seed": "seed of the initial weights, of dropout and of the order of the rows",
         "use_cpu": "train on the CPU even if there is an accelerator",
-        "bf16": "compute in bfloat16; false on a CPU that lacks it",
+        "bf16": "compute in bfloat16; set it to false on a CPU that does not support bfloat16",
     },
     "evaluation": {
         "eval_strategy": "when to evaluate on the validation split: no, steps or epoch",
@@ -193,7 +195,10 @@ def _title(owner: type, name: str) -> str | None:
 
 
 def _default(field: Field[Any]) -> str | None:
-    """Returns the default as it is written on the command line, "" if there is none, None if the key is required."""
+    """Returns the default of a field as it is written on the command line.
+
+    Returns "" if there is no default, and None if the key is required.
+    """
     default = field.default if field.default_factory is MISSING else field.default_factory()
     return None if default is MISSING else _shown(default)
 
@@ -212,7 +217,7 @@ def _shown(value: Any) -> str:
 
 
 def _value(hint: Any) -> str:
-    """Returns a placeholder for the value of a key, by the type of the field."""
+    """Returns the placeholder that the help shows for a value of this type, such as `N` for a whole number."""
     origin = get_origin(hint)
     parts = [part for part in get_args(hint) if part is not NoneType]
     if origin in (Union, UnionType):

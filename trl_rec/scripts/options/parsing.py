@@ -63,7 +63,8 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     Returns:
         An instance of the dataclass, or a tuple with an instance of each.
     """
-    # 1. Print the help if a script is asked for it directly. Separate the recipe from the other words.
+    # 1. Print the help if it is requested from a script that was not started by `trl-rec`, which prints the help
+    # itself. Separate the recipe from the other words.
     if wants_help(argv):
         print_help(verb, argv)
         sys.exit()
@@ -93,7 +94,7 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
         if getattr(arguments, "resume_from_checkpoint", None) in ("true", "True"):
             arguments.resume_from_checkpoint = True
 
-    # 5. Name the output folder, if neither the recipe nor the command line does.
+    # 5. Choose the name of the output folder if neither the recipe nor the command line sets it.
     if verb in METHODS:
         _name_output(parsed, METHODS[verb])
     return parsed if isinstance(kinds, tuple) else parsed[0]
@@ -167,7 +168,7 @@ def parse_section(kind: type[T], section: dict[str, Any], name: str) -> T:
             argv += [f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value)]
     arguments = parse(kind, argv, name)
 
-    # 3. Set `max_length` to None if requested. Keys without a value are not on the command line.
+    # 3. Set `max_length` to None if requested. Step 2 leaves out keys without a value.
     if "max_length" in section and section["max_length"] is None:
         vars(arguments)["max_length"] = None  # via vars(), because the type T does not declare the field
     return arguments
@@ -205,9 +206,9 @@ def _split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def json_mapping(text: str) -> dict[str, Any] | None:
-    """Parses a mapping written as JSON. The command line takes the nested keys of a recipe in this form.
+    """Parses a mapping written as JSON. On the command line, the nested keys of a recipe are written in this form.
 
-    Returns None for `none` and `null`.
+    Returns None if the text is `none` or `null`.
     """
     if text.lower() in ("none", "null"):
         return None
