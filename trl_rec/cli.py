@@ -1,4 +1,4 @@
-"""The command `trl-rec VERB`, which forwards each verb to its script.
+"""Runs the command `trl-rec VERB`, which forwards each verb to its script.
 
 Heavy libraries are imported only after the verb has been recognised, so `trl-rec --help` is fast.
 """
@@ -96,14 +96,14 @@ def launch(verb: str, argv: list[str]) -> None:
 
     if is_said:
         sys.exit(128 + number)
-    raise Interrupted(number)  # the signal came before the script could print how to resume
+    raise Interrupted(number)  # the signal arrived before the script could print how to resume
 
 
 def _end_failed(verb: str, error: subprocess.CalledProcessError | ChildFailedError) -> NoReturn:
     """Ends this process after a launched process has failed.
 
-    Prints a message only if the launched process was killed by a signal. Otherwise that process has printed its own
-    error.
+    Prints a message only if the launched process was killed by a signal. Otherwise, the launched process has already
+    printed its error.
     """
     if isinstance(error, subprocess.CalledProcessError):
         status = error.returncode

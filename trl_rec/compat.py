@@ -1,4 +1,4 @@
-"""Collects all undocumented parts of dependencies that the package uses.
+"""Collects all uses of undocumented parts of dependencies.
 
 `tests/test_compat.py` looks for each part in the installed versions. If a new release changes a part, a failing test
 names this part. Imported names and functions are then corrected in this file, and members of parent classes are
@@ -157,7 +157,7 @@ MEMBERS = (
 )
 
 
-# Messages of other libraries that need no action of the user
+# Messages of other libraries that need no action from the user
 
 # Beginnings of log messages, by logger. Every other message of these loggers is shown.
 NOTICES = {
@@ -171,13 +171,13 @@ NOTICES = {
 }
 # Beginnings of warnings, with their categories.
 WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
-    # TRL 1.16 and PEFT 0.21 use old names of transformers 5.23.
+    # TRL 1.16 and PEFT 0.21 use names that transformers 5.23 has deprecated.
     ("`is_gradient_checkpointing` is deprecated", FutureWarning),
     ("`gradient_checkpointing_disable` is deprecated", FutureWarning),
     ("`gradient_checkpointing_enable` is deprecated", FutureWarning),
-    # bitsandbytes below 0.50 uses an old name of torch 2.13.
+    # bitsandbytes below 0.50 uses a name that torch 2.13 has deprecated.
     ("_check_is_size will be removed", FutureWarning),
-    # PEFT 0.21 says that it saves the embeddings, which is necessary because tokens were added.
+    # PEFT 0.21 warns that it saves the embeddings, which is necessary because tokens were added.
     ("Setting `save_embedding_layers` to `True`", UserWarning),
 )
 
@@ -195,7 +195,7 @@ class _Unless(logging.Filter):
 
 
 def hide_notices() -> None:
-    """Hides exactly the messages in `NOTICES` and `WARNINGS`, because none of them needs an action of the user.
+    """Hides exactly the messages in `NOTICES` and `WARNINGS`, because none of them needs an action from the user.
 
     Without this function, every run would begin with warnings about features that it does not use.
     """
@@ -280,7 +280,7 @@ def settle_checkpointing(args: TrainingArguments) -> None:
     `activation_checkpointing`, and warns if the old name is set. TRL 1.16 still sets its own default, True, under the
     old name. This function copies that default to the new name. With an older transformers, which reads only the old
     name, it copies the value of the new name to the old name. If only the old name is set, both names get its value.
-    This function can go once TRL uses the new name and transformers 5.23 is the oldest release allowed.
+    This function can be removed once TRL uses the new name and transformers 5.23 is the oldest release allowed.
     """
     default = next(one.default for one in fields(args) if one.name == "gradient_checkpointing")
     if args.activation_checkpointing is None and args.gradient_checkpointing == default:
@@ -390,8 +390,8 @@ def load_active_adapter(model: nn.Module, folder: str) -> None:
     """Loads the active adapter from the top level of a checkpoint folder.
 
     If the folder also has subfolders with adapters, such as "ref", transformers below 5.23 loads only the adapters in
-    the subfolders (huggingface/transformers#30478), and a resumed policy would start over. This function can go once
-    5.23 is the oldest transformers allowed.
+    the subfolders (huggingface/transformers#30478), and a resumed policy would start over. This function can be
+    removed once 5.23 is the oldest transformers allowed.
     """
     if not knows_activation_checkpointing() and (Path(folder) / "adapter_config.json").is_file():
         peft_model: Any = model
@@ -468,7 +468,7 @@ def complete_ref_adapter(model: nn.Module) -> None:
 
     TRL's own copy lacks trainable tokens and embeddings. If the base model is quantised, its dtype also differs from
     that of "default" (huggingface/trl#6975). The parameters are found by the names that PEFT gives them. This function
-    can go once a release of TRL fixes the issue.
+    can be removed once a release of TRL fixes the issue.
     """
     if REF_ADAPTER not in getattr(model, "peft_config", {}):
         return
@@ -519,8 +519,8 @@ def user_environment() -> Mapping[str, str]:
     """Returns the environment variables that the user has set.
 
     `accelerate launch` sets OMP_NUM_THREADS in the processes that it starts. In such a process, this function returns
-    the variables of the launcher. Without it, every launched process would seem to have a number of threads that the
-    user has chosen. If the launcher's variables cannot be read, returns those of this process.
+    the variables of the launcher. Without this function, it would seem that the user had chosen the number of threads
+    of every launched process. If the launcher's variables cannot be read, returns the variables of this process.
     """
     import psutil
 
@@ -616,8 +616,8 @@ def keep_differentiable(model: Model) -> Model:
     """Returns the model after making sure that its 4-bit layers stay differentiable.
 
     On CPUs with AVX-512 for bfloat16, a forward pass in evaluation mode makes bitsandbytes repack the weights into a
-    format without a backward pass (bitsandbytes-foundation/bitsandbytes#1804). This function can go once bitsandbytes
-    unpacks the weights for training.
+    format without a backward pass (bitsandbytes-foundation/bitsandbytes#1804). This function can be removed once
+    bitsandbytes unpacks the weights for training.
     """
     for layer in model.modules():
         if "support_avx512bf16_for_cpu" in vars(layer):
@@ -638,9 +638,10 @@ def is_quantized_layer(module: nn.Module) -> bool:
 
 
 def uses_v2_model_runner() -> bool:
-    """Returns whether vLLM 0.32 uses its V2 model runner. An environment variable decides, or else vLLM's default.
+    """Returns whether vLLM 0.32 uses its V2 model runner.
 
-    Without this check, vLLM would refuse [`CatalogProcessor`] with a message that names no remedy.
+    If the environment variable `VLLM_USE_V2_MODEL_RUNNER` is not set, vLLM's default is returned. Without this check,
+    vLLM would refuse [`CatalogProcessor`] with a message that names no remedy.
     """
     from vllm import envs
     from vllm.triton_utils import HAS_TRITON

@@ -317,8 +317,10 @@ def _follow(path: Path) -> Iterator[None]:
 
 
 def _place_folder(path: Path, new: Path) -> None:
-    """Renames `new` to `path`. Raises `ValueError` if `path` is a file, or a folder that is not empty. The renaming
-    itself checks this, so no other process can write to `path` in between."""
+    """Renames `new` to `path`. Raises `ValueError` if `path` is a file, or a folder that is not empty.
+
+    The operating system checks this as part of the renaming, so no other process can write to `path` in between.
+    """
     try:
         new.rename(path)
     except OSError as error:
@@ -385,9 +387,9 @@ def _lock_file(folder: Path) -> Path:
 def _lock(file: Path, folder: Path) -> int:
     """Creates and locks the file. Returns its descriptor; closing the descriptor releases the lock.
 
-    Child processes do not inherit a lock of `lockf`, unlike a lock of `flock`. So a child process that outlives this
-    process does not keep the folder locked. On a file system without locks, the file is created, and a warning is
-    logged.
+    Child processes do not inherit a lock of `lockf`, unlike a lock of `flock`. A child process that outlives this
+    process therefore does not keep the folder locked. On a file system without locks, the file is created, and a
+    warning is logged.
     """
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)

@@ -56,8 +56,10 @@ class PartStore:
         return [part for part in self.parts if self.read(part) is None]
 
     def read(self, part: range) -> np.ndarray | None:
-        """Returns the rows of a part, `(len(part), ...)`, or None if the part is missing. Warns if its file is
-        unusable."""
+        """Returns the rows of a part, `(len(part), ...)`, or None if the part is missing.
+
+        Warns if the file of the part is unusable.
+        """
         path = self._path(part)
         if path is None or not path.is_file():
             return None

@@ -1,4 +1,4 @@
-"""Makes texts from the data safe to print, and writes durations in words.
+"""Makes texts from datasets safe to print, and formats durations.
 
 A title may contain control characters that a terminal would execute.
 """

@@ -1,4 +1,4 @@
-"""Rows of unequal length, stored as a flat array of values and an array of the offsets at which the rows start.
+"""Stores rows of unequal length as a flat array of values and an array of the offsets at which the rows start.
 
 Histories, targets and token paths are stored in this way. Every operation except `from_lists` is vectorised, so that
 ten million interactions are processed without a Python loop over rows. numpy and pyarrow are the only dependencies.
@@ -109,8 +109,10 @@ class Ragged:
         return Ragged.from_lengths(self.values[index], lengths)
 
     def head(self, length: int | np.ndarray) -> Ragged:
-        """Keeps the first `length` values of each row. `length` is one number for all rows, or an array with one entry
-        per row."""
+        """Keeps the first `length` values of each row.
+
+        `length` is one number for all rows, or an array with one number per row.
+        """
         stop = np.minimum(self.lengths, length)
         return self.slice(np.zeros_like(stop), stop)
 
@@ -124,8 +126,11 @@ class Ragged:
         return Ragged(chosen.values, chosen.offsets[self.offsets])
 
     def padded(self, *, fill: Any = -1, width: int | None = None, left: bool = False) -> np.ndarray:
-        """Returns an array `(num_rows, width)`: the rows, padded with `fill` on the right, or on the left if `left` is
-        set. By default, `width` is the length of the longest row."""
+        """Returns the rows as an array `(num_rows, width)`, padded with `fill`.
+
+        The padding is on the right, or on the left if `left` is True. By default, `width` is the length of the longest
+        row.
+        """
         lengths = self.lengths
         width = int(lengths.max(initial=0)) if width is None else width
         out = np.full((len(self), width), fill, dtype=self.values.dtype)

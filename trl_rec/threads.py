@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 
 
-# GNU's OpenMP, which PyTorch's wheels contain, reads the first variable. Those of Intel and LLVM read both.
+# The OpenMP library of GNU, which PyTorch's wheels contain, reads the first variable. The OpenMP libraries of Intel
+# and LLVM read both variables.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 # Variables with which a user chooses the number of threads.
 NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")

@@ -1,3 +1,3 @@
-"""The version of this package, readable without importing anything else."""
+"""Defines the version of this package. Importing this module imports nothing else."""
 
 __version__ = "0.1.0.dev0"
