@@ -5,7 +5,7 @@
 This is `trl-rec align3gr` in Python. Items and users get three codes each, made from their texts and from the users'
 choices. A small model learns to read and write these codes. Then it learns, in five stages, to prefer the items that
 users chose to other items: first to wrong items from its own beam search, from easy to hard ones, and then to items
-that users disliked. If the data is not cached and cannot be downloaded, the program uses a synthetic dataset and
+that users rated lower. If the data is not cached and cannot be downloaded, the program uses a synthetic dataset and
 prints a note. If the program is killed, run the same command again to continue.
 """
 
