@@ -116,7 +116,7 @@ def _check_folders(start: str | Path, schedule: Schedule) -> None:
 
 
 def _check_same_prompts(who: str, prompt: Mapping[str, Any], renormalize: bool, config: SoftmaxDPOConfig) -> None:
-    """Raises `ValueError` if the policy was trained with other prompts or another softmax than the stages use.
+    """Raises `ValueError` if the policy was trained with prompts or a softmax that differ from those of the stages.
 
     Without this check, the only sign of the difference would be worse metrics from the first stage on.
 

@@ -18,14 +18,14 @@ def draw(
     Args:
         rows (`np.ndarray` of shape `(N,)`): One number per row. This number and the seed determine the row's
             permutation.
-        count: Numbers to draw per row.
+        count: How many numbers to draw per row.
         size: Exclusive upper bound of the numbers.
         seed: Seed of the permutations.
         allowed: Function that returns which numbers are allowed, a boolean array `(M, W)`. Its arguments are the
             indices of M rows, `(M, 1)`, and W numbers for each of these rows, `(M, W)`.
 
     Returns:
-        The numbers in the order drawn, `(N, count)`, padded with -1.
+        The drawn numbers of each row, in the order of drawing, `(N, count)`, padded with -1.
     """
     out = np.full((len(rows), count), -1, np.int64)
     num_drawn = np.zeros(len(rows), np.int64)

@@ -1,8 +1,8 @@
 """Trains a policy on preferences in stages. The policy that a stage starts from is also the reference of this stage.
 
-Each stage starts from the policy that the previous stage trained. If that policy was not kept, the stage starts from
-the same policy as the previous stage. A stage has its own folder, which contains the beams of self-play, checkpoints,
-the trained model and, when the stage is finished, `stage.json`.
+Each stage starts from the policy that the previous stage trained. If that policy was not kept (see `Schedule.keep`),
+the stage starts from the same policy as the previous stage. A stage has its own folder, which contains the beams of
+self-play, checkpoints, the trained model and, when the stage is finished, `stage.json`.
 
 Finished work is not repeated. If the process is killed, the same call resumes after the last finished part of the beam
 search or from the last checkpoint, and ends with the same weights as an uninterrupted call. Every stage loads its

@@ -91,7 +91,7 @@ def check_same_plan(stages: Sequence[PreferenceStage], start: str | Path, schedu
         **_config_entries(schedule.config),
     }
 
-    # 2. Compare it with the plan in the folder, and write it.
+    # 2. Check that the folder contains no different plan, and write the plan.
     path = schedule.output / "plan.json"
     defaults = _defaults(type(schedule.config))
     _write_or_check(path, plan, defaults, work="[0-9]*-*", parts="its plan.json and the folders of its stages")
@@ -106,7 +106,7 @@ def check_same_policy(folder: Path, dataset: RecDataset, config: BearConfig, mod
         config: Configuration of the trainer.
         model: Options for loading or making the model, including `model_name_or_path`.
     """
-    # 1. Make the plan. A local model is identified by its path and weights, a model from the hub only by its name.
+    # 1. Make the plan. A local model is identified by its path and weights, and a model from the hub only by its name.
     pretrained = model.get("model_name_or_path") or ""
     weights = weights_digest(pretrained) if pretrained and Path(pretrained).is_dir() else None
 
@@ -119,7 +119,7 @@ def check_same_policy(folder: Path, dataset: RecDataset, config: BearConfig, mod
         **_config_entries(config),
     }
 
-    # 2. Compare it with the plan in the folder, and write it.
+    # 2. Check that the folder contains no different plan, and write the plan.
     defaults = _defaults(type(config)) | _defaults(RecModelConfig, "model option ")
     _write_or_check(folder / "plan.json", plan, defaults, work="*", parts="the folder")
 

@@ -1,4 +1,4 @@
-"""Builds prefixes for preference training: the history before each training target, or before each of a sample.
+"""Builds prefixes for preference training. A prefix is the history before a training target.
 
 Targets are sampled before their prefixes are built, because all prefixes of long histories would take far more memory
 than the interactions themselves.

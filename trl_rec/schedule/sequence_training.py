@@ -141,7 +141,7 @@ class _Progress(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Logs the metric of the checkpoint, and the time that is left."""
+        """Logs the metric of the checkpoint, and the estimated remaining time."""
         seconds = (time.monotonic() - self.start_time) / max(1, state.global_step - self.start_step)
         logger.info(
             "baseline sequence: step %s of %s, validation NDCG@10 %.4f, about %s left",

@@ -1,5 +1,4 @@
-"""Runs studies, which compare recommenders (arms) that are fixed beforehand, and measure each arm once on the test
-split."""
+"""Runs studies, which compare recommenders ("arms") and measure each of them once on the test split."""
 
 from typing import TYPE_CHECKING
 

@@ -99,7 +99,7 @@ class Measured:
     part: str | None = None
 
     def read(self) -> dict[int | None, tuple[KeptEvaluation, str]]:
-        """Returns, for each seed, an evaluation and the name of the arm in this evaluation."""
+        """Returns, for each seed, an evaluation and the name of the row in this evaluation that belongs to the arm."""
         found = {}
         for seed, folder in self.folders.items():
             kept = read_evaluation(folder)

@@ -44,7 +44,7 @@ def conclude(
         chosen: Maps each training to the index of its chosen point in `Arm.grid`.
         measured: The measurements of each arm.
     """
-    # 1. Read and compare.
+    # 1. Read the evaluations, and compare the arms.
     evaluations = {name: one.read() for name, one in measured.items()}
     everything = [kept for by_seed in evaluations.values() for kept, _ in by_seed.values()]
     for kept in everything[1:]:
