@@ -1,4 +1,4 @@
-"""Configuration of [`AlroTrainer`]: `SFTConfig` with options for ordering rated candidates."""
+"""Defines the configuration of [`AlroTrainer`], which adds options for ordering rated candidates to `SFTConfig`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class AlroConfig(RecConfig, SFTConfig):
             then also learns to end the answer with EOS.
         num_candidates (`int`, *optional*, defaults to `10`): Maximum number of candidates per list, from 2 to 26.
         stride (`int`, *optional*): Number of candidates between the starts of consecutive training lists of a user.
-            By default `num_candidates`, so that the lists do not overlap.
+            Defaults to `num_candidates`, so that the lists do not overlap.
         max_history (`int`, *optional*, defaults to `20`): Maximum number of rated items in a history.
         candidate_order (`str`, *optional*, defaults to `"shuffled"`): Order in which training prompts show the
             candidates. `"shuffled"`: a random order. `"given"`: by mean rating in training, best first, as a retriever
@@ -69,7 +69,7 @@ class AlroConfig(RecConfig, SFTConfig):
             much the model's rankings agree across orders, and how biased the model is towards positions in the prompt.
         eval_single_pass (`bool`, *optional*, defaults to `False`): Whether to rank candidates by the logits of a
             single forward pass instead of decoding an answer.
-        eval_ks (`list[int]`, *optional*, defaults to `[1, 3, 5, 10]`): Values of k for metrics at k.
+        eval_ks (`list[int]`, *optional*, defaults to `[1, 3, 5, 10]`): The cutoffs k of the ranking metrics.
     """
 
     may_change = (*RecConfig.may_change, "log_gradient_norms", "eval_num_orders", "eval_single_pass")

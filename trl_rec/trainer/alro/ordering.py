@@ -1,4 +1,4 @@
-"""Mixin for trainers of models that order rated candidates. It computes ranking metrics at each evaluation."""
+"""Defines the mixin for trainers of models that order rated candidates. It adds ranking metrics to evaluations."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def conclude_ranking(
     The config field `final_split` selects the split. The results are written to the run folder and printed.
 
     Args:
-        trainer: A trainer after training.
+        trainer: A trainer whose `train` has returned.
         dataset: The dataset that the model was trained on.
         settings: Settings of the run besides the trainer's configuration, for `metrics.json`.
         recipe (*optional*): Keys of `recipe.yaml` besides the trainer's configuration, as in [`conclude`].

@@ -1,4 +1,4 @@
-"""Fine-tunes a model to order a list of rated candidates, most preferred first.
+"""Fine-tunes a model to order a list of rated candidates from most to least preferred.
 
 Each list is presented with its candidates in two orders by default. One forward pass covers all orders. The orders of
 a list share a history, which is read only once if the model supports this (see `models.completions`). Logits are

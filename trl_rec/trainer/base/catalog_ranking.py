@@ -1,4 +1,4 @@
-"""Mixin for trainers that rank the whole catalogue for each user and compute ranking metrics at each evaluation."""
+"""Defines the mixin for trainers that rank the whole catalogue for each user. It adds ranking metrics to evaluation."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Continues training on a newer log: matches the items of a run folder with those of a dataset.
 
 A run that starts from the folder of an earlier run may have a dataset with other items, or with the same items in
-another order. Items are matched by `item_id`. The catalogue of the dataset decides what can be recommended; items that
-it no longer contains are kept as retired items, which the model can still read in histories.
+another order. Items are matched by `item_id`. Only items in the catalogue of the dataset can be recommended. Items
+that are only in the catalogue of the run folder are kept as retired items, which the model can still read in
+histories.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Metrics that are printed if an evaluation has them. K is the largest of `eval_ks`.
 SHOWN = ("ndcg@K", "recall@K", "graded_ndcg@K", "reward")
-# Metrics that are printed if an evaluation has none of those in `SHOWN`, as an evaluation on preferences among texts.
+# Metrics that are printed if an evaluation has none of those in `SHOWN`, such as one on preferences among texts.
 OTHERWISE = ("loss", "rewards/accuracies")
 
 

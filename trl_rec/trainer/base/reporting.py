@@ -113,7 +113,7 @@ def conclude(
             seconds = num_rankings * len(rows) * sum(policy.seconds_per_user(rows, passes))
             say_cost(len(rows), seconds, name="final evaluation", remedy=REMEDY)
 
-            # 2. Evaluate.
+            # 2. Evaluate the model and, if there is a prior, the prior and their product.
             of_model = {name: evaluate_policy(policy, some, **options)}
             if trainer.prior is not None:
                 of_model |= evaluate_product(policy, trainer.prior, some, name, **options)
@@ -229,7 +229,7 @@ def final_rows(dataset: RecDataset, args: RecConfig) -> RecDataset:
 
 
 def describe_split(dataset: RecDataset, args: RecConfig) -> str:
-    """Returns the name of `final_split` and, unless all of its users are ranked, the number of ranked users."""
+    """Returns the name of `final_split` and, unless all of its users are evaluated, the number of evaluated users."""
     num_rows = len(held_out(dataset, args.final_split))
     num_ranked = len(spread(args.max_test_users, num_rows))
     some = "" if num_ranked == num_rows else f" ({num_ranked:,} of {num_rows:,} users)"

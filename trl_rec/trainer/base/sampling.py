@@ -1,4 +1,4 @@
-"""Samplers that determine the order of training rows, and an epoch counter for collators that sample at random.
+"""Defines samplers for the order of training rows, and an epoch counter for collators that sample at random.
 
 The order and the random samples depend only on the seed and the epoch, so a resumed run continues as if it had not
 been interrupted.

@@ -1,6 +1,6 @@
 """Defines the mixin on which all trainers of this package are based. It extends a trainer of TRL.
 
-The trainer of a method defines:
+The trainer of each training method defines:
 
 - `batch_loss`: the loss of a batch,
 - `rank_and_measure`: how items are ranked for the users of a split, and how the rankings are measured,
@@ -182,7 +182,7 @@ class RecTrainerMixin(ABC, Base):
 
     @property
     def ranked_splits(self) -> list[Dataset]:
-        """The splits whose users are ranked at each evaluation during training."""
+        """The splits for whose users items are ranked at each evaluation during training."""
         if self.args.eval_strategy == "no" or not self.ranks_splits:
             return []
         sets = self._eval_sets.values() if isinstance(self._eval_sets, dict) else [self._eval_sets]

@@ -112,7 +112,7 @@ class BearConfig(PriorConfig, SFTConfig):
     )
     sampled_items: Annotated[int | None, COUNT] = field(
         default=None,
-        metadata={"help": "number of sampled items that each target is compared with in training; all by default"},
+        metadata={"help": "number of sampled items to compare each target with in training; by default, all items"},
     )
     sampled_from: Literal["uniform", "popularity"] = field(
         default="uniform", metadata={"help": "how items are sampled: uniform or popularity; requires sampled_items"}
@@ -126,7 +126,7 @@ class BearConfig(PriorConfig, SFTConfig):
     )
     target_age_decay: Annotated[float, SHARE] = field(
         default=1.0,
-        metadata={"help": "multiplies the weight of a target once per newer target in its row; requires targets=all"},
+        metadata={"help": "factor on the weight of a target for each newer target in its row; requires targets=all"},
     )
     every_position: bool = field(
         default=False, metadata={"help": "start a list at every new target; requires list_length"}
@@ -137,8 +137,8 @@ class BearConfig(PriorConfig, SFTConfig):
     long_histories: LongHistories = field(
         default="windows",
         metadata={
-            "help": "what happens to targets whose history exceeds max_length or max_history: windows, which overlap "
-            "by half, or rows, one per such target; requires targets=all"
+            "help": "how targets are trained whose history exceeds max_length or max_history: in rows that overlap by "
+            "half (windows), or in a row of their own (rows); requires targets=all"
         },
     )
     max_row_tokens: Annotated[int | None, COUNT] = field(

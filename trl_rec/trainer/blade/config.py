@@ -1,4 +1,4 @@
-"""Configuration of [`BladeTrainer`]: `DPOConfig` with options for lists, rewards and the learning target."""
+"""Defines the configuration of [`BladeTrainer`], which adds options for lists and rewards to `DPOConfig`."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class BladeConfig(RecConfig, DPOConfig):
         prior (`float`, *optional*, defaults to `0.5`): Parameter a of the prior Beta(a, a) in the rank estimate.
         num_generations (`int`, *optional*, defaults to `8`): Number of rollouts per prompt and step, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`): Sampling temperature of rollouts and reference lists.
-        beta (`float`, *optional*): Weight of the KL divergence from the reference policy. By default 0.001 with
-            `target="reward"`, and 1 otherwise. With weight 1, and if ranks were exact instead of estimated, sampling
-            from the optimal policy would be equivalent to sampling `best_of` lists from the reference policy and
-            keeping the best one. If no two lists have the same reward, the divergence of the optimal policy from the
-            reference policy depends only on `best_of`.
+        beta (`float`, *optional*): Weight of the KL divergence from the reference policy. Defaults to 0.001 with
+            `target="reward"`, and to 1 otherwise. With weight 1, and if ranks were exact instead of estimated,
+            sampling from the optimal policy would be equivalent to sampling `best_of` lists from the reference policy
+            and keeping the best one. If no two lists have the same reward, the divergence of the optimal policy from
+            the reference policy depends only on `best_of`.
         standardize (`bool`, *optional*): Whether to divide the advantages of a prompt's rollouts by the standard
-            deviation of the rollouts' values. The value of a rollout is its learning target minus its KL penalty. By
-            default true only with `target="reward"`.
+            deviation of the rollouts' values. The value of a rollout is its learning target minus its KL penalty.
+            Defaults to `True` with `target="reward"`, and to `False` otherwise.
         num_iterations (`int`, *optional*, defaults to `1`): Number of optimizer steps per batch of rollouts.
         clip (`float`, *optional*, defaults to `0.2`): Clip range of the policy gradient. Probability ratios
             are clipped to [1 - clip, 1 + clip].

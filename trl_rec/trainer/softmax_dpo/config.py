@@ -1,4 +1,4 @@
-"""Configuration of [`SoftmaxDPOTrainer`]: `DPOConfig` with options for several rejected completions per prompt."""
+"""Defines the configuration of [`SoftmaxDPOTrainer`], which adds options for several rejected completions."""
 
 from __future__ import annotations
 
