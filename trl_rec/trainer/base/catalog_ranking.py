@@ -1,4 +1,4 @@
-"""Defines the mixin for trainers that rank the whole catalogue for each user. It adds ranking metrics to evaluation."""
+"""Defines the mixin for trainers that rank the whole catalogue per user. It adds ranking metrics to evaluations."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def _load_from_hub(source: str) -> Dataset:
         raise ValueError(f"{source!r} does not end in {', '.join(FILES)}; give such a file, or a dataset on the hub")
     try:
         return load_dataset(source, split="train")
-    except (DatasetsError, OSError, ValueError) as error:  # the name is unknown, there is no connection, or there is no training split
+    except (DatasetsError, OSError, ValueError) as error:  # unknown name or split, or no connection
         reason = str(error).split("\n", 1)[0]
         raise ValueError(
             f"there is no file {source}, and the training split of a dataset of that name cannot be loaded from the "
