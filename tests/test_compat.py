@@ -445,7 +445,8 @@ def test_the_hidden_messages_still_exist(name: str) -> None:
     module = {"DeepSpeed": "deepspeed.accelerator.real_accelerator"}.get(name, name)
     pytest.importorskip(module.split(".")[0])
     text = inspect.getsource(import_module(module))
-    assert all(beginning in text for beginning in compat.NOTICES[name])
+    # The source contains the beginning up to the first value that the message formats.
+    assert all(beginning.partition("['")[0] in text for beginning in compat.NOTICES[name])
 
 
 def test_the_weights_that_a_process_holds_are_found() -> None:
