@@ -30,7 +30,9 @@ docs: $(VENV)/.docs
 
 # Run the notebook, and store its outputs in it.
 notebook: $(VENV)/.test
-	cd examples && PATH=$(abspath $(BIN)):$$PATH OMP_NUM_THREADS=1 jupyter execute --inplace quickstart.ipynb
+	rm -rf build/notebook && mkdir -p build/notebook && cp examples/quickstart.ipynb build/notebook
+	cd build/notebook && PATH=$(abspath $(BIN)):$$PATH OMP_NUM_THREADS=1 jupyter execute --inplace quickstart.ipynb
+	sed "s#$(CURDIR)/build/notebook/##g" build/notebook/quickstart.ipynb > examples/quickstart.ipynb
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile --no-loadscope-reorder

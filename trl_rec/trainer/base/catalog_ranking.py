@@ -27,9 +27,6 @@ from trl_rec.trainer.base.trainer import NO_RANKING_UNDER_FSDP, EvalSets, RecTra
 
 if TYPE_CHECKING:
     from trl_rec.trainer.base.config import RecConfig
-    from trl_rec.trainer.bear.config import BearConfig
-    from trl_rec.trainer.blade.config import BladeConfig
-    from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 
 
 class CatalogRankingMixin(RecTrainerMixin):
@@ -159,7 +156,7 @@ class CatalogRankingMixin(RecTrainerMixin):
         )
 
 
-def recommender_settings(args: BearConfig | BladeConfig | SoftmaxDPOConfig, *, renormalize: bool) -> dict[str, Any]:
+def recommender_settings(args: Any, *, renormalize: bool) -> dict[str, Any]:
     """Returns the entries of `recommender.json`, except those for the catalogue and the prior.
 
     Args:
