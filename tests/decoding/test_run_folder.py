@@ -12,6 +12,7 @@ from trl_rec.decoding import rated_tokens
 from trl_rec.decoding.candidates import save_ranker
 from trl_rec.decoding.run_folder import save_recommender, settings_of_run
 from trl_rec.models import make_model, make_tokenizer
+from trl_rec.ragged import Ragged
 
 
 RECOMMENDER = """{
@@ -85,6 +86,39 @@ def test_the_settings_of_a_ranker_keep_their_keys(run_folder: Path) -> None:
     settings = {"prompt": config.prompt_options, "ratings": [1.0, 5.0], **ranker.settings}
     save_ranker(run_folder, ranker.catalog, settings)
     assert written(run_folder / "ranker.json") == json.loads(RANKER)
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_the_remedy_fits_a_given_catalogue(as_folder: bool, run_folder: Path, tmp_path: Path) -> None:
+    """A catalogue that the user has given cannot be restored from a copy of the run folder."""
+    (run_folder / "recommender.json").write_text(RECOMMENDER)
+    own = ItemCatalog.load(run_folder / "catalog")
+
+    def refused(catalog: ItemCatalog) -> str:
+        catalog.save(tmp_path / "data" / "catalog")
+        with pytest.raises(ValueError, match="the model was trained with") as error:
+            Recommender.from_pretrained(run_folder, catalog=tmp_path / "data" if as_folder else catalog)
+        message = str(error.value)
+        assert "restore" not in message and "train again" not in message
+        return message
+
+    def ids(last: str) -> Ragged:
+        return Ragged.from_lists([["<a_0>", f"<b_{code}>"] for code in (0, 1, last)], object)
+
+    # 1. Folders of earlier versions do not record the catalogue. The remedy for the surface is a piece of Python.
+    remedy = refused(own.with_surface("title")).split("give catalog=")[1].removesuffix(" in Python")
+    given = eval(remedy, {"ItemCatalog": ItemCatalog, "catalog": own.with_surface("title")})
+    assert Recommender.from_pretrained(run_folder, catalog=given).catalog.surface == "item_token"
+    remedy = "give the catalogue or the dataset that the model was trained on (catalog="
+    few = ItemCatalog(own.items.slice(0, 2), "item_token")
+    assert remedy in refused(few)
+
+    # 2. Otherwise, the items and the semantic IDs are compared with the recorded ones.
+    settings = json.loads(RECOMMENDER)
+    save_recommender(run_folder, own, settings)
+    assert remedy in refused(few)
+    save_recommender(run_folder, own.with_surface("semantic_id", ids("2")), settings)
+    assert remedy in refused(own.with_surface("semantic_id", ids("3")))
 
 
 def written(path: Path) -> dict[str, Any]:

@@ -97,9 +97,9 @@ def load_run(
             catalog = catalog.with_surface(str(trained.get("surface")))
 
     if trained is None:
-        _check_tokens(folder, catalog)
+        _check_tokens(folder, place, catalog, is_given=given is not None)
     else:
-        _check_record(place, catalog, trained)
+        _check_record(place, catalog, trained, is_given=given is not None)
     return settings, catalog
 
 
@@ -127,25 +127,21 @@ def check_users(name: str | Path, catalog: ItemCatalog, prompt: dict[str, Any]) 
         )
 
 
-def _check_record(place: str | Path, catalog: ItemCatalog, trained: dict[str, Any]) -> None:
+def _check_record(place: str | Path, catalog: ItemCatalog, trained: dict[str, Any], *, is_given: bool) -> None:
     """Raises ValueError if the catalogue at `place` differs from the recorded one."""
     if catalog.fingerprint != trained.get("fingerprint"):
-        raise ValueError(
-            f"{place} does not contain the items that the model was trained with; restore it from a copy of the run "
-            "folder, or train again"
-        )
+        raise ValueError(f"{place} does not contain the items that the model was trained with; {_remedy(is_given)}")
     if catalog.surface != trained.get("surface"):
-        raise _wrong_surface(place, catalog.surface, str(trained.get("surface")))
+        raise _wrong_surface(place, catalog.surface, str(trained.get("surface")), is_given=is_given)
     if _record(catalog)["surfaces"] != trained.get("surfaces"):
         raise ValueError(
-            f"{place} does not contain the semantic IDs that the model was trained with; restore it from a copy of "
-            "the run folder, or train again"
+            f"{place} does not contain the semantic IDs that the model was trained with; {_remedy(is_given)}"
         )
 
 
-def _check_tokens(folder: Path, catalog: ItemCatalog) -> None:
+def _check_tokens(folder: Path, place: str | Path, catalog: ItemCatalog, *, is_given: bool) -> None:
     """Raises ValueError if the tokens in `tokenizer.json` reveal that the model was trained with another surface, or
-    with more items than the catalogue has."""
+    with more items than the catalogue at `place` has."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return
@@ -154,21 +150,34 @@ def _check_tokens(folder: Path, catalog: ItemCatalog) -> None:
         others = ["item_token", *(["semantic_id"] if catalog.semantic_ids is not None else [])]
         for surface in others:
             if f'"{catalog.with_surface(surface).item_tokens[0]}"' in vocabulary:
-                raise _wrong_surface(folder / CATALOG, "title", surface)
+                raise _wrong_surface(place, "title", surface, is_given=is_given)
     if catalog.surface == "item_token" and f'"<item_{len(catalog)}>"' in vocabulary:
         raise ValueError(
-            f"{folder / CATALOG} has {len(catalog)} items, fewer than the model was trained with; restore it from a "
-            "copy of the run folder, or train again"
+            f"{place} has {len(catalog)} items, fewer than the model was trained with; {_remedy(is_given)}"
         )
 
 
-def _wrong_surface(place: str | Path, surface: str, trained: str) -> ValueError:
+def _wrong_surface(place: str | Path, surface: str, trained: str, *, is_given: bool) -> ValueError:
     """Returns the error for a catalogue with the right items but the wrong surface."""
-    return ValueError(
-        f"{place} has the surface {surface}, but the model was trained with {trained}; restore it from "
-        f"a copy of the run folder, or run ItemCatalog.load({str(place)!r}).with_surface({trained!r})"
-        f".save({str(place)!r}) in Python"
-    )
+    if is_given:
+        loaded = f"ItemCatalog.load({str(place)!r})" if isinstance(place, Path) else "catalog"
+        remedy = f"give catalog={loaded}.with_surface({trained!r}) in Python"
+    else:
+        remedy = (
+            f"restore it from a copy of the run folder, or run ItemCatalog.load({str(place)!r})"
+            f".with_surface({trained!r}).save({str(place)!r}) in Python"
+        )
+    return ValueError(f"{place} has the surface {surface}, but the model was trained with {trained}; {remedy}")
+
+
+def _remedy(is_given: bool) -> str:
+    """Returns the remedy for a catalogue of the run folder, or for a given one, that is not that of the model."""
+    if is_given:
+        return (
+            "give the catalogue or the dataset that the model was trained on (catalog=, or --dataset of trl-rec "
+            "recommend and serve)"
+        )
+    return "restore it from a copy of the run folder, or train again"
 
 
 def settings_of_run(folder: str | Path | None) -> dict[str, Any]:
