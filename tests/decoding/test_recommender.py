@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import make_model
 from tests.decoding.recommenders import (
     KINDS,
     LIST_LENGTH,
@@ -19,10 +20,12 @@ from tests.decoding.recommenders import (
     make_recommender,
     random_histories,
 )
-from trl_rec import ItemFilter, prepare
+from trl_rec import ItemFilter, PromptFormat, Recommender, TokenTrie, prepare
 from trl_rec.decoding import ArrayPrior
 from trl_rec.decoding.item_filter import where_mask
 from trl_rec.decoding.run_folder import load_run, save_recommender
+from trl_rec.models import make_tokenizer
+from trl_rec.ragged import Ragged
 
 
 PRIOR = UnevenPrior()
@@ -306,6 +309,28 @@ def test_a_batch_needs_one_entry_per_history() -> None:
         with pytest.raises(ValueError, match=f"{name} must have one entry for each of the 2 histories"):
             recommender.recommend_batch([["id 1"], []], **{name: value})
     assert recommender.recommend_batch([]) == []
+
+
+def test_a_missing_user_of_a_batch_is_named() -> None:
+    users = Ragged.from_lists([[f"<ua_{user}>"] for user in range(4)], object)
+    catalog = catalogue("item_token").with_surface("item_token", user_ids=users)
+    tokenizer = make_tokenizer(catalog)
+    recommender = Recommender(
+        make_model(vocab_size=len(tokenizer)),
+        tokenizer,
+        catalog,
+        PromptFormat.for_catalog(catalog, tokenizer, prompt_head="{user}"),
+        TokenTrie.from_catalog(catalog, tokenizer),
+        make_recommender("item_token").settings,
+    )
+    # Batches are sorted by the length of the histories, but the message names the row that was given.
+    histories = [["id 1"], ["id 2"], ["id 3", "id 4"]]
+    assert len(recommender.recommend_batch(histories, 3, users=[0, 3, 1])) == 3
+    with pytest.raises(ValueError, match=r"the prompt names the user, but users\[1\] is None; pass the user's row"):
+        recommender.recommend_batch(histories, 3, users=[0, None, 1], batch_size=2)
+    for nobody in (None, [None] * 3):
+        with pytest.raises(ValueError, match="the prompt names the user, but no user was given"):
+            recommender.recommend_batch(histories, 3, users=nobody)
 
 
 def test_masks_ids_and_conditions_give_the_same_filter() -> None:

@@ -120,6 +120,7 @@ class RequestRanker:
 
     def rank(self, requests: Sequence[Request], *, exclude_history: bool, batch_size: int) -> list[Ranked]:
         """Returns the ranking of each request."""
+        self._check_users(requests)
         ranked: list[Ranked] = [Ranked([], [], False, None)] * len(requests)
         for key, rows in self._groups_of(requests).items():
             for some in self._batches(requests, rows, batch_size):
@@ -127,6 +128,18 @@ class RequestRanker:
                 for row, one in zip(some, self._rank(batch, key, exclude_history), strict=True):
                     ranked[row] = one
         return ranked
+
+    def _check_users(self, requests: Sequence[Request]) -> None:
+        """Raises `ValueError` if the prompts name the user, and some of the requests have no user.
+
+        If none of them has a user, [`PromptFormat.encode_heads`] raises an error.
+        """
+        missing = [row for row, request in enumerate(requests) if request.user is None]
+        if self._format.users is not None and 0 < len(missing) < len(requests):
+            raise ValueError(
+                f"the prompt names the user, but users[{missing[0]}] is None; pass the user's row number in "
+                "RecDataset.users"
+            )
 
     def leave_one_out(self, history: np.ndarray, target: int, user: int | None, batch_size: int) -> np.ndarray:
         """Returns how much the score of `target` falls if one item is left out of the history, for each item of the
