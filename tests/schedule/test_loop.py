@@ -175,6 +175,29 @@ def test_a_stage_without_negatives_is_skipped(folder: Path, tmp_path: Path) -> N
         assert weights(tmp_path) == weights(folder / "sft")
 
 
+@pytest.mark.parametrize(
+    ("stage", "remedy"),
+    [
+        (PreferenceStage("self_play", "any"), "raise num_beams of the stage"),
+        (PreferenceStage("self_play", "hard"), "raise num_beams of the stage, or choose another difficulty"),
+        (PreferenceStage("feedback", "easy"), "widen the range disliked of the stage"),
+        (PreferenceStage("feedback", "hard"), "widen the range neutral of the stage"),
+        (PreferenceStage("random"), "leave out the stage"),
+    ],
+    ids=lambda value: value.name if isinstance(value, PreferenceStage) else "",
+)
+def test_a_skipped_stage_has_a_remedy(
+    stage: PreferenceStage, remedy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    figures = {"num_prompts": 3, "without_negatives": 1.0, "mean_negatives": 0.0}
+    monkeypatch.setattr(loop, "stage_preferences", lambda *given: (None, figures))
+    monkeypatch.setattr(loop, "load_on_device", lambda *given: None)
+    monkeypatch.setattr(loop, "load_tokenizer", lambda *given: None)
+    assert not loop._run_stage(1, stage, Path("sft"), None, None)["kept"]
+    skipped = f"stage 1 ({stage.name}) is skipped, because it has no negatives for any prompt"
+    assert caplog.messages == [f"{skipped}; {remedy}"]
+
+
 def test_a_stage_without_improvement_is_undone(folder: Path, tmp_path: Path) -> None:
     schedule = make_schedule(folder, tmp_path, keep="best", learning_rate=0.0, max_steps=1)
     report = run_stages([PreferenceStage("random", num_negatives=3, max_prompts=8)], folder / "sft", schedule)[0]

@@ -130,7 +130,8 @@ def _run_stage(
     table, figures = stage_preferences(number, stage, policy, tokenizer, start, schedule)
     report = {"stage": number, "name": stage.name, **figures}
     if report["without_negatives"] == 1:
-        logger.warning("stage %d (%s) is skipped, because it has no negatives for any prompt", number, stage.name)
+        reason = "because it has no negatives for any prompt"
+        logger.warning("stage %d (%s) is skipped, %s; %s", number, stage.name, reason, _more_negatives(stage))
         return {**report, "before": before or {}, "after": before or {}, "kept": False}
 
     # 2. Evaluate the policy, train it, and evaluate it again.
@@ -144,6 +145,16 @@ def _run_stage(
     save_run(trainer)
     trainer.accelerator.free_memory()
     return {**report, "before": before, "after": after, "kept": kept}
+
+
+def _more_negatives(stage: PreferenceStage) -> str:
+    """Returns the remedy for a stage without negatives."""
+    if stage.source == "feedback":
+        return f"widen the range {'disliked' if stage.difficulty == 'easy' else 'neutral'} of the stage"
+    if stage.source == "self_play":
+        another = "" if stage.difficulty == "any" else ", or choose another difficulty"
+        return f"raise num_beams of the stage{another}"
+    return "leave out the stage"  # the users of the prompts have chosen every item
 
 
 def _build_trainer(
