@@ -1,4 +1,5 @@
-"""A run whose folder was removed is repeated, although the record beside the folder says that it is finished."""
+"""A run whose folder was removed is repeated, although the record beside the folder says that it is finished. Also
+tests that no process of a run outlives a study that cannot go on."""
 
 import json
 import shutil
@@ -9,8 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from trl_rec import cli, prepare
+from trl_rec.schedule.studies import Study, StudyConfig
 from trl_rec.schedule.studies.arms import Arm
-from trl_rec.schedule.studies.data import make_ids
+from trl_rec.schedule.studies.data import make_dataset, make_ids
+from trl_rec.schedule.studies.processes import Lock
 from trl_rec.schedule.studies.progress import progress_of
 from trl_rec.schedule.studies.runs import Run, finish_all
 
@@ -106,3 +110,72 @@ def test_semantic_ids_of_a_removed_copy_are_made_again(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "study" / "copy")
     make_ids(study)
     assert has_record == [False, True, False] and (tmp_path / "study" / "copy" / "card.json").is_file()
+
+
+def test_semantic_ids_are_made_again_with_their_dataset(tmp_path: Path) -> None:
+    """The dataset may be removed, or prepared again outside of the study. In both cases, its IDs are lost."""
+    started = []
+
+    def launch(words: Sequence[str], log: Path, lock: int | None, threads: int) -> Ended:
+        started.append(words[0])
+        cli.main(list(words))
+        return Ended()
+
+    toy = {"source": "toy", "output_dir": str(tmp_path / "data"), "toy_users": 12, "toy_items": 50}
+    config = StudyConfig(
+        output_dir=str(tmp_path / "study"),
+        prepare=toy,
+        tokenize={"levels": 2, "codes": 16},
+        arms={"popularity": {"baseline": "popularity"}, "counter": {"baseline": "transition"}},
+        against="counter",
+    )
+    study = Study(config, read_recipe=lambda name: {}, say=print, start=launch)
+
+    def made() -> list[str]:
+        """Makes the dataset. Returns the verbs that were started."""
+        started.clear()
+        assert make_dataset(study).catalog.semantic_ids is not None
+        return list(started)
+
+    assert [made(), made()] == [["prepare", "tokenize"], []]
+    shutil.rmtree(tmp_path / "data")
+    assert [made(), made()] == [["prepare", "tokenize"], []]
+    prepare(**toy, overwrite=True)
+    assert [made(), made()] == [["tokenize"], []]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_started_process_is_ended_if_the_next_one_cannot_be_started(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    runs = [Run(f"sft, seed {seed}", "bear", {"seed": seed}, tmp_path / f"seed-{seed}") for seed in range(2)]
+    running = Running()
+    processes = iter([running])
+
+    def launch(words: Sequence[str], log: Path, lock: int | None, threads: int) -> Running:
+        process = next(processes, None)
+        if process is None:
+            raise error
+        return process
+
+    with pytest.raises(error):
+        finish_all(runs, launch, jobs=2, threads=1, say=print, done=lambda run, seconds: None)
+    assert running.has_ended
+    for run in runs:
+        Lock(run.path).release()  # raises `Busy` if the lock is still held
+
+
+class Running:
+    """A process that runs until it is ended."""
+
+    has_ended = False
+
+    def poll(self) -> int | None:
+        return 0 if self.has_ended else None
+
+    def terminate(self) -> None:
+        self.has_ended = True
+
+    def wait(self) -> int:
+        assert self.has_ended
+        return 0

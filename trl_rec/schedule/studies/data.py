@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING
 from trl_rec.data import RecDataset, load
 from trl_rec.files import atomic_folder
 from trl_rec.schedule.studies.runs import Run
+from trl_rec.semantic_ids.storage import CARD as IDS_CARD
 
 
 if TYPE_CHECKING:
     from trl_rec.schedule.studies.study import Study
+
+# The file that each verb writes last into the dataset folder. While it is missing, the verb's run does not count as
+# finished: the dataset was removed or, if only the card of the IDs is missing, prepared again.
+LAST_FILE = {"prepare": "card.json", "tokenize": f"catalog/{IDS_CARD}"}
 
 
 def make_dataset(study: Study) -> RecDataset:
@@ -51,10 +56,10 @@ def make_ids(study: Study) -> None:
 
 
 def _prepare(study: Study, run: Run) -> None:
-    """Runs `trl-rec prepare` or `trl-rec tokenize`, unless it is finished and the dataset still exists."""
+    """Runs `trl-rec prepare` or `trl-rec tokenize`, unless it is finished and the dataset still has its result."""
     run = replace(run, path=study.folder / "data" / run.verb)
     keys = {"output_dir": study.dataset_folder} if run.verb == "prepare" else {}
     run = replace(run, keys={**run.keys, **keys}, has_folder=False)
-    if not (Path(study.dataset_folder) / "card.json").is_file():
-        run.record.unlink(missing_ok=True)  # a finished run does not count once its dataset has been removed
+    if not (Path(study.dataset_folder) / LAST_FILE[run.verb]).is_file():
+        run.record.unlink(missing_ok=True)
     study.finish([run], None, run.verb)

@@ -132,7 +132,7 @@ def finish_all(
     has_said: set[Path] = set()
     try:
         while waiting or active:
-            active += _start_some(waiting, jobs - len(active), launch, threads, say, has_said)
+            _start_some(waiting, active, jobs, launch, threads, say, has_said)
             for one in [one for one in active if one.process.poll() is not None]:
                 active.remove(one)
                 done(one.run, one.conclude())
@@ -147,20 +147,21 @@ def finish_all(
 
 def _start_some(
     waiting: list[Run],
-    num_places: int,
+    active: list[_Active],
+    jobs: int,
     launch: Launch,
     threads: int,
     say: Callable[[str], None],
     has_said: set[Path],
-) -> list[_Active]:
-    """Starts up to `num_places` of the waiting runs, and removes them from `waiting`.
+) -> None:
+    """Moves waiting runs to `active` and starts them, until `jobs` of them are active.
 
+    A run is added as soon as it is started, so that `active` contains it even if the start of a later run fails.
     If a process of an earlier call is still working on a run, the run is moved to the end of `waiting`. The user is
     told about each such run only once. For this purpose, `has_said` contains the folders of the runs that the user has
     been told about.
     """
-    started = []
-    for run in waiting[:num_places]:
+    for run in waiting[: jobs - len(active)]:
         waiting.remove(run)
         try:
             process = _start(run, launch, threads)
@@ -172,8 +173,7 @@ def _start_some(
             time.sleep(POLL)
             continue
         if process is not None:
-            started.append(process)
-    return started
+            active.append(process)
 
 
 def _start(run: Run, launch: Launch, threads: int) -> _Active | None:
