@@ -11,14 +11,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.decoding.recommenders import NUM_ITEMS, UnevenPrior, make_recommender, random_histories
 from tests.serving.servers import Client, HeldEngine, Running, make_engine, make_service, running, wait_for
+from trl_rec import ItemCatalog
 from trl_rec.serving import ServingConfig, reloading
 from trl_rec.serving.config import TOKEN, read_token
+from trl_rec.serving.engine import Items
 from trl_rec.serving.list_log import ListLog
+from trl_rec.serving.model_engine import ModelEngine
 from trl_rec.serving.reloading import watched_state
+from trl_rec.serving.schema import LONGEST_EXPLAINED
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* have the same text as an earlier item")
@@ -87,6 +92,29 @@ def test_explanations_are_those_of_the_recommender(server: Running) -> None:
     expected = make_recommender("item_token").explain(history, "id 7")
     assert [one["item_id"] for one in answer.body["items"]] == [one.item_id for one in expected]
     assert answer.body["items"][0]["difference"] == pytest.approx(expected[0].difference, abs=1e-5)
+
+
+class OneUser:
+    """Takes the place of `KnownUsers`. Every user has the same history."""
+
+    def __init__(self, items: list[int]) -> None:
+        self._items = np.array(items)
+
+    def items_of(self, user: str) -> np.ndarray:
+        return self._items
+
+
+def test_an_explanation_uses_the_newest_items_of_a_user() -> None:
+    """An explanation needs one prompt per item. A user with a long history would otherwise occupy the only worker."""
+    recommender = make_recommender("item_token")
+    items = [0] * 60 + [row % 20 + 1 for row in range(LONGEST_EXPLAINED)]
+    with running(make_service(ModelEngine(recommender, "one", OneUser(items)))) as server:
+        body = {"user": "u1", "item_id": "id 22", "k": LONGEST_EXPLAINED}
+        answer = server.client().post("/v1/explain", body).body["items"]
+    expected = recommender.explain([f"id {item}" for item in items[-LONGEST_EXPLAINED:]], "id 22")
+    sizes = [abs(one.difference) for one in expected]
+    assert [abs(one["difference"]) for one in answer] == pytest.approx(sizes, abs=1e-5)
+    assert "id 0" not in {one["item_id"] for one in answer}
 
 
 def test_items_are_found_by_words_of_their_titles(server: Running) -> None:
@@ -330,6 +358,33 @@ def test_metrics_count_requests_items_and_lists() -> None:
     assert lines['trl_rec_run_info{run="a \\"b\\"\\\\"}'] == "1"
     for name in {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}:
         assert any(key.startswith(name) for key in lines), name
+
+
+def test_the_unknown_share_is_that_of_the_histories_in_requests() -> None:
+    """All items of a history in the dataset are known. So a request with only a user id adds to neither count."""
+    with running(make_service(ModelEngine(make_recommender("item_token"), "one", OneUser([1, 2, 3])))) as server:
+        client = server.client()
+        assert client.post("/v1/recommend", {"user": "u1"}).body["unknown"] == 0
+        assert client.post("/v1/recommend", {"user": "u1", "titles": ["No such title", "Nor this"]}).status == 200
+        text = client.get("/metrics").body
+    assert "\ntrl_rec_history_items_total 2\n" in text and "\ntrl_rec_unknown_items_total 2\n" in text
+
+
+def test_lists_of_the_old_run_do_not_count_as_items_of_the_new_catalogue() -> None:
+    """A batch that was begun before a reload is answered after it, with the old engine."""
+    engine = HeldEngine()
+    with running(make_service(engine)) as server, ThreadPoolExecutor(1) as pool:
+        client = server.client()
+        old = pool.submit(client.recommend, ["id 1"], 5)
+        assert engine.started.wait(30)
+        new = make_engine(run="two")
+        new.items = Items(ItemCatalog(new.items.catalog.items.slice(0, NUM_ITEMS - 2), "item_token"))
+        server.service.use(new)
+        engine.is_released.set()
+        assert old.result().body["run"] == "held"
+        text = server.client().get("/metrics").body
+    assert "\ntrl_rec_lists_total 1\n" in text and "\ntrl_rec_distinct_items_served 0\n" in text
+    assert f"\ntrl_rec_catalog_items {NUM_ITEMS - 2}\n" in text
 
 
 def test_a_new_run_is_loaded_without_a_failed_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,11 @@ HELP = {
     "batch_size": ("histogram", "Requests per batch."),
     "queue_length": ("gauge", "Requests that wait for a batch."),
     "lists_total": ("counter", "Lists that were recommended."),
-    "history_items_total": ("counter", "Items in the histories of requests."),
+    "history_items_total": (
+        "counter",
+        "Items in the histories of requests. The history of a user in the dataset is left out, because all of its "
+        "items are known.",
+    ),
     "unknown_items_total": ("counter", "Items in histories that the catalogue does not contain."),
     "fallback_lists_total": ("counter", "Lists that ignore the history, because none of its items is known."),
     "short_lists_total": ("counter", "Lists with fewer items than requested."),
@@ -102,12 +106,18 @@ class Metrics:
         with self._lock:
             self._batch_size.add(size)
 
-    def add_lists(self, counts: Counter[str], items: Iterable[int]) -> None:
-        """Adds the counts of a batch of lists, and the indices of their items."""
+    def add_lists(self, counts: Counter[str], items: Iterable[int], fingerprint: str) -> None:
+        """Adds the counts of a batch of lists, and the indices of their items in the catalogue with this
+        fingerprint.
+
+        The items of an earlier catalogue, whose last batch was answered during a reload, do not count as distinct
+        items of the new one.
+        """
         served = np.fromiter(items, np.int64)
         with self._lock:
             self._counts.update(counts)
-            self._served[served[served < len(self._served)]] = True
+            if fingerprint == self._fingerprint:
+                self._served[served] = True
 
     def text(self, queue_length: int) -> str:
         """Returns all counts in Prometheus' text format."""

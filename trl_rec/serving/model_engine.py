@@ -11,7 +11,7 @@ from trl_rec.decoding import Explanation, ItemFilter, RecommendedList, Recommend
 from trl_rec.decoding.run_folder import SETTINGS, check_same_items, local_folder, missing_catalog
 from trl_rec.serving.config import ServingConfig
 from trl_rec.serving.engine import Items, KnownUsers, history_of, name_with_hash
-from trl_rec.serving.schema import ExplainRequest, RecommendRequest
+from trl_rec.serving.schema import LONGEST_EXPLAINED, ExplainRequest, RecommendRequest
 
 
 # The files of a run folder that determine the recommendations. The server watches them for changes. Checkpoints and
@@ -70,8 +70,11 @@ class ModelEngine:
     def explain(self, request: ExplainRequest) -> list[Explanation]:
         """Returns the history items that changed the score of an item most."""
         history, _ = history_of(request, self.items, self._users)
+        # The history of a user in the dataset may have any length. As in prompts that become too long, the newest
+        # items are kept.
+        newest = history[-LONGEST_EXPLAINED:]
         return self._recommender.explain(
-            history, request.item_id, request.k, user=self._row_of(request.user), batch_size=self._batch_size
+            newest, request.item_id, request.k, user=self._row_of(request.user), batch_size=self._batch_size
         )
 
     def warm_up(self) -> None:

@@ -86,6 +86,10 @@ class ExplainRequest(_Request):
 
     history: list[Text] | None = Field(None, max_length=LONGEST_EXPLAINED, description="item ids, oldest first")
     titles: list[Text] | None = Field(None, max_length=LONGEST_EXPLAINED, description="exact titles, oldest first")
+    user: Text | None = Field(
+        None,
+        description=f"id of the user; of a history in the dataset, the newest {LONGEST_EXPLAINED} items count",
+    )
     item_id: Text = Field(description="id of the item to explain")
     k: int = Field(10, ge=1, le=LONGEST_EXPLAINED, description="largest number of history items to return")
 

@@ -95,7 +95,7 @@ class Service:
             counts["unknown_items_total"] += found.unknown
             counts["fallback_lists_total"] += found.fallback
             counts["short_lists_total"] += found.short is not None
-        self.metrics.add_lists(counts, served)
+        self.metrics.add_lists(counts, served, engine.items.catalog.fingerprint)
 
         if self._log is not None:
             lists = [answer for answer in answers if isinstance(answer, RecommendResponse)]
