@@ -224,6 +224,20 @@ def test_the_page_asks_for_a_token(browser: Browser, engine: ModelEngine) -> Non
                 else "document.querySelector('#facts').textContent === 'This token is wrong.'"
             )
 
+        # The token is asked for once more. The page then shows the same groups, and keeps the chosen one.
+        groups = browser.texts("#group option")
+        assert len(set(groups)) == len(groups) > 1
+        browser.run("document.querySelector('#group').selectedIndex = 2")
+        browser.run("sessionStorage.setItem('token', 'outdated')")
+        browser.run("document.querySelector('#number').dispatchEvent(new Event('change'))")
+        browser.wait("!document.querySelector('#token-form').hidden")
+        browser.run("document.querySelector('#token').value = ''")
+        browser.type("s3cret")
+        browser.press("Enter")
+        browser.wait("!document.querySelector('#main').hidden")
+        assert browser.texts("#group option") == groups
+        assert browser.run("document.querySelector('#group').selectedIndex") == 2
+
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pictures(browser: Browser, server: Running, shape: str) -> None:
