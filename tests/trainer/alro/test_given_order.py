@@ -71,6 +71,21 @@ def test_the_first_order_is_by_mean_rating_and_the_second_is_random(
     assert not permutation_weight or len(seen) > 6  # the second order is new in every epoch
 
 
+@pytest.mark.parametrize("num_orders", [1, 2, 3, 4, 7])
+def test_two_candidates_have_any_number_of_orders(folder: Path, tmp_path: Path, num_orders: int) -> None:
+    """The random orders of two candidates alternate, so every second one equals the given order and is left out."""
+    trainer = make_trainer(folder, tmp_path, candidate_order="given", num_candidates=2)
+    collator, letters = trainer.data_collator, trainer.rated_format.letters
+    collator.num_orders = num_orders
+    rows = [trainer.train_dataset[number] for number in range(6)]
+    names = collator(rows)["names"].numpy()
+    assert names.shape == (6, num_orders, 2)
+    for row, shown in zip(rows, names, strict=True):
+        given = collator.given_order.slots(np.array(row["candidates"]), np.array(row["ratings"]))
+        np.testing.assert_array_equal(shown[0][given], letters[:2])
+        assert (shown[1:] != shown[0]).all()
+
+
 def test_rows_without_a_training_split_cannot_be_ordered_by_mean_rating(folder: Path, tmp_path: Path) -> None:
     rows = build_rated_rows(load(folder / "data").train, num_candidates=4)
     with pytest.raises(ValueError, match="pass RecDataset.train as train_dataset"):
