@@ -136,6 +136,13 @@ def test_the_table_has_a_row_per_recommender_and_its_verdict() -> None:
     )
 
 
+@pytest.mark.parametrize(("alpha", "written"), [(0.05, ".05"), (0.1, ".1"), (0.001, ".001")])
+def test_the_legend_names_the_significance_level_of_the_verdicts(alpha: float, written: str) -> None:
+    compared = compare(RUNS, against="baseline", metric="ndcg@5", alpha=alpha)
+    assert [one.alpha for one in compared] == [alpha, alpha]
+    assert f"better, worse: the adjusted p is below {written}, and" in comparison_table(RUNS, compared)
+
+
 @pytest.mark.parametrize(("runs", "against"), [(RUNS, "counter"), ({**RUNS, "c": []}, "baseline"), ({}, "baseline")])
 def test_a_missing_reference_or_run_is_an_error(runs: dict, against: str) -> None:
     with pytest.raises(ValueError, match=f"one run of each recommender, and of '{against}'"):

@@ -50,6 +50,7 @@ class Comparison:
         same_sign (`bool`): Whether the difference has the same sign with every seed.
         verdict (`str`): The result in words, as returned by [`verdict`].
         by_seed (`tuple[float, ...]`): Mean of the recommender for each seed compared.
+        alpha (`float`, *optional*, defaults to `0.05`): Significance level of the verdict.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Comparison:
     same_sign: bool
     verdict: str
     by_seed: tuple[float, ...]
+    alpha: float = 0.05
 
 
 def compare(
@@ -128,6 +130,7 @@ def adjust(comparisons: Sequence[Comparison], alpha: float = 0.05) -> list[Compa
                 same_sign=comparison.same_sign,
                 alpha=alpha,
             ),
+            alpha=alpha,
         )
         for comparison, p_value in zip(comparisons, adjusted, strict=True)
     ]

@@ -55,13 +55,14 @@ def comparison_table(
 def _legend(comparison: Comparison) -> list[str]:
     seeds = "; the intervals and p also account for the variation between seeds"
     several = comparison.num_seeds > 1
+    alpha = f"{comparison.alpha:g}".removeprefix("0")
     return [
         f"{comparison.num_users:,} users; {comparison.metric} of each recommender is compared with that of "
         f"{comparison.against}, paired by user" + (" and by seed" if several else ""),
         "±: half the width of the 95 % interval of the mean; the intervals are from a bootstrap over users",
         "p: from random sign flips of the users' differences" + (seeds if several else ""),
         "adjusted p: p adjusted by Holm's method for the comparisons that are made together",
-        "better, worse: the adjusted p is below .05, and the difference has the same sign with every seed",
+        f"better, worse: the adjusted p is below {alpha}, and the difference has the same sign with every seed",
     ]
 
 
