@@ -126,6 +126,11 @@ def read_log(folder: Path) -> pd.DataFrame:
 
 def fit(log: pd.DataFrame, *, seed: int, settings: dict[str, Any], every: int, patience: int, max_epochs: int) -> Any:
     """Returns a SASRec model with the weights that have the best validation NDCG@10."""
+    if max_epochs < every:
+        raise SystemExit(
+            f"with --max_epochs {max_epochs} and --every {every}, training ends before the first measurement; set "
+            "--every to at most --max_epochs"
+        )
     try:
         from pytorch_lightning import seed_everything
         from rectools.models import SASRecModel

@@ -95,6 +95,8 @@ def test_the_benchmark_refuses_what_it_cannot_run(
     options: dict[str, Any] = {"seed": 0, "settings": {}, "every": 1, "patience": 1, "max_epochs": 1}
     with pytest.raises(SystemExit, match="RecTools is not installed; on Python 3.13 run pip install"):
         rivals.fit(rivals.read_log(dataset.path), **options)
+    with pytest.raises(SystemExit, match="with --max_epochs 3 and --every 5, training ends before the first"):
+        rivals.fit(rivals.read_log(dataset.path), **{**options, "every": 5, "max_epochs": 3})
     other = prepare("toy", tmp_path / "toy", toy_users=20, toy_items=60, split="time")
     with pytest.raises(SystemExit, match="has the split time; prepare the data with split: leave_one_out"):
         rivals.read_log(other.path)
