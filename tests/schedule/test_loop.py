@@ -27,6 +27,7 @@ from trl_rec.decoding.priors.run_folder import save_run_prior
 from trl_rec.evaluation import read_evaluation
 from trl_rec.files import write_json
 from trl_rec.schedule import conclude_stages, loop, stage_table
+from trl_rec.schedule.prefixes import column
 from trl_rec.schedule.stages import read_stages
 from trl_rec.scripts.options.recipe_files import read_recipe
 
@@ -140,11 +141,10 @@ def test_the_prior_of_the_first_policy_is_not_that_of_the_last(
 
 
 def test_a_stage_that_lowers_the_metric_is_undone(folder: Path, tmp_path: Path) -> None:
-    reports = run(folder, tmp_path, keep="best", learning_rate=5.0)  # far too high
-    worse = [report for report in reports if report["after"]["eval_ndcg@10"] < report["before"]["eval_ndcg@10"]]
-    assert worse and not any(report["kept"] for report in worse)
-    if not any(report["kept"] for report in reports):
-        assert weights(tmp_path) == weights(folder / "sft")
+    stage = PreferenceStage("random", num_negatives=3, max_prompts=24, learning_rate=5.0)  # far too high
+    report = run_stages([stage], folder / "sft", make_schedule(folder, tmp_path, keep="best"))[0]
+    assert report["after"]["eval_ndcg@10"] < report["before"]["eval_ndcg@10"] and not report["kept"]
+    assert weights(tmp_path) == weights(folder / "sft") != weights(tmp_path / "1-random-any")
 
 
 def test_the_best_checkpoint_of_a_stage_is_kept(folder: Path, tmp_path: Path) -> None:
@@ -165,14 +165,21 @@ def test_an_adapter_is_trained_in_all_stages(folder: Path, tmp_path: Path) -> No
     assert len(Recommender.from_pretrained(tmp_path).recommend([], k=5)) == 5
 
 
-def test_a_stage_without_negatives_is_skipped(folder: Path, tmp_path: Path) -> None:
-    schedule = make_schedule(folder, tmp_path)
-    schedule = type(schedule)(load(folder / "data").with_surface("semantic_id"), schedule.config, keep="last")
-    hard = type(STAGES[0])("self_play", "hard", num_beams=1, max_prompts=3)
-    report = run_stages([hard], folder / "sft", schedule)[0]
-    if report["without_negatives"] == 1:
-        assert not report["kept"]
-        assert weights(tmp_path) == weights(folder / "sft")
+def test_a_stage_without_negatives_is_skipped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The policy recommends only the target of each prompt, so nothing that it recommends can be rejected."""
+
+    def targets_alone(policy: Any, prefixes: Any, *arguments: Any, **options: Any) -> np.ndarray:
+        return column(prefixes, "target")[:, None]
+
+    monkeypatch.setattr("trl_rec.schedule.stage_preferences.self_play_beams", targets_alone)
+    stage = PreferenceStage("self_play", num_beams=1, max_prompts=3)
+    report = run_stages([stage], folder / "sft", make_schedule(folder, tmp_path))[0]
+    assert (report["num_prompts"], report["without_negatives"], report["kept"]) == (3, 1, False)
+    assert "stage 1 (self_play-any) is skipped, because it has no negatives" in caplog.text
+    assert [path.name for path in (tmp_path / "1-self_play-any").iterdir()] == ["stage.json"]
+    assert weights(tmp_path) == weights(folder / "sft")
 
 
 @pytest.mark.parametrize(
