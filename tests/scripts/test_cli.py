@@ -1,7 +1,6 @@
 """Tests the command line: its verbs, recipes, keys and errors."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.scripts.child_time import child_seconds
 from trl_rec.cli import main
 from trl_rec.data import load
 from trl_rec.decoding.run_folder import save_recommender
@@ -25,19 +25,12 @@ from trl_rec.trainer import BearConfig
 
 
 def test_help_is_printed_in_half_a_second() -> None:
-    start = _child_seconds()
+    start = child_seconds()
     output = subprocess.run(
         [sys.executable, "-m", "trl_rec.cli", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    assert _child_seconds() - start < 0.5
+    assert child_seconds() - start < 0.5
     assert all(verb in output for verb in VERBS)
-
-
-def _child_seconds() -> float:
-    """Returns the CPU time of the child processes that have ended. Unlike elapsed time, it does not grow on a busy
-    machine."""
-    times = os.times()
-    return times.children_user + times.children_system
 
 
 def test_the_command_line_overrides_the_recipe() -> None:

@@ -2,12 +2,12 @@
 fit into the terminal."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
+from tests.scripts.child_time import child_seconds
 from trl_rec.cli import main
 from trl_rec.scripts.options.help_pages import KEYS, help_text
 from trl_rec.scripts.options.keys import OF_OTHERS, describe_verb
@@ -27,17 +27,10 @@ def test_the_help_describes_the_keys_that_the_verb_parses(verb: str) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_is_printed_quickly(verb: str) -> None:
     command = [sys.executable, "-m", "trl_rec.cli", verb, "--help"]
-    start = _child_seconds()
+    start = child_seconds()
     output = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert _child_seconds() - start < 0.5
+    assert child_seconds() - start < 0.5
     assert f"usage: trl-rec {verb}" in output.stdout and output.stderr == ""
-
-
-def _child_seconds() -> float:
-    """Returns the CPU time of the child processes that have ended. Unlike elapsed time, it does not grow on a busy
-    machine."""
-    times = os.times()
-    return times.children_user + times.children_system
 
 
 @pytest.mark.parametrize("verb", DESCRIBED)
