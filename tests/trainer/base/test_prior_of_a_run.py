@@ -211,6 +211,7 @@ def test_invalid_priors_are_refused(options: dict[str, str], message: str, tmp_p
 
 def test_a_run_that_continues_fits_the_prior_again(run: Path, data: Path, tmp_path: Path, caplog) -> None:
     """The run continues as with `trl-rec bear --model_name_or_path runs/yesterday --dataset data/today`."""
+    caplog.set_level("INFO", "trl_rec")
     today = prepare("toy", tmp_path / "today", toy_users=24, toy_items=60, seed=1)
     (run / "recipe.yaml").write_text("prior: transition\nprior_strength: '1.5'\n")
     train(tmp_path / "today", tmp_path / "next", "--model_name_or_path", str(run))
@@ -253,6 +254,7 @@ class Stop(Exception):
 def test_other_verbs_continue_a_prior_or_say_that_there_is_none(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "trl_rec")
     run = shutil.copytree(run, tmp_path / "run")
     (run / "recipe.yaml").write_text("prior: transition\nprior_strength: '1.5'\n")
     words = ["--model_name_or_path", str(run), "--output_dir", str(tmp_path / "next"), "--use_cpu", "--bf16", "false"]
