@@ -1,5 +1,5 @@
-"""A user's type checker sees real types: mypy accepts programs that use trl_rec correctly, and reports the errors in
-programs that use it wrongly."""
+"""Tests that users' type checkers see the types of trl_rec instead of `Any`: mypy accepts correct programs and reports
+the mistakes in incorrect ones."""
 
 import os
 import re
@@ -21,7 +21,7 @@ ignore_missing_imports = true
 follow_imports = silent
 """
 
-# `assert_type` fails if a value has the type `Any`. All other code accepts a value of the type `Any`.
+# `assert_type` fails if a value is `Any`; without it, an `Any` would pass every check unnoticed.
 GOOD = """
 from pathlib import Path
 from typing import assert_type
@@ -90,7 +90,7 @@ assert_type(BladeConfig("b").max_steps, int)
 assert_type(SoftmaxDPOConfig("c").output_dir, str | None)
 """
 
-# Maps each mistake to a program, and to the code of the error that mypy reports for the last line of the program.
+# Maps each mistake to a program, and to mypy's error code for its last line.
 BAD = {
     "a name that does not exist": ("from trl_rec import Nothing", "attr-defined"),
     "a name that a subpackage does not have": ("from trl_rec.trainer import Nothing", "attr-defined"),

@@ -1,4 +1,5 @@
-"""Compares rows with branches with one forward pass per branch, and tests the models that need one row per branch."""
+"""Tests that rows with branches give the same log-probabilities as one forward pass per branch, also for models whose
+branches must be split into separate rows."""
 
 from typing import Any
 
@@ -19,8 +20,9 @@ from trl_rec.trainer.bear.collator import NextItemCollator
 SHARED = [(family, kind) for family in ("llama", "qwen3", "phi3", "gpt2") for kind in ("sdpa", "eager")]
 MODELS = {key: tiny(*key) for key in SHARED}
 Rows = list[dict[str, list[int]]]
-# A row is described by the number of tokens in its trunk and by its branches. A branch is described by a number that
-# selects how much of the trunk it continues, and by its own length.
+# A row is described by the number of tokens in its trunk and by its branches. A branch is described by two numbers:
+# one selects the prefix of the trunk that the branch follows (modulo the trunk's length), the other is the branch's
+# length.
 shapes = st.lists(
     st.tuples(
         st.integers(1, 7),
@@ -33,7 +35,7 @@ EXAMPLE: Any = [(6, [(1, 3), (3, 0), (5, 2)]), (3, []), (4, [(3, 4)])]
 
 
 def make_rows(shape: list[tuple[int, list[tuple[int, int]]]], seed: int = 0) -> Rows:
-    """Returns rows of random tokens, in which every column that can predict a token does so."""
+    """Returns rows of random tokens, in which every column but the first has a label."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for trunk, branches in shape:
@@ -65,8 +67,8 @@ def logps(model: PreTrainedModel, inputs: dict[str, Tensor], max_length: int | N
 
 
 def one_by_one(model: PreTrainedModel, rows: Rows) -> Tensor:
-    """Returns the log-probabilities of the labels, in order of their columns, from one forward pass per text without
-    padding."""
+    """Runs the model without padding, once per trunk and once per branch with its prefix. Returns the
+    log-probabilities of the labels in column order."""
     found = []
     for row in rows:
         tokens = row["input_ids"]
@@ -101,14 +103,18 @@ def assert_equals_one_by_one(model: PreTrainedModel, rows: Rows, side: str = "le
 @pytest.mark.parametrize("key", SHARED, ids="-".join)
 @settings(max_examples=5)
 @given(shapes, st.integers(0, 2**32), st.sampled_from(["left", "right"]))
-def test_rows_with_branches_equal_one_row_per_branch(key: tuple[str, str], shape: Any, seed: int, side: str) -> None:
+def test_rows_with_branches_equal_one_forward_pass_per_branch(
+    key: tuple[str, str], shape: Any, seed: int, side: str
+) -> None:
     assert_equals_one_by_one(MODELS[key], make_rows(shape, seed), side)
 
 
 @pytest.mark.parametrize(("family", "kind"), [("mistral-window", "sdpa"), ("gemma2", "eager")])
 @settings(max_examples=5)
 @given(shape=shapes, seed=st.integers(0, 2**32), side=st.sampled_from(["left", "right"]))
-def test_separate_rows_equal_one_row_per_branch(family: str, kind: str, shape: Any, seed: int, side: str) -> None:
+def test_separate_rows_equal_one_forward_pass_per_branch(
+    family: str, kind: str, shape: Any, seed: int, side: str
+) -> None:
     model = tiny(family, kind)
     model.config.sliding_window = 4
     assert_equals_one_by_one(model, make_rows(shape, seed), side)
@@ -124,7 +130,8 @@ def test_the_reason_for_separate_rows_is_logged(warnings: list[str]) -> None:  #
 
 
 def test_labels_of_separate_rows_keep_their_values() -> None:
-    """When rows are separated, entries per token move with the labels, and entries per row are repeated."""
+    """When a row is split, per-token entries move with their labels, and per-row entries are copied to each new
+    row."""
     batch = batch_of(make_rows(EXAMPLE))
     batch["trie_nodes"] = torch.where(batch["labels"] == -100, -1, batch["labels"] + 1000)
     batch["target_weights"] = torch.where(batch["labels"] == -100, 0.0, batch["labels"] / 8)
@@ -140,7 +147,7 @@ def test_labels_of_separate_rows_keep_their_values() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window"])
-def test_without_labels_the_empty_logits_have_a_gradient(family: str) -> None:
+def test_backward_without_labels_gives_zero_gradients(family: str) -> None:
     model = tiny(family)
     batch = batch_of(make_rows(EXAMPLE))
     batch["labels"] = torch.full_like(batch["labels"], -100)
@@ -175,7 +182,8 @@ def test_position_embeddings_that_depend_on_the_longest_text_need_separate_rows(
     assert unscaled_length(MODELS["phi3", "sdpa"].config) is unscaled_length(MODELS["gpt2", "sdpa"].config) is None
     for model in (llama, phi3):
         assert unscaled_length(model.config) == 6
-        # One text has at most 6 tokens, and another text has more. A batch uses the frequencies for its longest text.
+        # One branch ends within 6 tokens and another does not. In one batch, both would get the rotary frequencies of
+        # the longer one.
         rows = make_rows([(6, [(0, 2), (5, 3)])])
         prepared = prepare_branches(model, batch_of(rows))
         assert prepared.mask is None and prepared.inputs["position_ids"].max() > 6

@@ -327,7 +327,7 @@ def test_a_baseline_that_cannot_be_trained_is_refused(dataset: RecDataset, tmp_p
     with pytest.raises(ValueError, match="no user has two interactions in the training split"):
         baseline.fit(replace(dataset, train=make_split([(0, [1], []), (1, [2], [])])))
     monkeypatch.setattr(sequence, "PartialState", lambda: SimpleNamespace(num_processes=2))
-    with pytest.raises(ValueError, match="only a single process can train the baseline sequence"):
+    with pytest.raises(ValueError, match="only a single process can train the baseline 'sequence'"):
         baseline.fit(dataset)
 
 

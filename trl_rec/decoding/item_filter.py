@@ -50,11 +50,12 @@ class ItemFilter:
         allowed (*optional*): The ids of the allowed items, or a boolean mask with one value per item of the catalogue,
             by item index. The values of removed items, which come last, have no effect and may be left out. Ids that
             the catalogue does not contain have no effect.
-        where (*optional*): Conditions on the columns of the catalogue, in Parquet's filter form. A list of conditions
-            `[["category", "==", "Shoes"], ["price", "<", 50]]` requires all of them. A list of such lists requires all
-            conditions of at least one list. The operators are `==`, `!=`, `<`, `<=`, `>`, `>=`, `in` and `not in`. In
-            a column of lists, `==` and `in` require that one of the item's values is equal, and `!=` and `not in`
-            require that none of them is equal. An item whose value is missing passes only `not in`.
+        where (*optional*): Conditions on the columns of the catalogue, in the format of `filters` in
+            `pyarrow.parquet.read_table`. A list of conditions `[["category", "==", "Shoes"], ["price", "<", 50]]`
+            requires all of them. A list of such lists requires all conditions of at least one list. The operators are
+            `==`, `!=`, `<`, `<=`, `>`, `>=`, `in` and `not in`. If a column contains lists, `==` and `in` accept an
+            item if at least one of its values matches, and `!=` and `not in` accept it if no value matches. An item
+            whose value is missing passes only `not in`.
         max_per (*optional*): The maximum number of items in a list that share a value of a column, such as
             `{"brand": 2}`. An item with several values, such as several genres, counts for each of them. An item
             without a value is not limited.

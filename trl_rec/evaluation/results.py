@@ -158,8 +158,8 @@ def evaluate_baselines(
     check_baselines(baselines)
     if SEQUENCE in baselines and sequence is None:
         raise ValueError(
-            "the baseline sequence has to be trained; pass sequence=SequenceBaseline().fit(dataset), or leave it out "
-            "of baselines"
+            "the baseline 'sequence' has to be trained; pass sequence=SequenceBaseline().fit(dataset), or remove "
+            "'sequence' from `baselines`"
         )
     rows = held_out(dataset, split)
     histories = split_rows(rows, "history")

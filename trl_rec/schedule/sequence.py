@@ -80,8 +80,8 @@ class SequenceBaseline:
         """
         if not len(dataset.validation):
             raise ValueError(
-                "the baseline sequence chooses its checkpoint on the validation split, which has no rows; leave "
-                "sequence out of baselines, or prepare the data with more interactions per user"
+                "the baseline 'sequence' chooses its checkpoint on the validation split, which has no rows; remove "
+                "'sequence' from `baselines`, or prepare the data with more interactions per user"
             )
         dataset = dataset.with_surface("item_token")
         self.recipe = sequence_recipe(dataset, seed=self.seed, exclude_history=self.exclude_history)
@@ -92,7 +92,7 @@ class SequenceBaseline:
         if policy is None:
             if PartialState().num_processes > 1:
                 raise ValueError(
-                    "only a single process can train the baseline sequence; to train and keep the model, first run "
+                    "only a single process can train the baseline 'sequence'; to train and keep the model, first run "
                     "trl-rec evaluate --baselines sequence without accelerate launch, with the same dataset, seed and "
                     "exclude_history"
                 )
@@ -100,7 +100,7 @@ class SequenceBaseline:
                 clean_up(self.folder)
                 train_sequence(self.folder, dataset, self.recipe)
             policy = _read(self.folder, dataset, self.recipe)
-            assert policy is not None, f"{self.folder} was changed while it was written"
+            assert policy is not None, f"{self.folder} was changed by another process while it was being written"
         self.policy = policy
         self.num_items = len(dataset.catalog)
         return self

@@ -63,8 +63,8 @@ def sequence_recipe(dataset: RecDataset, *, seed: int = 0, exclude_history: bool
     lengths = (split_rows(dataset.train, "history").lengths + num_targets)[num_targets > 0]
     if not len(lengths):
         raise ValueError(
-            "the baseline sequence has nothing to learn, because no user has two interactions in the training split; "
-            "leave sequence out of baselines, or use more data"
+            "the baseline 'sequence' has nothing to learn, because no user has two interactions in the training "
+            "split; remove 'sequence' from `baselines`, or use more data"
         )
 
     # 1. Choose the length of a row and the number of rows in a batch. A row also contains BOS.

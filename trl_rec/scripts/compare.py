@@ -27,7 +27,9 @@ SliceRuns: TypeAlias = dict[str, dict[int | None, PerUser]]  # the users' values
 class CompareArguments:
     """Arguments for the runs to compare and for what to print."""
 
-    runs: list[str] = field(metadata={"help": "output folders of training verbs or of trl-rec evaluate"})
+    runs: list[str] = field(
+        metadata={"help": "output folders of trl-rec evaluate, or of training commands such as trl-rec bear"}
+    )
     against: str | None = field(
         default=None,
         metadata={

@@ -2,7 +2,7 @@
 
 A new run may be written into the same folder, or a symbolic link may be changed to point to another folder. The new
 run is loaded once its files have stopped changing. Until then, requests are served from the old run. If the new run
-cannot be loaded, requests are still served from the old run.
+cannot be loaded, the server stays with the old one. A file of lists is treated in the same way.
 """
 
 from __future__ import annotations

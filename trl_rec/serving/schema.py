@@ -54,7 +54,7 @@ class RecommendRequest(_Request):
     exclude: list[Text] = Field([], max_length=LONGEST_HISTORY, description="ids of items to leave out")
     where: list[Any] | None = Field(
         None,
-        description="conditions on the columns of the catalogue, in Parquet's filter form",
+        description="conditions on the columns of the catalogue, in the format of `filters` in PyArrow's read_table",
         json_schema_extra=WHERE,
     )
     max_per: dict[Text, int] | None = Field(

@@ -1,5 +1,5 @@
-"""With the same global batch size, two processes give the results of one. The test runs DDP, ZeRO-2 and ZeRO-3 with
-the shipped accelerate recipes, on the CPU."""
+"""With the same global batch size, two processes give the same results as one. The test runs DDP, ZeRO-2 and ZeRO-3
+with the shipped accelerate recipes, on the CPU."""
 
 from functools import partial
 from pathlib import Path

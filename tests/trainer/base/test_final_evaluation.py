@@ -67,7 +67,7 @@ def test_a_sample_of_users_is_the_same_for_every_run(data: Path, run: Path, tmp_
     assert "test split (7 of 24 users), history excluded" in said and "final evaluation:" not in said
 
     fewer = replace(evaluations[0], num_users=6)
-    with pytest.raises(ValueError, match=r"7 and 6 of them; evaluate both on the same number \(max_test_users of a"):
+    with pytest.raises(ValueError, match=r"7 and 6; evaluate both on the same number \(max_test_users of a"):
         check_comparable(evaluations[0], fewer)
 
 

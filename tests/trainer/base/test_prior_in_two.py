@@ -1,4 +1,4 @@
-"""`--prior` in two processes gives the results of one process. Only the main process writes files, and no process
+"""With `--prior`, two processes give the same results as one. Only the main process writes files, and no process
 waits forever."""
 
 import json
@@ -54,7 +54,7 @@ def train_and_be_refused(data: Path, output: Path) -> None:
         train(data, 4, output)
 
 
-def test_two_processes_choose_and_measure_as_one(data: Path, tmp_path: Path) -> None:
+def test_two_processes_choose_and_measure_like_one(data: Path, tmp_path: Path) -> None:
     train(data, 8, tmp_path / "one")
     run_in_two("ddp", partial(train_and_note_files, data, 4), tmp_path / "two")
 

@@ -1,5 +1,5 @@
-"""With the same global batch size, two processes give the results of one. The tests run DDP, ZeRO-2 and ZeRO-3 with
-the shipped accelerate recipes, on the CPU."""
+"""With the same global batch size, two processes give the same results as one. The tests run DDP, ZeRO-2 and ZeRO-3
+with the shipped accelerate recipes, on the CPU."""
 
 import shutil
 from functools import partial
@@ -35,14 +35,14 @@ def test_two_processes_equal_one(name: str, folder: Path, alone: Trained, tmp_pa
     assert_same(trained(name, partial(run, folder, options(2)), tmp_path / name), alone, FIGURES)
 
 
-def test_two_processes_learn_lists_as_one(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_lists_like_one(folder: Path, tmp_path: Path) -> None:
     lists = {"list_length": 3, "eval_ks": [3], "eval_num_beams": 2}
     one = trained("alone", partial(run, folder, options(4, **lists)), tmp_path / "one")
     assert_same(trained("ddp", partial(run, folder, options(2, **lists)), tmp_path / "two"), one, FIGURES)
 
 
 @pytest.mark.long
-def test_two_processes_weight_targets_as_one(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_weight_targets_like_one(folder: Path, tmp_path: Path) -> None:
     weighted = {"targets": "all", "target_age_decay": 0.6, "target_smoothing": 0.1}
     one = trained("alone", partial(run, folder, options(4, **weighted)), tmp_path / "one")
     assert_same(trained("ddp", partial(run, folder, options(2, **weighted)), tmp_path / "two"), one, FIGURES)

@@ -1,4 +1,5 @@
-"""With the same global batch size, two processes give the results of one, whichever tasks a process has in a step."""
+"""With the same global batch size, two processes give the same results as one, whichever tasks a process has in a
+step."""
 
 from functools import partial
 from pathlib import Path

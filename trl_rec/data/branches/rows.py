@@ -25,8 +25,8 @@ class HistoryWindows(NamedTuple):
     Args:
         source (`np.ndarray`): Index of the sequence.
         start (`np.ndarray`): Position in the sequence at which the histories begin.
-        first (`np.ndarray`): Position of the first target in the sequence.
-        last (`np.ndarray`): Position of the last target in the sequence.
+        first (`np.ndarray`): Position, in the sequence, of the window's first target.
+        last (`np.ndarray`): Position, in the sequence, of the window's last target.
     """
 
     source: np.ndarray
@@ -62,7 +62,7 @@ class Limits:
         self.max_history = len(items.values) if max_history is None else max_history
 
     def length(self, source: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """Returns how many tokens the items `start` to `stop - 1` of each sequence in `source` have together.
+        """Returns, for each sequence in `source`, the total number of tokens of its items `start` to `stop - 1`.
 
         The separator before each item is counted as well.
         """
@@ -81,14 +81,14 @@ class Limits:
         return latest
 
     def earliest(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Returns the earliest item at which the history of a target can begin and fit into a prompt."""
+        """Returns the earliest position from which the history of a target fits into a prompt."""
         base = self.offsets[source]
         start = np.searchsorted(self.tokens, self.tokens[base + target] - self.room, side="left") - base
         earliest: np.ndarray = np.maximum(np.maximum(start, target - self.max_history), 0)
         return earliest
 
     def half(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Returns the latest item at which the history of a target can begin and still be long enough.
+        """Returns the latest position from which the history of a target is still long enough.
 
         A history is long enough if it has at least half of `room` tokens, or at least half of `max_history` items.
         """
@@ -96,7 +96,8 @@ class Limits:
         by_tokens = np.searchsorted(self.tokens, self.tokens[base + target] - self.room / 2, side="right") - base
         by_items = target - (self.max_history + 1) // 2 + 1
         # A history has too few tokens if it begins at `by_tokens` or later, and too few items if it begins at
-        # `by_items` or later. At the later of the two positions, both are too few, so begin one item before it.
+        # `by_items` or later. From the later of the two positions on, it has both too few tokens and too few items, so
+        # the latest valid start is one item earlier.
         start: np.ndarray = np.maximum(np.maximum(by_tokens, by_items) - 1, 0)
         return start
 
@@ -107,7 +108,8 @@ def whole_histories(
     """Returns the targets whose whole history fits into a prompt, and the remaining targets.
 
     Both are returned as windows. A sequence has at most one window of each kind. The windows of the remaining targets
-    begin at the first item of their sequence, so they are too long for a prompt and must be cut (see [`cut`]).
+    still begin at the first item of their sequence. Their histories are too long for a prompt, and [`cut`] shortens
+    them.
 
     Args:
         num_known: For each sequence, the number of items at its beginning that are not targets.
@@ -125,11 +127,11 @@ def whole_histories(
 
 
 def cut(rest: HistoryWindows, limits: Limits) -> HistoryWindows:
-    """Cuts windows that are too long into windows that overlap by half.
+    """Cuts windows that are too long into shorter ones.
 
-    Each target occurs in one window. The history of a target has at least half as many tokens, or half as many items,
-    as the limits allow. The last window of a sequence begins as early as the limits allow for the history of its last
-    target.
+    Their targets do not overlap, but each window repeats about half a prompt of earlier items as history. The history
+    of a target has at least half as many tokens, or half as many items, as the limits allow. The last window of a
+    sequence begins as early as the limits allow for the history of its last target.
     """
     source, _, first, end = rest
     parts = [rest.where(np.zeros(len(source), bool))]  # an empty part, because `joined` needs at least one part
@@ -197,7 +199,8 @@ def write_branches(
     tail = prompt_format.prompt_tail
     lengths = len(tail) + learned - 1  # the last learned token is only a label
 
-    # 2. Divide the branches among rows. The last branch of a row also contains the last token of its path.
+    # 2. Divide the branches among rows. The last branch of a row also contains its last learned token, because
+    # the label of a column is in the column after it.
     begins = _begins(prefixes, lengths, window, max_columns)
     firsts = np.flatnonzero(begins)
     bounds = np.append(firsts, len(begins))
@@ -213,8 +216,8 @@ def write_branches(
     tokens = join(heads.take(window[firsts]), prompt_format.encode_histories(trunk), branch_tokens)
     branches = Branches(tokens.lengths, Ragged.from_lengths(prefixes, counts), Ragged.from_lengths(lengths, counts))
 
-    # 4. Write the labels. A token of a path is the label of the column after the column that predicts it. If the tail
-    # is empty, the last column of the prefix predicts the first token of the path.
+    # 4. Write the labels. They are shifted as in Transformers: column c predicts the label at column c + 1. If the
+    # tail is empty, the last column of the prefix predicts the first token of the path.
     row_starts = np.repeat(branches.row_starts(), counts)
     places = np.repeat(row_starts + branches.firsts() + len(tail), learned) + within(learned)
     if not len(tail):
@@ -233,9 +236,10 @@ def _begins(prefixes: np.ndarray, lengths: np.ndarray, window: np.ndarray, max_c
     if max_columns is None:
         return begins
 
-    # A row from branch i to branch j has prefixes[j] + ends[j] - ends[i - 1] + 1 columns. Within a window,
-    # prefixes[j] + ends[j] ascends with j. Adding a multiple of the window's number makes this sum ascend over all
-    # windows, so that a single call of `searchsorted` finds the last branch of every row.
+    # Let `ends` be the cumulative sum of the branch lengths. A row of the branches i to j has prefixes[j] columns (its
+    # trunk) + ends[j] - ends[i - 1] (its branches) + 1 (the last token of its last branch). Within a window,
+    # prefixes[j] + ends[j] ascends with j. Adding window * step makes the sum ascend across windows, so that each call
+    # of `searchsorted` ends the current row of all windows at once.
     ends = np.cumsum(lengths)
     step = prefixes.max(initial=0) + 1
     needed = prefixes + ends + 1 + window * step

@@ -28,7 +28,8 @@ def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None)
     """Reads evaluations of the same users, and groups them into arms.
 
     Args:
-        folders (`Sequence[str | Path]`): Output folders of training verbs or of `trl-rec evaluate`.
+        folders (`Sequence[str | Path]`): Output folders of training commands such as `trl-rec bear`, or of
+            `trl-rec evaluate`.
         names (`Sequence[str]`, *optional*): Name of the arm of each folder. By default, folders whose recipes
             (`recipe.yaml`) differ only in the seed, the name of the run and the output folder form one arm. The name
             of the arm is the common beginning of its folders' names. A folder without a recipe is an arm of its own.
@@ -42,7 +43,10 @@ def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None)
             "run"
         )
     if not folders:
-        raise ValueError("there are no runs to compare; give the output folders of training verbs or of evaluations")
+        raise ValueError(
+            "there are no runs to compare; give the output folders of trl-rec evaluate, or of training commands "
+            "such as trl-rec bear"
+        )
 
     # 1. Read the folders, and check that they can be compared.
     evaluations = [read_evaluation(folder) for folder in folders]

@@ -59,7 +59,8 @@ class KeptEvaluation:
     def rankings_of(self, name: str) -> Rankings | None:
         """Reads the rankings of a recommender.
 
-        Returns `None` if its rankings were not kept. The lists drawn for Best-of-N, for example, are never kept.
+        Returns `None` if its rankings were not saved. For example, rankings of lists sampled for Best-of-N are never
+        saved.
         """
         if name not in self.results:
             raise ValueError(f"{self.folder} has no results of {name!r}, only of {', '.join(self.results)}")
@@ -89,7 +90,8 @@ def read_evaluation(folder: str | Path) -> KeptEvaluation:
     """Reads an evaluation that [`write_evaluation`] wrote. Raises `ValueError` if the folder has none or is damaged.
 
     Args:
-        folder (`str` or `Path`): The output folder of `trl-rec evaluate` or of a training verb.
+        folder (`str` or `Path`): The output folder of `trl-rec evaluate`, or of a training command such as
+            `trl-rec bear`.
     """
     folder = Path(folder)
     content = _read_metrics(folder)
@@ -128,7 +130,8 @@ def check_comparable(first: KeptEvaluation, second: KeptEvaluation) -> None:
     if first.num_users != second.num_users:
         raise ValueError(
             f"{which} were evaluated on different numbers of users, {first.num_users} and {second.num_users}; "
-            "evaluate both on the same number (max_test_users of a training verb, max_users of trl-rec evaluate)"
+            "evaluate both on the same number (max_test_users of a training command such as trl-rec bear, max_users "
+            "of trl-rec evaluate)"
         )
     if first.identity["rows"] != second.identity["rows"]:
         raise ValueError(
@@ -149,7 +152,7 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(
             f"{folder} does not contain an evaluation (metrics.json is missing); give the output folder of trl-rec "
-            "evaluate or of a training verb"
+            "evaluate or of a training command such as trl-rec bear"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -58,8 +58,8 @@ def evaluate_with_baselines(
     """
     if SEQUENCE in config.baselines and sequence is None:
         raise ValueError(
-            "the baseline sequence has to be trained; pass sequence=SequenceBaseline().fit, or leave it out of "
-            "baselines"
+            "the baseline 'sequence' has to be trained; pass sequence=SequenceBaseline().fit, or remove 'sequence' "
+            "from `baselines`"
         )
 
     # 1. Set the surface, and check that the model was trained on these items. Without a model, the surface is
