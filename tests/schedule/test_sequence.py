@@ -298,7 +298,7 @@ def test_in_python_the_fitted_baseline_must_be_passed(fitted: SequenceBaseline, 
     with pytest.raises(ValueError, match=r"pass sequence=SequenceBaseline\(\)\.fit\(dataset\)"):
         evaluate_baselines(dataset, baselines=["sequence"])
     config = EvaluationConfig(baselines=["sequence"])
-    with pytest.raises(ValueError, match=r"pass sequence=SequenceBaseline\(\)\.fit, or leave"):
+    with pytest.raises(ValueError, match=r"pass sequence=SequenceBaseline\(\)\.fit, or remove"):
         evaluate_with_baselines(dataset, config)
     surfaced = dataset.with_surface("item_token")
     found = evaluate_with_baselines(surfaced, config, sequence=SequenceBaseline(cache=fitted.folder.parent).fit)
