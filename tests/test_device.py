@@ -1,7 +1,6 @@
 """Tests the GPU benchmark with tiny shapes on a CPU, and the tables that `docs/write_device.py` makes from its
 results."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,27 +10,20 @@ from typing import Any
 import pytest
 import torch
 
+from tests.programs import load_program
+
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ["bear/office-llama-3.2-1b-qlora", "align3gr/office-llama-3.2-1b-qlora"]
 
-
-def load_program(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-write_device = load_program(ROOT / "docs" / "write_device.py")
+write_device = load_program("docs/write_device.py")
 
 
 @pytest.fixture(scope="module")
 def device() -> Any:
     """The benchmark as a module. Its folder must be in `sys.path`, because it imports other files of this folder."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield load_program(ROOT / "benchmarks" / "device.py")
+    yield load_program("benchmarks/device.py")
     sys.path.remove(str(ROOT / "benchmarks"))
 
 

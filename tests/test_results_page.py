@@ -1,17 +1,15 @@
 """The tables of docs/results.md contain the figures of docs/studies/*.json."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
+from tests.programs import load_program
+
 
 DOCS = Path(__file__).parents[1] / "docs"
-SPEC = importlib.util.spec_from_file_location("write_results", DOCS / "write_results.py")
-assert SPEC is not None and SPEC.loader is not None
-write_results = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(write_results)
+write_results = load_program("docs/write_results.py")
 
 
 def test_the_page_contains_what_its_command_writes() -> None:

@@ -1,6 +1,5 @@
 """The documentation site builds without warnings, so every link and reference has an existing target."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -8,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import load_program
+
 
 ROOT = Path(__file__).parents[1]
-SPEC = importlib.util.spec_from_file_location("site_source", ROOT / "docs/site_source.py")
-assert SPEC is not None and SPEC.loader is not None
-site_source = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(site_source)
+site_source = load_program("docs/site_source.py")
 
 
 def test_links_to_files_become_links_to_pages() -> None:

@@ -1,28 +1,19 @@
 """Tests the two benchmarks of beam search. `beam_trap` uses a synthetic log with a trap: many unlikely items share a
 likely code, so a beam search loses the likely items. `beam_gap` measures the beam gaps of saved policies."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
+from tests.programs import load_program
 from trl_rec.models import RecModelConfig
 from trl_rec.trainer import BearConfig, build_bear_trainer, conclude
 
 
-def read(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "benchmarks" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-beam_trap = read("beam_trap")
-beam_gap = read("beam_gap")
+beam_trap = load_program("benchmarks/beam_trap.py")
+beam_gap = load_program("benchmarks/beam_gap.py")
 
 
 @pytest.mark.parametrize("strength", [0.25, 1.0, 4.0])

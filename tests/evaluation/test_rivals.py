@@ -4,7 +4,6 @@ measured.
 The tests do not need RecTools, because another model replaces SASRec.
 """
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,15 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.programs import load_program
 from trl_rec import RecDataset, prepare
 from trl_rec.evaluation import evaluate_baselines, evaluate_split, read_lists
 
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "rivals.py"
-SPEC = importlib.util.spec_from_file_location("rivals", PATH)
-assert SPEC is not None and SPEC.loader is not None
-rivals = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(rivals)
+rivals = load_program("benchmarks/rivals.py")
 
 
 @pytest.fixture(scope="module")

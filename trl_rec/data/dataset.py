@@ -250,7 +250,7 @@ def save(
     if unlisted is not None:
         pq.write_table(unlisted, path / UNLISTED)
     for name, rows in splits.items():
-        with nullcontext() if len(rows) > LONG else _no_bars():
+        with nullcontext() if rows.num_rows > LONG else _no_bars():
             rows.save_to_disk(str(path / name))
     write_json(path / "card.json", card, ensure_ascii=False)
 

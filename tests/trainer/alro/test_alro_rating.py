@@ -3,7 +3,6 @@
 import json
 import logging
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 import yaml
 from transformers import TrainerCallback
 
+from tests.programs import load_program
 from tests.trainer.alro.alro_runs import DEFAULTS
 from trl_rec import AlroTrainer, BearTrainer, RecDataset, prepare
 from trl_rec.decoding import RatedPromptFormat
@@ -157,10 +157,7 @@ def test_invalid_settings_are_refused_before_any_training(
 
 
 def test_the_recipe_trains_as_the_example_does() -> None:
-    path = Path(__file__).parents[3] / "examples" / "alro.py"
-    spec = spec_from_file_location("example", path)
-    example = module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load_program("examples/alro.py")
     expected = {**example.SHARED, **example.RANKING, **example.ARMS["ALRO"]}
     recipe = yaml.safe_load(find_recipe("alro/ml-100k").read_text())
     shared = {name for name in expected if name in recipe} - {"save_strategy"}

@@ -1,27 +1,17 @@
 """The benchmark that trains with every item a target, or with one row per target, for the same time."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from tests.conftest import make_model, make_tokenizer
+from tests.programs import load_program
 from trl_rec import prepare
 
 
-def read() -> ModuleType:
-    path = Path(__file__).parents[3] / "benchmarks" / "equal_time.py"
-    spec = importlib.util.spec_from_file_location("equal_time", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-equal_time = read()
+equal_time = load_program("benchmarks/equal_time.py")
 
 
 @pytest.mark.slow

@@ -1,23 +1,14 @@
 """The benchmark that reads the logs of BLADE's runs: tables, the choice of a setting, and the reward at equal KL."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-
-def read() -> ModuleType:
-    path = Path(__file__).parents[3] / "benchmarks" / "blade_signal.py"
-    spec = importlib.util.spec_from_file_location("blade_signal", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.programs import load_program
 
 
-blade_signal = read()
+blade_signal = load_program("benchmarks/blade_signal.py")
 
 
 def write_run(folder: Path, ndcg: float, log: list[dict[str, float]] | None = None) -> None:

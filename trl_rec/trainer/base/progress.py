@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 
 if TYPE_CHECKING:
@@ -55,33 +63,25 @@ def _is(name: str, metrics: list[str]) -> bool:
     return name.startswith("eval_") and any(name.endswith(f"_{metric}") for metric in metrics)
 
 
-class ShortProgress(ProgressCallback):
+class _ShortLines(TrainerCallback):
+    """Passes shortened logs of evaluations on to the callback that prints logs."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Prints the log."""
+        short = short_evaluation(logs or {}, cast("RecConfig", args))
+        super().on_log(args, state, control, logs=short, **kwargs)  # type: ignore[no-untyped-call]
+
+
+class ShortProgress(_ShortLines, ProgressCallback):
     """The progress bar of Transformers, with short lines for evaluations."""
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: object,
-    ) -> None:
-        """Prints the log."""
-        short = short_evaluation(logs or {}, cast("RecConfig", args))
-        super().on_log(args, state, control, short, **kwargs)  # type: ignore[no-untyped-call]
 
-
-class ShortPrinter(PrinterCallback):
+class ShortPrinter(_ShortLines, PrinterCallback):
     """The callback that prints logs if `disable_tqdm` is set, with short lines for evaluations."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: object,
-    ) -> None:
-        """Prints the log."""
-        short = short_evaluation(logs or {}, cast("RecConfig", args))
-        super().on_log(args, state, control, short, **kwargs)  # type: ignore[no-untyped-call]
