@@ -1,12 +1,14 @@
-"""Measures the figures in the documentation that require a GPU. This takes at most eight minutes, without a network.
+"""Measures the figures in the documentation that require a GPU. With the default `--minutes`, this takes at most eight
+minutes. No network is needed.
 
     python benchmarks/device.py [--output device.json] [--minutes 7] [--recipes NAME ...] [--tiny]
     python docs/write_device.py --add device.json
 
 The second command writes the figures into the tables of docs/device.md and recipes/README.md. The program measures
 
-- for each recipe for a consumer GPU: whether it runs if torch may use 16 GB or 24 GB of GPU memory, its peak memory,
-  and its seconds per step. The recipe is run for a few steps, with random weights in the shape of its model;
+- for each recipe that trains a Llama or Qwen model: whether it runs if torch may use 16 GB or 24 GB of GPU memory, its
+  peak memory, and its seconds per step. The recipe is run for a few steps, with random weights in the shape of its
+  model;
 - for a training step of each of our four trainers and of the corresponding trainers of TRL: the seconds, the memory,
   and how often the host waits for the device;
 - the seconds that a beam search with 50 beams adds to each forward pass.
@@ -51,7 +53,8 @@ LEFT_OUT = ("metric_for_best_model", "load_best_model_at_end", "save_steps", "sa
 
 
 def main() -> None:
-    """Measures, and writes the figures after each part, so that an interruption loses only the part being measured."""
+    """Measures. The figures so far are written before each part, so an interruption loses only the part being
+    measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("device.json"))
     parser.add_argument("--minutes", type=float, default=7.0, help="after this time, begin no further part")
@@ -88,6 +91,7 @@ def measure(folder: Path, output: Path, minutes: float, only: list[str] | None, 
         if time.monotonic() > deadline:
             figures["left_out"].append({"name": name, "reason": "time"})
             return None
+        write()
         start = time.monotonic()
         try:
             found = work(*options, **named)
@@ -95,15 +99,17 @@ def measure(folder: Path, output: Path, minutes: float, only: list[str] | None, 
             figures["left_out"].append({"name": name, "reason": f"{type(error).__name__}: {error}"[:200]})
             found = None
         print(f"{name}: {found} ({time.monotonic() - start:.0f} s)", flush=True)
-        output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         return found
+
+    def write() -> None:
+        output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
     # 1. Measure the trainers and the decoder.
     for ours, theirs, build_ours, build_theirs in PAIRS:
-        pair = {"ours": ours, "theirs": theirs}
-        pair["figures"] = measured(ours, measure_trainer, bench, build_ours)
-        pair["their_figures"] = measured(f"{theirs} beside {ours}", measure_trainer, bench, build_theirs)
+        pair = {"ours": ours, "theirs": theirs, "figures": None, "their_figures": None}
         figures["trainers"].append(pair)
+        pair["figures"] = measured(ours, measure_trainer, bench, build_ours)
+        pair["their_figures"] = measured(f"{theirs} (compared with {ours})", measure_trainer, bench, build_theirs)
     size = {"num_beams": 50, "num_prompts": 2 if is_tiny else 8, "runs": 1 if is_tiny else 3}
     figures["decoder"] = measured("decoder", measure_decoder, bench, **size)
 
@@ -112,7 +118,7 @@ def measure(folder: Path, output: Path, minutes: float, only: list[str] | None, 
         found = measured(name, measure_recipe, name, world)
         if found is not None:
             figures["recipes"].append(found)
-    output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write()
     return figures
 
 
@@ -123,7 +129,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def consumer_recipes() -> list[str]:
-    """Returns the training recipes of published models: those in nf4 first, and smaller ones before larger ones.
+    """Returns the recipes that train a Llama or Qwen model: those in nf4 first, and smaller ones before larger ones.
 
     A recipe that starts from another recipe's model comes after that recipe.
     """
@@ -139,13 +145,14 @@ def consumer_recipes() -> list[str]:
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """Returns the keys of a recipe."""
+    """Returns the settings of a recipe."""
     settings: dict[str, Any] = yaml.safe_load(find_recipe(name).read_text(encoding="utf-8"))
     return settings
 
 
 def measure_recipe(name: str, world: World) -> dict[str, Any]:
-    """Runs a recipe within the smallest memory that suffices, and returns its figures."""
+    """Runs a recipe with each cap of `CAPS` in turn until one suffices, and returns its figures. If none does, `fits`
+    is None."""
     settings = settings_of(name)
     rows = settings.get("per_device_train_batch_size", 8)
     found = {"name": name, "rows": rows, "batches_per_step": settings.get("gradient_accumulation_steps", 1)}
@@ -173,13 +180,14 @@ def run_recipe(name: str, world: World, cap: int | None) -> dict[str, Any] | Non
             script.main(["--config", str(recipe)])
         figures = made[-1].figures()
     except torch.OutOfMemoryError:
-        pass  # the memory that the error holds is freed after this line
+        pass  # the error keeps tensors alive until here; `start_afresh` below frees their memory
     start_afresh(world.device)
     return figures
 
 
 def short(settings: dict[str, Any], world: World) -> dict[str, Any]:
-    """Returns the keys of a recipe, changed so that the run takes a few steps with the models and data of `world`."""
+    """Returns the settings of a recipe, changed so that the run takes a few steps with the models and data of
+    `world`."""
     changed = {key: value for key, value in settings.items() if key not in LEFT_OUT}
     rows = changed["per_device_train_batch_size"]
 

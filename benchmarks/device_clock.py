@@ -22,12 +22,13 @@ READS = ("aten::_local_scalar_dense",)  # a number that the host reads, such as 
 
 
 class Clock(TrainerCallback):
-    """Callback that records the seconds of each step, and counts how often the host waits in the last step.
+    """Callback that records the seconds of each step.
 
     Args:
         device (`torch.device`): The device.
-        profiled (`bool`): Whether the last step is profiled. Its seconds are then left out, because the profiler slows
-            it down.
+        profiled (`bool`): Whether the last step is profiled, to count how often the host reads a number from the
+            device and waits for the device. The seconds of this step are left out, because the profiler slows it
+            down.
     """
 
     def __init__(self, device: torch.device, *, profiled: bool) -> None:
@@ -102,9 +103,11 @@ def peak_bytes(device: torch.device) -> int | None:
 
 
 def start_afresh(device: torch.device, cap: int | None = None) -> None:
-    """Frees unused memory, and limits the GPU memory that torch may reserve from now on to `cap` times 10**9 bytes.
+    """Frees unused memory, and resets the peak memory. From now on, torch may reserve at most `cap` * 10**9 bytes of
+    GPU memory, or all of it if `cap` is None.
 
-    A card of 16 GB has about 16 * 2**30 bytes, which is more than the cap. The CUDA context uses the difference.
+    `cap` is the nominal size of a card in GB. A card of 16 GB has about 16 * 2**30 bytes; the difference from
+    16 * 10**9 is left for the CUDA context.
     """
     gc.collect()
     if device.type != "cuda":

@@ -6,10 +6,11 @@
 The dataset folder must have a leave-one-out split. SASRec has RecTools' default settings, which `--set` changes. It
 learns from the training items until its validation NDCG@10, measured every few epochs, no longer rises. The weights
 with the best value then make the lists for the test split. As in trl-rec, the history of a test user includes the
-validation item. The lists are written to `OUTPUT/lists.parquet`, and `trl-rec evaluate --lists` measures them.
+validation item. The program writes the lists to `OUTPUT/lists.parquet`, measures them with `trl-rec evaluate --lists`,
+and calls `trl-rec compare` for each run folder of `--against`.
 
-The program does not import trl_rec. On Python 3.11 and 3.12, RecTools requires NumPy 1, and therefore needs an
-environment of its own.
+On Python 3.11 and 3.12, RecTools requires NumPy 1, and therefore needs an environment of its own. This is why the
+program calls the command `trl-rec` instead of importing trl_rec.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ import pandas as pd
 
 INSTALL = (
     "RecTools is not installed; on Python 3.13 run pip install 'trl-rec[rivals]', on an older Python make another "
-    "environment, run pip install 'rectools[torch]' 'pyarrow<22' there, and name the command of trl-rec with --trl_rec"
+    "environment, run pip install 'rectools[torch]' 'pyarrow<22' in it, run this program with its Python, and give "
+    "the path of the command trl-rec with --trl_rec"
 )
 NAME = "rectools-sasrec"
 NUM_RANKS = 50  # for recall@50

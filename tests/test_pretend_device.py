@@ -68,7 +68,7 @@ EXCLUDED = [[1], []]
 
 
 def trie(move: Move) -> list[Tensor]:
-    """Calls every method of the trie that computes with nodes or tokens."""
+    """Computes with nodes and tokens of the trie, and reads tensors that are derived from them."""
     tree = move(TokenTrie.from_sequences(TITLES))
     nodes = move(torch.tensor([[0, 1], [3, -1]]))
     known = nodes.clamp(min=0)
@@ -85,7 +85,8 @@ def trie(move: Move) -> list[Tensor]:
 
 
 def processor(move: Move) -> list[Tensor]:
-    """Runs the logits processor, which has no argument for the device."""
+    """Runs the logits processor. Its trie is made on the CPU, and the processor moves it to the device of the
+    scores."""
     constrain = TrieLogitsProcessor(TokenTrie.from_sequences(TITLES), 1, eos_token_id=EOS, exclude=EXCLUDED)
     return [constrain(move(torch.tensor([[3, 30, 31], [3, 6, 5]])), move(torch.linspace(-1, 1, 80).view(2, 40)))]
 
@@ -123,8 +124,7 @@ def bear(move: Move) -> list[Tensor]:
 
 
 def blade(move: Move) -> list[Tensor]:
-    """Computes the targets and the loss of BLADE. The rewards are also on the device, although a trainer computes them
-    on the host."""
+    """Computes BLADE's Best-of-N rewards and its loss. The rewards are on the device, as in a trainer."""
     rewards = move(torch.tensor([[0.1, 0.5, 0.5], [0.0, 1.0, 0.2]], dtype=torch.float64))
     references = move(torch.tensor([[0.2, 0.5], [0.3, 0.3]], dtype=torch.float64))
     at_most, below = posterior_cdf(rewards, references, dynamic_coefficient=0.5)
@@ -153,8 +153,11 @@ def softmax_dpo(move: Move) -> list[Tensor]:
 
 
 def shared_rows(move: Move, *, family: str) -> list[Tensor]:
-    """Computes log-probabilities and their gradients. They are normalized over three sets of tokens: the vocabulary,
-    the legal tokens, and the legal tokens of the items that are not yet in the list."""
+    """Computes the log-probabilities of lists in three ways, and the gradient of their sum.
+
+    The softmax is over the vocabulary, over the legal tokens, or over the legal tokens of items that are neither in
+    the list nor excluded. The family decides whether the completions of a prompt share one row.
+    """
     model = _model(move, family)
     tree = move(TokenTrie.from_sequences(EQUALLY_LONG))
     items = move(torch.tensor([[[0, 3], [4, 1]], [[2, 0], [3, 4]]]))
@@ -171,8 +174,7 @@ def shared_rows(move: Move, *, family: str) -> list[Tensor]:
 
 
 def prior_choice(move: Move, *, surface: str, kind: str, list_length: int | None = None) -> list[Tensor]:
-    """Chooses a prior in the same way as `trl-rec evaluate`, and as a training verb after training. Only the model is
-    on the device."""
+    """Chooses the strength and eps of a prior, as `trl-rec evaluate` does. Only the model is on the device."""
     ids = [f"i{number}" for number in range(6)]
     codes = Ragged.from_lists([[f"<a_{number % 2}>", f"<b_{number // 2}>"] for number in range(6)], object)
     catalog = ItemCatalog(pa.table({"item_id": ids, "title": ids})).with_surface(surface, codes)
@@ -211,9 +213,9 @@ CASES: dict[str, Case] = {
     "Softmax-DPO": softmax_dpo,
     "shared rows": partial(shared_rows, family="llama"),
     "separate rows": partial(shared_rows, family="mistral-window"),
-    "choice of a prior": partial(prior_choice, surface="item_token", kind="transition"),
-    "choice of a prior among candidates": partial(prior_choice, surface="semantic_id", kind="transition"),
-    "choice of a prior for lists": partial(prior_choice, surface="item_token", kind="popularity", list_length=2),
+    "setting of a prior, all items scored": partial(prior_choice, surface="item_token", kind="transition"),
+    "setting of a prior, best items re-ranked": partial(prior_choice, surface="semantic_id", kind="transition"),
+    "setting of a prior, lists": partial(prior_choice, surface="item_token", kind="popularity", list_length=2),
 }
 
 

@@ -37,7 +37,8 @@ def vectors() -> Tensor:
 
 
 def started(vectors: Tensor, catalog: ItemCatalog, width: int = 32, seed: int = 0) -> tuple[PreTrainedModel, Tensor]:
-    """Returns a model from scratch and the embeddings of the catalogue's tokens."""
+    """Makes a model from scratch, and starts the catalogue's tokens from the vectors. Returns the model and the
+    embeddings of these tokens."""
     tokenizer = make_tokenizer(catalog)
     model = make_model(tokenizer, hidden_size=width)
     start_from_vectors(model, tokenizer, catalog, vectors, seed=seed)
@@ -137,7 +138,8 @@ def test_unsuitable_vectors_and_models_are_refused(vectors: Tensor, tmp_path: Pa
     with pytest.raises(ValueError, match="59 vectors for 60 items"):
         start_from_vectors(model, tokenizer, catalog, vectors[1:])
 
-    # A policy that has already learned its tokens is refused too.
+    # A saved model that already has the item tokens is refused too, because the vectors would replace their
+    # embeddings.
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="already has the tokens of the items"):

@@ -90,7 +90,9 @@ ATTACKS = [
         "does not contain a prior",
         lambda folder: save_file({"x": np.ones(3)}, folder / FILE),
     ),
-    Attack("unknown kind", "of the kind 'neural', which this version of trl-rec cannot load", rewritten(kind="neural")),
+    Attack(
+        "unknown kind", "of the kind 'neural', which this version of trl-rec cannot load", rewritten(kind="neural")
+    ),
     Attack("other kind", "describes a prior of the kind 'transition', but", rewritten(kind="popularity")),
     # Its arrays
     Attack("no counts", "the array 'popularity' is missing", rewritten({"popularity": None})),

@@ -1,4 +1,5 @@
-"""A server that is started with `--lists` answers with the lists of the file. The tests filter them in a loop."""
+"""A server that is started with `--lists` answers with the lists of the file. The tests compute the expected
+answers from the same lists with plain loops."""
 
 from __future__ import annotations
 

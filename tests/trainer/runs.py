@@ -1,5 +1,5 @@
-"""Makes small BEAR runs, in the process of a test or in other processes. `folder` contains the dataset and the model
-that `make_folder` writes."""
+"""Trains small BEAR models for tests, in the test's own process or in separate ones. `folder` contains the dataset and
+the model that `make_folder` writes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ PASSED_ON += ("preprocess_logits_for_metrics", "compute_loss_func", "formatting_
 
 
 def with_known_names(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options under the names that a config of TRL has with the installed transformers
-    (`activation_checkpointing` is new in 5.23)."""
+    """Returns the options with `activation_checkpointing` renamed to `gradient_checkpointing` if the installed
+    transformers is older than 5.23, which introduced the first name."""
     if knows_activation_checkpointing():
         return options
     return {name.replace("activation_checkpointing", "gradient_checkpointing"): options[name] for name in options}
@@ -64,7 +64,7 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
         "learning_rate": 0.1,
         "lr_scheduler_type": "constant",
     }
-    defaults["optim"] = "sgd"  # Adam would take a step for a gradient that is 0 except for rounding
+    defaults["optim"] = "sgd"  # Adam would take a full step for a gradient that is 0 except for rounding
     defaults |= {"max_length": 96, "save_strategy": "no", "activation_checkpointing": False, "overwrite": True}
     config = BearConfig(str(output), **{**QUIET, **defaults, **options})
     extra.setdefault("train_dataset", dataset.train)
@@ -96,7 +96,7 @@ def assert_same(two: Trained, one: Trained, figures: tuple[str, ...]) -> None:
     """Asserts that the given figures and all weights are equal, except for rounding."""
     for name in figures:
         assert two[0][name] == pytest.approx(one[0][name], abs=1e-5), name
-    for key, tensor in one[1].items():  # ZeRO-3 also writes the tied output embedding
+    for key, tensor in one[1].items():  # with ZeRO-3, `two` also contains the tied output embedding
         assert torch.allclose(tensor, two[1][key], atol=1e-5), key
 
 
@@ -106,8 +106,8 @@ def losses(trainer: BearTrainer) -> list[float]:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """Runs the whole training, in each of its processes. Saves the weights in `output`, and the measurements in
-    `OUTPUT/run.pt`."""
+    """Trains, ranks and measures. Every process of the run calls this function. Saves the weights in `output`, and the
+    measurements in `OUTPUT/run.pt`."""
     trainer = make_trainer(folder, output, **options)
     trainer.train(trainer.args.resume_from_checkpoint)
     metrics = trainer.rank_and_measure(load(folder / "data").validation)

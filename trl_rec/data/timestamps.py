@@ -40,7 +40,8 @@ def seconds(column: pa.ChunkedArray, where: str, time_format: str | None = None)
 
 
 def exact_order(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Returns the timestamps as int64 if [`seconds`] may round two of them to the same float64, else None."""
+    """Returns the timestamps as int64, to sort by, if [`seconds`] may round two of them to the same float64; else
+    None."""
     kind = column.type
     if pa.types.is_timestamp(kind):
         return column.cast(pa.int64()) if kind.unit == "ns" else None
@@ -74,7 +75,8 @@ def _from_format(column: pa.ChunkedArray, where: str, time_format: str) -> pa.Ch
 
 
 def _check_zones(column: pa.ChunkedArray, where: str) -> None:
-    """Raises RowError if only some texts have a time zone, because the rows could then be sorted wrongly."""
+    """Raises RowError if only some of the texts with a time of day have a time zone, because the rows could then be
+    sorted wrongly."""
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return
     is_time = pc.fill_null(pc.match_substring_regex(column, r"^\s*\d{4}-\d{2}-\d{2}[T ]\d"), False)

@@ -1,10 +1,11 @@
 """Computes exact scores without a search, either of every item of the catalogue or of given items.
 
 The scores equal those of `rank_items`. `score_catalog` computes the log-probabilities of all edges of the trie, where
-an edge leads from a node to a child. The model reads each prompt once. Then it reads the tokens of the trie's inner
+an edge leads from a node to a child. The model reads each prompt once, and then the tokens of the trie's inner
 nodes, in chunks, after the cached prompt. An attention mask lets each token see only the prompt and its own path, so
 many paths are read together, and a common prefix is read only once. Each chunk is then removed from the cache, so
-memory does not grow with the number of chunks. `score_items` reads the paths of a few items as completions of the
+memory does not grow with the number of chunks. Models that cannot use such a mask read the prompt again for each path.
+`score_items` reads the paths of a few items as completions of the
 prompt.
 
 Legend: B: prompts, K: given items per prompt, I: items, Q: nodes that are read together, S: nodes among them whose
@@ -99,9 +100,9 @@ def rank_scores(
     if weights is not None:
         places = trie.item_positions.clamp(min=0).expand_as(scores)
         scores = scores + weighted.item_bonus(places)
-    items = torch.cat([trie.items, trie.items.new_full((1,), scores.shape[1])])[excluded.places].long()
 
-    # Set the scores of excluded items to -inf. Padding points to an additional column.
+    # Set the scores of excluded items to -inf. Padding in `excluded.places` becomes the index of an additional column.
+    items = torch.cat([trie.items, trie.items.new_full((1,), scores.shape[1])])[excluded.places].long()
     padded = torch.cat([scores, scores.new_full((len(scores), 1), -torch.inf)], 1)
     padded = padded.scatter(1, items, -torch.inf)
     ties = torch.arange(padded.shape[1], device=scores.device).expand_as(padded)
@@ -130,7 +131,7 @@ def score_items(
         model, prompts, trie, renormalize, length_penalty: As in [`rank_items`].
         items (`torch.Tensor` of shape `(B, K)`): Item indices; -1 is padding.
         exclude (`torch.Tensor` or lists of `int`, *optional*): Items to remove *before* the softmax, which raises the
-            scores of the other items. List decoding excludes items in the same way. Requires `renormalize`.
+            scores of the other items. `exclude` requires `renormalize`. List decoding excludes items in the same way.
             [`rank_items`] excludes items after the softmax, so the other scores do not change.
 
     Returns:
@@ -308,7 +309,7 @@ def _score_separately(
 ) -> Tensor:
     """Returns the scores of the items in the order of `trie.items`, `(B, num_items)`.
 
-    The prompt is read again for each path. This function is for models that do not accept a custom attention mask.
+    The prompt is read again for each path. This function is for models for which `open_cache` returns `SeparateRows`.
     """
     num_prompts, prompt_length = prompts["input_ids"].shape
     step = max(1, MOST_TOKENS // (num_prompts * (prompt_length + trie.max_depth)))

@@ -19,7 +19,7 @@ def test_each_value_of_the_grid_is_the_metric_of_a_ranking(surface: str, dataset
     policy = make_policy(dataset, batch_size=11)
     prior = TransitionPrior.fit(dataset.train, len(dataset.catalog))
     chosen, choice = choose_prior(policy, dataset, prior, k=5)
-    assert choice.how == {"item_token": "exact", "semantic_id": "candidates"}[surface] and choice.num_users == 30
+    assert choice.how == {"item_token": "exact", "semantic_id": "rescored"}[surface] and choice.num_users == 30
     assert len(choice.grid) >= 1 + 8 * 7
     targets = split_rows(dataset.validation, "targets")
     for one in choice.grid[::9]:

@@ -31,7 +31,7 @@ class PriorChoice:
         grid (`list[dict]`): The value of the metric on the validation split for every setting. Empty if the strength
             was given.
         num_users (`int`): Number of validation users. 0 if the strength was given.
-        how (`str`): How settings were measured: `"exact"`, `"candidates"` or `"lists"`, as in [`make_measure`], or
+        how (`str`): How settings were measured: `"exact"`, `"rescored"` or `"lists"`, as in [`make_measure`], or
             `"given"`.
         at_limit (`bool`): Whether the best setting is on an edge of the grid that could not be extended further.
     """

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from trl_rec.data.dataset import RecDataset
 
 # Maximum number of validation users for each way to measure settings (see `make_measure`).
-MOST_USERS = {"exact": 10_000, "candidates": 2_000, "lists": 300}
-CANDIDATES = 50  # number of items to re-rank from the policy's ranking, and as many from the prior's ranking
+MOST_USERS = {"exact": 10_000, "rescored": 2_000, "lists": 300}
+NUM_RESCORED = 50  # number of items to re-rank from the policy's ranking, and as many from the prior's ranking
 Measure: TypeAlias = Callable[[Sequence[Setting]], list[float]]  # returns the metric of each setting
 
 
@@ -46,8 +46,8 @@ def make_measure(
 
     - `"exact"`: If every item is a single token, all items are scored, so each value is exact. The scores need too
       much memory to be kept. Each call of the function computes them again, once for all settings that it is given.
-    - `"candidates"`: If the paths of items are longer, the candidates of a user are the best items of the policy alone
-      and the best items of the prior alone, `CANDIDATES` each. Their exact scores are computed once, and the
+    - `"rescored"`: If the paths of items are longer, the candidates of a user are the best items of the policy alone
+      and the best items of the prior alone, `NUM_RESCORED` each. Their exact scores are computed once, and the
       candidates are re-ranked with each setting.
     - `"lists"`: If the model writes lists, the lists are written again for each setting.
 
@@ -65,7 +65,7 @@ def make_measure(
     # The trie is used together with scores, which are on the device of the model.
     policy = replace(policy, prior=None, trie=policy.trie.to(policy.model.device))
     how, rows = _way_and_rows(policy, dataset, max_users)
-    make = {"lists": _by_writing, "exact": _by_scoring, "candidates": _by_candidates}[how]
+    make = {"lists": _by_writing, "exact": _by_scoring, "rescored": _by_rescoring}[how]
     return make(policy, rows, prior, k), how, len(rows)
 
 
@@ -75,9 +75,9 @@ def seconds_to_measure(policy: Policy, dataset: RecDataset, *, k: int, max_users
     All processes must call this function. The arguments are those of [`make_measure`].
     """
     how, rows = _way_and_rows(policy, dataset, max_users)
-    if how == "candidates":
+    if how == "rescored":
         # One pass finds the best items of the policy, and another one scores as many items of the prior.
-        most = min(CANDIDATES, len(policy.trie.item_positions))
+        most = min(NUM_RESCORED, len(policy.trie.item_positions))
         num_beams = max(policy.num_beams or 0, most)
 
         def _rank(policy: Policy, some: Dataset) -> object:
@@ -98,7 +98,7 @@ def seconds_to_measure(policy: Policy, dataset: RecDataset, *, k: int, max_users
 
 def _way_and_rows(policy: Policy, dataset: RecDataset, max_users: int | None) -> tuple[str, Dataset]:
     """Returns the name of the way in which settings are measured, and the validation users."""
-    how = "lists" if policy.writes_lists else "exact" if policy.trie.max_depth == 1 else "candidates"
+    how = "lists" if policy.writes_lists else "exact" if policy.trie.max_depth == 1 else "rescored"
     most = MOST_USERS[how]
     return how, at_most(min(most, max_users or most), held_out(dataset, "validation"))
 
@@ -131,10 +131,10 @@ def _by_scoring(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) -> Me
     return _measure
 
 
-def _by_candidates(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) -> Measure:
+def _by_rescoring(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) -> Measure:
     """Returns a function that measures settings by re-ranking the best items of the policy and of the prior."""
     # 1. Find the candidates of each user, and their scores under the policy.
-    most = min(CANDIDATES, len(policy.trie.item_positions))
+    most = min(NUM_RESCORED, len(policy.trie.item_positions))
     own = policy.rank(rows, most, num_beams=max(policy.num_beams or 0, most))
     by_prior = replace(policy, prior=with_setting(prior, Setting(1.0, None))).rank_by_prior(rows, most).items
     by_prior = np.where((by_prior[:, :, None] == own.items[:, None, :]).any(-1), -1, by_prior)  # each item once

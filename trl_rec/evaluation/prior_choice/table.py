@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trl_rec.evaluation.prior_choice.choice import PriorChoice, setting_in_words
 from trl_rec.evaluation.prior_choice.grid import Setting
-from trl_rec.evaluation.prior_choice.measuring import CANDIDATES
+from trl_rec.evaluation.prior_choice.measuring import NUM_RESCORED
 from trl_rec.evaluation.tables import aligned
 
 
@@ -28,7 +28,7 @@ def choice_table(choice: PriorChoice) -> str:
     # 2. Write the caption, which explains the values.
     how = {
         "exact": "with the exact scores of all items",
-        "candidates": f"among the {CANDIDATES} best items of the policy and of the prior",
+        "rescored": f"among the {NUM_RESCORED} best items of the policy and of the prior",
         "lists": "with new lists for every setting",
     }[choice.how]
     caption = (

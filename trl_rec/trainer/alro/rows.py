@@ -141,7 +141,7 @@ def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: 
     if not len(kept):
         raise ValueError(
             f"the {split.split} split has no list with two different ratings; a row needs several rated targets, so "
-            "prepare the data with split leave_last or time, from sequences rather than windows"
+            "prepare a log of interactions with --split leave_last or --split time"
         )
     users = split.with_format("numpy")[:]["user"][source[kept]]
     table = {name: rows.take(kept).to_arrow() for name, rows in columns.items()}
@@ -180,7 +180,8 @@ def _spread(ratings: Ragged) -> np.ndarray:
 
 
 def _that_fit(rows: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:
-    """Returns the same rows. Raises ValueError if a list does not fit in `max_length`."""
+    """Returns the same rows. Raises ValueError if the candidates of a list, the answer and one rated item of the
+    history do not fit in `max_length`. A longer history would be shortened."""
     prompt_format.check_lengths(
         split_rows(rows, "candidates"), args.max_length, f"list {{row}} of the {rows.split} split"
     )

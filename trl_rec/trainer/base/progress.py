@@ -76,7 +76,7 @@ class _ShortLines(TrainerCallback):
     ) -> None:
         """Prints the log."""
         short = short_evaluation(logs or {}, cast("RecConfig", args))
-        super().on_log(args, state, control, logs=short, **kwargs)  # type: ignore[no-untyped-call]
+        super().on_log(args, state, control, logs=short, **kwargs)
 
 
 class ShortProgress(_ShortLines, ProgressCallback):

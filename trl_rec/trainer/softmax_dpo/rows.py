@@ -31,16 +31,18 @@ logger = logging.getLogger(__name__)
 def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset:
     """Reads preferences from a JSONL, JSON, Parquet or CSV file, or from the training split of a dataset on the Hub.
 
-    The rows are treated as training rows. A file does not show whether it contains items of the validation or test
-    split, so the caller has to check this. `trl_rec.schedule.check_preference_leaks` compares a preference table with
-    the training split. That function needs the column `user`, which gives the user of each row as a row number of
-    `RecDataset.users`.
+    The rows are treated as training rows. A file does not show whether its chosen items are training targets or
+    held-out targets, so the caller has to check this. `trl_rec.schedule.check_preference_leaks` compares a preference
+    table with the training split. That function needs the column `user`, which gives the user of each row as a row
+    number of `RecDataset.users`.
 
     Args:
-        source: Path of the file, or id of the dataset on the Hub. CSV has no lists, so a CSV file can contain texts
-            with one rejected completion, but no histories.
-        catalog (*optional*): The catalogue. If it is given and there is a column `history`, the rows are a preference
-            table, and its item ids are converted to indices.
+        source: Path of the file or of a folder of data files, or id of the dataset on the Hub. CSV cannot hold lists.
+            A CSV file can therefore contain preferences between texts, with one rejected completion per row, but not a
+            table of items.
+        catalog (*optional*): The catalogue. If it is given and there is a column `history`, the rows are a table of
+            items, and the item ids in `history`, `chosen` and `rejected` are converted to indices. Otherwise, the rows
+            are returned as they were read.
     """
     kind = FILES.get(Path(source).suffix.lower())
     rows = _load_from_hub(source) if kind is None else _read_file(source, kind)
@@ -200,7 +202,7 @@ def _items(table: Dataset, name: str, num_items: int) -> Ragged:
         raise ValueError(f"the preferences have no column {name}; a table of items needs history, chosen and rejected")
     rows = _rows_of(table.select_columns([name]).with_format("arrow")[:][name], name, "item indices")
 
-    # Compare floats, because nulls become NaN here, and because the type is not numeric if all rows are empty.
+    # Compare as floats: nulls become NaN, and a column whose rows are all empty may have a type that is not numeric.
     try:
         found = rows.values.astype(np.float64)
     except (TypeError, ValueError) as error:
