@@ -129,7 +129,7 @@ def count_items(prompt_format: PromptFormat, history: list[int]) -> int:
 
 @pytest.mark.parametrize("surface", ["item_token", "semantic_id"])
 def test_compact_formats_obey_the_same_limits(surface: str) -> None:
-    """In a compact format, every item of a history is a target of the same row, which has no branches."""
+    """In a compact format, rows have no branches. Each target of a row is part of the history of the later targets."""
     split = make_split([([0], [1, 2, 3, 4, 5, 6, 7]), ([3], [4])])
     built = build_rows(split, FORMATS[surface], targets="all", max_history=3, long_histories="rows")
     exact = build_rows(split, FORMATS[surface], max_history=3)

@@ -1,4 +1,5 @@
-"""For bad input, `prepare` raises a one-line error that names the file and the row, and writes nothing."""
+"""Tests how columns are converted. For bad input, `prepare` writes nothing, and raises a one-line error that names the
+file, and the row of a bad value."""
 
 import datetime
 import decimal

@@ -120,7 +120,7 @@ def test_events_become_ratings(tmp_path: Path, repeats: str | None, bought: list
 
 
 def test_an_event_log_gives_rated_rows(tmp_path: Path) -> None:
-    """ALRO and the stages of feedback need rated rows, which are lists of candidates with their ratings."""
+    """ALRO needs rated rows, which are lists of candidates with their ratings."""
     rng = np.random.default_rng(0)
     names = ["view", "cart", "purchase"]
     log = []
@@ -232,8 +232,8 @@ def test_nanoseconds_of_arrow_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_the_card_of_an_older_version_is_still_accepted(tmp_path: Path) -> None:
-    """The settings in the card omit options that are not set. A folder that was made before these options existed can
-    therefore still be loaded."""
+    """The settings in the card omit newer options that are not set. A folder that was made before these options
+    existed can therefore still be loaded."""
     source = write_table(tmp_path / "source")
     dataset = prepare(source, tmp_path / "out")
     assert dataset.card["settings"] == {

@@ -105,7 +105,7 @@ def test_the_remedy_fits_a_given_catalogue(as_folder: bool, run_folder: Path, tm
     def ids(last: str) -> Ragged:
         return Ragged.from_lists([["<a_0>", f"<b_{code}>"] for code in (0, 1, last)], object)
 
-    # 1. Folders of earlier versions do not record the catalogue. The remedy for the surface is a piece of Python.
+    # 1. Folders of earlier versions do not record the catalogue. The remedy for a wrong surface is a piece of Python.
     remedy = refused(own.with_surface("title")).split("give catalog=")[1].removesuffix(" in Python")
     given = eval(remedy, {"ItemCatalog": ItemCatalog, "catalog": own.with_surface("title")})
     assert Recommender.from_pretrained(run_folder, catalog=given).catalog.surface == "item_token"

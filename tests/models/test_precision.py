@@ -161,7 +161,7 @@ def test_logits_of_some_tokens_are_columns_of_all_logits(name: str, dtype: torch
 
 
 def losses(model: Any) -> dict[str, Tensor]:
-    """Returns a loss of each method, from shared rows or from the logits at chosen positions."""
+    """Returns losses of BEAR, BLADE and Softmax-DPO, from shared rows or from the logits at chosen positions."""
     trie = catalogue()
     items = torch.arange(48).view(12, 2, 2) * 4
     lists = list_tokens(trie, items)

@@ -1,4 +1,4 @@
-"""Attacks on dataset folders and the catalogues in them: the error must name the damaged file in one sentence."""
+"""Attacks on dataset folders and the catalogues in them: the error must say in one sentence what is damaged."""
 
 from __future__ import annotations
 

@@ -59,7 +59,8 @@ def test_a_killed_verb_ends_with_the_same_bytes(
 
 
 def assert_one_version(data: Path) -> None:
-    """Checks that the old or the new version is complete. Between the two renames, the old one has a hidden name."""
+    """Checks that the old or the new version is complete. A folder is replaced in two renames. Between them, the old
+    version has a hidden name."""
     hidden = list(data.parent.glob(".data.*.old"))
     load(data if data.exists() else hidden[0])
 

@@ -99,7 +99,8 @@ def set_field(config: Any, name: str, value: object) -> Any:
 
 
 def example(kind: type[Any]) -> Any:
-    """Returns an instance with the defaults. `__init__` is not called, because that of trainers chooses a device."""
+    """Returns an instance with the defaults. `__init__` is not called, because it chooses a device in the
+    configurations of trainers."""
     made = object.__new__(kind)
     for name, field in kind.__dataclass_fields__.items():
         if field.default_factory is not importlib.import_module("dataclasses").MISSING:

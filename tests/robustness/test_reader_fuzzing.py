@@ -58,7 +58,7 @@ PIECES = [
     *(b"[1, 2]", b'["a", null]', b'{"a": 1}', b"\x1f\x8b", b"\xf0\x9f\x98\x80", b"\xc2\x85"),
 ]
 piece = st.sampled_from(PIECES) | st.binary(min_size=1, max_size=4)
-# The kind of an edit, and its place and length as shares of the file's length.
+# The kind of an edit, its place and length as shares of the file's length, and the new bytes.
 edit = st.tuples(
     st.sampled_from(["insert", "replace", "delete", "repeat", "cut"]), st.floats(0, 1), st.floats(0, 0.3), piece
 )

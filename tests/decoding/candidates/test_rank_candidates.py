@@ -95,8 +95,7 @@ def test_the_order_is_always_a_permutation(model, num_lists: int, width: int, se
 
 
 def test_ordering_reads_the_prompt_once_and_all_names_but_the_last_two(model: PreTrainedModel) -> None:
-    """The prompt is read once. Each name except for the last two costs one further token. ALRO therefore adds no cost
-    at inference."""
+    """The prompt is read once. Each name except for the last two costs one further token."""
     prompts, names, mask = make_batch(3, 6, seed=0)
     with counted(model) as calls:
         rank_candidates(model, prompts, names, torch.ones_like(mask))

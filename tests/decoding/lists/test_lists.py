@@ -273,7 +273,7 @@ def test_a_token_without_probability_is_never_drawn() -> None:
 
 
 def test_only_a_model_in_training_mode_is_switched_to_evaluation_mode() -> None:
-    """A quantised layer that is kept in training mode stays in training mode."""
+    """If the model is in evaluation mode, a quantised layer that is in training mode stays in training mode."""
     model, trie, seen = make_model("llama"), TokenTrie.from_sequences([[4], [5]]), []
     layer = model.model.layers[0]
     layer.register_forward_pre_hook(lambda module, args: seen.append(module.training))
@@ -287,7 +287,7 @@ def test_only_a_model_in_training_mode_is_switched_to_evaluation_mode() -> None:
 
 @pytest.mark.parametrize("is_greedy", [False, True])
 def test_nan_is_reported(is_greedy: bool) -> None:
-    """A NaN selects an arbitrary child, which must be a valid node until the error is raised."""
+    """A NaN selects an arbitrary child. It must be a valid node, because the error is raised only after sampling."""
     broken = make_model("llama")
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
     catalogues = [

@@ -14,7 +14,8 @@ from trl_rec.evaluation.prior_choice import Setting, choice_table, choose_prior,
 
 @pytest.mark.parametrize("surface", ["item_token", "semantic_id"])
 def test_each_value_of_the_grid_is_the_metric_of_a_ranking(surface: str, dataset: RecDataset) -> None:
-    """With semantic IDs, the values are measured among candidates, which are all items of this small catalogue."""
+    """With semantic IDs, each setting re-ranks the best items of the policy and of the prior. In this small catalogue,
+    these are all items."""
     dataset = replace(dataset, catalog=dataset.catalog.with_surface(surface))
     policy = make_policy(dataset, batch_size=11)
     prior = TransitionPrior.fit(dataset.train, len(dataset.catalog))

@@ -12,7 +12,7 @@ from trl_rec.ragged import Ragged
 
 @pytest.mark.parametrize("seed", range(4))
 def test_ndcg_by_setting_equals_a_ranking_per_setting(seed: int) -> None:
-    """The rows have several targets, repeated targets, excluded items, padded candidates and ties."""
+    """The rows have several targets, repeated targets, excluded items, padding and ties."""
     rng = np.random.default_rng(seed)
     items = torch.from_numpy(np.stack([rng.permutation(12)[:9] for _ in range(7)]))
     items[2, 5:] = -1

@@ -15,8 +15,8 @@ from trl_rec.evaluation import PopularityBaseline, evaluate_baselines, evaluate_
 from trl_rec.evaluation.kept.writing import write_evaluation
 
 
-# Without escapes, each title would end the context that it is written into: an element, an attribute, the style sheet,
-# a comment, the block of the recipe or an SVG.
+# Without escapes, most titles would end the context that they are written into: an element, an attribute, the style
+# sheet, a comment, the block of the recipe or an SVG. The last three contain control characters or references.
 TITLES = [
     "<script>document.title='owned'</script>",
     "<img src=x onerror=\"document.title='owned'\">",
