@@ -1,4 +1,5 @@
-"""Configures all tests, and makes tiny models and tokenizers from scratch. No test uses the network."""
+"""Configures all tests, and makes tiny models and tokenizers from scratch. Only tests/test_wheel.py uses the network,
+through pip."""
 
 import logging
 import os
@@ -46,11 +47,11 @@ class LoggedDeprecations(logging.Handler):
 for name in ("accelerate", "datasets", "peft", "transformers", "trl"):
     logging.getLogger(name).addHandler(LoggedDeprecations())
 
-# Use one thread, because the rounding of sums depends on the number of threads. The processes that tests start also
-# use one thread.
+# Use one thread, because the rounding of sums depends on the number of threads. Processes that `tests/processes.py`
+# starts also use one thread.
 torch.set_num_threads(1)
 
-# All phases of Hypothesis except `explain`, which can take minutes.
+# All phases of Hypothesis except `target`, which no test needs, and `explain`, which can take minutes.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 settings.register_profile("default", deadline=None, max_examples=30, print_blob=True, phases=PHASES)
 settings.load_profile("default")

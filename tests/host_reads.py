@@ -1,10 +1,10 @@
 """Counts host reads: the operations that would make the host wait for a GPU. No GPU is needed: the code under test
 runs on a CPU, and every tensor is treated as if it were on a GPU.
 
-Three kinds of operations are counted as host reads: a scalar read (`item`, `bool`, `int`), a copy to the host
-(`tolist`, `numpy`, `cpu`), and an operation whose output has a size that depends on values (`nonzero`, indexing by a
-boolean mask, `masked_select`, `unique`, `bincount`, `equal`, and `repeat_interleave` without an output size). Reads in
-the model's own forward pass are not counted. Reads in our hooks, which run during the forward pass, are counted.
+Three kinds of operations are counted as host reads: a scalar read (`item`, `bool`, `int`, `equal`), a copy to the
+host (`tolist`, `numpy`, `cpu`), and an operation whose output has a size that depends on values (`nonzero`, indexing
+by a boolean mask, `masked_select`, `unique`, `bincount`, and `repeat_interleave` without an output size). Reads in the
+model's own forward pass are not counted. Reads in our hooks, which run during the forward pass, are counted.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class HostReads(TorchDispatchMode):
         self._patches.close()
 
     def _counted(self, copy: Callable[..., Any], reads: Callable[..., bool] = lambda *args, **kwargs: True) -> Any:
-        """Returns the tensor method `copy`, changed so that each call counts as one read."""
+        """Returns the tensor method `copy`, changed so that each call counts as one read if `reads` is true for it."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             if self._inside_copy or not reads(*args, **kwargs):

@@ -1,6 +1,7 @@
-"""Finds the code blocks of README and of the pages in `docs/`, and makes the small dataset that they run on.
+"""Finds the code blocks of Markdown pages, and makes the small dataset that they run on.
 
-Every block is run, unless the line before it is `<!-- not run: REASON -->`.
+Python blocks and the `trl-rec` commands of bash blocks are run, unless the line before a block of `docs/` is
+`<!-- not run: REASON -->`.
 """
 
 import os

@@ -4,8 +4,8 @@ The processes are forked from a server that has already imported the trainers. A
 down completely and calls the `atexit` functions, as a script does. Unlike the processes of `accelerate launch`, these
 processes share one hash seed.
 
-This function, the "work", must be defined at the top level of a module, or be a `partial` of such a function. Its
-argument is its output folder. The processes print to a log file next to this folder, with the suffix `.log`.
+The function to run, the "work", must be defined at the top level of a module, or be a `partial` of such a function.
+Its argument is its output folder. The processes print to a log file next to this folder, with the suffix `.log`.
 """
 
 from __future__ import annotations

@@ -427,9 +427,6 @@ def test_accelerate_is_launched_in_this_process(monkeypatch: pytest.MonkeyPatch)
     assert launched[0].training_script == "some.script" and launched[0].training_script_args == ["--own", "3"]
 
 
-# DeepSpeed
-
-
 def test_the_launcher_sets_the_variables_that_identify_it() -> None:
     """`user_environment` recognises a launched process by `ACCELERATE_DYNAMO_MODE`, and ignores the launcher's
     `OMP_NUM_THREADS`."""
@@ -440,6 +437,9 @@ def test_the_launcher_sets_the_variables_that_identify_it() -> None:
     assert 'current_env["OMP_NUM_THREADS"] =' in inspect.getsource(launch.prepare_simple_launcher_cmd_env)
 
 
+# Messages of other libraries that need no action from the user
+
+
 @pytest.mark.parametrize("name", compat.NOTICES)
 def test_the_hidden_messages_still_exist(name: str) -> None:
     module = {"DeepSpeed": "deepspeed.accelerator.real_accelerator"}.get(name, name)
@@ -447,6 +447,9 @@ def test_the_hidden_messages_still_exist(name: str) -> None:
     text = inspect.getsource(import_module(module))
     # The source contains the beginning up to the first value that the message formats.
     assert all(beginning.partition("['")[0] in text for beginning in compat.NOTICES[name])
+
+
+# DeepSpeed
 
 
 def test_the_weights_that_a_process_holds_are_found() -> None:

@@ -54,13 +54,9 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(cli, "launch", train_here)
     make_log(tmp_path)
     done: list[list[str]] = []
-    of_readme = [command for block in blocks(ROOT / "README.md", "bash") for command in commands(block)]
     for block in COMMANDS:
-        # On pages of methods, skip the training commands that README also has. test_readme.py runs them, and no other
-        # page needs the run folders that they make.
-        known = [*done, *of_readme] if block.name.startswith("docs/methods/") else done
         for command in commands(block) if block.reason is None else ():
-            if command not in known:
+            if command not in done:
                 run_command(block, command)
                 done.append(command)
     assert len(done) >= 20

@@ -31,7 +31,7 @@ from trl_rec.scripts.options.recipe_files import find_recipe, recipe_names, reci
 from trl_rec.scripts.verbs import SCRIPTS, TRAINING
 
 
-# Options that replace the GPU settings of a recipe. A recipe with 4-bit weights keeps them.
+# Options that replace the GPU settings of a recipe, except 4-bit weights.
 ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--dtype", "float32"]
 TWO_STEPS = ["--max_steps", "2", "--disable_tqdm", "true"]
 TRAINING_RECIPES = [name for name in recipe_names() if name.split("/")[0] in TRAINING]
@@ -179,7 +179,7 @@ def take_two_steps(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 
 def provide(settings: dict[str, Any], world: Path, run: Callable[..., Any]) -> list[str]:
-    """Makes the model and IDs that a recipe starts from, and returns the options that name them."""
+    """Makes the model and IDs that a recipe starts from, and returns the options that the recipe then needs."""
     if "tokenize" in settings:  # the recipe replaces the IDs that another recipe made
         return ["--overwrite_ids", "true"]
     if settings.get("surface") == "semantic_id" and load(settings["dataset"]).catalog.semantic_ids is None:

@@ -1,4 +1,5 @@
-"""A schedule records its settings in `plan.json`: which of them may change between calls, and which may not."""
+"""A schedule records its settings in `plan.json`. Only settings of speed, logging and the final evaluation may change
+between calls."""
 
 from __future__ import annotations
 

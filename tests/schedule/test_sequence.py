@@ -307,7 +307,7 @@ def test_in_python_the_fitted_baseline_must_be_passed(fitted: SequenceBaseline, 
 
 
 def test_the_checkpoint_is_chosen_on_all_validation_rows(dataset: RecDataset) -> None:
-    """All validation rows are used for the checkpoint, even if only a few of them are evaluated."""
+    """The evaluation's `max_users` does not limit the rows that choose the checkpoint."""
     config = EvaluationConfig(baselines=["sequence"], split="validation", max_users=3)
 
     def train(given: RecDataset) -> SequenceBaseline:

@@ -1,5 +1,5 @@
-"""The recipe in a run folder contains exactly the options that the user gave. Running this recipe again gives equal
-weights."""
+"""The recipe in a run folder contains the options that the user gave, except secrets and `overwrite`. Running this
+recipe again gives equal weights."""
 
 import json
 from importlib import import_module

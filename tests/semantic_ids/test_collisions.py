@@ -72,8 +72,8 @@ def test_few_of_many_identical_items_are_considered(case, count, code):
 
 
 def test_equal_distances_do_not_make_items_identical():
-    """All items have the distance 1 from their centroid. The last two are nearest to other centroids, and must not be
-    left out as copies of the first ones."""
+    """All items have the distance 1 from their centroid, but in different directions. The last two are the items that
+    are nearest to two free centroids, so they must not be left out as copies of the first ones."""
     residuals = [[-1, 0], [-1, 0], [0, -1], [-1, 0], [0, -1], [0, 1], [1, 0]]
     codes = repaired([[0, 0]] * 7, residuals, [[0, 0], [9, 0], [0, 9], [-9, 0]])
     assert codes[:, -1].tolist() == [0, 3, 0, 0, 0, 2, 1]

@@ -65,7 +65,8 @@ def test_distinct_codes_are_not_changed():
 
 
 def test_a_group_is_spread_over_the_codes_nearest_to_it():
-    """Three items share a code. Each moves to the code that is nearest to it."""
+    """All three items are nearest to code 0. The first keeps this code, and the others move to the codes that are next
+    nearest to them."""
     codebook = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
     residuals = codebook[:3] * 0.4
     assert sinkhorn_repair(torch.zeros(3, 2, dtype=torch.int64), residuals, codebook)[:, 1].tolist() == [0, 1, 2]

@@ -118,7 +118,7 @@ def test_an_interrupted_call_resumes(
         write_lists(recommender, given, output, 5, part_size=8)
     assert not output.exists() and sizes == [8, 8, 8]
 
-    # Parts with other settings are computed again, and parts with the same settings are kept.
+    # Another file has parts of its own. The first file keeps its finished parts, except a damaged one.
     write_lists(recommender, given, tmp_path / "other.parquet", 4, part_size=8)
     assert sizes[3:] == [8, 8, 8, 6]
     (tmp_path / ".lists.parquet.parts" / "part-00001.parquet").write_bytes(b"broken")

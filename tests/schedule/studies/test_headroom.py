@@ -1,5 +1,5 @@
-"""The smallest difference that a study can detect, and the share of targets that an arm can recommend if it knows
-items only by their ids."""
+"""The smallest difference that a study can detect, and the share of rows with a target that an arm can recommend if
+the arm knows items only by their ids."""
 
 from dataclasses import fields
 from importlib import import_module

@@ -1,4 +1,5 @@
-"""Compares the rows of our logits processor with sets of legal tokens, while vLLM adds, moves and removes rows."""
+"""Compares the rows of our logits processor with sets of legal tokens, while rows are added, moved and removed as vLLM
+does it."""
 
 from __future__ import annotations
 
@@ -76,7 +77,7 @@ def random_row(rng: random.Random, sequences: list[list[int]], are_lists: bool) 
 @given(st.integers(0, 2**32), st.booleans(), st.booleans(), st.booleans())
 @example(
     438, True, True, False
-)  # no allowed item has the prefix, so EOS follows; it is also the last token of each path
+)  # no allowed item has the prefix, so EOS follows, which is also the last token of each path
 def test_rows_that_are_added_moved_and_removed_allow_only_legal_tokens(
     seed: int, has_eos: bool, are_lists: bool, renormalize: bool
 ) -> None:

@@ -14,8 +14,8 @@ from trl_rec.trainer import build_rated_rows, held_out_rows, rating_values
 
 @st.composite
 def splits(draw: st.DrawFn, name: str = "train") -> Dataset:
-    """Draws users from few items, so that items repeat, and from few ratings, so that some lists have only equal
-    ratings."""
+    """Draws users with few different items, so that items repeat, and with few different ratings, so that some lists
+    have only equal ratings."""
     rows = []
     for user in range(draw(st.integers(1, 4))):
         items = draw(st.lists(st.integers(0, 9), min_size=1, max_size=14))

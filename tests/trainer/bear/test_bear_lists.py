@@ -1,5 +1,5 @@
-"""BEAR, MSL and SFT on rows of lists: the softmax of the loss runs over the tokens that are legal when lists are
-sampled."""
+"""BEAR, MSL and SFT on rows of lists. By default, the softmax of the loss runs over the tokens that are legal when
+lists are sampled."""
 
 from pathlib import Path
 from typing import Any

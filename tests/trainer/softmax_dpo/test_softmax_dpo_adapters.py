@@ -161,7 +161,7 @@ def test_the_reference_of_an_existing_adapter_is_its_initial_state(
 def test_trls_own_copy_of_an_adapter_is_incomplete(
     bases: Any, catalog: ItemCatalog, table: Dataset, tie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When this test fails, huggingface/trl#6975 is released and `complete_ref_adapter` can be removed."""
+    """If this test fails, TRL has fixed huggingface/trl#6975, and `complete_ref_adapter` can be removed."""
     monkeypatch.setattr("trl_rec.trainer.softmax_dpo.trainer.complete_ref_adapter", lambda model: None)
     trainer = make(adapted(bases[tie]), bases[tie], catalog, table, tmp_path)
     assert abs(first_loss(trainer) - loss_of_equals(trainer)) > 0.003

@@ -37,7 +37,7 @@ def test_ten_steps_equal_the_stored_ones(run: str, folder: Path, tmp_path: Path)
 def test_a_small_change_of_the_loss_is_detected(
     run: str, name: str, value: float, folder: Path, tmp_path: Path
 ) -> None:
-    """One term of the loss changes by a percent."""
+    """One factor in the loss changes by one percent."""
     trainer = make(run, folder, tmp_path)
     setattr(trainer if name == "beta" else trainer.args, name, value)
     with pytest.raises(AssertionError, match="to write the file again"):
