@@ -4,10 +4,10 @@
     python benchmarks/blade_signal.py runs/study-ml-100k-blade-frozen --kl 0.5 1 2 4
 
 The argument is the folder of a study. The program only reads its logs and metrics, and trains nothing. The first table
-describes the last quarter of each run: tied pairs (share of pairs of lists with equal learning targets), dead groups
-(share of prompts whose lists all have the same target), the standard deviation of the target, the KL divergence, and
-the reward of the lists sampled in training. The column "kept" contains NDCG@10 on validation, divided by that of the
-supervised policy with the same seed (`--against`).
+has one row per setting, averaged over its seeds. It describes the last quarter of each run: tied pairs (share of pairs
+of lists with equal learning targets), dead groups (share of prompts whose lists all have the same target), the
+standard deviation of the target, the KL divergence, and the reward of the lists sampled in training. The column "kept"
+contains NDCG@10 on validation, divided by that of the supervised policy with the same seed (`--against`).
 
 `--choose` applies a rule that is fixed beforehand: of the settings that keep at least `--keep` of the supervised NDCG,
 the one with the largest share of tied pairs is chosen. The rule uses means over the seeds. The chosen setting is

@@ -3,8 +3,8 @@
     python benchmarks/blade_step.py [--items 1682] [--prompts 8] [--lists 8] [--length 10] [--steps 6] [--runs 3]
 
 Both trainers use the same small model with random weights, with one token per item, and the same prompts, group size
-and completion length. A step consists of the rollouts, the rewards, the forward pass of the reference model, the
-backward pass and the optimizer update.
+and completion length. A step consists of the rollouts, the rewards, the forward passes of the policy and the reference
+model, the backward pass and the optimizer update.
 
 `GRPOTrainer` is timed in two ways. Without changes, it samples from the whole vocabulary, so its lists may contain
 duplicates and tokens that are not items. With a logits processor, it samples only distinct items of the catalogue. In

@@ -3,8 +3,8 @@
     python benchmarks/busy_machine.py [--others 4] [--steps 3] [--items 1682] [--hidden 64]
 
 The first setting is torch's default. In the second, threads that wait sleep instead of spinning (passive waiting). The
-third combines passive waiting with a single thread for a small model. `trl-rec` and the trainers use the third
-setting.
+third combines passive waiting with a single thread for a small model. `trl-rec` uses the third setting. Trainers in
+programs of your own only choose the number of threads.
 
 Each setting is measured in a process of its own, while `--others` other processes compute without a pause. The
 measured process samples 16 lists of ten items for each of 8 prompts, as BLADE does before training. Then it trains for

@@ -122,10 +122,10 @@ def run_evaluate(folder: Path, options: argparse.Namespace) -> str:
 
 
 def run_lists(folder: Path, options: argparse.Namespace) -> str:
-    """Writes the lists of at most a million users, which a tiny model with random weights recommends.
+    """Writes lists for at most a million users, made by a tiny model with random weights.
 
-    The model knows only 2,000 items, because ranking all items would take hours. The histories contain the numbers of
-    the items modulo 2,000. How the memory grows with the number of items is measured by the other steps.
+    The model knows only 2,000 items, because ranking all items would take hours. The item numbers in the histories are
+    taken modulo 2,000. How the memory grows with the number of items is measured by the other steps.
     """
     torch.set_num_threads(options.cores)
     dataset = load(folder / "dataset")

@@ -1,9 +1,9 @@
 """Makes the models and datasets for `device.py`: random weights in published shapes, and logs with titles.
 
-Nothing is downloaded. Rows are as long as a recipe's `max_length` allows, and logits are as wide as the vocabulary of
-its model. A recipe therefore takes the time and the memory that it would take with real weights and data. The
-tokenizer has few tokens. The rest of the vocabulary is never read or written, but is in every softmax over the
-vocabulary.
+Nothing is downloaded. Histories of titles are as long as a recipe's `max_length` or `max_history` allows, and logits
+are as wide as the vocabulary of its model. A recipe therefore takes about the time and the memory that it would take
+with real weights and data. The tokenizer has few tokens. The rest of the vocabulary is never read or written, but is
+in every softmax over the vocabulary.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ machine matter little.
         [--surface semantic_id|item_token] [--prior] [--lists 0]
 
 `--batch` requests are made together, each with one of ten filters. With `--prior`, both kinds of requests also use
-the item weights of a prior. With `--lists N`, the program also makes N filtered lists, and counts the items in these
-lists that the filters do not allow.
+the item weights of a prior. With `--lists N`, the program also makes N filtered lists (rounded up to batches of 64),
+and counts the items in these lists that the filters do not allow.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def random_histories(number: int, num_items: int, rng: np.random.Generator) -> l
 
 
 def random_filters(number: int, rng: np.random.Generator) -> list[ItemFilter]:
-    """Returns filters by category and price. Ten of them are distinct."""
+    """Returns filters by category and price. At most ten of them are distinct."""
     categories = rng.integers(0, NUM_CATEGORIES, number)
     return [
         ItemFilter(where=[["category", "==", f"category {one}"], ["price", "<", 20 + 5 * int(one)]])

@@ -3,10 +3,10 @@
     python benchmarks/rollouts.py [--items 1682] [--prompts 8] [--lists 8] [--length 10] [--history 50] [--runs 5]
 
 The model is a Llama with random weights. Items are written as one token each, as semantic IDs of three tokens, or as
-titles of 4 to 16 tokens. `generate` uses a logits processor that sets the logits of the items that a list already
-contains to minus infinity, for all rows at once. It is timed in two ways: with one call per prompt, as in a rollout
-loop whose histories differ in length, and with one call for all prompts. The methods take turns. The program prints
-the median number of lists per second. OMP_NUM_THREADS sets the number of threads.
+titles of 4 to 16 tokens. `generate` uses a logits processor that allows, for all rows at once, only tokens that lead
+to an item which the list does not contain yet. `generate` is timed in two ways: with one call per prompt, as in a
+rollout loop whose histories differ in length, and with one call for all prompts. The methods take turns. The program
+prints the median number of lists per second. OMP_NUM_THREADS sets the number of threads.
 """
 
 from __future__ import annotations

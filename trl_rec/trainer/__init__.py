@@ -1,4 +1,4 @@
-"""Exports the trainers, their configs and collators, and functions that build them.
+"""Exports the trainers, their configs and collators, and functions that prepare and end their runs.
 
 Each trainer is a subclass of a TRL trainer.
 """

@@ -37,8 +37,8 @@ class CatalogRankingMixin(RecTrainerMixin):
     Attributes:
         trie (`TokenTrie`): The token paths of the items. Only set if the trainer has a catalogue.
         prompt_format (`PromptFormat`): Converts histories to prompts. Only set if the trainer has a catalogue.
-        renormalizes (`bool`): Whether ranking scores use the softmax over the legal tokens. Otherwise they use the
-            softmax over the vocabulary.
+        renormalizes (`bool`): Whether the scores of single items use the softmax over the legal tokens. Otherwise they
+            use the softmax over the vocabulary. The scores of lists always use the legal tokens.
         prior (`SavedPrior`, *optional*): The prior, whose item weights multiply the probabilities of the trained model
             in rankings. [`conclude`] sets this attribute, and every later save of the model contains the prior.
     """
@@ -161,7 +161,7 @@ def recommender_settings(args: Any, *, renormalize: bool) -> dict[str, Any]:
 
     Args:
         args: The configuration of the trainer.
-        renormalize: Whether ranking scores use the softmax over the legal tokens.
+        renormalize: As `renormalizes` in [`CatalogRankingMixin`].
     """
     greedy_list = args.list_length is not None
     return {

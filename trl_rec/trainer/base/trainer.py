@@ -279,9 +279,9 @@ class RecTrainerMixin(ABC, Base):
 
         Args:
             resume_from_checkpoint: The folder of a checkpoint, or `True` for the newest complete checkpoint in
-                `output_dir`. If it is `True` and there is no complete checkpoint, training starts from scratch. By
-                default, training starts from scratch, and `output_dir` must contain neither checkpoints nor weights
-                unless `args.overwrite` is set.
+                `output_dir`. With `True`, training starts from scratch if no checkpoint was ever completed, and a
+                `ValueError` is raised if all completed ones are damaged. By default, training starts from scratch, and
+                `output_dir` must contain neither checkpoints nor weights unless `args.overwrite` is set.
             trial, ignore_keys_for_eval: Same as in `Trainer.train`.
         """
         check_parallelism(self.accelerator)
@@ -502,7 +502,7 @@ class RecTrainerMixin(ABC, Base):
         checkpoint without a mark is not resumed from. `_save_checkpoint` pushes the marked checkpoint."""
 
     def _push_marked_checkpoint(self, folder: Path) -> None:
-        """Does what `Trainer._push_from_checkpoint` does, but uploads only the files that `push_to_hub` uploads."""
+        """Same as `Trainer._push_from_checkpoint`, except that only files which may be published are uploaded."""
         with uploading_copies(self._published, replaced=REPLACED, announce=announce_deleted):
             super()._push_from_checkpoint(str(folder))
 

@@ -38,8 +38,8 @@ class BearConfig(PriorConfig, SFTConfig):
             the number of beams that decoding uses.
         temperature (`float`, *optional*, defaults to `1.0`): Divisor of the logits in the loss.
         target_smoothing (`float`, *optional*, defaults to `0.0`): Label smoothing: the share of the target token's
-            probability that is spread evenly over all tokens of the softmax. Forced tokens and tokens of texts are not
-            smoothed.
+            probability that is spread evenly over all tokens of the softmax. Tokens of texts are not smoothed. With
+            `softmax="legal"`, forced tokens are not trained at all.
         sampled_items (`int`, *optional*): Number of sampled items that each target is compared with in training,
             instead of all items. Meant for catalogues of many thousands of items. The draws depend only on the seed,
             the epoch and the row, so a resumed run draws the same items. In an evaluation, each target is compared
@@ -51,8 +51,8 @@ class BearConfig(PriorConfig, SFTConfig):
             to 1 plus the number of times that the item is a training target. The loss is corrected for either choice.
             Requires `sampled_items`.
         softmax (`str`, *optional*, defaults to `"legal"`): Tokens that the softmax is computed over. `"legal"`: the
-            legal tokens, which continue the path of an item. `"vocabulary"`: all tokens. Decoding uses the same
-            softmax.
+            legal tokens, which continue the path of an item. `"vocabulary"`: all tokens. Decoding of single items uses
+            the same softmax. Decoding of lists always uses the legal tokens.
         targets (`str`, *optional*, defaults to `"last"`): With `"last"`, there is one row per target, or one row per
             list if `list_length` is set. With `"all"`, there is one row per sequence, which trains all targets of the
             sequence, so the history is read only once. The batch size then counts sequences instead of targets. The
@@ -70,7 +70,7 @@ class BearConfig(PriorConfig, SFTConfig):
         long_histories (`str`, *optional*, defaults to `"windows"`): What happens to targets whose history exceeds
             `max_length` or `max_history`. With `"windows"`, sequences are cut into rows that overlap by half, so the
             history of such a target has between half and all of the items that fit. With `"rows"`, each such target
-            gets a row of its own, with the longest history that fits. The number of such targets is logged. Requires
+            gets a row of its own, with the longest history that fits, and their number is logged. Requires
             `targets="all"`.
         max_row_tokens (`int`, *optional*): Maximum number of tokens of a row in which all targets follow the history,
             one branch per target (see [`Branches`]). Rows of titles are of this kind. The limit saves memory, because

@@ -281,8 +281,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     ) -> BatchLoss:
         """Computes BEAR's loss, averaged over the target tokens of the accumulated batch on all processes.
 
-        The average is weighted if `target_age_decay` is not 1. Forced tokens are not target tokens. The loss of target
-        tokens that are not part of an item is cross-entropy over the vocabulary.
+        The average is weighted if `target_age_decay` is not 1. Under the softmax over legal tokens, forced tokens are
+        not target tokens. The loss of target tokens that are not part of an item is cross-entropy over the vocabulary.
         """
         bare = self.bare(model)
         num_rows = len(inputs["labels"])

@@ -20,7 +20,7 @@ def build_blade_trainer(dataset: RecDataset, config: BladeConfig, model_config: 
         dataset: The dataset. Its catalogue must have the surface in which the policy was trained to write items. The
             validation split is evaluated during training.
         config: The training configuration.
-        model_config: The policy, which must have been trained to write lists, and optionally an adapter to train.
+        model_config: The policy, fine-tuned as [`BladeTrainer`] requires, and optionally an adapter to train.
     """
     import_rewards(config.reward_paths)  # a wrong path is refused before the models are loaded
     leave_prior(

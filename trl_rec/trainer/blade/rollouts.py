@@ -38,7 +38,9 @@ class Rollouts(NamedTuple):
 
 
 def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
-    """Computes the metrics of a step, one value per prompt, `(B,)` each. "Target" means the learning target.
+    """Computes the metrics of a step, one value per prompt, `(B,)` each.
+
+    "Target" means the learning target, and "policy" the policy that sampled the rollouts.
 
     - `reward` and `rewards/NAME`: The weighted sum of the rewards, and each single reward. Both are averaged over the
       rollouts of the prompt.

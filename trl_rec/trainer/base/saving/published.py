@@ -109,7 +109,8 @@ def copy_published(
 ) -> list[str]:
     """Copies those files of a run folder or checkpoint that may be published, and returns their names.
 
-    The semantic IDs of users are never copied. The model card says what was left out, and how to load the model.
+    The semantic IDs of users are never copied. If they or the catalogue are left out, the model card says so, and how
+    to load the model without them.
 
     Args:
         folder (`str` or `Path`): The run folder or checkpoint.
@@ -133,7 +134,7 @@ def copy_published(
     copy_files(folder, copy, names, link=link)
 
     # 2. If the prior is not copied, remove it from the copied settings. Log what was left out, and add it to the model
-    # card.
+    # card, except for the prior.
     if not include_prior:
         drop_run_prior(copy)
         if (folder / PRIOR).is_file():
