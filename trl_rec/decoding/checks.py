@@ -1,4 +1,4 @@
-"""Checks the prompts of all decoders before the model runs, and the scores afterwards."""
+"""Checks prompts before the model runs, and scores afterwards."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class ItemFilter:
 
     Args:
         allowed (*optional*): The ids of the allowed items, or a boolean mask with one value per item of the catalogue,
-            by item index. The values of removed items, which come last, have no effect and may be left out. Ids that
+            by item index. The values of retired items, which come last, have no effect and may be left out. Ids that
             the catalogue does not contain have no effect.
         where (*optional*): Conditions on the columns of the catalogue, in the format of `filters` in
             `pyarrow.parquet.read_table`. A list of conditions `[["category", "==", "Shoes"], ["price", "<", 50]]`
@@ -79,7 +79,10 @@ class FilterMasks:
         self._lock = Lock()
 
     def mask(self, one: ItemFilter | None) -> Mask | None:
-        """Returns the mask of a filter; None if it allows every item. Raises `ValueError` if the filter is invalid."""
+        """Returns the mask of a filter; None if it has neither `allowed` nor `where`.
+
+        Raises `ValueError` if the filter is invalid.
+        """
         if one is None:
             return None
         parts = []

@@ -174,8 +174,8 @@ class Recommender:
 
         If a history is empty, or the catalogue contains none of its items, the list is ranked by the prior alone. The
         score of an item is then `log(w / W)`, where w is its weight and W the sum of all weights, and the list's
-        `fallback` is True. Without a prior, or if the prior gives equal weights to all items that it does not remove,
-        the model ranks the items after an empty history.
+        `fallback` is True. Without a prior, or if the prior has strength 0 or gives equal weights to all items that it
+        does not remove, the model ranks the items after an empty history.
 
         Args:
             histories (lists of `str`): Item ids, oldest first.

@@ -1,8 +1,8 @@
 """Ranks the catalogue for requests. A request is a history with its own filter, limits and number of items.
 
-Requests that need the same search are ranked together in batches, sorted by the length of their histories. The item
-weights contain a boolean table with one row per distinct filter. A request with limits (`max_per`) may need several
-rounds, see `caps.py`.
+Requests that need the same search are ranked together in batches, sorted by the length of their histories. The filters
+of a batch become a boolean table in its item weights, with one row per distinct filter. A request with limits
+(`max_per`) may need several rounds, see `caps.py`.
 
 Legend: B: prompts, P: prompt tokens (padded), E: excluded items per prompt (padded), F: distinct filters, I: items.
 """
@@ -288,7 +288,7 @@ class RequestRanker:
         return scores + change.to(scores)
 
     def _written(self, batch: _Batch, weights: ItemWeights | None, top_k: int) -> RankedItems:
-        """Lets the model write one list per prompt. If fewer items are left for a prompt, its list is shorter."""
+        """Lets the model write one list per prompt. The list is shorter if too few items are left for a full list."""
         assert self._format.list_length is not None
         num_beams = self._settings["num_beams"]
         full = top_k if num_beams == 1 else self._format.list_length
@@ -362,7 +362,8 @@ class RequestRanker:
 
     @cached_property
     def _falls_back(self) -> bool:
-        """Whether the prior alone can rank items. It can if its positive weights after an empty history differ."""
+        """Whether the prior alone can rank items. It can if its strength is not 0 and its positive weights after an
+        empty history differ."""
         if self._prior is None:
             return False
         weights = self._prior.weights(Ragged.from_lists([[]]))

@@ -1,4 +1,4 @@
-"""Saves, loads and checks the catalogue and the settings in a run folder, for `Recommender` and `trl-rec evaluate`."""
+"""Saves, loads and checks the catalogue and the settings in a run folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MISSING = (
 TEXT_KEYS = ("head", "item", "separator", "candidates", "tail")
 
 
-# Types and ranges of the settings. Keys that are not listed are ignored.
+# Ranges of the numeric settings, and names of the settings that must be true or false.
 NUMBERS = {
     "max_length": COUNT,
     "num_beams": COUNT,
@@ -171,7 +171,7 @@ def _wrong_surface(place: str | Path, surface: str, trained: str, *, is_given: b
 
 
 def _remedy(is_given: bool) -> str:
-    """Returns the remedy for a catalogue of the run folder, or for a given one, that is not that of the model."""
+    """Returns the remedy for a catalogue, given or in the run folder, that the model was not trained with."""
     if is_given:
         return (
             "give the catalogue or the dataset that the model was trained on (catalog=, or --dataset of trl-rec "
