@@ -47,7 +47,7 @@ class Engine(Protocol):
         """Returns the history items that changed the score of an item most."""
 
     def warm_up(self) -> None:
-        """Recommends once, so that no client waits for values that are computed at first use."""
+        """Computes the values that would otherwise be computed at first use, so that no client waits for them."""
 
     def card(self) -> dict[str, Any]:
         """Describes the engine for `GET /v1/model`."""
@@ -146,7 +146,7 @@ def name_with_hash(path: Path, files: Iterable[Path]) -> str:
     """Returns the name of a folder or file, followed by a hash of the given files.
 
     The hash covers the name, the size, and the first and last bytes of each file. Copies of a run therefore have the
-    same name on every machine. After another training, the name is different, because the first and last bytes of the
+    same hash on every machine. After another training, the hash is different, because the first and last bytes of the
     weights differ.
     """
     digest = hashlib.blake2b(digest_size=4)

@@ -1,4 +1,4 @@
-"""Checks the token of every request, and the type, size and arrival time of its body, before the app gets the request.
+"""Checks requests before the app gets them: the token, and the type, size and arrival time of the body.
 
 Also counts the responses. The whole body is read before the request is passed on, so that a request takes no place in
 the queue while its client is still sending it.

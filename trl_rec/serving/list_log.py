@@ -38,7 +38,7 @@ class ListLog:
         self._may_be_cut = True  # whether the last line of the file may be incomplete
 
     def append(self, answers: Iterable[RecommendResponse]) -> bool:
-        """Appends lists in one write, and returns whether this succeeded. A failure only logs a warning."""
+        """Appends lists in one write, and returns whether this succeeded. An `OSError` is logged, not raised."""
         now = datetime.now(UTC)
         text = "".join(_line(answer, now) for answer in answers)
         if not text:

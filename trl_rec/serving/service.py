@@ -105,7 +105,7 @@ class Service:
 
 
 def load_engine(config: ServingConfig) -> Engine:
-    """Loads the model or the file of lists that the settings name, and recommends once."""
+    """Loads the model or the file of lists that the settings name, and warms up the engine."""
     engine: Engine = load_model_engine(config) if config.lists is None else load_lists_engine(config)
     engine.warm_up()
     return engine

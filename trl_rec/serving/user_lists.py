@@ -83,7 +83,8 @@ def write_lists(
         recommender ([`Recommender`]): The recommender.
         given ([`UserHistories`]): The users and their histories.
         output (`str` or `Path`): The file. Its name must end in `.parquet`.
-        k (`int`, *optional*, defaults to `10`): Number of items per user.
+        k (`int`, *optional*, defaults to `10`): Number of items per user. If the catalogue has fewer items, it is
+            reduced to their number.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether to leave out the items of the history.
         one_filter ([`ItemFilter`], *optional*): Which items may be recommended.
         batch_size (`int`, *optional*, defaults to `64`): Maximum number of prompts per forward pass.

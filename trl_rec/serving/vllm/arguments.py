@@ -102,10 +102,8 @@ class RunArguments:
         )
 
     def _excluded(self, arguments: Mapping[str, Any]) -> Sequence[int]:
-        """Returns the indices of the excluded items, without duplicates.
-
-        In a batch, the longest such list determines the memory of all requests.
-        """
+        """Returns the indices of the excluded items, without duplicates, because the longest such list in a batch
+        determines the memory of all requests."""
         positions = self.catalog.positions
         rows = list(arguments.get("exclude_rows", ()))
         for item_id in arguments.get("exclude", ()):
@@ -158,7 +156,7 @@ def _check_list(arguments: Mapping[str, Any], name: str, kind: type, what: str) 
 def _check_prefix(arguments: Mapping[str, Any], most: int) -> None:
     """Raises `ValueError` if `prefix` has too many tokens.
 
-    vLLM reads these tokens one after the other, and all other requests wait in the meantime.
+    The processor reads these tokens one after the other, and all other requests wait in the meantime.
     """
     length = len(arguments.get("prefix", ()))
     if length > most:

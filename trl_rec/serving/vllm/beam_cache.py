@@ -1,9 +1,9 @@
 """Lets vLLM compute the log-probabilities of a beam search, in place of a model in this process.
 
-[`VllmPrompts`] has the interface of `SharedPrompt` in `decoding`. Each active beam is a request of its own: the prompt
-followed by the beam's tokens, and one new token. vLLM returns the best log-probabilities at the new token. It caches
-the common beginnings of requests. A forced token (the only legal one) needs no request, because it is appended to the
-prompt.
+[`VllmPrompts`] has the interface `BeamCache` of `decoding/beam.py`. Each active beam is a request of its own: the
+prompt followed by the beam's tokens, and one new token. vLLM returns the best log-probabilities at the new token. It
+caches the common beginnings of requests. A forced token (the only legal one) needs no request, because it is appended
+to the prompt.
 
 Legend: B: prompts, K: beams per prompt, A: active beams per prompt, U: distinct tokens of the trie.
 """

@@ -89,7 +89,7 @@ class VllmRecommender(Recommender):
 
     @cached_property
     def ranker(self) -> VllmRanker:
-        """Ranks the catalogue for requests in the form of item indices."""
+        """Ranks the catalogue for requests, which contain item indices instead of ids."""
         return VllmRanker(
             self.model,
             self.prompt_format,
