@@ -1,6 +1,6 @@
 """Makes the card of a dataset. The card describes the dataset's contents, its source and its settings.
 
-The card contains no creation time, so the same source and settings give the same card.
+The card contains no creation time, so the same source, settings and library versions give the same card.
 """
 
 from __future__ import annotations

@@ -308,7 +308,7 @@ def require(table: Columns, names: Sequence[str], where: str) -> None:
         if name not in table.column_names:
             raise ValueError(
                 f"{where} has no column {name}, only {', '.join(table.column_names)}; map it with "
-                f"columns={{{name!r}: ...}}"
+                f"columns={{{name!r}: ...}} (only for the format table), or rename a column of the file"
             )
     if table.num_rows == 0:
         raise ValueError(f"{where} contains no rows; give a file with at least one")

@@ -37,7 +37,7 @@ FILES = [
 UNLISTED = "unlisted.parquet"  # written with `unknown_items="keep"`
 # Keys that `read_card` requires. The remaining keys of a card are informational.
 CARD_KEYS = {"split", "fingerprint", "settings", "sources", "rows", "num_interactions"}
-LONG = 10**6  # number of rows from which on saving a split shows a progress bar
+LONG = 10**6  # saving a split with more rows than this shows a progress bar
 REMEDY = "run trl-rec prepare again with --overwrite"
 T = TypeVar("T")
 

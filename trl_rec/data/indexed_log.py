@@ -34,8 +34,8 @@ class IndexedLog:
         item (`np.ndarray`): For each interaction, the index of its item's row in `items`, int32.
         timestamp (`np.ndarray`): Timestamp of each interaction, float64.
         rating (`np.ndarray`, *optional*): Rating of each interaction, float32. None if the source has no ratings.
-        place (`np.ndarray`, *optional*): For each interaction, its index in the log before filtering. Only set if
-            interactions with items that `items` lacks are to be inserted later.
+        place (`np.ndarray`, *optional*): For each interaction, its index before filtering, not counting interactions
+            with items that `items` lacks. Only set if such interactions are to be inserted later.
     """
 
     users: pa.Table

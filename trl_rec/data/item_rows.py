@@ -18,7 +18,7 @@ def item_rows(rows: Rows, name: str, num_items: int | None = None) -> Ragged:
     """Converts rows of item indices to an int64 `Ragged`. Raises `ValueError` if a value is not a valid index.
 
     Args:
-        rows (`Ragged`, Arrow list column or iterable of lists): One row of item indices per user, possibly empty.
+        rows (`Ragged`, Arrow list column or iterable of lists): Rows of item indices. Rows may be empty.
         name (`str`): Name of the rows in the error message.
         num_items (`int`, *optional*): Size of the catalogue. If it is not given, indices have no upper bound.
     """

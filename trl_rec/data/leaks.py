@@ -12,7 +12,7 @@ weaker rules apply to windows:
 2. No validation or test target occurs in a row of the same user in an earlier split, unless the target also occurs in
    the history of its own row.
 
-Rule 2 also rejects a source in which users choose an item again when the window is too short to contain its previous
+Rule 2 also rejects a source if a user chooses an item again and the window is too short to contain the item's previous
 occurrence. Such a source has to be prepared from a table of its interactions.
 """
 

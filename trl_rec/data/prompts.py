@@ -75,8 +75,9 @@ class PromptFormat:
 
         Args:
             catalog: The items. The default texts depend on `catalog.surface`.
-            tokenizer: The tokenizer. Prompts begin with BOS if the tokenizer adds it to texts. Prompts of item tokens
-                and semantic IDs always begin with BOS, or with EOS if there is no BOS.
+            tokenizer: The tokenizer. Without `chat_template`, prompts begin with BOS if the tokenizer adds it to
+                texts, and prompts of item tokens and semantic IDs always begin with BOS, or with EOS if there is no
+                BOS.
             prompt_head (*optional*): Text before the history. It may contain `{user}` once, which is replaced by the
                 user's semantic ID.
             prompt_item (*optional*): Text of an item in the history. It must contain `{surface}`.
@@ -101,7 +102,7 @@ class PromptFormat:
             list_length=list_length,
         )
 
-        # 2. Tokenise them. A chat template contains its own BOS.
+        # 2. Tokenise them. A chat template contains BOS itself if the model needs it.
         start = [] if chat_template else beginning_ids(tokenizer, catalog.surface)
         before_user, user, after_user = texts.head.partition("{user}")
         users = None
@@ -255,7 +256,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def beginning_ids(tokenizer: PreTrainedTokenizerBase, surface: str) -> list[int]:
-    """Returns the tokens that every prompt begins with.
+    """Returns the tokens that every prompt without a chat template begins with.
 
     This is BOS if the tokenizer adds BOS to texts. Otherwise, prompts of titles begin with no special token, and
     prompts of item tokens and semantic IDs begin with BOS, or with EOS if there is no BOS. By default, such prompts

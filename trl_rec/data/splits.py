@@ -1,7 +1,7 @@
 """Splits a log into training, validation and test rows: leave-one-out, leave-last-m, by time, or as in the source.
 
 A row has the columns `user, history, history_ratings, targets, target_ratings, timestamp`. The split rule determines
-where training, validation and test end in the item sequence of each user:
+where training, validation and test end in the item sequence of each user. The rows are then:
 
 - In a training row, the history is the first item of the sequence. The targets are the following training items.
 - In a validation or test row, the targets are the user's items in that split. The history is all items before them.

@@ -52,7 +52,8 @@ class ItemCatalog:
         num_retired (`int`, *optional*, defaults to `0`): Number of retired items, which are the last rows of the
             table. A model can read them in histories, but they are in no trie, so they are never recommended.
         license (`str`, *optional*): The licence of the data that the items come from, as given to `trl-rec prepare`.
-            It decides whether the catalogue may be pushed to the hub beside a model (see [`allows_redistribution`]).
+            By default, the catalogue is pushed to the hub beside a model only if the licence allows it (see
+            [`allows_redistribution`]).
     """
 
     items: pa.Table
@@ -255,7 +256,7 @@ class ItemCatalog:
     def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
         """Returns the path of each item: the token ids that the model generates to recommend the item.
 
-        Row `i` is the path of item `i`. No path is a prefix of a longer path. For titles, EOS at the end ensures this.
+        Row `i` is the path of item `i`. The path of a title ends with EOS, so it is no prefix of a longer path.
         """
         surfaces = self.surface_ids(tokenizer)
         if self.surface != "title":

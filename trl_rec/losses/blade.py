@@ -1,7 +1,7 @@
 """Implements BLADE: converts the rewards of lists to Best-of-N rewards, and computes the policy gradient loss.
 
 The Best-of-N reward of a list depends only on the rank of the list's reward, not on the scale of the rewards. The
-rank is computed among the reference lists, which were sampled from the initial policy. With a positive
+rank is computed among the reference lists, which are sampled from the reference policy by default. With a positive
 `dynamic_coefficient`, the rollouts of the same prompt count too, so the rank changes with the policy. There are four
 steps: `posterior_cdf` estimates the rank as a probability, `best_of_n_reward` converts it to a Best-of-N reward,
 `leave_one_out` or `standardized` computes advantages, and `list_policy_loss` computes the loss. Only the last step has
@@ -37,8 +37,7 @@ def posterior_cdf(
 
     The first fraction is the mean of a Beta posterior: the reference lists are trials under the prior Beta(a, a). The
     rollouts are further evidence, with the weight tau. With `dynamic_coefficient=0`, the estimate depends only on the
-    reference lists, so it does not change during training. With `dynamic_coefficient=1`, it depends only on the
-    rollouts of the prompt.
+    reference lists. With `dynamic_coefficient=1`, it depends only on the rollouts of the prompt.
 
     Reconstruction: the paper's body was not available. Notes on the paper mention a Beta model with a static prior,
     on-policy evidence and a dynamic coefficient; the formula is ours.
@@ -72,9 +71,9 @@ def best_of_n_reward(at_most: Tensor, below: Tensor, *, best_of: float) -> Tenso
     $$ R = \log \frac{F^N - F_-^N}{F - F_-} $$
 
     If $F_-$ equals $F$, R is the limit $\log N + (N - 1) \log F$. The policy that maximises $E[R] - KL$ is
-    proportional to the initial policy times $\exp R$. If F is exact, that policy is Best-of-N sampling. This requires
-    the KL coefficient 1: with a coefficient $\beta$, the optimum is proportional to the initial policy times
-    $\exp(R / \beta)$. With N = 1, all rewards are 0.
+    proportional to the reference policy times $\exp R$. If F is exact, that policy is Best-of-N sampling. This
+    requires the KL coefficient 1: with a coefficient $\beta$, the optimum is proportional to the reference policy
+    times $\exp(R / \beta)$. With N = 1, all rewards are 0.
 
     Args:
         at_most (`torch.Tensor` of shape `(B, G)`): $F$, greater than 0 and at most 1.

@@ -99,7 +99,7 @@ def unscaled_length(config: PreTrainedConfig) -> int | None:
 
 @cache
 def warn_once(reason: str, consequence: str) -> None:
-    """Logs why completions or beams get separate rows, and what follows from this.
+    """Logs why completions, branches or beams get separate rows, and what follows from this.
 
     The same text is logged only once per process.
     """

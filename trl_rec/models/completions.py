@@ -9,9 +9,10 @@ completion. The choice is made before the forward pass, and its reason is logged
 all padding is moved to the right, even if the input is padded on the left. Logits are computed only at the positions
 that predict a scored token.
 
-Legend: B prompts, P prompt tokens (padded), K completions per prompt, C tokens per completion (padded), W columns of
-the packed rows, M scored completion tokens in total, N positions that predict them, V tokens whose logits are computed
-(the vocabulary by default), L legal tokens at a position (padded).
+Legend: B prompts, P prompt tokens (padded), K completions per prompt, C tokens per completion (padded), R packed rows
+(B shared rows, or one separate row per completion), W columns of the packed rows, M scored completion tokens in total,
+N positions that predict them, V tokens whose logits are computed (the vocabulary by default), L legal tokens at a
+position (padded).
 """
 
 from __future__ import annotations
@@ -82,14 +83,14 @@ class Layout(NamedTuple):
 
     Args:
         shared (`bool`): Whether all completions of a prompt are in one row.
-        token_ids (`torch.Tensor` of shape `(B, W)`): The tokens.
-        positions (`torch.Tensor` of shape `(B, W)`): The position ids of the tokens.
-        owners (`torch.Tensor` of shape `(B, W)`): The index of the completion that each token belongs to; -1 for the
+        token_ids (`torch.Tensor` of shape `(R, W)`): The tokens.
+        positions (`torch.Tensor` of shape `(R, W)`): The position ids of the tokens.
+        owners (`torch.Tensor` of shape `(R, W)`): The index of the completion that each token belongs to; -1 for the
             prompt.
-        real (`torch.Tensor` of shape `(B, W)`): False for padding.
-        repeated (`torch.Tensor` of shape `(B,)`): True for each row that has the same prompt as the previous row.
+        real (`torch.Tensor` of shape `(R, W)`): False for padding.
+        repeated (`torch.Tensor` of shape `(R,)`): True for each row that has the same prompt as the previous row.
         predicting (`torch.Tensor` of shape `(N,)`): The columns that predict a scored token, as indices among all
-            B * W columns.
+            R * W columns.
         rows (`torch.Tensor` of shape `(M,)`): Same as in [`CompletionLogits`].
         places (`torch.Tensor` of shape `(M,)`): The indices of the scored tokens among all B * K * C completion
             tokens, including masked tokens.
@@ -316,12 +317,12 @@ def lay_out(
 
     # 3. In each completion, position ids continue from the end of the prompt.
     starts = prompt_mask.sum(1).view(-1, 1, 1)
-    positions = starts + completion_mask.cumsum(-1) - 1  # (B, K, C)
+    positions = starts + completion_mask.cumsum(-1) - 1  # (B, K, C), or (R, 1, C) for separate rows
     owners = torch.arange(completion_mask.shape[1], device=prompt_ids.device).view(1, -1, 1).expand_as(completion_ids)
 
     # 4. A stable sort by `real` moves the padding to the right.
     real = torch.cat([prompt_mask, completion_mask.flatten(1)], 1)
-    order = torch.argsort(~real, dim=1, stable=True)[:, :width]  # (B, W)
+    order = torch.argsort(~real, dim=1, stable=True)[:, :width]  # (R, W)
     real = real.gather(1, order)
     positions = torch.cat([prompt_mask.cumsum(1) - 1, positions.flatten(1)], 1).clamp(min=0).gather(1, order)
     owners = torch.cat([torch.full_like(prompt_ids, -1), owners.flatten(1)], 1).gather(1, order)
@@ -347,12 +348,12 @@ def lay_out(
 
 def _predicting(positions: Tensor, owners: Tensor, real: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
     """Returns for each column the column that predicts its token, and whether a column predicts a scored token,
-    `(B, W)` each.
+    `(R, W)` each.
 
     A token is predicted at the previous column, except that the first token of a completion is predicted at the last
     column of the prompt.
     """
-    prompt_ends = (real & (owners < 0)).sum(1, keepdim=True)  # (B, 1): the first position of completions
+    prompt_ends = (real & (owners < 0)).sum(1, keepdim=True)  # (R, 1): the first position of completions
     column = torch.arange(positions.shape[1], device=positions.device)
     before = (torch.where(positions == prompt_ends, prompt_ends, column) - 1).clamp(min=0)
     return before, torch.zeros_like(positions).scatter_add(1, before, scored.long()) > 0

@@ -97,9 +97,9 @@ def prepare(
             test has such targets, `prepare` logs a warning. If all targets of a split are in the histories of their
             rows, `prepare` raises a ValueError, except for windows.
         license (`str`, *optional*): The licence of the data, such as `"cc-by-4.0"`. It is recorded in the folder, even
-            if the folder already exists. The catalogue is pushed to the hub beside a model only if this licence allows
-            redistribution ([`allows_redistribution`]). The licences of `ml-100k` and `toy` are known, and need not be
-            given.
+            if the folder already exists. By default, the catalogue is pushed to the hub beside a model only if this
+            licence allows redistribution ([`allows_redistribution`]). The licences of `ml-100k` and `toy` are known,
+            and need not be given.
         seed (`int`, *optional*, defaults to `0`): Seed of the toy log.
         toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
         toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.

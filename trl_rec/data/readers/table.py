@@ -87,7 +87,7 @@ class TableReader(Reader):
 
 
 class FolderColumns:
-    """The columns of a Parquet file, a folder of Parquet files or a saved `Dataset`, each of which is read on request.
+    """The columns of a Parquet file, a folder of Parquet files or a saved `Dataset`. Each column is read on request.
 
     Args:
         path (`Path`): The file or folder.

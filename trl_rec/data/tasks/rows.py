@@ -89,8 +89,8 @@ def build_task_rows(
         tasks: Maps the name of each task to its number of rows, relative to the number of rows that [`build_rows`]
             makes. If a task has fewer distinct rows than requested, they are repeated; if it has more, a sample of
             them is taken. Rows of `history_to_preference` and `query_to_item` are dropped if no item before the target
-            has a group (or, in a catalogue without groups, a word in its title). A task without any row raises a
-            ValueError.
+            has a group (or, in a catalogue without groups, a word in its title). Rows of `query_to_item` are also
+            dropped if the target has none. A task without any row raises a ValueError.
         cap (*optional*): Maximum number of rows per task. It does not apply to `next_item`.
         targets, max_length, max_history: Same as in [`build_rows`], for `next_item`. `max_length` applies to the other
             tasks too: texts in their prompts are truncated, and the oldest items of the history are dropped.

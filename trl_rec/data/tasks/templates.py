@@ -148,7 +148,8 @@ def template_ids(
 
     Args:
         tokenizer: Tokenises the segments.
-        surface: Surface of the catalogue, which determines whether prompts begin with BOS; see `beginning_ids`.
+        surface: Surface of the catalogue. Whether prompts begin with a special token depends on it; see
+            `beginning_ids`.
         chat_template (*optional*, defaults to `False`): Whether to apply the tokenizer's chat template to the
             prompts.
     """
