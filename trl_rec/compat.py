@@ -165,8 +165,8 @@ NOTICES = {
     "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward from kernels-community",),
     # DeepSpeed 0.19 looks for a device when it is imported, even if no run uses DeepSpeed.
     "DeepSpeed": ("Setting accelerator to CPU.",),
-    # After training, the Trainer of transformers 5.23 loads the best checkpoint. It then misses the output layer of a
-    # model that uses the input embeddings as its output layer. The checkpoint contains them only once.
+    # After training, the Trainer of transformers 5.23 loads the best checkpoint. If the model uses its input embeddings
+    # as its output layer, the checkpoint contains them only once, and the Trainer reports the output layer as missing.
     "transformers.trainer": ("There were missing keys in the checkpoint model loaded: ['lm_head.weight'].",),
 }
 # Beginnings of warnings, with their categories.
@@ -197,7 +197,7 @@ class _Unless(logging.Filter):
 def hide_notices() -> None:
     """Hides exactly the messages in `NOTICES` and `WARNINGS`, because none of them needs an action from the user.
 
-    Without this function, every run would begin with warnings about features that it does not use.
+    Without this function, most runs would show some of these messages.
     """
     for name, beginnings in NOTICES.items():
         logger = logging.getLogger(name)

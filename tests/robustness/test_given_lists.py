@@ -216,7 +216,7 @@ KEPT = [
     Attack("no JSON", "metrics.json is damaged and cannot be read", metrics("{")),
     Attack("deep JSON", "metrics.json is damaged and cannot be read", metrics("[" * 100_000)),
     Attack("a list", "does not contain the results of an evaluation", metrics("[]")),
-    Attack("old folder", "was written by an older version, which kept no values", edited_metrics(identity=None)),
+    Attack("old folder", "was written without values per user", edited_metrics(identity=None)),
     Attack("other results", "does not belong to the results", edited_metrics(results={})),
     Attack("no split", "is damaged", lambda folder: metrics_without(folder, "split")),
     *(

@@ -49,7 +49,7 @@ def use_other_catalog(folder: Path) -> None:
 ATTACKS = [
     Attack("no-folder", "missing does not contain an evaluation", words=["missing"]),
     Attack("no-evaluation", "data does not contain an evaluation", words=["data"]),
-    Attack("old-evaluation", "older version", write("metrics.json", '{"results": {}}'), ["run"]),
+    Attack("old-evaluation", "without values per user", write("metrics.json", '{"results": {}}'), ["run"]),
     Attack("log-is-binary", "eval.jsonl is damaged", write("eval.jsonl", b"\xff\xfe\0"), ["run"]),
     Attack("log-is-cut", "eval.jsonl is damaged", write("eval.jsonl", '{"loss": 1}\n{"lo'), ["run"]),
     Attack("log-of-lists", "eval.jsonl is damaged", write("eval.jsonl", "[1]\n"), ["run"]),

@@ -152,7 +152,7 @@ class Policy:
 
         finished = self._finished(given, self.writes_lists, self.renormalize, self.length_penalty)
         scores = self.map_rows(
-            _score, rows, given.shape[1], np.dtype(np.float32), "scoring rated items", finished=finished
+            _score, rows, given.shape[1], np.dtype(np.float32), "scoring items", finished=finished
         )
         return scores[given >= 0]
 

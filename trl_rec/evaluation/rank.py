@@ -230,7 +230,7 @@ def map_rows(
 
     Args:
         compute: Maps row numbers `(B,)` to values `(B, width)`.
-        lengths: Number of tokens of each row, `(num_rows,)`.
+        lengths: The length of each row, `(num_rows,)`, in any unit. Rows of similar length share a batch.
         width: Number of values per row.
         dtype (*optional*, defaults to `int64`): Type of the values.
         desc: Label of the progress bar.

@@ -1,8 +1,8 @@
 """Computes the rewards of recommended lists, for training and evaluation. A reward is one number per list: a metric
 such as NDCG, or the value of another function.
 
-To add a named reward, write a function below, and add the function to `REWARDS` at the end of this file. No other
-change is needed.
+To add a named reward, write a function below, and add the function to `REWARDS` at the end of this file. Then do the
+same for tensors in `torch_rewards.py`.
 
 Rewards are computed from item indices, never from text, and are rounded to 12 decimals. Without rounding, the last
 bits of a sum would depend on the order of the items and on the number of lists that are scored at a time. Equally good

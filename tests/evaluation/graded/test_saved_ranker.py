@@ -39,6 +39,8 @@ def test_a_saved_ranker_has_the_metrics_that_its_trainer_measured(tmp_path: Path
     assert "slot_bias" not in combined.per_user and "consistency" in combined.per_user
     assert "slot_bias" in again.results[again.recommender].per_user
 
-    for name in ("num_beams", "prior_strength"):
+    for name in ("num_beams", "prior_strength", "surface", "length_penalty", "max_length"):
         with pytest.raises(ValueError, match=f"{name} has no effect on .*, which orders rated candidates"):
             evaluate.main([*words, f"--{name}", "3"])
+    with pytest.raises(ValueError, match="renormalize has no effect on .*, which orders rated candidates"):
+        evaluate.main([*words, "--renormalize", "false"])

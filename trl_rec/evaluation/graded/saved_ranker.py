@@ -25,8 +25,19 @@ from trl_rec.trainer.alro.rows import held_out_rows
 
 NUM_CANDIDATES = 10  # for run folders that do not record the number of candidates
 NUM_ORDERS = 2
-# Options of `trl-rec evaluate` that have no effect on a model that orders rated candidates.
-INERT = ("rewards", "best_of", "list_length", "num_beams", "exhaustive", "prior_strength")
+# Options of `trl-rec evaluate` that are None unless set, and have no effect on a model that orders rated candidates.
+INERT = (
+    "surface",
+    "list_length",
+    "rewards",
+    "best_of",
+    "exhaustive",
+    "num_beams",
+    "length_penalty",
+    "renormalize",
+    "max_length",
+    "prior_strength",
+)
 
 
 def is_ranker(model: str | None) -> bool:

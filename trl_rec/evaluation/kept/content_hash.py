@@ -43,8 +43,8 @@ def content_hash(value: Any) -> str:
     """Returns the hash of a value.
 
     Args:
-        value: A number, a string, an array, a tensor or a model, or a dataclass, sequence or mapping of these.
-            Anything else raises [`Unidentified`].
+        value: None, a number, a string, an array, a tensor, a model or a [`Hashed`], or a dataclass, list, tuple or
+            mapping of these. Anything else raises [`Unidentified`].
     """
     digest = hashlib.blake2b(digest_size=16)
     _update(digest, value)

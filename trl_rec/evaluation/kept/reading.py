@@ -147,7 +147,7 @@ def check_comparable(first: KeptEvaluation, second: KeptEvaluation) -> None:
 
 
 def _read_metrics(folder: Path) -> dict[str, Any]:
-    """Reads `metrics.json`. Raises `ValueError` if the folder has none, or one that an older version wrote."""
+    """Reads `metrics.json`. Raises `ValueError` if the folder has none, or one without values per user."""
     path = folder / METRICS
     if not path.is_file():
         raise ValueError(
@@ -161,7 +161,7 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         raise ValueError(f"{path} does not contain the results of an evaluation; {REMEDY}")
     if not isinstance(content.get("identity"), dict):
-        raise ValueError(f"{path} was written by an older version, which kept no values per user; {REMEDY}")
+        raise ValueError(f"{path} was written without values per user; {REMEDY}")
     return content
 
 

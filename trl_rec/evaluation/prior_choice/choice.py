@@ -68,7 +68,8 @@ def choose_prior(
         policy (`Policy`): The policy, whose own prior is ignored.
         dataset (`RecDataset`): The dataset. Only its validation split is read.
         prior ([`FittedPrior`]): The prior. Its strength and eps are replaced by the chosen ones. Its own eps has an
-            effect only if settings are measured among candidates (see [`make_measure`]): it determines the candidates.
+            effect only if settings are measured by rescoring (see [`make_measure`]): it helps to select the items that
+            are rescored.
         k (`int`, *optional*, defaults to `10`): The cutoff of the metric.
         max_users (`int`, *optional*): Maximum number of validation users. Whatever its value, at most 10,000 users are
             measured. This limit is 2,000 if items have more than one token, and 300 if the model writes lists.

@@ -46,15 +46,15 @@ def make_measure(
 
     - `"exact"`: If every item is a single token, all items are scored, so each value is exact. The scores need too
       much memory to be kept. Each call of the function computes them again, once for all settings that it is given.
-    - `"rescored"`: If the paths of items are longer, the candidates of a user are the best items of the policy alone
-      and the best items of the prior alone, `NUM_RESCORED` each. Their exact scores are computed once, and the
-      candidates are re-ranked with each setting.
+    - `"rescored"`: If the paths of items are longer, only the best items of the policy alone and the best items of the
+      prior alone, `NUM_RESCORED` each, are ranked for a user. Their exact scores are computed once, and the items are
+      re-ranked with each setting.
     - `"lists"`: If the model writes lists, the lists are written again for each setting.
 
     Args:
         policy (`Policy`): The policy, whose own prior is ignored.
         dataset (`RecDataset`): The dataset. Only its validation split is read.
-        prior ([`FittedPrior`]): The prior. Its strength is ignored. Its eps is only used to find candidates.
+        prior ([`FittedPrior`]): The prior. Its strength is ignored. Its eps is used only to find the best items of the prior alone.
         k (`int`): The cutoff of the metric.
         max_users (`int`, *optional*): Maximum number of validation users. The number in `MOST_USERS` is a further
             maximum.
@@ -133,7 +133,7 @@ def _by_scoring(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) -> Me
 
 def _by_rescoring(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) -> Measure:
     """Returns a function that measures settings by re-ranking the best items of the policy and of the prior."""
-    # 1. Find the candidates of each user, and their scores under the policy.
+    # 1. Find the items to re-rank for each user, and their scores under the policy.
     most = min(NUM_RESCORED, len(policy.trie.item_positions))
     own = policy.rank(rows, most, num_beams=max(policy.num_beams or 0, most))
     by_prior = replace(policy, prior=with_setting(prior, Setting(1.0, None))).rank_by_prior(rows, most).items
@@ -149,7 +149,7 @@ def _by_rescoring(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) -> 
     items = torch.from_numpy(np.concatenate([own.items, by_prior], 1))  # (N, P), padded with -1
     scores = torch.from_numpy(np.concatenate([own.scores, scores_by_prior], 1))
 
-    # 2. Re-rank the candidates with each setting.
+    # 2. Re-rank these items with each setting.
     histories = split_rows(rows, "history")
     targets = torch.from_numpy(split_rows(rows, "targets").padded())
 

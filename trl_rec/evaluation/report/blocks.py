@@ -19,8 +19,8 @@ class Verdict:
 
     Args:
         text (`str`): The sentence.
-        outcome (`str`, *optional*, defaults to `"open"`): `"better"`, `"worse"`, or `"open"` if the difference is not
-            significant.
+        outcome (`str`, *optional*, defaults to `"open"`): `"better"`, `"worse"`, or `"open"` for any other
+            result.
     """
 
     text: str

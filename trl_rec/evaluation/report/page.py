@@ -46,9 +46,10 @@ def write_report(
             same users; or one study folder.
         output (`str` or `Path`): The HTML file. An existing file is replaced.
         names (`Sequence[str]`, *optional*): A name per folder. Folders with the same name are read as the seeds of one
-            recommender. By default, these are the runs whose recipes differ only in the seed.
+            recommender. By default, runs whose recipes differ only in the seed form one recommender.
         dataset (`str` or `Path`, *optional*): The dataset folder, which contains the histories and the items that
-            users chose next. Defaults to the folder that the runs were measured on, if that folder still exists.
+            users chose next. Defaults to the folder that the runs were measured on, if that folder still contains
+            the same dataset.
         show_users (`bool`, *optional*, defaults to `False`): Whether the heading of each list shows the user id. By
             default, it shows the row number.
     """
