@@ -165,8 +165,8 @@ NOTICES = {
     "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward from kernels-community",),
     # DeepSpeed 0.19 looks for a device when it is imported, even if no run uses DeepSpeed.
     "DeepSpeed": ("Setting accelerator to CPU.",),
-    # After training, the Trainer of transformers 5.23 loads the best checkpoint. If the model uses its input embeddings
-    # as its output layer, the checkpoint contains them only once, and the Trainer reports the output layer as missing.
+    # After training, the Trainer of transformers 5.23 loads the best checkpoint. If the model's input embeddings are
+    # also its output layer, the checkpoint contains them only once, and the Trainer reports a missing output layer.
     "transformers.trainer": ("There were missing keys in the checkpoint model loaded: ['lm_head.weight'].",),
 }
 # Beginnings of warnings, with their categories.

@@ -151,9 +151,7 @@ class Policy:
             return values
 
         finished = self._finished(given, self.writes_lists, self.renormalize, self.length_penalty)
-        scores = self.map_rows(
-            _score, rows, given.shape[1], np.dtype(np.float32), "scoring items", finished=finished
-        )
+        scores = self.map_rows(_score, rows, given.shape[1], np.dtype(np.float32), "scoring items", finished=finished)
         return scores[given >= 0]
 
     def rank_by_prior(self, rows: Dataset, top_k: int) -> Rankings:

@@ -54,7 +54,8 @@ def make_measure(
     Args:
         policy (`Policy`): The policy, whose own prior is ignored.
         dataset (`RecDataset`): The dataset. Only its validation split is read.
-        prior ([`FittedPrior`]): The prior. Its strength is ignored. Its eps is used only to find the best items of the prior alone.
+        prior ([`FittedPrior`]): The prior. Its strength is ignored. Its eps is used only to find the best items of the
+            prior alone.
         k (`int`): The cutoff of the metric.
         max_users (`int`, *optional*): Maximum number of validation users. The number in `MOST_USERS` is a further
             maximum.

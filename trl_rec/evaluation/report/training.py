@@ -56,7 +56,7 @@ OTHERS = [
     Signal("alro/soft_lambda", "loss of the order (soft lambda)", "should fall"),
     Signal("alro/permutation", "loss between orders", "near 0 if the order in which items are shown has no effect"),
     Signal("rewards/margins", "margin of the chosen answer", "implicit reward, chosen minus rejected; should rise"),
-    Signal("rewards/accuracies", "share of chosen answers above all rejected ones", "1 if every chosen answer is preferred"),
+    Signal("rewards/accuracies", "share of chosen answers that rank first", "1 if every chosen answer is preferred"),
     Signal("logps/chosen", "log-probability of the chosen answer", "if it falls, the chosen answer gets less likely"),
 ]
 
