@@ -105,10 +105,10 @@ def check_resumes_by_itself(config: BearConfig | SoftmaxDPOConfig) -> None:
 
 
 def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:
-    """Raises `ValueError` if the best evaluation could fall on a step at which no checkpoint is saved.
+    """Raises `ValueError` unless evaluations and checkpoints are at the same steps.
 
-    If the best evaluation had no checkpoint, `transformers.Trainer` would silently load the best of the checkpoints
-    that were saved. Also raises `ValueError` if the configuration names another metric by which to select checkpoints.
+    If the best evaluation had no checkpoint, `transformers.Trainer` would silently load another checkpoint or keep the
+    last weights. Also raises `ValueError` if the configuration names another metric by which to select checkpoints.
     """
     if config.metric_for_best_model not in (None, "loss", metric, metric.removeprefix("eval_")):
         raise ValueError(
@@ -118,10 +118,8 @@ def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:
 
     saves_with_evaluations = config.save_strategy in (config.eval_strategy, "best")
     if saves_with_evaluations and config.save_strategy == "steps":
-        # Both save_steps and eval_steps may be fractions of all steps. Their ratio must be a whole number.
-        evaluations_per_save = config.save_steps / (config.eval_steps or config.logging_steps)
-        distance = abs(evaluations_per_save - round(evaluations_per_save))
-        saves_with_evaluations = round(evaluations_per_save) >= 1 and distance < 1e-6
+        # A multiple of eval_steps does not suffice, because the best evaluation could fall between two checkpoints.
+        saves_with_evaluations = config.save_steps == (config.eval_steps or config.logging_steps)
 
     if not saves_with_evaluations:
         saves = SaveStrategy(config.save_strategy).value

@@ -36,7 +36,10 @@ SHARED = ("levels", "codes", "collisions", "seed")  # keys of DualIdsConfig that
 
 @dataclass
 class TokenizeArguments:
-    """Keys of a `tokenize` recipe besides those of [`DualIdsConfig`]. They are documented in [`make_semantic_ids`]."""
+    """Keys of a `tokenize` recipe besides those of [`DualIdsConfig`].
+
+    `width`, `window` and `iterations` are documented in [`make_semantic_ids`].
+    """
 
     dataset: str = field(metadata={"help": "dataset folder; the IDs are written into its catalogue"})
     method: str = field(

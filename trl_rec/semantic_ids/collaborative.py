@@ -116,7 +116,8 @@ class _Encoder(nn.Module):
         self.layers = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(width), enable_nested_tensor=False)
         self.dropout = nn.Dropout(0.2)
 
-        # The initial vectors are small, because the vectors of rare items change little during training.
+        # The initial vectors are small, because training changes the vectors of rare items little: large ones would
+        # remain mostly random.
         nn.init.normal_(self.items.weight, std=0.02)
         nn.init.normal_(self.places.weight, std=0.02)
 
@@ -153,7 +154,7 @@ def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
     if not len(usable):
         raise ValueError(
             "no user of the training split has chosen two items, so there is no next item to predict; use a log "
-            "with longer histories, or set behaviour to cooccurrence"
+            "with longer histories, or set signals to text and leave behaviour out"
         )
     return windows.take(usable), is_new_rows.take(usable)
 

@@ -53,6 +53,14 @@ def test_the_pilot_measures_two_baselines_on_validation_even_if_the_study_uses_t
     assert found.reference == pilot["transition"].metrics["ndcg@5"]
 
 
+def test_a_study_of_rated_candidates_counts_the_users_whose_candidates_can_be_ordered(tmp_path: Path) -> None:
+    dataset = prepare("toy", tmp_path / "toy", toy_users=60, toy_items=60, split="leave_last", num_held_out=2)
+    arms = {"mean": Arm("mean", baseline="item mean")}
+    found = resolution(dataset, arms, "mean", "graded_ndcg@10", num_candidates=2, evaluation={})
+    ratings = dataset.test["target_ratings"]
+    assert found.num_users == sum(len(set(one)) > 1 for one in ratings) < len(dataset.test)
+
+
 TOKENS = {"surface": "item_token"}
 KNOWN = {
     "scratch": Arm("scratch", verb="bear"),

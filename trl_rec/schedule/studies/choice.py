@@ -39,7 +39,7 @@ def check_primary(primary: str, arms: Mapping[str, Arm], *, recommend: bool) -> 
         return
     purpose = f"no point of the grid of {with_grid[0]} can be chosen" if with_grid else "no arm can be recommended"
     raise ValueError(
-        f"primary: it is not known whether high or low values of {primary!r} are better, so {purpose} by it; set "
+        f"it is not known whether high or low values of {primary!r} are better, so {purpose} by it; set "
         f"primary or choose_by to a measure such as ndcg@10, or leave {'grid' if with_grid else 'recommend'} out"
     )
 

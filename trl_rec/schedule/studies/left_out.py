@@ -77,7 +77,7 @@ def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
         )
     else:
         study.say(
-            f"with {len(dataset.test):,} test users, the study can detect differences in {config.primary} of "
+            f"with {found.num_users:,} test users, the study can detect differences in {config.primary} of "
             f"about {found.smallest:.4f} or more (a single comparison detects a true difference of "
             f"{found.smallest:.4f} with 80 % probability, if results differ little between seeds)"
         )

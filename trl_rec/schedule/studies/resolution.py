@@ -45,12 +45,15 @@ class Resolution:
         reference: The primary measure, on the validation split, of the arm that the other arms are compared with
             (the study's `against`); None if that arm is not one of the baselines measured here.
         only_ids: Names of the arms whose models read item ids and no item texts (see [`knows_only_ids`]).
+        num_users: Number of test users that `smallest` is estimated for. In a study of rated candidates, users without
+            a list to order do not count.
     """
 
     smallest: float | None
     ceiling: float | None
     reference: float | None
     only_ids: frozenset[str] = frozenset()
+    num_users: int = 0
 
     def headroom(self, arm: Arm) -> float | None:
         """Returns an upper bound on the gain of an arm over the reference, or None if no bound is known."""
@@ -113,7 +116,7 @@ def resolution(
     if primary.split("@")[0] in BOUNDED:
         ceiling = _reachable(dataset, bool(options.get("exclude_history", True)))
     only_ids = frozenset(name for name, arm in arms.items() if knows_only_ids(arm, arms))
-    return Resolution(smallest, ceiling, reference, only_ids)
+    return Resolution(smallest, ceiling, reference, only_ids, num_users)
 
 
 def knows_only_ids(arm: Arm, arms: Mapping[str, Arm]) -> bool:

@@ -63,8 +63,8 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     Returns:
         An instance of the dataclass, or a tuple with an instance of each.
     """
-    # 1. Print the help if it is requested from a script that was not started by `trl-rec`, which prints the help
-    # itself. Separate the recipe from the other words.
+    # 1. Print the help if a script that was started directly is asked for it. `trl-rec` prints the help without
+    # starting a script. Separate the recipe from the other words.
     if wants_help(argv):
         print_help(verb, argv)
         sys.exit()

@@ -147,7 +147,7 @@ def checked_values(
 
     Raises `ValueError` if a value has the wrong type, with these exceptions:
 
-    - A string is accepted for a number or a flag, because the parser converts it, as on the command line.
+    - A string is accepted for a number, a flag or a mapping, because the parser converts it, as on the command line.
     - A number is converted to a string if the field is a string.
     - A single string is converted to a list if the field is a list of strings.
     - Unknown keys are returned unchanged, because the parser reports them.
