@@ -301,6 +301,26 @@ def test_attention_dropout_is_turned_off() -> None:
     torch.testing.assert_close(*(model(input_ids=tokens).logits for _ in range(2)))
 
 
+def test_dropout_that_a_layer_stores_as_a_number_is_turned_off() -> None:
+    """OPT stores its dropout rates as numbers instead of modules, so TRL's `disable_dropout` does not find them."""
+    config = OPTConfig(
+        vocab_size=20,
+        hidden_size=16,
+        word_embed_proj_dim=16,
+        ffn_dim=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        dropout=0.5,
+        attention_dropout=0.5,
+    )
+    model = OPTForCausalLM(config).train()
+    ids = torch.arange(8)[None] + 2
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    compat.drop_plain_dropout(model)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
 # TRL, PEFT and argparse
 
 
@@ -538,23 +558,3 @@ def test_every_requirement_has_a_lower_bound_and_excludes_a_later_major_version(
         marker = r"(; python_version >= \"3\.\d+\")?"
         assert re.fullmatch(rf"[\w-]+(\[\w+\])?>=\d[\d.]*,<\d+{marker}", requirement), requirement
     assert len(oldest(text)) == len(requirements) - 1 and "trl==1.16" in oldest(text)
-
-
-def test_dropout_that_a_layer_stores_as_a_number_is_turned_off() -> None:
-    """OPT stores its dropout rates as numbers instead of modules, so TRL's `disable_dropout` does not find them."""
-    config = OPTConfig(
-        vocab_size=20,
-        hidden_size=16,
-        word_embed_proj_dim=16,
-        ffn_dim=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        dropout=0.5,
-        attention_dropout=0.5,
-    )
-    model = OPTForCausalLM(config).train()
-    ids = torch.arange(8)[None] + 2
-    assert not torch.equal(model(ids).logits, model(ids).logits)
-    compat.drop_plain_dropout(model)
-    assert torch.equal(model(ids).logits, model(ids).logits)

@@ -192,18 +192,7 @@ def provide(settings: dict[str, Any], world: Path, run: Callable[..., Any]) -> l
     if not model.startswith("runs/"):
         titles = load(settings.get("dataset", "data/office")).catalog.titles
         return ["--model_name_or_path", str(save_stand_in(model, titles, world / "models" / model))]
-    makers = [name for name in TRAINING_RECIPES if recipe(name)["output_dir"] == model]
-    if makers:
-        run(makers[0])
-    else:  # train the model with a recipe for the same data, as the comments in the recipe say
-        maker = next(
-            name
-            for name in TRAINING_RECIPES
-            if name.startswith("bear/") and recipe(name)["dataset"] == settings["dataset"]
-        )
-        run(
-            maker, "--surface", settings["surface"], "--output_dir", model, "--max_length", str(settings["max_length"])
-        )
+    run(next(name for name in TRAINING_RECIPES if recipe(name)["output_dir"] == model))
     return []
 
 

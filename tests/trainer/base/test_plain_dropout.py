@@ -1,4 +1,4 @@
-"""Models that store dropout as a number, not as a module, as OPT does. TRL's `disable_dropout` misses such dropout."""
+"""Models that, like OPT, store dropout as a number, which TRL's `disable_dropout` misses."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Rows in which every item of a history is a target, on any surface: they have the loss and gradient of one row per
-target."""
+"""Rows in which every item of a sequence except the first is a target, on any surface: they have the loss and gradient
+of one row per target."""
 
 from copy import deepcopy
 from functools import partial

@@ -51,8 +51,8 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BladeTrainer:
 
 
 def logged(trainer: BladeTrainer, name: str) -> list[float]:
-    """Returns the value that each training step logged under a name. The loss is not compared: it is 0 except for
-    rounding if each rollout is used once."""
+    """Returns the value that each training step logged under a name. Do not compare the loss if each rollout is used
+    once, because it is then 0 except for rounding."""
     return [entry[name] for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -73,7 +73,7 @@ def drawn(trainer: BladeTrainer, inputs: dict[str, Any]) -> Rollouts:
 
 
 def other_model(folder: Path) -> Any:
-    """Returns a policy that differs from its reference, which is the model of the folder."""
+    """Returns a policy that differs from the model of the folder."""
     model = load_model(folder / "model")
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

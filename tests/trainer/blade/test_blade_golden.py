@@ -52,6 +52,6 @@ def test_ten_steps_equal_the_stored_ones(run: str, folder: Path, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize(("run", "changed"), [("blade", {"beta": 1.01}), ("two iterations", {"best_of": 8.08})])
 def test_a_small_change_of_the_target_is_detected(run: str, changed: dict, folder: Path, tmp_path: Path) -> None:
-    """One term of the target changes by a percent."""
+    """One setting changes by one percent."""
     with pytest.raises(AssertionError, match="to write the file again"):
         compare("blade", run, trajectory(make(run, folder, tmp_path, **changed)))
