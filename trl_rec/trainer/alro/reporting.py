@@ -60,7 +60,7 @@ def conclude_ranking(
         measure,
         recipe=recipe,
         exclude_history=True,  # the lists contain no items of the user's history, see `held_out_rows`
-        instead="use CandidateRanker in one process",
+        instead="run trl-rec evaluate",
     )
 
 

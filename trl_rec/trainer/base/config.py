@@ -90,9 +90,9 @@ class RecConfig(Base):
             evaluations that do not improve `metric_for_best_model`. A resumed run continues to count.
         early_stopping_threshold (`float`, *optional*, defaults to `0.0`): Smallest improvement of the metric that
             counts. Early stopping ignores smaller improvements.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether training from scratch may replace the work of an
-            earlier run in `output_dir`. The checkpoints, the weights and some other files of that run are removed just
-            before the first step.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether a run that does not resume may replace the work of
+            an earlier run in `output_dir`. The checkpoints, the weights and some other files of that run are removed
+            just before the first step.
         include_catalog (`bool`, *optional*, defaults to `False`): Whether `push_to_hub` pushes the catalogue even if
             the recorded licence of the data does not allow redistribution, or if no licence is recorded. By default,
             the catalogue is pushed only if the recorded licence allows redistribution.

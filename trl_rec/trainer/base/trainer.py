@@ -385,10 +385,11 @@ class RecTrainerMixin(ABC, Base):
         return {"sharding": sharding, "number of processes": self.accelerator.num_processes}
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        """Returns the parent's sampler, or a replacement with a seed if the parent's sampler groups rows by length.
+        """Returns the parent's sampler. If it uses the lengths of rows, it gets the seed of the run.
 
-        Without a seed, a sampler that groups rows by length draws their order from the global random state, so a
-        resumed run would continue in another order.
+        In `Trainer`, a `BatchRebalanceSampler` always has the seed 42. A `LengthGroupedSampler` has no seed. It draws
+        the order of the rows from the global random state, so a resumed run would continue in another order. It is
+        replaced by [`LengthGroups`].
         """
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, BatchRebalanceSampler):

@@ -98,7 +98,7 @@ def read_mark(folder: Path) -> Mark | None:
 
 
 def find_damage(folder: Path, mark: Mark) -> str | None:
-    """Describes what is wrong with a marked checkpoint, for messages. Returns None if the checkpoint is intact."""
+    """Describes what is wrong with a checkpoint, for messages. Returns None if the checkpoint is intact."""
     changed = find_changed(folder, mark)
     if changed is not None:
         return changed
@@ -144,7 +144,8 @@ def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Map
         return
     if {one.get("sharding") for one in (mark.launch, launch)} != {"none"}:
         raise ValueError(
-            f"{folder} is sharded, and was written by a launch that differs in {different}; launch the run as before"
+            f"{folder} was written by a launch that differs in {different}; this is possible only if neither launch "
+            "is sharded, so launch the run as before"
         )
     logger.warning(
         "%s was written by a launch that differs in %s, so dropout will draw other random numbers", folder, different

@@ -225,8 +225,8 @@ def _weights_digest(model: nn.Module) -> str:
         if isinstance(model, PeftModel) and parameter.requires_grad:
             continue
         held = held_weights(parameter).detach()
-        # Skip quantised weights, which are packed differently on CPUs and GPUs, and sharded weights, of which this
-        # process holds only a part.
+        # Skip quantised weights, which are packed differently on CPUs and GPUs, and DTensors, of which this process
+        # holds only a part.
         if not held.is_floating_point() or held.is_meta or hasattr(held, "to_local"):
             continue
         sample = held.flatten()[:: max(held.numel() // SAMPLE, 1)][:SAMPLE]
