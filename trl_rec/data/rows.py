@@ -2,9 +2,9 @@
 
 - `targets="last"` makes one row per target: a prompt with the history, and the target as completion.
 - `targets="all"` makes one row per sequence, so that one forward pass trains all of its targets. In a compact format
-  (item tokens or semantic IDs), the row contains the items of the sequence once, and each target is predicted from the
-  items before it. In all other formats, rows have a branch per target (see `branches/structure.py`). Only
-  [`BearTrainer`] can read such rows.
+  (item tokens or semantic IDs, without text between or after the items), the row contains the items of the sequence
+  once, and each target is predicted from the items before it. In all other formats, rows have a branch per target (see
+  `branches/structure.py`). Only [`BearTrainer`] can read such rows.
 
 A row contains items of one user only, and is never cut inside an item. Rows are built with array operations on
 [`Ragged`], without a Python loop over interactions.

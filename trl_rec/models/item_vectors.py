@@ -33,7 +33,7 @@ def start_from_vectors(
     *,
     seed: int = 0,
 ) -> None:
-    """Overwrites the embeddings of the catalogue's tokens, in place.
+    """Overwrites the embeddings of the items' tokens, in place.
 
     With item tokens, the vector of a token is the item's vector. With semantic IDs, the first code of an item gets the
     mean vector of all items with this code. A later code gets the mean remainder of its items, where the remainder of

@@ -1,7 +1,8 @@
 """Describes rows in which every item of a history is a target.
 
-These rows are needed if an item is written with different tokens in a history and in a completion. If the tokens are
-the same, an ordinary row, in which the items simply follow each other, is enough.
+These rows are needed if an item is written with different tokens in a history and in a completion, or if the prompt
+has text between or after the items. Otherwise, an ordinary row, in which the items simply follow each other, is
+enough.
 
 A row with branches begins with a trunk: the head of the prompt and the pieces of the history. One branch per target
 follows: the tail of the prompt and the target's path. A branch continues a prefix of the trunk, namely the head and
