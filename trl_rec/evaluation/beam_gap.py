@@ -92,7 +92,7 @@ def measure_beam_gap(
 ) -> BeamGap:
     """Ranks the catalogue for some users both by beam search and by the exact scores of all items.
 
-    The time grows with the size of the catalogue, because the model reads every inner node of the trie for each user.
+    The time grows with the size of the catalogue, because the model reads the inner nodes of the trie for each user.
 
     Args:
         policy (`Policy`): A policy that ranks single items.
