@@ -209,7 +209,6 @@ def short(settings: dict[str, Any], world: World) -> dict[str, Any]:
         changed["max_prompts"] = STEPS * rows
     if "stages" in settings:
         changed |= {"stages": [{**settings["stages"][0], "max_prompts": 4 * STEPS * rows}], "keep": "last"}
-        changed |= {"save_strategy": "steps", "save_steps": STEPS}  # a stage continues from its checkpoint
     else:
         changed["overwrite"] = True
 

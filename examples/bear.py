@@ -8,6 +8,7 @@ cached and cannot be downloaded, the program uses a synthetic dataset and prints
 """
 
 import argparse
+from pathlib import Path
 
 import datasets
 
@@ -26,7 +27,7 @@ ARMS = {
 
 def load_data(source: str) -> RecDataset:
     try:
-        return prepare(source, f"data/{source}")
+        return prepare(source, f"data/{Path(source).name}")
     except FetchError as error:
         print(f"{error}\nContinuing with the toy world. Its figures say nothing about real users.\n")
         return prepare("toy", "data/toy")

@@ -494,6 +494,31 @@ def test_the_step_hook_is_removed_and_restored() -> None:
 
 
 @pytest.mark.slow
+def test_deepspeed_compiles_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("deepspeed")
+    backend = import_module("deepspeed.comm.torch")
+    monkeypatch.setattr(backend.get_accelerator(), "create_op_builder", lambda name: _Builder(name))
+    monkeypatch.setattr(import_module("deepspeed.ops"), "__compatible_ops__", {_Builder.NAME: True}, raising=False)
+    compat.skip_deepspeed_compilation()
+    with pytest.raises(AssertionError, match="compiled ShareMemCommBuilder"):
+        backend.build_shm_op()  # without DeepSpeed, nothing has changed
+
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    compat.skip_deepspeed_compilation()
+    assert backend.build_shm_op() is None
+
+
+class _Builder:
+    NAME = "deepspeed_shm_comm"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def load(self) -> None:
+        raise AssertionError(f"compiled {self.name}")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "part"),
     [

@@ -547,6 +547,20 @@ def child_processes() -> list[int]:
 # DeepSpeed
 
 
+def skip_deepspeed_compilation() -> None:
+    """On a CPU, lets DeepSpeed communicate through gloo alone.
+
+    Without this function, DeepSpeed first compiles an extension for shared memory. This takes minutes and gigabytes of
+    memory, and if it is interrupted, a lock file blocks all later runs.
+    """
+    from accelerate.utils import parse_flag_from_env
+
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        from deepspeed import ops
+
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def held_weights(parameter: nn.Parameter) -> Tensor:
     """Returns those values of a parameter that are in the memory of this process.
 

@@ -1,4 +1,4 @@
-"""Makes texts from datasets safe to print, and formats durations.
+"""Makes texts from datasets safe to print, and formats durations and errors.
 
 A title may contain control characters that a terminal would execute.
 """
@@ -20,6 +20,11 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Applies [`printable`] to each line of the text, and keeps the line breaks."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or the name of its type if it has no message."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def in_words(seconds: float) -> str:

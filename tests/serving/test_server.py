@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +19,13 @@ import pytest
 from tests.decoding.recommenders import NUM_ITEMS, UnevenPrior, make_recommender, random_histories
 from tests.serving.servers import Client, HeldEngine, Running, make_engine, make_service, running, wait_for
 from trl_rec import ItemCatalog
-from trl_rec.serving import ServingConfig, reloading
+from trl_rec.serving import ServingConfig, list_log, reloading
 from trl_rec.serving.config import TOKEN, read_token
 from trl_rec.serving.engine import Items
 from trl_rec.serving.list_log import ListLog
 from trl_rec.serving.model_engine import ModelEngine
 from trl_rec.serving.reloading import watched_state
-from trl_rec.serving.schema import LONGEST_EXPLAINED
+from trl_rec.serving.schema import LONGEST_EXPLAINED, RecommendResponse
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* have the same text as an earlier item")
@@ -333,6 +335,25 @@ def test_lists_are_logged(tmp_path: Path) -> None:
         (tmp_path / "log").rmdir()
         assert server.client().recommend(["id 1"]).status == 200
         assert "trl_rec_log_failures_total 1" in server.client().get("/metrics").body
+
+
+def test_a_list_that_is_cut_off_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FullDisk(FileIO):
+        def write(self, data: bytes) -> int:
+            return super().write(data[:10])
+
+    answer = RecommendResponse(items=[], unknown=0, fallback=False, request_id="a", run="one")
+    log = ListLog(tmp_path / "log")
+    with monkeypatch.context() as patch:
+        patch.setattr(list_log, "open", lambda path, mode, buffering: FullDisk(path, mode), raising=False)
+        assert not log.append([answer])
+    assert re.search("only 10 of [0-9]+ bytes of lists were appended to .*lists-", caplog.text)
+
+    assert log.append([answer])  # on a line of its own
+    (file,) = (tmp_path / "log").iterdir()
+    assert json.loads(file.read_text().splitlines()[1])["request_id"] == "a"
 
 
 def test_a_log_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

@@ -49,11 +49,14 @@ class ListLog:
                 if self._may_be_cut and not _ends_a_line(path):
                     text = f"\n{text}"
                 data = text.encode()
-                self._may_be_cut = file.write(data) < len(data)
+                written = file.write(data)
         except OSError as error:
             self._may_be_cut = True
             logger.warning("lists cannot be appended to %s: %s", path, error)
             return False
+        self._may_be_cut = written < len(data)
+        if self._may_be_cut:
+            logger.warning("only %d of %d bytes of lists were appended to %s", written, len(data), path)
         return not self._may_be_cut
 
 

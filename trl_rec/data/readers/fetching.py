@@ -21,6 +21,7 @@ from pathlib import Path
 
 from trl_rec.data.readers.files import find_file
 from trl_rec.files import atomic_folder
+from trl_rec.printing import first_line
 
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def ml_100k_folder() -> Path:
             _keep(fetch(), folder)
             return folder
         except (OSError, HTTPException, subprocess.SubprocessError, zipfile.BadZipFile, KeyError, FetchError) as error:
-            reasons.append(f"{origin}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            reasons.append(f"{origin}: {first_line(error)}")
     remedy = "download it yourself, and pass the folder with u.data, u.item and u.user as the source"
     raise FetchError(f"ml-100k cannot be downloaded from GroupLens or as a wheel ({'; '.join(reasons)}); {remedy}")
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trl_rec.files import atomic_file, write_json
+from trl_rec.printing import first_line
 from trl_rec.ragged import Ragged
 from trl_rec.semantic_ids.dual.inputs import Scaling
 from trl_rec.semantic_ids.dual.tower import Tower
@@ -81,8 +82,7 @@ class ItemIdEncoder:
             tower.load_state_dict(weights)
             behaviour_width = description["tower"]["inputs"] - len(scaling.mean)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            first_line = str(error).splitlines()[0]
-            raise ValueError(f"{file} is damaged or belongs to other IDs ({first_line}); {REMEDY}") from error
+            raise ValueError(f"{file} is damaged or belongs to other IDs ({first_line(error)}); {REMEDY}") from error
         return cls(tower.eval(), encoder, scaling, behaviour_width)
 
     @torch.no_grad()

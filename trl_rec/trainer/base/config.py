@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
-from trl_rec.compat import settle_checkpointing
+from trl_rec.compat import settle_checkpointing, skip_deepspeed_compilation
 from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, NOT_NEGATIVE, check_ranges
 from trl_rec.trainer.base.saving.recipe import given_values
 
@@ -201,6 +201,7 @@ class RecConfig(Base):
         self._given = given_values(self)  # collected before TRL's config replaces values
         settle_checkpointing(self)
         check_ranges(self)
+        skip_deepspeed_compilation()  # before TRL's config starts the communication between processes
         super().__post_init__()  # type: ignore[no-untyped-call]  # TRL's config, which is next in the MRO
         check_ranges(self)  # again, because TRL's config has now parsed mappings that were given as JSON
 

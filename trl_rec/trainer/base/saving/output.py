@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from trl_rec.compat import name_or_path
 from trl_rec.evaluation.kept.environment import ENVIRONMENT
 from trl_rec.evaluation.kept.files import FINISHED, KEPT_FILES
+from trl_rec.printing import first_line
 from trl_rec.trainer.base.saving.checkpoints import (
     MARK,
     Mark,
@@ -227,9 +228,8 @@ def writing(folder: Path, output_dir: Path) -> Iterator[None]:
         is_known = any(text in str(error) for text in ("PytorchStreamWriter", "inline_container", "os error"))
         if not is_known and getattr(error, "errno", None) is None:
             raise
-        reason = str(error).splitlines()[0]
         raise NotWrittenError(
-            f"{folder} could not be written ({reason}); free some space, or raise the limit on file "
+            f"{folder} could not be written ({first_line(error)}); free some space, or raise the limit on file "
             f"sizes{_where_to_resume(output_dir)}"
         ) from error
 
