@@ -70,14 +70,14 @@ def measure(arguments: argparse.Namespace) -> None:
 
     from trl_rec.decoding import sample_item_lists
     from trl_rec.items import TokenTrie
-    from trl_rec.models.threads import choose_threads
+    from trl_rec.models.cpu import adapt_to_cpu
 
     # 1. Make a model, and prompts of random histories.
     paths, vocab_size = make_paths("item_token", arguments.items)
     trie = TokenTrie.from_sequences(paths)
     model = small(vocab_size, arguments.hidden, 2)
     if arguments.measure == "chosen":
-        choose_threads(model)
+        adapt_to_cpu(model)
     prompts = padded([[2, *row] for row in torch.randint(3, vocab_size, (8, 50)).tolist()])
     batch = torch.randint(3, vocab_size, (16, 128))
 

@@ -176,6 +176,11 @@ def touched(tree: ast.AST, own: set[str]) -> list[int]:
 # transformers
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_cpu_says_in_which_types_it_computes(dtype: torch.dtype) -> None:
+    assert compat.cpu_computes_in(dtype) in (True, False)
+
+
 def test_name_or_path_is_where_a_model_was_loaded_from(tmp_path: Path) -> None:
     made = make_model()
     made.save_pretrained(tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_million_items_build_within_a_minute_and_three_gib() -> None:
     benchmark = Path(__file__).parents[2] / "benchmarks" / "trie.py"
     output = subprocess.run([sys.executable, benchmark], capture_output=True, text=True, check=True).stdout

@@ -132,20 +132,18 @@ def test_an_interrupted_verb_writes_nothing(work, module, place: str, tmp_path: 
     assert ended.value.code == 143 and contents(tmp_path) == before
 
 
-STEPS = 300
+STEPS = 120
 TRAIN = (
-    f"bear --use_cpu true --bf16 false --max_steps {STEPS} --save_steps 20 --eval_strategy no --report_to none "
+    f"bear --use_cpu true --bf16 false --max_steps {STEPS} --save_steps 10 --max_test_users 5 --eval_strategy no --report_to none "
     "--disable_tqdm true --hidden_size 16 --num_layers 1 --per_device_train_batch_size 2 "
     "--activation_checkpointing false --logging_steps 500 --output_dir run"
 ).split()
 PROGRAM = [sys.executable, "-m", "trl_rec.cli", *TRAIN]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("number", "processes"),
-    [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 2, marks=pytest.mark.long)],
-    ids=["one process", "two processes"],
+    ("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)], ids=["one process", "two processes"]
 )
 def test_a_training_run_that_is_stopped_resumes_to_equal_weights(number: int, processes: int, tmp_path: Path) -> None:
     data = tmp_path / "data"

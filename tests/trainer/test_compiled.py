@@ -120,7 +120,7 @@ def both(case: str, backend: str, folders: dict[str, Path], output: Path) -> tup
     return compiled, plain
 
 
-LONG = {"bear-tasks", "blade-adapter", "softmax_dpo", "softmax_dpo-precomputed", "softmax_dpo-two-adapters"}
+LONG = {*CASES} - {"bear", "blade"}
 
 
 @pytest.mark.slow

@@ -23,8 +23,8 @@ from trl_rec.decoding.recommended import Explanation, Recommendation, Recommende
 from trl_rec.decoding.requests import Request, RequestRanker
 from trl_rec.decoding.run_folder import SETTINGS, check_keys, check_users, load_run, local_folder
 from trl_rec.items import ItemCatalog, TokenTrie
+from trl_rec.models.cpu import adapt_to_cpu
 from trl_rec.models.loading import load_model, load_tokenizer
-from trl_rec.models.threads import choose_threads
 from trl_rec.ranges import COUNT
 
 
@@ -95,7 +95,7 @@ class Recommender:
         place: Any = PartialState().device if device is None else torch.device(device)
         if "device_map" not in options and model.device != place:
             model = model.to(place)
-        choose_threads(model)
+        adapt_to_cpu(model)
         trie = parts.trie.to(model.device)
         return cls(model, parts.tokenizer, parts.catalog, parts.prompt_format, trie, parts.settings, prior)
 

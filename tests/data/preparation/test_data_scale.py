@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_step_is_measured(tmp_path):
     root = Path(__file__).parents[3]
     command = [sys.executable, "benchmarks/data_scale.py", "200000"]

@@ -19,7 +19,7 @@ from trl_rec.evaluation.results import BASELINES, Evaluation, held_out
 from trl_rec.evaluation.saved_model.config import EvaluationConfig
 from trl_rec.evaluation.saved_model.model import REMEDY
 from trl_rec.evaluation.saved_model.writing import model_row, seed_of_run
-from trl_rec.models.threads import choose_threads
+from trl_rec.models.cpu import adapt_to_cpu
 from trl_rec.trainer.alro.rows import held_out_rows
 
 
@@ -78,7 +78,7 @@ def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str |
     count = settings.get("num_candidates") or NUM_CANDIDATES
     rows = held_out_rows(split, num_candidates=count, max_history=settings["max_history"])
     model = ranker.model.to(PartialState().device)
-    choose_threads(model)
+    adapt_to_cpu(model)
     combined = config.combined_orders or 1
     num_orders = (config.num_orders or NUM_ORDERS) * combined
     rank = partial(

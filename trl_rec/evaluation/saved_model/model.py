@@ -20,8 +20,8 @@ from trl_rec.evaluation.results import Evaluation, held_out
 from trl_rec.evaluation.saved_model.config import EvaluationConfig
 from trl_rec.evaluation.saved_model.settings import metric_options
 from trl_rec.items.trie import TokenTrie
+from trl_rec.models.cpu import adapt_to_cpu
 from trl_rec.models.loading import load_model, load_tokenizer
-from trl_rec.models.threads import choose_threads
 
 
 REMEDY = "set max_users to shorten it"
@@ -31,7 +31,7 @@ def load_policy(model_name: str, dataset: RecDataset, config: EvaluationConfig) 
     """Loads the model and its tokenizer. The model is prompted as in its training, if it has a run folder."""
     tokenizer = load_tokenizer(model_name)
     model = load_model(model_name, dtype=config.dtype).to(PartialState().device)
-    choose_threads(model)
+    adapt_to_cpu(model)
     prompt = {**settings_of_run(model_name).get("prompt", {}), "list_length": config.list_length}
     return Policy(
         model,

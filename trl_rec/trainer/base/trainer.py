@@ -25,6 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
+import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ from trl_rec.compat import (
 )
 from trl_rec.files import clean_up, exclusive, resolved, temporary_folder
 from trl_rec.items import ItemCatalog
-from trl_rec.models.threads import choose_threads
+from trl_rec.models.cpu import adapt_to_cpu
 from trl_rec.trainer.base.checks import check_parallelism
 from trl_rec.trainer.base.early_stopping import EarlyStopping, check_metric
 from trl_rec.trainer.base.metrics import BatchLoss, KeptMetrics, Mean, RowLosses
@@ -127,7 +128,8 @@ class RecTrainerMixin(ABC, Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        choose_threads(self.model)
+        if self.args.device.type == "cpu":
+            adapt_to_cpu(self.model, torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None)
         shorten_evaluations(self)
 
     def __init_subclass__(cls, **kwargs: object) -> None:

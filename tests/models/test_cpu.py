@@ -1,6 +1,8 @@
-"""Small models use one CPU thread, unless the user has chosen a number of threads. Waiting threads do not spin."""
+"""Small models use one CPU thread, unless the user has chosen a number of threads. Waiting threads do not spin. A type
+that is slow on the CPU is reported."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -10,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from trl_rec.models import threads
-from trl_rec.models.threads import SMALL, choose_threads
+from trl_rec.models import cpu
+from trl_rec.models.cpu import SMALL, adapt_to_cpu, choose_threads
 from trl_rec.threads import PASSIVE
 
 
@@ -37,10 +39,10 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cores]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch, "get_num_threads", fake.get)
     monkeypatch.setattr(torch, "set_num_threads", fake.set)
-    monkeypatch.setattr(threads, "_physical_cores", lambda: 8)
-    threads._default_threads.cache_clear()
+    monkeypatch.setattr(cpu, "_physical_cores", lambda: 8)
+    cpu._default_threads.cache_clear()
     yield fake
-    threads._default_threads.cache_clear()
+    cpu._default_threads.cache_clear()
 
 
 def large() -> nn.Module:
@@ -67,7 +69,7 @@ def test_a_number_that_the_user_has_set_in_torch_is_respected(cores: Cores) -> N
     cores.set(3)
     choose_threads(nn.Linear(2, 2))
     assert cores.threads == 3
-    threads._default_threads.cache_clear()
+    cpu._default_threads.cache_clear()
     cores.set(8)
     choose_threads(nn.Linear(2, 2))
     cores.set(5)
@@ -76,8 +78,25 @@ def test_a_number_that_the_user_has_set_in_torch_is_respected(cores: Cores) -> N
 
 
 def test_a_model_on_a_device_changes_nothing(cores: Cores) -> None:
-    choose_threads(nn.Linear(2, 2, device="meta"))
+    adapt_to_cpu(nn.Linear(2, 2, device="meta", dtype=torch.bfloat16))
     assert cores.threads == 8
+
+
+@pytest.mark.parametrize("supported", [True, False])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_type_without_instructions_is_reported_once(
+    kind: torch.dtype, supported: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cpu, "cpu_computes_in", lambda dtype: dtype == kind and supported)
+    cpu._check_speed.cache_clear()
+    with caplog.at_level(logging.WARNING, "trl_rec"):
+        adapt_to_cpu(nn.Linear(2, 2))
+        assert caplog.messages == []
+        adapt_to_cpu(nn.Linear(2, 2), autocast=kind)
+        adapt_to_cpu(nn.Linear(2, 2, dtype=kind))
+    name = str(kind).removeprefix("torch.")
+    assert [f"no instructions for {name}, so" in message for message in caplog.messages] == [True] * (not supported)
+    cpu._check_speed.cache_clear()
 
 
 LAUNCHED = """
