@@ -130,7 +130,7 @@ def test_a_saved_model_is_evaluated_beside_the_baselines(
     assert again["model random"]["metrics"]["reward"] == rewards[0]
     Path("random/ranker.json").touch()
     with pytest.raises(SystemExit):
-        main(["evaluate", "--model", "random", *options])
+        main(["evaluate", "--model", "random", *options[:4]])
     assert "random/ranker.json is damaged and cannot be read" in capsys.readouterr().err
 
 
