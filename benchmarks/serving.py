@@ -129,7 +129,7 @@ def compare(folder: Path, seconds: float, rounds: int) -> None:
     print(f"{'server':<10} {'clients':>7} {'requests/s':>11} {'p50 ms':>8} {'p99 ms':>8}")
     for (name, number), latencies in found.items():
         p50, p99 = percentile(latencies, 50), percentile(latencies, 99)
-        print(f"{name:<10} {number:>7} {len(latencies) / seconds / rounds:>11.0f} {p50:>8.1f} {p99:>8.1f}")
+        print(f"{name:<10} {number:>7} {len(latencies) / seconds / rounds:>11.2f} {p50:>8.1f} {p99:>8.1f}")
     ratio = len(found["batched", 8]) / len(found["unbatched", 8])
     tail = percentile(found["batched", 8], 99) / percentile(found["batched", 1], 50)
     print(f"With 8 clients, batching gives {ratio:.1f} times as many requests per second.")
