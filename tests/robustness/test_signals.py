@@ -134,8 +134,8 @@ def test_an_interrupted_verb_writes_nothing(work, module, place: str, tmp_path: 
 
 STEPS = 120
 TRAIN = (
-    f"bear --use_cpu true --bf16 false --max_steps {STEPS} --save_steps 10 --max_test_users 5 --eval_strategy no --report_to none "
-    "--disable_tqdm true --hidden_size 16 --num_layers 1 --per_device_train_batch_size 2 "
+    f"bear --use_cpu true --bf16 false --max_steps {STEPS} --save_steps 10 --max_test_users 5 --eval_strategy no "
+    "--report_to none --disable_tqdm true --hidden_size 16 --num_layers 1 --per_device_train_batch_size 2 "
     "--activation_checkpointing false --logging_steps 500 --output_dir run"
 ).split()
 PROGRAM = [sys.executable, "-m", "trl_rec.cli", *TRAIN]

@@ -37,7 +37,10 @@ def test_reachable_targets_occur_in_training_and_may_be_recommended(exclude_hist
     assert _reachable(dataset, exclude_history) == share
 
 
-def test_the_pilot_measures_two_baselines_on_validation_even_if_the_study_uses_test(tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_the_pilot_measures_two_baselines_on_validation_for_the_users_of_the_studys_split(
+    split: str, tmp_path: Path
+) -> None:
     dataset = prepare("toy", tmp_path / "toy", toy_users=30, toy_items=60).with_surface("item_token")
     found = resolution(
         dataset,
@@ -46,10 +49,12 @@ def test_the_pilot_measures_two_baselines_on_validation_even_if_the_study_uses_t
         "ndcg@5",
         num_candidates=10,
         evaluation={"split": "test", "ks": [5], "batch_size": 8},
+        split=split,
     )
     pilot = evaluate_baselines(dataset, split="validation", ks=[5])
     runs = ([pilot[name].per_user] for name in ("transition", "popularity"))
-    assert found.smallest == pytest.approx(smallest_difference(*runs, metric="ndcg@5", num_users=len(dataset.test)))
+    assert found.smallest == pytest.approx(smallest_difference(*runs, metric="ndcg@5", num_users=found.num_users))
+    assert found.num_users == len(getattr(dataset, split))
     assert found.reference == pilot["transition"].metrics["ndcg@5"]
 
 

@@ -4,13 +4,14 @@ tests that no process of a run outlives a study that cannot go on."""
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from trl_rec import cli, prepare
+from trl_rec import cli, make_semantic_ids, prepare
 from trl_rec.schedule.studies import Study, StudyConfig
 from trl_rec.schedule.studies.arms import Arm
 from trl_rec.schedule.studies.data import make_dataset, make_ids
@@ -100,6 +101,7 @@ def test_semantic_ids_of_a_removed_copy_are_made_again(tmp_path: Path) -> None:
         runs[0].record.write_text(json.dumps({"seconds": 1}))
 
     study = SimpleNamespace(
+        folder=tmp_path / "study",
         trainings={"ids": Arm("ids", verb="bear", tokenize={"codes": 8})},
         dataset_of=lambda arm: str(tmp_path / "study" / "copy"),
         dataset_folder=str(tmp_path / "data"),
@@ -142,6 +144,26 @@ def test_semantic_ids_are_made_again_with_their_dataset(tmp_path: Path) -> None:
     assert [made(), made()] == [["prepare", "tokenize"], []]
     prepare(**toy, overwrite=True)
     assert [made(), made()] == [["tokenize"], []]
+
+
+@pytest.mark.parametrize(("surface", "refused"), [("semantic_id", True), ("item_token", False)])
+def test_ids_that_were_replaced_since_the_study_started_are_refused(
+    surface: str, refused: bool, tmp_path: Path
+) -> None:
+    dataset = prepare("toy", tmp_path / "data", toy_users=12, toy_items=50)
+    config = StudyConfig(
+        output_dir=str(tmp_path / "study"),
+        dataset=str(tmp_path / "data"),
+        arms={"counter": {"baseline": "transition"}, "bear": {"verb": "bear", "set": {"surface": surface}}},
+        against="counter",
+    )
+    study = Study(config, read_recipe=lambda name: {}, say=print)
+    make_semantic_ids(dataset, levels=2, codes=16)
+    study._check_plan(dataset)
+    study._check_plan(dataset)
+    make_semantic_ids(dataset, levels=2, codes=8, overwrite=True)
+    with pytest.raises(ValueError, match="differs in semantic IDs") if refused else nullcontext():
+        study._check_plan(dataset)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])

@@ -53,7 +53,11 @@ def read(**changes: Any) -> None:
         ),
         (
             {"arms": {"a": SFT, "b": {"policy": "a", "row": "prior"}}, "only_validation": True},
-            "with only_validation, policies are measured only by their trainings",
+            "b: with only_validation, only trainings and baselines are measured",
+        ),
+        (
+            {"arms": {"a": SFT, "b": {"lists": "lists.csv"}}, "only_validation": True},
+            "b: with only_validation, only trainings and baselines are measured",
         ),
         ({"arms": {"a b": SFT, "a-b": SFT}}, "'a-b' and 'a b' would share a folder"),
         ({"arms": {"a": {**SFT, "set": {"seed": 3}}}}, "arms: a: set: the study sets seed itself"),

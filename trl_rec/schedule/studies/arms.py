@@ -81,6 +81,13 @@ class Arm:
         """The name of the arm's folder."""
         return slug(self.name)
 
+    @property
+    def reads_ids(self) -> bool:
+        """Whether the arm is a training that reads the semantic IDs of the items."""
+        default = "semantic_id" if self.verb == "align3gr" else "item_token"
+        surfaces = [{**self.recipe, **point}.get("surface", default) for point in self.grid]
+        return self.verb is not None and "semantic_id" in surfaces
+
 
 def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]]) -> dict[str, Arm]:
     """Returns the arms by name, each after the arm that it starts from. Raises `ValueError` if arms are inconsistent.
@@ -230,13 +237,13 @@ def _read_policy(where: str, name: str, entry: Mapping[str, Any]) -> Arm:
 def _check_policies(arms: dict[str, Arm], config: StudyConfig) -> None:
     """Checks that each arm of the kind "policy" names a training, and gives the arm the seeds of this training."""
     for name, arm in arms.items():
+        if config.only_validation and (arm.policy is not None or arm.lists is not None):
+            raise ValueError(
+                f"arms: {name}: with only_validation, only trainings and baselines are measured; leave out this arm "
+                "or only_validation"
+            )
         if arm.policy is None:
             continue
-        if config.only_validation:
-            raise ValueError(
-                f"arms: {name}: with only_validation, policies are measured only by their trainings; leave "
-                "out this arm or only_validation"
-            )
         trainings = [one for one in arms if arms[one].verb is not None]
         if arm.policy not in trainings:
             raise ValueError(

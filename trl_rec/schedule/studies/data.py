@@ -52,14 +52,14 @@ def make_ids(study: Study) -> None:
             run.record.unlink(missing_ok=True)  # a finished run does not count once its copy has been removed
             with atomic_folder(folder) as copy:
                 shutil.copytree(study.dataset_folder, copy, dirs_exist_ok=True)
-        study.finish([replace(run, has_folder=False)], None, "tokenize")
+        study.finish([replace(run, has_folder=False, study=study.folder)], None, "tokenize")
 
 
 def _prepare(study: Study, run: Run) -> None:
     """Runs `trl-rec prepare` or `trl-rec tokenize`, unless it is finished and the dataset still has its result."""
     run = replace(run, path=study.folder / "data" / run.verb)
     keys = {"output_dir": study.dataset_folder} if run.verb == "prepare" else {}
-    run = replace(run, keys={**run.keys, **keys}, has_folder=False)
+    run = replace(run, keys={**run.keys, **keys}, has_folder=False, study=study.folder)
     if not (Path(study.dataset_folder) / LAST_FILE[run.verb]).is_file():
         run.record.unlink(missing_ok=True)
     study.finish([run], None, run.verb)

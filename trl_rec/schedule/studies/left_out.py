@@ -69,6 +69,7 @@ def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
         config.primary,
         num_candidates=_num_candidates(study),
         evaluation=study.evaluation,
+        split=_split(study),
     )
     if found.smallest is None:
         study.say(
@@ -77,7 +78,7 @@ def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
         )
     else:
         study.say(
-            f"with {found.num_users:,} test users, the study can detect differences in {config.primary} of "
+            f"with {found.num_users:,} {_split(study)} users, the study can detect differences in {config.primary} of "
             f"about {found.smallest:.4f} or more (a single comparison detects a true difference of "
             f"{found.smallest:.4f} with 80 % probability, if results differ little between seeds)"
         )
@@ -98,6 +99,11 @@ def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
             study.left_out[name] = f"it measures the policies of {arm.policy}, which is left out"
             study.say(f"{name} is left out: {study.left_out[name]}")
     return found
+
+
+def _split(study: Study) -> str:
+    """Returns the split on which the study measures its arms."""
+    return "validation" if study.config.only_validation else "test"
 
 
 def _say_headroom(study: Study, found: Resolution) -> None:

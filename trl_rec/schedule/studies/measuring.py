@@ -136,4 +136,5 @@ def _further_baselines(study: Study) -> dict[str, list[str]]:
 
 
 def _test(study: Study, title: str, keys: dict[str, Any], path: str) -> Run:
-    return Run(f"{title}, test split", "evaluate", keys, study.folder / "test" / path, once=True)
+    place = study.folder / "test" / path
+    return Run(f"{title}, test split", "evaluate", keys, place, once=True, study=study.folder)

@@ -17,6 +17,7 @@ from trl_rec.data.dataset import RecDataset, split_rows
 from trl_rec.data.list_rows import new_targets
 from trl_rec.evaluation import evaluate_baselines, evaluate_rated_baselines
 from trl_rec.evaluation.comparison.resolution import smallest_difference
+from trl_rec.evaluation.results import held_out
 from trl_rec.schedule.studies.arms import Arm
 from trl_rec.trainer.alro.rows import held_out_rows
 
@@ -45,7 +46,7 @@ class Resolution:
         reference: The primary measure, on the validation split, of the arm that the other arms are compared with
             (the study's `against`); None if that arm is not one of the baselines measured here.
         only_ids: Names of the arms whose models read item ids and no item texts (see [`knows_only_ids`]).
-        num_users: Number of test users that `smallest` is estimated for. In a study of rated candidates, users without
+        num_users: Number of users that `smallest` is estimated for. In a study of rated candidates, users without
             a list to order do not count.
     """
 
@@ -77,6 +78,7 @@ def resolution(
     *,
     num_candidates: int,
     evaluation: Mapping[str, Any],
+    split: str = "test",
 ) -> Resolution:
     """Measures the baselines on the validation split, and estimates from them what the study can detect.
 
@@ -87,17 +89,19 @@ def resolution(
         primary: The primary measure.
         num_candidates: Number of rated candidates per list. Used only if `primary` is a measure of rated lists.
         evaluation: The options of `trl-rec evaluate` that the study sets. Only those in `OF_BASELINES` are used.
+        split (*optional*): The split on which the study will measure the arms. Only its number of users is used.
     """
     is_rated = primary == "tau" or primary.startswith("graded_")
     options = {name: value for name, value in evaluation.items() if name in OF_BASELINES}
+    measured = held_out(dataset, split)
     if is_rated:
         rows = held_out_rows(dataset.validation, num_candidates=num_candidates)
         baselines = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=options.get("ks", KS))
-        pilot, num_users = ("item mean", "popularity"), len(held_out_rows(dataset.test, num_candidates=num_candidates))
+        pilot, num_users = ("item mean", "popularity"), len(held_out_rows(measured, num_candidates=num_candidates))
     else:
         surfaced = dataset.with_surface("item_token")
         baselines = evaluate_baselines(surfaced, split="validation", **options)
-        pilot, num_users = ("transition", "popularity"), len(dataset.test)
+        pilot, num_users = ("transition", "popularity"), len(measured)
     if any(primary not in one.per_user for one in baselines.values()):
         return Resolution(None, None, None)
 

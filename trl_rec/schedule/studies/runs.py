@@ -37,6 +37,8 @@ class Run:
         path: The run folder.
         once: Whether the run must never be repeated with other inputs. True for measurements on the test split.
         has_folder: Whether the verb writes to the run folder, rather than to a dataset folder.
+        study (*optional*): The folder of the study. The record of the run contains paths relative to it, so that a
+            study can be moved to another folder.
     """
 
     title: str
@@ -45,6 +47,7 @@ class Run:
     path: Path
     once: bool = False
     has_folder: bool = True
+    study: Path | None = None
 
     @property
     def recipe(self) -> Path:
@@ -233,5 +236,17 @@ def _asked(run: Run) -> dict[str, Any]:
     """
     model = run.keys.get("model_name_or_path") or run.keys.get("model")
     weights = weights_digest(model) if isinstance(model, str) and Path(model).is_dir() else None
-    asked: dict[str, Any] = as_json({"command": run.command, "keys": run.keys, "model weights": weights})
-    return asked
+    asked = as_json({"command": run.command, "keys": run.keys, "model weights": weights})
+    relative: dict[str, Any] = _relative_to(run.study, asked)
+    return relative
+
+
+def _relative_to(study: Path | None, value: Any) -> Any:
+    """Returns a JSON value in which each path below the folder of the study begins with `STUDY` instead."""
+    if isinstance(value, dict):
+        return {name: _relative_to(study, one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_relative_to(study, one) for one in value]
+    if study is not None and isinstance(value, str) and value.startswith(f"{study}/"):
+        return f"STUDY{value.removeprefix(str(study))}"
+    return value

@@ -43,6 +43,7 @@ from trl_rec.schedule.studies.progress import TEST, progress_of
 from trl_rec.schedule.studies.results import conclude
 from trl_rec.schedule.studies.runs import Run, finish_all
 from trl_rec.schedule.studies.training import choose_points, train_chosen, validation_value
+from trl_rec.semantic_ids.storage import read_ids_card
 from trl_rec.trainer.base.saving.fingerprint import as_json
 
 
@@ -152,6 +153,7 @@ class Study:
                 **{name: value for name, value in asdict(self.config).items() if name not in MAY_CHANGE},
                 "data": hashlib.sha256(json.dumps(dataset.card, sort_keys=True).encode()).hexdigest()[:16],
                 "recipes": {name: arm.recipe for name, arm in self.arms.items() if arm.verb is not None},
+                "semantic IDs": self._fingerprint_of_ids(),
             }
         )
         path = self.folder / PLAN
@@ -165,6 +167,12 @@ class Study:
                 )
         else:
             write_json(path, plan)
+
+    def _fingerprint_of_ids(self) -> str | None:
+        """Returns the fingerprint of the dataset's semantic IDs, or None if no arm reads them."""
+        readers = [arm for arm in self.arms.values() if arm.reads_ids and not arm.tokenize]
+        card = read_ids_card(self.dataset_folder) if readers else None
+        return None if card is None else str(card["fingerprint"])
 
     def dataset_of(self, arm: Arm) -> str:
         """Returns the dataset folder of an arm: that of the study, or that of a copy with the arm's semantic IDs."""
@@ -204,7 +212,8 @@ class Study:
             keys["model_name_or_path"] = str(start.path) if start is not None else "START"
         name = point_name(point)
         folder = self.folder / "runs" / arm.slug / (slug(name) if name else "")
-        return Run(f"{arm.name}{f' ({name})' if name else ''}, seed {seed}", arm.verb, keys, folder / f"seed-{seed}")
+        title = f"{arm.name}{f' ({name})' if name else ''}, seed {seed}"
+        return Run(title, arm.verb, keys, folder / f"seed-{seed}", study=self.folder)
 
     def finish(self, runs: Sequence[Run], kinds: Mapping[Path, str] | None, kind: str = "") -> None:
         """Finishes runs that do not depend on each other. After each run, reports how many runs remain.
