@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from trl_rec import BearTrainer, SoftmaxDPOConfig
 from trl_rec.models import load_model
 from trl_rec.scripts.running import run
 from trl_rec.trainer.base.saving.checkpoints import MARK
+from trl_rec.trainer.base.saving.output import NotWrittenError, writing
 
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "overwrite": False}
@@ -416,6 +418,20 @@ def test_two_runs_do_not_share_a_folder_and_a_killed_run_leaves_no_lock(world: P
     process.join()
     step = newest_complete(output)
     make_trainer(world, output, **SAVING, max_steps=step + 1).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EACCES, "make this folder writable"),
+        (errno.EROFS, "make this folder"),
+    ],
+)
+def test_the_remedy_depends_on_why_a_folder_could_not_be_written(number: int, remedy: str, tmp_path: Path) -> None:
+    with pytest.raises(NotWrittenError, match=f"run/model could not be written .*; {remedy}"):
+        with writing(tmp_path / "run" / "model", tmp_path / "run"):
+            raise OSError(number, os.strerror(number))
 
 
 @pytest.mark.slow

@@ -125,9 +125,6 @@ class Browser:
         )
         return found
 
-    def count(self, selector: str) -> int:
-        return int(self.run(f"document.querySelectorAll({json.dumps(selector)}).length"))
-
     def show(self, width: int, height: int, scheme: str) -> None:
         """Sets the size of the page, and whether it is light or dark."""
         self.send(

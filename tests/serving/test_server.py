@@ -164,7 +164,7 @@ MALFORMED = {
     "another type": ({**SMALL, "where": [["price", "<", "cheap"]]}, 422, "cannot be compared"),
     "a mapping as condition": ({**SMALL, "where": [{"brand": "ash"}]}, 422, "where may contain"),
     "a deep filter": ({**SMALL, "where": [[[[[["brand"]]]]]]}, 422, "nested too deeply"),
-    "many conditions": ({**SMALL, "where": [["price", "<", 1]] * 51}, 422, "at most 50 conditions"),
+    "many conditions": ({**SMALL, "where": [["price", "<", 1]] * 51}, 422, "at most 50 conditions or alternatives"),
     "many values": ({**SMALL, "where": [["price", "in", [1] * 1001]]}, 422, "at most 1000 values"),
     "an unknown column to limit": ({**SMALL, "max_per": {"color": 1}}, 422, "max_per names the column 'color'"),
     "a limit of 0": ({**SMALL, "max_per": {"brand": 0}}, 422, "max_per of brand must be at least 1"),

@@ -67,7 +67,9 @@ class RecommendRequest(_Request):
         """Refuses a filter that is too large or too deeply nested. The engine checks the conditions of the filter."""
         level = list(where or [])
         if len(level) > MOST_CONDITIONS:
-            raise PydanticCustomError("sentence", f"where may have at most {MOST_CONDITIONS} conditions")
+            raise PydanticCustomError(
+                "sentence", f"where may have at most {MOST_CONDITIONS} conditions or alternatives"
+            )
         number = 0
         for _ in range(4):  # four levels: alternatives, conditions, their parts, the values of `in`
             number += len(level)

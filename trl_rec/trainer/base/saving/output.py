@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -228,9 +229,11 @@ def writing(folder: Path, output_dir: Path) -> Iterator[None]:
         is_known = any(text in str(error) for text in ("PytorchStreamWriter", "inline_container", "os error"))
         if not is_known and getattr(error, "errno", None) is None:
             raise
+        remedy = "free some space, or raise the limit on file sizes"
+        if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
+            remedy = "make this folder writable"
         raise NotWrittenError(
-            f"{folder} could not be written ({first_line(error)}); free some space, or raise the limit on file "
-            f"sizes{_where_to_resume(output_dir)}"
+            f"{folder} could not be written ({first_line(error)}); {remedy}{_where_to_resume(output_dir)}"
         ) from error
 
 
