@@ -173,12 +173,24 @@ def touched(tree: ast.AST, own: set[str]) -> list[int]:
     return lines
 
 
+# torch
+
+
+@pytest.mark.parametrize("available", [True, False])
+@pytest.mark.parametrize(("dtype", "op"), [(torch.bfloat16, "bf16"), (torch.float16, "fp16")])
+def test_onednn_says_in_which_types_the_cpu_computes(
+    dtype: torch.dtype, op: str, available: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(compat.cpu_computes_in(dtype), bool)
+    asked = []
+    ops = {f"_is_mkldnn_{kind}_supported": lambda kind=kind: asked.append(kind) for kind in ("bf16", "fp16")}
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(**ops))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
+    assert compat.cpu_computes_in(dtype) is not available  # without oneDNN, nothing is known
+    assert asked == [op] * available
+
+
 # transformers
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_cpu_says_in_which_types_it_computes(dtype: torch.dtype) -> None:
-    assert compat.cpu_computes_in(dtype) in (True, False)
 
 
 def test_name_or_path_is_where_a_model_was_loaded_from(tmp_path: Path) -> None:
@@ -499,17 +511,28 @@ def test_the_step_hook_is_removed_and_restored() -> None:
 
 
 @pytest.mark.slow
-def test_deepspeed_compiles_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chosen_by", ["the launcher", "its option"])
+def test_deepspeed_compiles_nothing_on_a_cpu(chosen_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("deepspeed")
     backend = import_module("deepspeed.comm.torch")
     monkeypatch.setattr(backend.get_accelerator(), "create_op_builder", lambda name: _Builder(name))
     monkeypatch.setattr(import_module("deepspeed.ops"), "__compatible_ops__", {_Builder.NAME: True}, raising=False)
+    device = ["cuda"]
+    monkeypatch.setattr(backend.get_accelerator(), "device_name", lambda: device[0])
+
+    # 1. Nothing changes on a GPU or without DeepSpeed.
+    compat.skip_deepspeed_compilation("zero2.json")
+    device[0] = "cpu"
     compat.skip_deepspeed_compilation()
     with pytest.raises(AssertionError, match="compiled ShareMemCommBuilder"):
-        backend.build_shm_op()  # without DeepSpeed, nothing has changed
+        backend.build_shm_op()
 
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    compat.skip_deepspeed_compilation()
+    # 2. A configuration of a trainer is enough.
+    if chosen_by == "the launcher":
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+        BearConfig("run", use_cpu=True, bf16=False, report_to="none")
+    else:
+        compat.skip_deepspeed_compilation("zero2.json")
     assert backend.build_shm_op() is None
 
 

@@ -133,7 +133,9 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {name: [] for name in programs}
     for line in run.stdout.splitlines():
         if " error: " in line:
-            found[Path(line.split(".py:")[0]).name].append(line)
+            path = Path(line.split(".py:")[0])
+            assert path.parent == folder, f"an error outside the programs: {line}"
+            found[path.name].append(line)
     return found
 
 

@@ -562,18 +562,25 @@ def child_processes() -> list[int]:
 # DeepSpeed
 
 
-def skip_deepspeed_compilation() -> None:
+def skip_deepspeed_compilation(config: object = None) -> None:
     """On a CPU, lets DeepSpeed communicate through gloo alone.
 
     Without this function, DeepSpeed first compiles an extension for shared memory. This takes minutes and gigabytes of
     memory, and if it is interrupted, a lock file blocks all later runs.
+
+    Args:
+        config (*optional*): The option `deepspeed` of a trainer's configuration. If it is not set, DeepSpeed may still
+            have been chosen with `accelerate launch`.
     """
-    from accelerate.utils import parse_flag_from_env
+    from accelerate.utils import is_deepspeed_available, parse_flag_from_env
 
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+    if (config or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")) and is_deepspeed_available():
         from deepspeed import ops
+        from deepspeed.accelerator import get_accelerator
 
-        ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # On a GPU, there is no such extension, and reading `__compatible_ops__` would examine all others.
+        if get_accelerator().device_name() == "cpu":
+            ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def held_weights(parameter: nn.Parameter) -> Tensor:

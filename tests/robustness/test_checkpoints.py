@@ -19,6 +19,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import Trainer
 
@@ -421,17 +422,22 @@ def test_two_runs_do_not_share_a_folder_and_a_killed_run_leaves_no_lock(world: P
 
 
 @pytest.mark.parametrize(
-    ("number", "remedy"),
+    ("error", "remedy"),
     [
-        (errno.ENOSPC, "free some space"),
-        (errno.EACCES, "make this folder writable"),
-        (errno.EROFS, "make this folder"),
+        (OSError(errno.ENOSPC, "No space left on device"), "free some space"),
+        (OSError(errno.EACCES, "Permission denied"), "make .*/run writable"),
+        (SafetensorError("I/O error: Read-only file system (os error 30)"), "make .*/run writable"),
+        (SafetensorError("I/O error: File too large (os error 27)"), "free some space"),
     ],
 )
-def test_the_remedy_depends_on_why_a_folder_could_not_be_written(number: int, remedy: str, tmp_path: Path) -> None:
-    with pytest.raises(NotWrittenError, match=f"run/model could not be written .*; {remedy}"):
-        with writing(tmp_path / "run" / "model", tmp_path / "run"):
-            raise OSError(number, os.strerror(number))
+def test_the_remedy_depends_on_why_a_folder_could_not_be_written(
+    error: Exception, remedy: str, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(NotWrittenError, match=f"run/model could not be written .*; {remedy}"),
+        writing(tmp_path / "run" / "model", tmp_path / "run"),
+    ):
+        raise error
 
 
 @pytest.mark.slow

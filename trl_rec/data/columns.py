@@ -307,8 +307,8 @@ def require(table: Columns, names: Sequence[str], where: str) -> None:
     for name in names:
         if name not in table.column_names:
             raise ValueError(
-                f"{where} has no column {name}, only {', '.join(table.column_names)}; map it with "
-                f"columns={{{name!r}: ...}} (only for the format table), or rename a column of the file"
+                f"{where} has no column {name}, only {', '.join(table.column_names)}; with the "
+                f"format table, map it with columns={{{name!r}: ...}}; otherwise rename a column of the file"
             )
     if table.num_rows == 0:
         raise ValueError(f"{where} contains no rows; give a file with at least one")

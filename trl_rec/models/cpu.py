@@ -11,6 +11,7 @@ import os
 from functools import cache
 
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from trl_rec.compat import cpu_computes_in, num_weights, user_environment
@@ -36,19 +37,21 @@ def adapt_to_cpu(model: nn.Module, autocast: torch.dtype | None = None) -> None:
     if next(model.parameters()).device.type == "cpu":
         choose_threads(model)
         for kind in LOW_PRECISION:
-            if kind == autocast or any(parameter.dtype == kind for parameter in model.parameters()):
-                _check_speed(kind)
+            if any(parameter.dtype == kind for parameter in model.parameters()):
+                _check_speed(kind, "dtype to float32")
+            elif kind == autocast:
+                _check_speed(kind, f"{'bf16' if kind == torch.bfloat16 else 'fp16'} to false")
 
 
 @cache
-def _check_speed(kind: torch.dtype) -> None:
-    """Warns, once per process, if the CPU has no instructions for a type."""
-    if not cpu_computes_in(kind):
+def _check_speed(kind: torch.dtype, remedy: str) -> None:
+    """Warns, once, if the CPU has no instructions for a type."""
+    if not cpu_computes_in(kind) and PartialState().is_main_process:
         name = str(kind).removeprefix("torch.")
         logger.warning(
-            "this CPU has no instructions for %s, so the model may run twenty times slower than in float32; set dtype "
-            "to float32, and bf16 and fp16 to false",
+            "this CPU has no instructions for %s, so the model may run twenty times slower than in float32; set %s",
             name,
+            remedy,
         )
 
 

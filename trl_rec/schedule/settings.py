@@ -116,12 +116,15 @@ def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:
             f"metric_for_best_model={config.metric_for_best_model!r}; leave metric_for_best_model out"
         )
 
-    saves_with_evaluations = config.save_strategy in (config.eval_strategy, "best")
-    if saves_with_evaluations and config.save_strategy == "steps":
+    if config.save_strategy == config.eval_strategy == "steps":
         # A multiple of eval_steps does not suffice, because the best evaluation could fall between two checkpoints.
-        saves_with_evaluations = config.save_steps == (config.eval_steps or config.logging_steps)
-
-    if not saves_with_evaluations:
+        eval_steps = config.eval_steps or config.logging_steps
+        if config.save_steps != eval_steps:
+            raise ValueError(
+                f"keep='best' keeps the best checkpoint, so save_steps must be equal to eval_steps, but they are "
+                f"{config.save_steps:g} and {eval_steps:g}"
+            )
+    elif config.save_strategy not in (config.eval_strategy, "best"):
         saves = SaveStrategy(config.save_strategy).value
         evaluates = IntervalStrategy(config.eval_strategy).value
         raise ValueError(

@@ -78,6 +78,9 @@ class RecommendArguments:
     prior: Literal["saved", "none"] = field(
         default="saved", metadata={"help": "saved: use the prior of the run folder, if it has one; none: use no prior"}
     )
+    dtype: str | None = field(
+        default=None, metadata={"help": "data type of the weights; by default, the type in which they were saved"}
+    )
     batch_size: Annotated[int, COUNT] = field(default=64, metadata={"help": "prompts per forward pass"})
 
 
@@ -107,6 +110,7 @@ def main(argv: list[str]) -> None:
         arguments.model,
         catalog=missing_catalog(local_folder(arguments.model), arguments.dataset),
         prior=None if arguments.prior == "none" else arguments.prior,
+        dtype=arguments.dtype,
     )
     if arguments.output is not None:
         _write(arguments, arguments.output, recommender, one_filter)

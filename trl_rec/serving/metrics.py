@@ -29,7 +29,8 @@ HELP = {
     "unknown_items_total": ("counter", "Items in histories that the catalogue does not contain."),
     "fallback_lists_total": (
         "counter",
-        "Lists that do not depend on the history: no item of it is known, or the file of lists lacks the user.",
+        "Lists of the prior alone, because no item of the history is known; with a file of lists, answers to users "
+        "whom the file lacks.",
     ),
     "short_lists_total": ("counter", "Lists with fewer items than requested."),
     "distinct_items_served": ("gauge", "Distinct items recommended since the current catalogue was loaded."),

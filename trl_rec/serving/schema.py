@@ -116,8 +116,8 @@ class RecommendResponse(BaseModel):
     items: list[ScoredItem] = Field(description="the recommended items, best first")
     unknown: int = Field(description="number of history items that the catalogue does not contain")
     fallback: bool = Field(
-        description="whether the list does not depend on the history, because no item of it is known or, if lists are "
-        "served from a file, because the file has no list of the user"
+        description="whether the prior alone ranked the items, because no item of the history is known; if lists are "
+        "served from a file: whether the file has no list of the user"
     )
     short: str | None = Field(None, description="why there are fewer than k items")
     request_id: str

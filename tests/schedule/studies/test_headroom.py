@@ -12,9 +12,9 @@ from datasets import Dataset
 
 from trl_rec import evaluate_baselines, prepare
 from trl_rec.evaluation import smallest_difference
-from trl_rec.schedule.studies.arms import Arm
-from trl_rec.schedule.studies.resolution import SURFACES, Resolution, _reachable, knows_only_ids, resolution
-from trl_rec.scripts.verbs import SCRIPTS
+from trl_rec.schedule.studies.arms import Arm, default_surface
+from trl_rec.schedule.studies.resolution import Resolution, _reachable, knows_only_ids, resolution
+from trl_rec.scripts.verbs import SCRIPTS, TRAINING
 
 
 ITEMS = pa.list_(pa.int32())
@@ -99,7 +99,7 @@ def test_only_arms_that_know_items_by_their_ids_have_a_limited_headroom(name: st
     assert found.is_decidable(arms[name]) == (name in UNKNOWN)
 
 
-@pytest.mark.parametrize("verb", SURFACES)
+@pytest.mark.parametrize("verb", TRAINING)
 def test_the_default_surfaces_are_those_of_the_verbs(verb: str) -> None:
     kind = import_module(f"trl_rec.scripts.{SCRIPTS.get(verb, verb)}").KINDS[0]
-    assert SURFACES[verb] == next(one.default for one in fields(kind) if one.name == "surface")
+    assert default_surface(verb) == next(one.default for one in fields(kind) if one.name == "surface")

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import trainer as transformers_trainer
 
 from tests.trainer.runs import losses, make_folder, make_trainer
-from trl_rec import BearTrainer, Recommender, load
-from trl_rec.models import load_model
+from trl_rec import BearConfig, BearTrainer, Recommender, load
+from trl_rec.models import cpu, load_model
 from trl_rec.scripts.options.recipe_files import read_recipe
 from trl_rec.trainer import conclude
 from trl_rec.trainer.base.saving.checkpoints import newest_complete
@@ -28,6 +28,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoints")
     make_folder(path)
     return path
+
+
+@pytest.mark.parametrize(("bf16", "device"), [(True, "cpu"), (False, "cpu"), (True, "meta")])
+def test_slow_autocast_on_a_cpu_is_reported(
+    bf16: bool, device: str, folder: Path, tmp_path: Path, monkeypatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "trl_rec")
+    monkeypatch.setattr(cpu, "cpu_computes_in", lambda dtype: False)
+    cpu._check_speed.cache_clear()
+    # Under DeepSpeed and FSDP, the model is still on the CPU when a trainer for a GPU is made.
+    monkeypatch.setattr(BearConfig, "device", property(lambda self: torch.device(device)))
+    monkeypatch.setattr(BearTrainer, "_move_model_to_device", lambda self, model, device: model)
+    make_trainer(folder, tmp_path, bf16=bf16)
+    assert ("set bf16 to false" in caplog.text) == (bf16 and device == "cpu")
+    cpu._check_speed.cache_clear()
 
 
 class Died(BaseException):

@@ -84,9 +84,15 @@ class Arm:
     @property
     def reads_ids(self) -> bool:
         """Whether the arm is a training that reads the semantic IDs of the items."""
-        default = "semantic_id" if self.verb == "align3gr" else "item_token"
-        surfaces = [{**self.recipe, **point}.get("surface", default) for point in self.grid]
-        return self.verb is not None and "semantic_id" in surfaces
+        if self.verb is None:
+            return False
+        default = default_surface(self.verb)
+        return any({**self.recipe, **point}.get("surface", default) == "semantic_id" for point in self.grid)
+
+
+def default_surface(verb: str) -> str:
+    """Returns the surface of the items if the recipe of a training verb does not set it."""
+    return {"align3gr": "semantic_id", "softmax_dpo": "title"}.get(verb, "item_token")
 
 
 def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]]) -> dict[str, Arm]:
@@ -111,6 +117,7 @@ def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]])
     # 2. Check that each baseline exists, and that `policy` and `start` name trainings. The arm named by `start` must
     # have all seeds of the arm that starts from it.
     _check_baselines(arms)
+    _check_measured(arms, config)
     _check_policies(arms, config)
     for name, arm in arms.items():
         if arm.start is None:
@@ -234,14 +241,19 @@ def _read_policy(where: str, name: str, entry: Mapping[str, Any]) -> Arm:
     return Arm(name, policy=_text(where, "policy", entry["policy"]), evaluation=dict(evaluation), row=row)
 
 
-def _check_policies(arms: dict[str, Arm], config: StudyConfig) -> None:
-    """Checks that each arm of the kind "policy" names a training, and gives the arm the seeds of this training."""
+def _check_measured(arms: dict[str, Arm], config: StudyConfig) -> None:
+    """Raises `ValueError` if an arm would not be measured."""
     for name, arm in arms.items():
         if config.only_validation and (arm.policy is not None or arm.lists is not None):
             raise ValueError(
                 f"arms: {name}: with only_validation, only trainings and baselines are measured; leave out this arm "
                 "or only_validation"
             )
+
+
+def _check_policies(arms: dict[str, Arm], config: StudyConfig) -> None:
+    """Checks that each arm of the kind "policy" names a training, and gives the arm the seeds of this training."""
+    for name, arm in arms.items():
         if arm.policy is None:
             continue
         trainings = [one for one in arms if arms[one].verb is not None]

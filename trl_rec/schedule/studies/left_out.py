@@ -70,6 +70,7 @@ def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
         num_candidates=_num_candidates(study),
         evaluation=study.evaluation,
         split=_split(study),
+        max_users=None if config.only_validation else study.evaluation.get("max_users"),
     )
     if found.smallest is None:
         study.say(

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from trl_rec.data.dataset import RecDataset, split_rows
+from trl_rec.data.dataset import RecDataset, at_most, split_rows
 from trl_rec.data.list_rows import new_targets
 from trl_rec.evaluation import evaluate_baselines, evaluate_rated_baselines
 from trl_rec.evaluation.comparison.resolution import smallest_difference
 from trl_rec.evaluation.results import held_out
-from trl_rec.schedule.studies.arms import Arm
+from trl_rec.schedule.studies.arms import Arm, default_surface
 from trl_rec.trainer.alro.rows import held_out_rows
 
 
@@ -28,10 +28,9 @@ KS = (1, 5, 10)
 # Options of `trl-rec evaluate` that also apply to the baselines. `split` is not among them, because the baselines are
 # always measured on the validation split here.
 OF_BASELINES = ("ks", "exclude_history", "rewards", "seed")
-# Default surface of each verb that can train a model on item ids alone. `alro` is missing because its models order
-# given candidates, which may be items outside the training split. `softmax_dpo` is missing because its preferences may
-# contain such items.
-SURFACES = {"bear": "item_token", "blade": "item_token", "align3gr": "semantic_id"}
+# Verbs that can train a model on item ids alone. `alro` is missing because its models order given candidates, which
+# may be items outside the training split. `softmax_dpo` is missing because its preferences may contain such items.
+OF_IDS = ("bear", "blade", "align3gr")
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ def resolution(
     num_candidates: int,
     evaluation: Mapping[str, Any],
     split: str = "test",
+    max_users: int | None = None,
 ) -> Resolution:
     """Measures the baselines on the validation split, and estimates from them what the study can detect.
 
@@ -90,10 +90,11 @@ def resolution(
         num_candidates: Number of rated candidates per list. Used only if `primary` is a measure of rated lists.
         evaluation: The options of `trl-rec evaluate` that the study sets. Only those in `OF_BASELINES` are used.
         split (*optional*): The split on which the study will measure the arms. Only its number of users is used.
+        max_users (*optional*): Maximum number of users on which the study will measure the arms.
     """
     is_rated = primary == "tau" or primary.startswith("graded_")
     options = {name: value for name, value in evaluation.items() if name in OF_BASELINES}
-    measured = held_out(dataset, split)
+    measured = at_most(max_users, held_out(dataset, split))
     if is_rated:
         rows = held_out_rows(dataset.validation, num_candidates=num_candidates)
         baselines = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=options.get("ks", KS))
@@ -134,7 +135,7 @@ def knows_only_ids(arm: Arm, arms: Mapping[str, Arm]) -> bool:
         arms: All arms by name. Needed because a training may start from the model of another arm, and this model may
             have read texts.
     """
-    if arm.verb not in SURFACES:
+    if arm.verb not in OF_IDS:
         return False
     if arm.start is not None and not knows_only_ids(arms[arm.start], arms):
         return False
@@ -148,7 +149,7 @@ def _reads_only_ids(verb: str, keys: Mapping[str, Any]) -> bool:
     `item_vectors`, or because the model in `model_name_or_path` was trained on texts.
     """
     return (
-        keys.get("surface", SURFACES[verb]) == "item_token"
+        keys.get("surface", default_surface(verb)) == "item_token"
         and keys.get("item_vectors", "random") in ("random", "behaviour")
         and all(keys.get(name) is None for name in ("model_name_or_path", "tasks", "supervised"))
     )

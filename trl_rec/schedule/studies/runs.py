@@ -94,7 +94,7 @@ def seconds_if_finished(run: Run) -> float | None:
     """
     if not run.record.is_file():
         return None
-    record = json.loads(run.record.read_text(encoding="utf-8"))
+    record = _relative_to(run.study, json.loads(run.record.read_text(encoding="utf-8")))
     now = _asked(run)
     if {name: record.get(name) for name in now} == now:
         return float(record["seconds"]) if run.has_results else None
@@ -247,6 +247,6 @@ def _relative_to(study: Path | None, value: Any) -> Any:
         return {name: _relative_to(study, one) for name, one in value.items()}
     if isinstance(value, list):
         return [_relative_to(study, one) for one in value]
-    if study is not None and isinstance(value, str) and value.startswith(f"{study}/"):
+    if study is not None and isinstance(value, str) and value.startswith((f"{study}/", f"{study}\\")):
         return f"STUDY{value.removeprefix(str(study))}"
     return value

@@ -48,6 +48,7 @@ from trl_rec.trainer.base.saving.fingerprint import as_json
 
 
 PLAN = "plan.json"
+IDS = "semantic IDs"  # key of the plan
 MAY_CHANGE = ("output_dir", "threads", "jobs")  # fields that do not affect the results
 
 
@@ -153,12 +154,15 @@ class Study:
                 **{name: value for name, value in asdict(self.config).items() if name not in MAY_CHANGE},
                 "data": hashlib.sha256(json.dumps(dataset.card, sort_keys=True).encode()).hexdigest()[:16],
                 "recipes": {name: arm.recipe for name, arm in self.arms.items() if arm.verb is not None},
-                "semantic IDs": self._fingerprint_of_ids(),
+                IDS: self._fingerprint_of_ids(),
             }
         )
         path = self.folder / PLAN
         if path.is_file():
             before = json.loads(path.read_text(encoding="utf-8"))
+            if before.get(IDS) is None and plan[IDS] is not None:  # the IDs were made after the first call
+                before[IDS] = plan[IDS]
+                write_json(path, before)
             differing = [name for name in {**before, **plan} if before.get(name) != plan.get(name)]
             if differing:
                 raise ValueError(
@@ -169,7 +173,7 @@ class Study:
             write_json(path, plan)
 
     def _fingerprint_of_ids(self) -> str | None:
-        """Returns the fingerprint of the dataset's semantic IDs, or None if no arm reads them."""
+        """Returns the fingerprint of the dataset's semantic IDs, or None if there are none or no arm reads them."""
         readers = [arm for arm in self.arms.values() if arm.reads_ids and not arm.tokenize]
         card = read_ids_card(self.dataset_folder) if readers else None
         return None if card is None else str(card["fingerprint"])

@@ -201,7 +201,8 @@ class RecConfig(Base):
         self._given = given_values(self)  # collected before TRL's config replaces values
         settle_checkpointing(self)
         check_ranges(self)
-        skip_deepspeed_compilation()  # before TRL's config starts the communication between processes
+        # TRL's config starts the communication between the processes.
+        skip_deepspeed_compilation(getattr(self, "deepspeed", None))
         super().__post_init__()  # type: ignore[no-untyped-call]  # TRL's config, which is next in the MRO
         check_ranges(self)  # again, because TRL's config has now parsed mappings that were given as JSON
 

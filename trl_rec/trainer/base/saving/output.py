@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -208,6 +209,9 @@ class RunStart(TrainerCallback):
             control.should_training_stop = True
 
 
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 class NotWrittenError(OSError):
     """Raised if a checkpoint or model could not be written. The message says what the user can do."""
 
@@ -230,8 +234,9 @@ def writing(folder: Path, output_dir: Path) -> Iterator[None]:
         if not is_known and getattr(error, "errno", None) is None:
             raise
         remedy = "free some space, or raise the limit on file sizes"
-        if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
-            remedy = "make this folder writable"
+        in_text = re.search(r"os error (\d+)", str(error))  # safetensors' errors have no errno
+        if (getattr(error, "errno", None) or int(in_text[1] if in_text else 0)) in FORBIDDEN:
+            remedy = f"make {output_dir} writable"
         raise NotWrittenError(
             f"{folder} could not be written ({first_line(error)}); {remedy}{_where_to_resume(output_dir)}"
         ) from error
