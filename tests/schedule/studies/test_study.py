@@ -62,7 +62,7 @@ def test_a_study_is_refused_if_its_runs_contradict_the_recorded_choice(again: St
 
 @pytest.mark.slow
 def test_the_test_split_is_not_measured_twice(again: Study) -> None:
-    again.evaluation["max_users"] = 7
+    again.evaluation["num_beams"] = 7
     with pytest.raises(ValueError, match=r"a measurement on the test split that was made with different inputs"):
         again.run()
 
