@@ -5,8 +5,8 @@
 The tries contain random semantic IDs of four levels. The program prints the seconds for building the large trie, and
 the peak resident memory including the input. Then, for nodes with 1, 2 and 256 children each, it prints the median
 time of a `children` call in the large trie, and its ratio to that of a call in a small trie. A call looks up the
-children of 320 random nodes (32 prompts x 10 beams). The last line is JSON: the build time, the peak memory and the
-ratios.
+children of 320 random nodes (32 prompts x 10 beams), which may be equal. The last line is JSON: the build time, the
+peak memory and the ratios.
 """
 
 from __future__ import annotations

@@ -62,8 +62,6 @@ class Ragged:
             if pa.types.is_list(column.type) and column.num_chunks > 1:  # the joined offsets may exceed 32 bits
                 column = column.cast(pa.large_list(column.type.value_type))
             column = column.combine_chunks()
-            if isinstance(column, pa.ChunkedArray):  # pyarrow returns a chunked array if there is no chunk
-                column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
         # 2. If the column is a slice of a longer array, its offsets count from the start of that array, so the first
         # offset may be above 0.

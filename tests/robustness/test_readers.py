@@ -378,7 +378,7 @@ BIGREC = [
     ),
     Attack("word as time", "test.csv, row 1: the timestamp", swap("test.csv", ",7", ",later")),
     Attack("filtered", "is already filtered and split by its source", words=["--min_user_interactions", "2"]),
-    Attack("repeats", "so no rows can be dropped; leave out repeats", words=["--repeats", "first"]),
+    Attack("repeats", "so its rows are used as they are; leave out repeats", words=["--repeats", "first"]),
 ]
 
 LCREC = [

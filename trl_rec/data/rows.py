@@ -63,8 +63,8 @@ def build_rows(
         split: `RecDataset.train`; the validation and test splits are refused.
         prompt_format: How histories are written.
         targets: `"last"` makes one row per target, with all earlier items as history. `"all"` makes one row per
-            sequence. Each target is then predicted from the same tokens as with `"last"`, unless its history exceeds
-            `max_length` or `max_history`.
+            sequence. Each target is then predicted from the same tokens as with `"last"`, except that some histories
+            are shorter if they exceed `max_length` or `max_history` (see `long_histories`).
         max_length (*optional*): Maximum number of tokens of a prompt and the longest completion together. With
             `"last"`, the oldest items of a longer history are dropped. With `"all"`, see `long_histories`.
         max_history (*optional*): Maximum number of items before a target. Histories with more items are shortened or
@@ -124,7 +124,8 @@ def evaluation_rows(
 def _to_dataset(rows: BranchRows, users: np.ndarray, split: Dataset, *, with_branches: bool = False) -> Dataset:
     if not len(rows.tokens):
         raise ValueError(
-            f"the {split.split} split has no targets, because no user has more than one interaction; use more data"
+            "the training rows have no targets, because no user has more than one interaction in the training split; "
+            "use more data"
         )
     columns = {
         "input_ids": rows.tokens.to_arrow(),

@@ -285,7 +285,7 @@ def _read_finished(
     if state.num_processes > 1:
         rows = broadcast_object_list([rows])[0]
     if len(rows):
-        say(f"{desc}: {len(rows):,} of {num_rows:,} users were already finished by an interrupted evaluation")
+        say(f"{desc}: {len(rows):,} of {num_rows:,} rows were already finished by an interrupted evaluation")
     return rows, values
 
 

@@ -88,7 +88,7 @@ def test_a_quick_pass_writes_no_rows_and_a_slow_pass_writes_all_rows(tmp_path: P
     again = Work()
     run(tmp_path, again)
     assert again.rows == []
-    assert "ranking: 11 of 11 users were already finished by an interrupted evaluation" in capsys.readouterr().out
+    assert "ranking: 11 of 11 rows were already finished by an interrupted evaluation" in capsys.readouterr().out
     discard_finished(tmp_path)
     assert not (tmp_path / FINISHED).exists()
 

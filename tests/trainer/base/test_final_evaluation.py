@@ -105,8 +105,8 @@ def test_an_interrupted_final_evaluation_continues(
 
     train(data, output, max_test_users=7, resume_from_checkpoint=True)
     said = capsys.readouterr().out
-    assert "ranking: 7 of 7 users were already finished by an interrupted evaluation" in said
-    assert "ranking: 4 of 7 users were already finished by an interrupted evaluation" in said
+    assert "ranking: 7 of 7 rows were already finished by an interrupted evaluation" in said
+    assert "ranking: 4 of 7 rows were already finished by an interrupted evaluation" in said
     assert batches == [4, 3, 4, 3, 3]
     assert not (output / FINISHED).exists()
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-2"]  # no further step was trained
@@ -126,7 +126,7 @@ def test_an_interrupted_choice_of_the_prior_continues(data: Path, tmp_path: Path
         train(data, cut, **options)
     assert batches == [4, 4, 4, 4] and not (cut / "choice.json").exists()
     train(data, cut, **options, resume_from_checkpoint=True)
-    assert "ranking: 12 of 18 users were already finished by an interrupted evaluation" in capsys.readouterr().out
+    assert "ranking: 12 of 18 rows were already finished by an interrupted evaluation" in capsys.readouterr().out
     assert sum(batches) == 16 + 6 and not (cut / FINISHED).exists()
 
     train(data, whole, **options)

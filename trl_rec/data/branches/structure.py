@@ -1,21 +1,22 @@
-"""Describes rows in which every item of a history is a target.
+"""Describes rows that train several targets of one sequence, each predicted from the items before it.
 
 These rows are needed if an item is written with different tokens in a history and in a completion, or if the prompt
 has text between or after the items. Otherwise, an ordinary row, in which the items simply follow each other, is
 enough.
 
 A row with branches begins with a trunk: the head of the prompt and the pieces of the history. One branch per target
-follows: the tail of the prompt and the target's path. A branch continues a prefix of the trunk, namely the head and
-the items before its target. One row with branches replaces the separate rows of all its targets, and contains their
-common beginning only once. A row without branches consists of its trunk alone.
+follows: the tail of the prompt and the target's path up to its last learned token. With a trie, this is the last token
+that is not forced; otherwise it is the last token of the path. A branch continues a prefix of the trunk, namely the
+head and the items before its target. One row with branches replaces the separate rows of all its targets, and contains
+their common beginning only once. A row without branches consists of its trunk alone.
 
     trunk                        branches
     head | item 1 | item 2 | ... | tail, path of target 1 | tail, path of target 2 | ...
 
 A column is the place of one token in its row. Column `c` predicts the label of column `c + 1`. Nothing is predicted
-from the last token of a path, so a branch does not contain this token. The token is only the label of the column after
-the branch, whichever token that column contains. The last branch of a row is an exception: it does contain the last
-token of its path, because otherwise no column would follow. If the tail is empty, the first token of a path is
+from the last learned token, so a branch does not contain this token. The token is only the label of the column after
+the branch, whichever token that column contains. The last branch of a row is an exception: it does contain its last
+learned token, because otherwise no column would follow. If the tail is empty, the first token of a path is
 predicted by the last column of the prefix, and is the label of the next column.
 """
 
@@ -77,7 +78,8 @@ class Branches:
         # `owners` is for the column after the last row.
         owners = np.full(int(self.row_lengths.sum()) + 1, -1)
 
-        # The labels of a branch are in the columns that follow its own columns, and in the column after its prefix.
+        # Each column of a branch predicts the label of the next column, so the labels are one column to the right. The
+        # column after the prefix has the first label if the tail is empty.
         predicted = self._places() + 1
         owners[predicted] = np.repeat(numbers, self.lengths.values)
         owners[self.row_starts()[self.prefixes.row_ids] + self.prefixes.values] = numbers

@@ -36,7 +36,8 @@ def split_settings(format: str, split: str | None, num_held_out: int | None) -> 
         COUNT.check("num_held_out", num_held_out)
         return {"split": split, "num_held_out": num_held_out}
     if num_held_out is not None:
-        raise ValueError(f"num_held_out has no effect with the split {split}; leave it out, or choose leave_last")
+        remedy = "leave it out" if reader.windowed else "leave it out, or choose leave_last"
+        raise ValueError(f"num_held_out has no effect with the split {split}; {remedy}")
     return {"split": split}
 
 
@@ -65,7 +66,7 @@ def row_settings(format: str, unknown_items: str, repeats: str | None) -> dict[s
     settings = {name: value for name, value in settings.items() if value not in (None, "refuse")}
     if settings and READERS[format].windowed:
         raise ValueError(
-            f"{format} data is already split by its source, so no rows can be dropped; leave out "
+            f"{format} data is already split by its source, so its rows are used as they are; leave out "
             f"{' and '.join(settings)}"
         )
     return settings

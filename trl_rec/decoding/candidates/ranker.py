@@ -77,8 +77,9 @@ class CandidateRanker:
         """Orders the candidates. The prompt lists them in the given order.
 
         Args:
-            history (list of `str`): Ids of rated items, oldest first. The oldest items are left out until the prompt
-                fits into `max_length`. Unless the history is empty, at least one item must fit.
+            history (list of `str`): Ids of rated items, oldest first. Only the newest `max_history` items are used. Of
+                these, the oldest are left out until the prompt and the answer fit into `max_length`. Unless the
+                history is empty, at least one item must fit.
             ratings (list of `float`): The rating of each item in the history. Ratings that do not occur in the
                 training data are written as the nearest rating that occurs there.
             candidates (list of `str`): Ids of two or more different items. If letters name the candidates, there may

@@ -44,7 +44,7 @@ def build_alro_trainer(
 
     Args:
         dataset: The dataset, which must have ratings. Its catalogue determines the surface, that is, how items are
-            written in prompts. The validation split is evaluated during training.
+            written in prompts. The validation split is evaluated during training if `eval_strategy` is set.
         config: The training configuration. The model of the rating stage is saved in `output_dir/rating`.
         model_config: Which model to load or make.
         rating (*optional*): The configuration of the rating stage, which is skipped if `rating_epochs` is 0.
@@ -57,7 +57,8 @@ def build_alro_trainer(
         )
     check_output(config)  # called here already, so that an error is raised before the rating stage
 
-    # 1. Build the model. Check that each split has lists to rank, and that these lists fit in `max_length`.
+    # 1. Build the model. Check that each split that is used has lists to rank, and that these lists fit in
+    #    `max_length`.
     ratings = rating_values(dataset.train)
     change = catalog_change(model_config.model_name_or_path, dataset.catalog, dataset.path)
     catalog = dataset.catalog if change is None else change.catalog

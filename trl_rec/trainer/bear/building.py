@@ -22,12 +22,12 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
 
     Args:
         dataset: The dataset. Its catalogue determines the surface, that is, how the model writes items. The validation
-            split is evaluated during training.
+            split is evaluated during training if `eval_strategy` is set.
         config: The training configuration.
         model_config: Which model to load or make. If the model comes from a run folder, the items of that run are
-            matched with those of the dataset by `item_id` (see [`catalog_change`]), and the prior of that run is
-            fitted again (see [`continue_prior`]). If `config.tasks` is set, the vocabulary of a model from scratch
-            also contains the words of the tasks.
+            matched with those of the dataset by `item_id` (see [`catalog_change`]), and if that run has a prior,
+            [`conclude`] will fit a prior of the same kind (see [`continue_prior`]). If `config.tasks` is set, the
+            vocabulary of a model from scratch also contains the words of the tasks.
     """
     # 1. Build the model.
     continue_prior(config, model_config.model_name_or_path)

@@ -18,7 +18,7 @@ def build_blade_trainer(dataset: RecDataset, config: BladeConfig, model_config: 
 
     Args:
         dataset: The dataset. Its catalogue must have the surface in which the policy was trained to write items. The
-            validation split is evaluated during training.
+            validation split is evaluated during training if `eval_strategy` is set.
         config: The training configuration.
         model_config: The policy, fine-tuned as [`BladeTrainer`] requires, and optionally an adapter to train.
     """

@@ -39,9 +39,9 @@ Entries = dict[str, Any]
 
 # Fields of TRL's and transformers' configurations on which the weights at a given step depend. These weights also
 # depend on every field that trl_rec adds, unless a config lists it in `may_change`. The other inherited fields only
-# affect speed, memory, logging or where files are written. There are two exceptions. The batch size is not listed,
-# because `run_entries` records it separately. The number of epochs or steps is not listed, because it may change on
-# resume, although the learning rate schedule depends on it.
+# affect evaluation, saving, speed, memory, logging or where files are written. There are two exceptions. The batch
+# size is not listed, because `run_entries` records it separately. The number of epochs or steps is not listed, because
+# it may change on resume, although the learning rate schedule depends on it.
 DECIDING = (
     # the rows and their order
     "max_length",
@@ -82,7 +82,7 @@ DECIDING = (
     "eos_token",
     "chat_template_path",
 )
-DIGEST = "blake2b:"  # prefix of hashes, which messages do not show
+DIGEST = "blake2b:"  # prefix of the hashes that messages do not show
 SAMPLE = 1024  # number of hashed values per parameter; few suffice, because two models differ almost everywhere
 # Keys of a model's configuration that do not affect what the model computes.
 CONFIG_NOISE = ("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
@@ -92,7 +92,7 @@ ROWS_AT_ONCE = 10_000  # number of rows that are hashed together, to limit memor
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """Returns the name of the first entry that differs, with both values unless they are hashes.
+    """Returns the name of the first entry that differs, with both values unless they begin with `DIGEST`.
 
     Returns None if no entry differs. Entries that are in only one of the two mappings are ignored, because not all
     releases record the same entries.
@@ -121,7 +121,8 @@ def run_entries(config: RecConfig, num_processes: int) -> Entries:
 
     Args:
         config: The configuration.
-        num_processes: Number of processes. On resume it may differ if the number of rows per step is the same.
+        num_processes: Number of processes. On resume, it may differ if the number of rows per step is the same and
+            rows are not grouped by length.
     """
     entries = setting_entries(config, DECIDING)
     for name in config.may_change:
@@ -165,8 +166,6 @@ def row_entries(rows: Dataset, columns: Iterable[str]) -> Entries:
 
 def update_by_content(digest: hashlib.blake2b, array: pa.Array) -> None:
     """Updates a hash with the values of an array. The hash does not depend on how Arrow stores the values."""
-    if isinstance(array, pa.ChunkedArray):  # `combine_chunks` returns this type for an empty column
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     digest.update(f"{len(array)} {array.null_count} ".encode())
