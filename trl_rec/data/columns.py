@@ -27,12 +27,15 @@ class Columns(Protocol):
     """A table whose columns can be read one at a time. `pa.Table` has this interface, too."""
 
     @property
-    def column_names(self) -> list[str]: ...
+    def column_names(self) -> list[str]:
+        """The names of the columns."""
 
     @property
-    def num_rows(self) -> int: ...
+    def num_rows(self) -> int:
+        """The number of rows."""
 
-    def column(self, name: str) -> pa.ChunkedArray: ...
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Returns a column."""
 
 
 class RowError(ValueError):

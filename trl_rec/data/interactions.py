@@ -97,6 +97,7 @@ class _Chosen:
 
     @property
     def num_dropped(self) -> int:
+        """The number of rows that are left out."""
         return self._table.num_rows - len(self.rows)
 
     def column(self, name: str) -> pa.ChunkedArray:

@@ -100,16 +100,19 @@ class FolderColumns:
 
     @property
     def column_names(self) -> list[str]:
+        """The names of the columns in a dataset folder."""
         return list(self._names)
 
     @property
     def num_rows(self) -> int:
+        """The number of rows of all parts."""
         if is_saved(self._path):
             return len(_open_saved(self._path))
         with naming(self._path):
             return sum(fragment.count_rows() for fragment in pq.ParquetDataset(self._path).fragments)
 
     def column(self, name: str) -> pa.ChunkedArray:
+        """Reads a column from all parts."""
         return _read_columns(self._path, [self._names[name]]).column(0)
 
 
