@@ -133,9 +133,10 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {name: [] for name in programs}
     for line in run.stdout.splitlines():
         if " error: " in line:
-            path = Path(line.split(".py:")[0])
-            assert path.parent == folder, f"an error outside the programs: {line}"
-            found[path.name].append(line)
+            # The cache may contain the result for an equal program in the folder of an earlier test.
+            name = Path(line.split(".py:")[0]).name
+            assert name in found, f"an error outside the programs: {line}"
+            found[name].append(line)
     return found
 
 
