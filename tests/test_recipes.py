@@ -35,11 +35,10 @@ from trl_rec.scripts.verbs import SCRIPTS, TRAINING
 ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--dtype", "float32"]
 TWO_STEPS = ["--max_steps", "2", "--disable_tqdm", "true"]
 TRAINING_RECIPES = [name for name in recipe_names() if name.split("/")[0] in TRAINING]
-# Preference training with settings of authors takes long, and uses the same code as our own settings.
-LONG = ("published", "s-dpo", "sprec")
+# Training with settings of authors takes long, and uses the same code as our own settings.
+LONG = ("published", "s-dpo", "sprec", "7b-align3gr")
 TWO_STEP_RECIPES = [
-    pytest.param(name, marks=pytest.mark.long) if name.endswith(LONG) and not name.startswith("bear/") else name
-    for name in TRAINING_RECIPES
+    pytest.param(name, marks=pytest.mark.long) if name.endswith(LONG) else name for name in TRAINING_RECIPES
 ]
 TOY = {"toy_users": 24, "toy_items": 60}
 

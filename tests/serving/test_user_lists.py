@@ -213,7 +213,7 @@ def test_users_and_logs_that_cannot_be_read_are_refused(dataset: RecDataset, run
             recommend.main(["--model", str(run), *words, option, str(log), "--output", str(tmp_path / "x.parquet")])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_under_accelerate_launch_writes_the_same_file(
     dataset: RecDataset, run: Path, tmp_path: Path
 ) -> None:

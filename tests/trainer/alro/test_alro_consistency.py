@@ -71,6 +71,7 @@ def train(folder: Path, seed: int, weights: tuple[float, float]) -> tuple[float,
     return distance(trainer), trainer.rank_and_measure(world(300, 1, "test"))["graded_ndcg@3"]
 
 
+@pytest.mark.long
 def test_answers_depend_less_on_the_order_and_ndcg_hardly_changes(tmp_path: Path) -> None:
     """Letters are hard to learn from scratch. At first, a model answers in the order of the slots, whatever items are
     in them.
