@@ -5,7 +5,7 @@
 A small model is trained from scratch to write the next ten items. Then it is trained on the rewards of lists that it
 samples: a list is rewarded for items that the user chose next (NDCG), and for genres that match the user's history
 (MGU). This second training is run twice from the same model, with the static Best-of-N target and with BLADE's target.
-The last table shows how the rewards and the accuracy change. The program takes about three minutes on two CPU cores.
+The last table shows how the rewards and the accuracy change. The program takes three to eight minutes on a CPU.
 If the data is not cached and cannot be downloaded, the program uses a synthetic dataset and prints a note.
 """
 
