@@ -86,3 +86,11 @@ def test_tokenizers_and_adapters_include_tokens_of_users(catalog: ItemCatalog, t
     adapter = lora_config(model, new)
     assert new in adapter.trainable_token_indices.values()
     assert make_tokenizer(catalog)("<ua_1><ub_0><item_2>")["input_ids"] == [7, 8, 5]
+
+
+@pytest.mark.parametrize("dtype", ["foo", "int8", "nn", ""])
+def test_a_type_that_is_not_a_floating_point_type_is_refused(dtype: str, tmp_path: Path) -> None:
+    make_family("llama").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"dtype '{dtype}' is not a floating-point type of torch"):
+        load_model(tmp_path, dtype=dtype)
+    assert load_model(tmp_path, dtype="bfloat16").dtype == load_model(tmp_path, dtype=torch.bfloat16).dtype

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +28,7 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
         name_or_path (`str` or `Path`): A hub id, a folder, or a GGUF file.
         options: Passed to `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
     """
+    _check_dtype(options.get("dtype"))
     source, gguf_options = _source(name_or_path)
     model: PreTrainedModel
     if (Path(source) / "adapter_config.json").is_file():
@@ -39,6 +41,15 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
             mark_unquantized(model)
     add_embedding_dropout(model)
     return keep_differentiable(model)
+
+
+def _check_dtype(dtype: object) -> None:
+    """Raises `ValueError` if the type of the weights is the name of something that is not a floating-point type."""
+    if not isinstance(dtype, str) or dtype == "auto":
+        return
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ValueError(f"dtype {dtype!r} is not a floating-point type of torch, such as float32 or bfloat16")
 
 
 def _with_adapter(folder: str, **options: Any) -> Any:

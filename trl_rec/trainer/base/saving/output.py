@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 NOT_WEIGHTS = ("training_args.bin",)  # the arguments of Trainer, pickled
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)  # numbers of errors that more space would not solve
 # Files, besides weights and checkpoints, that are removed when a new run replaces the work of an earlier run. The
 # tokenizer, the catalogue and the model card are not listed, because every run that saves a model replaces them.
 OF_A_RUN = (
@@ -207,9 +208,6 @@ class RunStart(TrainerCallback):
         state.compute_steps(args, state.max_steps)
         if state.global_step and state.global_step >= state.max_steps:
             control.should_training_stop = True
-
-
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class NotWrittenError(OSError):
