@@ -41,7 +41,7 @@ test: $(VENV)/.test
 test-long: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -s
 
-# The server's page in Chromium, which must be on the PATH. Look at the pictures in build/page afterwards.
+# Tests the server's page in Chromium, which must be on the PATH. Look at the pictures in build/page afterwards.
 test-page: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long tests/serving/test_page_in_browser.py
 
@@ -74,7 +74,7 @@ test-oldest:
 	$(INSTALL_LIMITED) --editable "$(TESTED)"
 	$(LIMITED_TESTS)
 
-# The same with the main branches of TRL and Transformers, whatever setup.cfg allows.
+# The same tests with the main branches of TRL and Transformers, even if setup.cfg does not allow their versions.
 test-upstream: VENV = .venv-upstream
 test-upstream:
 	$(PYTHON) -m venv $(VENV)
@@ -92,7 +92,8 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# With DATASET (a dataset folder with titles) and MODEL (a language model), runs the benchmarks that need them too.
+# Runs the benchmarks that make their own data. With DATASET (a dataset folder with titles) and MODEL (a language
+# model), also runs those that need a dataset and a model.
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/trie.py
 	$(BIN)/python benchmarks/data_scale.py

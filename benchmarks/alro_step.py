@@ -1,12 +1,13 @@
-"""Compares the time of an ALRO training step with that of an SFT step, and of an ALRO step with two forward passes.
+"""Compares the times of an ALRO training step, an SFT step, and an ALRO step with two forward passes.
 
     python benchmarks/alro_step.py [DATASET_FOLDER --model FOLDER_OR_HUB_ID [--lora]] [--candidates 10 20]
         [--batch_size 4] [--runs 7]
 
-ALRO reads each list in two orders, both in the same forward pass. The third trainer uses a separate forward pass for
-each order. Without arguments, a small model is trained on item tokens of the toy dataset. With a dataset and a model,
-a language model is trained on titles. The three trainers take turns on the same lists. The program prints the median
-number of seconds per step, which consists of a forward pass, a backward pass and an optimizer update.
+ALRO reads each list in two orders, both in the same forward pass. For comparison, a variant of its trainer uses a
+separate forward pass for each order. Without arguments, a small model is trained on item tokens of the toy dataset.
+With a dataset and a model, a language model is trained on titles. The three trainers take turns on the same lists. The
+program prints the median number of seconds per step, which consists of a forward pass, a backward pass and an
+optimizer update.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Measures how much NDCG saved policies lose because their beam search prunes items, for several numbers of beams.
+"""Measures the NDCG that is lost because the beam search of a saved policy prunes items, for several numbers of beams.
 
     OMP_NUM_THREADS=1 python benchmarks/beam_gap.py runs/study-ml-100k-beam --output runs/beam-gap-ml-100k.json
 
-Each argument is a run folder, or a folder that contains run folders, such as that of a study. Runs whose folders are
-named `seed-N` in the same folder are seeds of one policy. For each run, all items are scored once, and a beam search
-is run with each number of beams. With B beams, NDCG@min(10, B) is measured for the items that the search finds, and
-for the items with the best scores among all items.
+Each positional argument is a run folder, or a folder that contains run folders, such as that of a study. Runs whose
+folders are named `seed-N` in the same folder are seeds of one policy. For each run, all items are scored once, and a
+beam search is run with each number of beams. With B beams, NDCG@min(10, B) is measured for the items that the search
+finds, and for the items with the best scores among all items.
 
-The figures of every finished run are kept in the output file, so an interrupted command can be run again to continue.
+The figures of every measured run are kept in the output file, so an interrupted command can be run again to continue.
 The column "detectable" contains the smallest difference in NDCG@10 that a study on the test split can detect, followed
 by "above" if the absolute mean gap over the seeds is at least as large, so that a study is worthwhile. With fewer than
 10 beams, the gap is in NDCG@B, so this is only a rough guide. `trl-rec study` estimates the smallest difference in the
@@ -59,11 +59,16 @@ def main(words: list[str] | None = None) -> None:
     if arguments.output.is_file():
         content = json.loads(arguments.output.read_text())
         if content["settings"] != settings:
-            raise SystemExit(f"{arguments.output} has other settings, {content['settings']}; choose another file")
+            raise SystemExit(
+                f"{arguments.output} was made with the settings {content['settings']}, not with those given; choose "
+                "another file"
+            )
     runs = list(run_folders(arguments.folders))
     if not runs:
         names = ", ".join(map(str, arguments.folders))
-        raise SystemExit(f"{names}: there is no run folder of a model that recommends; give one of trl-rec bear")
+        raise SystemExit(
+            f"{names}: there is no run folder of a model that recommends; give one that 'trl-rec bear' wrote"
+        )
     for run in runs:
         if str(run) not in content["runs"]:
             content["runs"][str(run)] = measure(run, arguments, content["smallest"])

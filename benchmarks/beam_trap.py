@@ -8,7 +8,7 @@ every trained model, and their means.
 Every item has three codes. 512 unlikely items share one popular first code. They have 16 different second codes, and
 each of these belongs to 32 items. Every other first code belongs to one item. Each user has one of eight tastes. Each
 taste has ten likely items, and one item that reveals the taste, because it is the first item of every user with this
-taste. All further items are drawn independently, so the probability of every next item is known.
+taste. A user's further items are drawn independently, so the probability of every next item is known.
 
 The strength of the trap is adjustable. It is the probability of one of the 16 second codes, divided by the mean
 probability of a likely item. The most likely item has 1.45 times this mean. Above a strength of 1.45, a beam search of
@@ -75,7 +75,10 @@ def main(words: list[str] | None = None) -> None:
     settings = {name: getattr(arguments, name) for name in ("num_beams", "weight", "users", "steps")}
     content = json.loads(path.read_text()) if path.is_file() else {"settings": settings, "runs": []}
     if content["settings"] != settings:
-        raise SystemExit(f"{path} has other settings, {content['settings']}; choose another output folder")
+        raise SystemExit(
+            f"{path} was made with the settings {content['settings']}, not with those given; choose another output "
+            "folder"
+        )
 
     # Train the models that the summary lacks, and write the summary after each training.
     done = {(run["strength"], run["seed"], run["arm"]) for run in content["runs"]}
@@ -171,7 +174,7 @@ def train(arguments: argparse.Namespace, strength: float, seed: int, arm: str) -
     seconds = time.process_time() - started
     trainer.end()
 
-    # 2. Rank some users' items by beam search, and by exact scores.
+    # 2. Rank the items for some users, by beam search and by exact scores.
     rows = at_most(NUM_USERS_MEASURED, dataset.test)
     with trainer.policy() as policy:
         beam = policy.rank(rows, arguments.num_beams, num_beams=arguments.num_beams).items

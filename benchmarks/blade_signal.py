@@ -14,7 +14,7 @@ the one with the largest share of tied pairs is chosen. The rule uses means over
 written to `setting.json`.
 
 `--kl` prints the reward of the lists sampled in training at the step where the KL divergence first reaches each level.
-Reward and KL divergence are averaged over a tenth of the log. "-" means that at least one run never reaches the level.
+Both are moving averages over a tenth of the log. "-" means that at least one run never reaches the level.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main(words: list[str] | None = None) -> None:
         content = {"rule": {"keep": arguments.keep, "of": NDCG}, "chosen": chosen, "settings": means}
         write_json(arguments.study / "setting.json", content)
         print(
-            f"\n{chosen or 'no setting'} keeps at least {arguments.keep:.0%} of {NDCG}"
+            f"\n{chosen or 'no setting'} keeps at least {arguments.keep:.0%} of the supervised {NDCG}"
             + " and has the most tied pairs" * bool(chosen)
         )
 

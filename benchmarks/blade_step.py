@@ -133,7 +133,7 @@ def blade(dataset: RecDataset, arguments: argparse.Namespace, folder: str) -> Bl
 
 
 def grpo(dataset: RecDataset, arguments: argparse.Namespace, folder: str, *, constrained: bool) -> GRPOTrainer:
-    """Returns a trainer on the same prompts, as text. Its reward is the NDCG of the tokens."""
+    """Returns a `GRPOTrainer` on the prompts of `blade`, as text. Its reward is the NDCG of the tokens."""
     ours = blade(dataset, arguments, folder)
     model, tokenizer = policy(dataset, arguments)
 
@@ -163,7 +163,7 @@ def grpo(dataset: RecDataset, arguments: argparse.Namespace, folder: str, *, con
 def constrained_generate(model: Any, trie: TokenTrie, length: int) -> Any:
     """Returns a replacement for the model's `generate` that allows only distinct items.
 
-    Each call makes a new processor, because prompts differ in length.
+    Each call makes a new processor, because the prompts differ in length from call to call.
     """
     generate = model.generate
 

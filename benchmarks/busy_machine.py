@@ -3,12 +3,13 @@
     python benchmarks/busy_machine.py [--others 4] [--steps 3] [--items 1682] [--hidden 64]
 
 The first setting is torch's default. In the second, threads that wait sleep instead of spinning (passive waiting). The
-third combines passive waiting with a single thread for a small model. `trl-rec` uses the third setting. Trainers in
-programs of your own only choose the number of threads.
+third combines passive waiting with a single thread for a small model. `trl-rec` uses the third setting. In programs
+of your own, trainers choose the number of threads, but do not set passive waiting.
 
-Each setting is measured in a process of its own, while `--others` other processes compute without a pause. The
-measured process samples 16 lists of ten items for each of 8 prompts, as BLADE does before training. Then it trains for
-`--steps` steps on 16 rows of 128 tokens. `--others 0` measures the times on a machine without other work.
+Each setting is measured in a process of its own, while other processes compute without a pause. `--others` is their
+number. The measured process samples 16 lists of ten items for each of 8 prompts, as BLADE does before training. Then
+it trains on 16 rows of 128 tokens. `--steps` is the number of training steps. `--others 0` measures the times on a
+machine without other work.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--items", type=int, default=1682)
     parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--measure", choices=("default", "chosen"), help="used by the program itself")
+    parser.add_argument("--measure", choices=("default", "chosen"), help="for internal use")
     arguments = parser.parse_args()
     if arguments.measure is not None:
         measure(arguments)

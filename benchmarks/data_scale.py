@@ -196,7 +196,7 @@ def main() -> None:
         print(STEPS[options.only](options.folder, options))
         return
 
-    # The log is written only once if its files are kept (`--folder`).
+    # If an earlier run has kept the log (`--folder`), do not write it again.
     passed_on = ["--split", options.split, "--min_interactions", str(options.min_interactions)]
     passed_on += ["--cores", str(options.cores), "--baseline", options.baseline]
     for num_interactions in options.interactions:

@@ -53,8 +53,8 @@ LEFT_OUT = ("metric_for_best_model", "load_best_model_at_end", "save_steps", "sa
 
 
 def main() -> None:
-    """Measures. The figures so far are written before each part, so an interruption loses only the part being
-    measured."""
+    """Measures all parts. The figures so far are written before each part, so an interruption loses only the part
+    being measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("device.json"))
     parser.add_argument("--minutes", type=float, default=7.0, help="after this time, begin no further part")
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     if not torch.cuda.is_available() and not arguments.tiny:
-        parser.error("there is no GPU; with --tiny, the program runs on a CPU, and its figures mean nothing")
+        parser.error("there is no GPU; with --tiny, the program runs on a CPU, but its figures then mean nothing")
 
     disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:

@@ -137,7 +137,7 @@ class Bench:
         return DPOTrainer(args=config, train_dataset=Dataset.from_list(pairs), **self.parts())
 
     def blade(self) -> BladeTrainer:
-        """Returns a trainer that writes lists of titles."""
+        """Returns a trainer on lists of titles."""
         dataset = load(self.world.dataset("ml-100k-next-ten"))
         config = BladeConfig(
             **self.common,

@@ -2,8 +2,8 @@
 
 Nothing is downloaded. Histories of titles are as long as a recipe's `max_length` or `max_history` allows, and logits
 are as wide as the vocabulary of its model. A recipe therefore takes about the time and the memory that it would take
-with real weights and data. The tokenizer has few tokens. The rest of the vocabulary is never read or written, but is
-in every softmax over the vocabulary.
+with real weights and data. The tokenizer has few tokens. The other tokens of the model's vocabulary never occur in the
+data, but every softmax over the vocabulary includes them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Both arms train the language model `--model` on titles, with the loss and the le
 - `rows`: one row per target, with `--rows` rows per step.
 
 Time is the processor time of the steps, without evaluations. It equals the elapsed time with one thread on an idle
-machine. The learning rate rises over the first 2 % of the time, and falls linearly to 0 at its end.
+machine. The learning rate rises over the first 2 % of the time, and then falls linearly to 0.
 
 After each tenth of the time, both arms measure the loss per target on the same validation targets, and save a
 checkpoint. After an interruption, run the same command again to continue from the last checkpoint. In the run folder,
@@ -52,11 +52,11 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder or hub id of a language model")
     parser.add_argument("--arm", choices=ARMS, required=True)
     parser.add_argument("--output", required=True, help="run folder, to which the name of the arm is appended")
-    parser.add_argument("--config", default="bear/office-titles", help="a recipe of trl-rec bear with titles")
+    parser.add_argument("--config", default="bear/office-titles", help="a recipe of 'trl-rec bear' with titles")
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--rows", type=int, default=32, help="rows per step of the arm `rows`")
     parser.add_argument("--targets", type=int, default=2000, help="number of validation targets for the loss")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other keys of the recipe")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the recipe to change")
     arguments = parser.parse_args()
 
     # 1. Build the trainer. The clock ends the run, so the number of steps is set to a value that is never reached.
@@ -143,7 +143,7 @@ class HeldOut:
         chosen = np.linspace(0, len(split) - 1, num_rows).round().astype(int)
         self.num_targets = int(counts[chosen].sum())
 
-        # 2. Make the batches with a trainer that is never trained. It accepts only rows that are marked as training
+        # 2. Make the batches with a trainer that never trains. It accepts only rows that are marked as training
         # rows.
         rows = Dataset.from_list(list(split.select(chosen.tolist())), features=split.features, split="train")
         config = BearConfig(

@@ -1,4 +1,4 @@
-"""Compares the time of training on all items of a user in one row, on one row per item, and with TRL's `SFTTrainer`.
+"""Compares the time of training with all items of a user in one row, with one row per item, and with TRL's trainer.
 
     python benchmarks/every_position.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--items 20] [--runs 3]
         [--batch_size 4] [--max_length 1024] [--dtype float32|bfloat16]
@@ -11,7 +11,7 @@ over these targets, in one of three ways:
 - one row per target, with `--batch_size` rows per micro-batch;
 - for TRL, one row per target, packed by TRL into rows of `--max_length` tokens.
 
-The three ways take turns on the same user. With the softmax over legal tokens, which TRL does not have, a token that
+These ways take turns on the same user. With the softmax over legal tokens, which TRL does not have, a token that
 is the only legal one is not learned. With the softmax over the vocabulary, all tokens of titles are learned.
 
 The program prints the number of tokens per step (without padding), the median number of seconds per step, the ratios

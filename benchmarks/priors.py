@@ -1,7 +1,7 @@
 """Compares three priors without a model: the `counter` of transitions, and the mixture with and without titles.
 
-A mixture is fitted to one random half of the validation users. All priors are measured on the other half, with another
-random division for each seed.
+A mixture is fitted to one random half of the validation users. All priors are measured on the other half. Each seed
+divides the users differently.
 
     python benchmarks/priors.py data/beauty data/ml-100k
 """

@@ -32,9 +32,9 @@ import pandas as pd
 
 
 INSTALL = (
-    "RecTools is not installed; on Python 3.13 run pip install 'trl-rec[rivals]', on an older Python make another "
-    "environment, run pip install 'rectools[torch]' 'pyarrow<22' in it, run this program with its Python, and give "
-    "the path of the command trl-rec with --trl_rec"
+    "RecTools is not installed; on Python 3.13, run pip install 'trl-rec[rivals]'; on an older Python, make another "
+    "environment, run pip install 'rectools[torch]' 'pyarrow<22' in it, run this program with the Python of that "
+    "environment, and give the path of the command 'trl-rec' with --trl_rec"
 )
 NAME = "rectools-sasrec"
 NUM_RANKS = 50  # for recall@50
@@ -51,7 +51,9 @@ def main() -> None:
     parser.add_argument("--patience", type=int, default=5, help="measurements without improvement after which to stop")
     parser.add_argument("--max_epochs", type=int, default=300)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="arguments of RecTools' SASRecModel")
-    parser.add_argument("--trl_rec", help="the command trl-rec; by default beside this Python, or on the PATH")
+    parser.add_argument(
+        "--trl_rec", help="path of the command 'trl-rec'; by default, the one beside this Python or on the PATH"
+    )
     arguments = parser.parse_args()
 
     # 1. Train, and choose the number of epochs on validation.
@@ -83,7 +85,9 @@ def find_trl_rec(given: str | None) -> str:
     """Returns the path of the command `trl-rec`."""
     found = given or shutil.which("trl-rec", path=str(Path(sys.executable).parent)) or shutil.which("trl-rec")
     if found is None:
-        raise SystemExit("there is no command trl-rec beside this Python or on the PATH; name it with --trl_rec")
+        raise SystemExit(
+            "there is no command 'trl-rec' beside this Python or on the PATH; give its path with --trl_rec"
+        )
     return found
 
 
@@ -104,7 +108,7 @@ def read_log(folder: Path) -> pd.DataFrame:
     """
     split = json.loads((folder / "card.json").read_text(encoding="utf-8"))["split"]
     if split != "leave_one_out":
-        raise SystemExit(f"{folder} has the split {split}; prepare the data with split: leave_one_out")
+        raise SystemExit(f"{folder} has the split '{split}'; prepare the data with the split 'leave_one_out'")
     interactions = pd.read_parquet(folder / "interactions.parquet")
     user_ids = pd.read_parquet(folder / "users.parquet", columns=["user_id"])["user_id"].to_numpy()
     item_ids = pd.read_parquet(folder / "catalog" / "items.parquet", columns=["item_id"])["item_id"].to_numpy()

@@ -3,10 +3,10 @@
     python benchmarks/rollouts.py [--items 1682] [--prompts 8] [--lists 8] [--length 10] [--history 50] [--runs 5]
 
 The model is a Llama with random weights. Items are written as one token each, as semantic IDs of three tokens, or as
-titles of 4 to 16 tokens. `generate` uses a logits processor that allows, for all rows at once, only tokens that lead
-to an item which the list does not contain yet. `generate` is timed in two ways: with one call per prompt, as in a
-rollout loop whose histories differ in length, and with one call for all prompts. The methods take turns. The program
-prints the median number of lists per second. OMP_NUM_THREADS sets the number of threads.
+titles of 4 to 16 tokens. `generate` uses a logits processor, which allows only tokens that lead to an item which the
+list does not contain yet. The processor handles all rows at once. `generate` is timed in two ways: with one call per
+prompt, as in a rollout loop over histories of different lengths, and with one call for all prompts. The methods take
+turns. The program prints the median number of lists per second. OMP_NUM_THREADS sets the number of threads.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--surfaces", nargs="+", default=["item_token", "semantic_id", "title"])
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
-    counts = f"{arguments.prompts} prompts, {arguments.lists} lists of {arguments.length} each"
+    counts = f"{arguments.prompts} prompts, {arguments.lists} lists of {arguments.length} items per prompt"
     print(f"{torch.get_num_threads()} threads; {counts}")
     for surface in arguments.surfaces:
         measure(surface, arguments)

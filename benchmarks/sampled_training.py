@@ -1,8 +1,9 @@
 """Trains one recipe with the full softmax and with sampled items, and prints validation NDCG@10 against training time.
 
-All runs have the seed, the model and the learning rate schedule of the recipe. NDCG@10 is measured whenever the share
-`--every` of the steps, such as 0.125, has passed, on the same validation users and with all items ranked. Times are
-CPU seconds of the steps, without the evaluations. They equal the elapsed time with one thread on an idle machine.
+All runs have the seed, the model and the learning rate schedule of the recipe. NDCG@10 is measured several times
+during training, on the same validation users and with all items ranked. `--every` is the share of the steps between
+two measurements, such as 0.125. Times are CPU seconds of the steps, without the evaluations. They equal the elapsed
+time with one thread on an idle machine.
 
     OMP_NUM_THREADS=1 python benchmarks/sampled_training.py data/beauty --sampled_items 512
 """
@@ -37,11 +38,11 @@ def main() -> None:
     """Trains with the full softmax and with each number of sampled items, and prints one table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("dataset", help="folder made by trl-rec prepare")
-    parser.add_argument("--config", default="bear/beauty", help="a recipe of trl-rec bear with one token per item")
+    parser.add_argument("--config", default="bear/beauty", help="a recipe of 'trl-rec bear' with one token per item")
     parser.add_argument("--sampled_items", type=int, nargs="+", default=[512])
     parser.add_argument("--sampled_from", choices=["uniform", "popularity"], default="uniform")
     parser.add_argument("--every", type=float, default=0.125, help="share of the steps between two measurements")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other keys of the recipe")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the recipe to change")
     arguments = parser.parse_args()
 
     logging.disable(logging.INFO)

@@ -9,8 +9,8 @@ forward passes of the model and of the reference model, the backward pass and th
 turns on the same prompts. The program prints the median seconds per step, and the peak bytes of all tensors except
 those of the model and the optimizer.
 
-The comparison favours trl-rec in three ways. First, TRL's output layer also scores the prompt's positions on a CPU (on
-a GPU it does not); with `--vocabulary 512`, the output layer takes little time. Second, TRL also measures entropy,
+The comparison favours trl-rec in three ways. First, on a CPU but not on a GPU, TRL's output layer also scores the
+prompt's positions; with `--vocabulary 512`, the output layer takes little time. Second, TRL also measures entropy,
 mean logits and token accuracy. Third, users of `DPOTrainer` would seldom make a pair for every rejected completion.
 """
 

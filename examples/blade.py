@@ -40,6 +40,7 @@ ARMS = {
 # A model that writes lists of ten items has no recall@50.
 COLUMNS = ["recall@10", "ndcg@10", "ild@10", "coverage@10", "reward/mgu", "reward"]
 REPORT = "runs/example-blade.html"
+REFERENCES = "runs/example-blade-references"
 SHARED: dict[str, Any] = {
     "list_length": 10,
     "max_length": 128,
@@ -69,7 +70,7 @@ def supervised(dataset: RecDataset, folder: str, max_steps: int) -> BearTrainer:
         folder,
         bear_weight=0,
         targets="all",  # with item tokens a list continues the history, so every item is a target
-        num_train_epochs=14,
+        num_train_epochs=8,
         max_steps=max_steps,
         learning_rate=3e-3,
         warmup_steps=30,
@@ -90,6 +91,7 @@ def aligned(target: dict[str, str], start: str, dataset: RecDataset, folder: str
     config = BladeConfig(
         folder,
         rewards=REWARDS,
+        reference_dir=REFERENCES,  # both arms start from the same model, so its lists are drawn only once
         max_steps=300 if max_steps < 0 else max_steps,
         max_prompts=2400,  # 300 steps of 8 prompts
         learning_rate=1e-3,

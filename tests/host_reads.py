@@ -74,7 +74,8 @@ class HostReads(TorchDispatchMode):
         self._patches.close()
 
     def _counted(self, copy: Callable[..., Any], reads: Callable[..., bool] = lambda *args, **kwargs: True) -> Any:
-        """Returns the tensor method `copy`, changed so that each call counts as one read if `reads` is true for it."""
+        """Returns the tensor method `copy`, changed so that a call counts as one read if `reads` returns True for its
+        arguments."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             if self._inside_copy or not reads(*args, **kwargs):

@@ -46,8 +46,8 @@ Work = Callable[[Path], object]
 
 
 def start(work: Work, output: Path, environment: Mapping[str, str] | None = None) -> BaseProcess:
-    """Starts the work in a new process, which has the environment of this process unless another one is given. The
-    caller may kill the process."""
+    """Starts the work in a new process, with the given environment or else the environment of this process. The
+    caller may kill the new process."""
     forkserver.set_forkserver_preload(PRELOADED)
     with chdir(Path(__file__).parents[1]):  # the server imports the tests from there
         forkserver.ensure_running()
@@ -95,7 +95,7 @@ def run_in_two(recipe: str, work: Work, output: Path) -> None:
 
 def _launch_environment(name: str) -> dict[str, str]:
     """Returns the environment that `accelerate launch` sets for a shipped recipe, changed to full precision. The work
-    itself must choose the CPU."""
+    must set `use_cpu` as well."""
     recipe = {
         **yaml.safe_load(find_recipe(f"accelerate/{name}").read_text()),
         "use_cpu": True,

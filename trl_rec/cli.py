@@ -143,11 +143,11 @@ def usage() -> str:
     return (
         f"usage: trl-rec VERB [--config RECIPE] [--KEY VALUE ...]\n\n{verbs}\n\n"
         "RECIPE is a YAML file, or the name of a shipped recipe such as bear/ml-100k. Keys on the command line\n"
-        "override those of the recipe. trl-rec VERB --help describes the keys of a verb; --help_all adds those of\n"
+        "override those of the recipe. 'trl-rec VERB --help' describes the keys of a verb; --help_all adds those of\n"
         "TRL and Transformers.\n\n"
-        f"{', '.join(TRAINING)} run under accelerate launch. --num_processes N starts\n"
-        "N processes. --accelerate_config takes a file, or the name of a shipped configuration: cpu, ddp, zero2,\n"
-        "zero3, fsdp2."
+        f"The verbs {', '.join(TRAINING)} run under 'accelerate launch'.\n"
+        "--num_processes N starts N processes. --accelerate_config takes a file, or the name of a shipped\n"
+        "configuration: cpu, ddp, zero2, zero3, fsdp2."
     )
 
 

@@ -212,9 +212,10 @@ def hide_notices() -> None:
 
 
 def cpu_computes_in(dtype: torch.dtype) -> bool:
-    """Returns whether the CPU has instructions for bfloat16 or float16, as far as PyTorch can tell.
+    """Returns whether the CPU has instructions for `dtype`, which is bfloat16 or float16.
 
-    Without this function, users would not learn why a model is twenty times slower than in float32.
+    Returns True if PyTorch was built without oneDNN, and so cannot tell. Without this function, users would not learn
+    why a model is twenty times slower than in float32.
     """
     import torch
 
@@ -273,7 +274,7 @@ def mark_unquantized(model: PreTrainedModel) -> None:
 
 
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """Returns a quantised model with ordinary weights, which can be saved.
+    """Converts the weights of a quantised model to ordinary ones, and returns the model, which can then be saved.
 
     `dequantize` keeps a record of the steps that turned the saved weights into quantised ones. `save_pretrained` then
     tries to undo these steps and fails (seen in transformers 5.23). This function removes the record, so that
@@ -294,8 +295,9 @@ def settle_checkpointing(args: TrainingArguments) -> None:
     Call this function before `TrainingArguments.__post_init__`. transformers 5.23 renamed `gradient_checkpointing` to
     `activation_checkpointing`, and warns if the old name is set. TRL 1.16 still sets its own default, True, under the
     old name. This function copies that default to the new name. With an older transformers, which reads only the old
-    name, it copies the value of the new name to the old name. If only the old name is set, both names get its value.
-    This function can be removed once TRL uses the new name and transformers 5.23 is the oldest release allowed.
+    name, this function copies the value of the new name to the old name. If only the old name is set, both names get
+    its value. This function can be removed once TRL uses the new name and transformers 5.23 is the oldest release
+    allowed.
     """
     default = next(one.default for one in fields(args) if one.name == "gradient_checkpointing")
     if args.activation_checkpointing is None and args.gradient_checkpointing == default:
@@ -321,7 +323,7 @@ def without_checkpointing(model: nn.Module) -> Iterator[None]:
 
     TRL's `unwrap_model_for_generation` also switches checkpointing off, but it loses `every_n_layers` and `offload`
     when it switches checkpointing on again, and it uses methods that transformers 5.23 has deprecated. If
-    checkpointing is off in all layers, TRL's function changes nothing, so it can be used inside this block.
+    checkpointing is off in all layers, TRL's function leaves it off, and can be used inside this block.
     """
     settings = ("gradient_checkpointing", "_gradient_checkpointing_func")
     before = {
@@ -362,8 +364,8 @@ def uploading_copies(
         copy: Makes the copy of the folder that `Trainer` wants to upload, and removes the copy when the upload has
             ended, even if the upload ends after the block.
         replaced: Patterns of files that are deleted from the repository if the copy does not contain them.
-        announce: Function that is called before each upload, except uploads in the background, with the copy and the
-            names of the files in the repository.
+        announce: Function that receives the copy and the names of the files in the repository. It is called before
+            each upload that does not run in the background.
     """
     from huggingface_hub import list_repo_files
     from transformers import trainer
@@ -450,7 +452,7 @@ def dict_fields(config: type[TrainingArguments], *names: str) -> list[str]:
 def read_mappings(parser: ArgumentParser, read: Callable[[str], Any]) -> None:
     """Makes a parser use `read` to convert the value of every option that takes a mapping.
 
-    Otherwise TRL's parser would call `dict` on the string, which fails.
+    Without this function, TRL's parser would call `dict` on the string, which fails.
     """
     for action in parser._actions:
         if getattr(action.type, "__name__", None) == "dict":
@@ -481,9 +483,9 @@ def unwrapped_for_generation(wrapped: Any, accelerator: Accelerator) -> Iterator
 def complete_ref_adapter(model: nn.Module) -> None:
     """Copies all parameters of the adapter "default" to the adapter "ref".
 
-    TRL's own copy lacks trainable tokens and embeddings. If the base model is quantised, its dtype also differs from
-    that of "default" (huggingface/trl#6975). The parameters are found by the names that PEFT gives them. This function
-    can be removed once a release of TRL fixes the issue.
+    TRL's own copy lacks trainable tokens and embeddings. If the base model is quantised, the dtype of the copy also
+    differs from that of "default" (huggingface/trl#6975). The parameters are found by the names that PEFT gives them.
+    This function can be removed once a release of TRL fixes the issue.
     """
     if REF_ADAPTER not in getattr(model, "peft_config", {}):
         return
@@ -578,7 +580,7 @@ def skip_deepspeed_compilation(config: object = None) -> None:
         from deepspeed import ops
         from deepspeed.accelerator import get_accelerator
 
-        # On a GPU, there is no such extension, and reading `__compatible_ops__` would examine all others.
+        # On a GPU, there is no such extension, and reading `__compatible_ops__` would examine all other extensions.
         if get_accelerator().device_name() == "cpu":
             ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -640,7 +642,7 @@ def torch_linear() -> Iterator[None]:
 def num_weights(model: nn.Module) -> int:
     """Returns the number of weights of a model.
 
-    Under ZeRO-3, the parameters themselves are empty, so that every model would seem to be small.
+    Under ZeRO-3, the parameters themselves are empty. Without this function, every model would seem to be small.
     """
     return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in model.parameters())
 

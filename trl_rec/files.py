@@ -328,8 +328,8 @@ def _place_folder(path: Path, new: Path) -> None:
             raise
         problem = "is not a folder" if error.errno == errno.ENOTDIR else "is not empty"
         raise ValueError(
-            f"{path} {problem}, perhaps because another program has written to it; nothing was changed, so choose "
-            "another folder"
+            f"{path} {problem}, perhaps because another program has written to it; choose another folder (nothing was "
+            "changed)"
         ) from error
     _sync(path.parent)
 

@@ -5,9 +5,9 @@ rows depend on. A part that is damaged, or that belongs to other rows, settings 
 computed again.
 
 The parts of a [`PartStore`] are ranges of rows that are fixed beforehand. Its callers divide the work among processes.
-In `trainer/blade/reference_lists.py`, each process computes different parts. In `schedule/self_play.py`, all processes
-together compute one part after the other. The parts of a [`RowStore`] contain the rows that a process has finished, so
-the batch size and the number of processes may change between calls.
+In `trainer/blade/reference_lists.py` and `serving/user_lists.py`, each process computes different parts. In
+`schedule/self_play.py`, all processes together compute one part after the other. The parts of a [`RowStore`] contain
+the rows that a process has finished, so the batch size and the number of processes may change between calls.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class PartStore:
         for part in self.parts:
             rows = self.read(part)
             if rows is None:
-                raise ValueError(f"{self._path(part)} is missing; all processes must share the same output_dir")
+                raise ValueError(f"{self._path(part)} is missing; all processes must share the same folder")
             arrays.append(rows)
         return np.concatenate(arrays)
 
@@ -165,7 +165,7 @@ def to_column(rows: np.ndarray) -> pa.Array:
 
 
 def _to_array(column: pa.Array) -> np.ndarray:
-    """Converts a column that [`to_column`] returned back into an array."""
+    """Converts a column back into an array. This is the inverse of [`to_column`]."""
     shape = [len(column)]
     while pa.types.is_fixed_size_list(column.type):
         shape.append(column.type.list_size)

@@ -150,7 +150,7 @@ def is_in(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def stable_order(numbers: np.ndarray) -> np.ndarray:
-    """Returns the indices that sort whole numbers from 0 to 2**32 - 1. Equal numbers keep their order.
+    """Returns the indices that sort `numbers`, integers from 0 to 2**32 - 1. Equal numbers keep their order.
 
     numpy sorts 16-bit integers with a radix sort, which is several times faster than its stable sort of
     longer integers.
@@ -189,7 +189,8 @@ def join(*parts: Ragged) -> Ragged:
     lengths = np.stack([part.lengths for part in parts])  # (parts, rows)
     starts = np.cumsum(lengths.sum(0)) - lengths.sum(0) + np.cumsum(lengths, 0) - lengths
 
-    # Copy the values in blocks of rows, because the places of all values together take several times their memory.
+    # Copy the values in blocks of rows, because the places of all values together would take several times the memory
+    # of the values.
     values = np.empty(int(lengths.sum()), dtype=np.result_type(*(part.values for part in parts)))
     for part, start, length in zip(parts, starts, lengths, strict=True):
         for rows in row_blocks(part.offsets, BLOCK):

@@ -59,7 +59,7 @@ class Range:
         return (above_low and below_high and is_finite) or (self.also is not None and value == self.also)
 
     def check(self, name: str, value: object) -> None:
-        """Raises `ValueError` unless `value` is a number in the range. The message calls the value `name`."""
+        """Raises `ValueError` unless `value` is a number in the range. `name` names the value in the message."""
         is_number = isinstance(value, Integral if self.whole else Real) and not isinstance(value, bool)
         if not is_number or value not in self:
             wanted = self._bounds(value) if is_number else "a whole number" if self.whole else "a number"
@@ -189,7 +189,7 @@ def _numbers(name: str, value: object, field: NumericField) -> Iterator[tuple[st
             (f"{name}: {key}", number) for key, number in value.items() if not (number is None and field.maps_to_none)
         )
     elif field.is_mapping:
-        raise ValueError(f"{name} must map names to numbers, not {value!r}")
+        raise ValueError(f"{name} must map names to numbers, but is {value!r}")
     else:
         yield name, value
 

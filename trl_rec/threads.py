@@ -1,7 +1,7 @@
 """Makes waiting OpenMP threads sleep instead of spin, so that a process is not slowed down on a busy machine.
 
 By default, the threads of OpenMP spin while they wait for each other. On a busy machine, a spinning thread may occupy
-the processor that the other thread needs. OpenMP reads its settings when torch is imported, so this module imports
+the processor that the awaited thread needs. OpenMP reads its settings when torch is imported, so this module imports
 only the standard library.
 """
 

@@ -31,7 +31,7 @@ def triples(log):
 
 
 @pytest.mark.parametrize("block", [1, 50, 10_000])
-@pytest.mark.parametrize("num_users", [3, 70_000])  # with more than 2**16 users, a sorted range contains several users
+@pytest.mark.parametrize("num_users", [3, 70_000])  # with more than 2**16 users, `_order` puts several in one range
 def test_the_order_equals_that_of_a_stable_sort(monkeypatch, block, num_users):
     rng = np.random.default_rng(block)
     user = rng.integers(0, num_users, 3000).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Compares the rows that train on lists of items, and their prompts, with a slow loop."""
+"""Compares the rows for training on lists of items, and their prompts, with those that a slow loop makes."""
 
 from typing import Any
 
@@ -156,9 +156,11 @@ def test_list_rows_need_a_training_split_and_a_list_format(tokenizer_copy) -> No
     with pytest.raises(ValueError, match="the prompt format is for single items"):
         build_list_rows(make_split([([0], [1])]), single)
     for length in (0, 3):
-        with pytest.raises(ValueError, match=f"list_length must be from 1 to 2, the number of items, not {length}"):
+        with pytest.raises(
+            ValueError, match=rf"list_length must be from 1 to 2 \(the number of items\), not {length}"
+        ):
             PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, list_length=length)
-    with pytest.raises(ValueError, match="and the longest list take"):
+    with pytest.raises(ValueError, match="the longest list and a prompt without a history"):
         build_list_rows(make_split([([0], [1, 2, 3])]), FORMATS["title"][0], max_length=40)
     tokenizer_copy.eos_token = None
     with pytest.raises(ValueError, match="no EOS token to end a list with"):

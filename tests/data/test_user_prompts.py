@@ -124,4 +124,4 @@ def test_unknown_users_are_refused() -> None:
     assert PLAIN["item_token"][0].encode(histories, np.array([1, 99])).lengths.tolist() == [
         2,
         2,
-    ]  # a prompt that does not name the user accepts any row number
+    ]  # a prompt without {user} ignores which user is given

@@ -1,4 +1,4 @@
-"""Makes small recommenders with random weights, and catalogues with columns to filter by."""
+"""Makes small, untrained recommenders, and catalogues with columns to filter by."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def random_histories(rng: random.Random, number: int) -> list[list[str]]:
 
 
 class UnevenPrior:
-    """Weighs items by their index. The item whose index follows that of the last history item has a higher weight.
-    Item 0 has weight 0, unless it is the item with the higher weight."""
+    """Weighs items by their index. The item whose index follows that of the last history item gets an additional
+    weight. Item 0 has weight 0, unless it gets the additional weight."""
 
     def weights(self, histories: Ragged) -> ItemWeights:
         rows = [histories[row] for row in range(len(histories))]

@@ -156,7 +156,7 @@ def test_ten_thousand_rankings_have_no_invalid_or_repeated_item() -> None:
 def test_equal_scores_are_ordered_by_item_index() -> None:
     model = make_model("llama")
     torch.nn.init.zeros_(model.lm_head.weight)
-    sequences = [[30 - item, EOS] for item in range(20)]  # a higher item has a lower token
+    sequences = [[30 - item, EOS] for item in range(20)]  # a higher item index has a lower token id
     ranked = rank_items(model, pad([[5, 6]]), TokenTrie.from_sequences(sequences), num_beams=6)
     assert ranked.items.tolist() == [[0, 1, 2, 3, 4, 5]]
 

@@ -18,7 +18,7 @@ from trl_rec.ragged import Ragged
 
 
 HISTORIES = [["id 3"], ["id 0", "id 11", "id 6"], ["id 20", "id 1"]]
-KEPT = [17, 4, 6, 0, 3, 22, 9, 2, 15, 12]  # in another order; items 1, 11 and 20 are in histories, but not here
+KEPT = [17, 4, 6, 0, 3, 22, 9, 2, 15, 12]  # not in catalogue order; without items 1, 11 and 20 of the histories
 
 
 def some_items(kept: list[int], more: dict[str, list[object]] | None = None) -> ItemCatalog:
@@ -59,7 +59,7 @@ def test_a_mask_may_leave_out_the_removed_items() -> None:
         more = [] if of_removed is None else [np.full(NUM_ITEMS - len(KEPT), of_removed)]
         assert ranked(changed, filters=ItemFilter(np.concatenate([mask, *more]))) == expected
     with pytest.raises(
-        ValueError, match=r"a mask of shape \(11,\), but the catalogue has 24 items, 14 of them removed"
+        ValueError, match=r"a mask of shape \(11,\), but the catalogue has 24 items, 14 of them retired"
     ):
         ranked(changed, filters=ItemFilter(np.ones(11, bool)))
 
@@ -79,7 +79,7 @@ def test_new_titles_are_recommended_at_once(kind: str) -> None:
     changed = recommender.with_catalog(today)
     assert changed.catalog.num_recommendable == len(KEPT) + 1 and len(changed.catalog) == NUM_ITEMS + 1
 
-    # The lists equal those of a recommender that is made from the joint catalogue.
+    # The lists equal those of a recommender that is made directly from the changed catalogue.
     prompt_format = PromptFormat.for_catalog(changed.catalog, recommender.tokenizer, **changed.settings["prompt"])
     trie = TokenTrie.from_catalog(today, recommender.tokenizer, lists=kind == "title_list")
     fresh = replace(recommender, catalog=changed.catalog, prompt_format=prompt_format, trie=trie)

@@ -79,8 +79,8 @@ def test_the_scores_of_other_models_equal_brute_force(family: str) -> None:
 
 
 def test_only_nodes_with_several_children_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one token per item, the forward pass over the prompt suffices. Otherwise, a pass reads at most `MOST_NODES`
-    nodes, and the path to the first of them."""
+    """With one token per item, the forward pass over the prompt suffices. With longer paths, each later pass reads at
+    most `MOST_NODES` nodes, and the path to the first of them."""
     model = MODELS["llama", "sdpa"]
     widths = []
     handle = model.register_forward_pre_hook(
@@ -123,7 +123,7 @@ def test_paths_of_given_items_are_read_up_to_their_last_branch(monkeypatch: pyte
 
 
 def test_score_items_removes_excluded_items_before_the_softmax() -> None:
-    """With `exclude`, an item has the score that it has as the first item of a list."""
+    """With `exclude`, the score of an item equals its score as the first item of a list."""
     model = MODELS["gpt2", "sdpa"]
     sequences = [[4, 5, 6], [4, 7, 8], [4, 7, 9], [9, 9, 9], [9, 9, 9]]  # the last two share a leaf
     trie = TokenTrie.from_sequences(sequences)

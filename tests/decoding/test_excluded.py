@@ -1,4 +1,4 @@
-"""Compares the subtrees that `Excluded` marks as empty with operations on sets."""
+"""Compares the subtrees that `Excluded` marks as empty with those whose items are all excluded."""
 
 import random
 

@@ -1,4 +1,5 @@
-"""Compares the weights of priors with slow loops, also for histories without known items, and tests saved priors."""
+"""Compares the weights of priors with slow loops, including for histories without known items. Also tests saved
+priors."""
 
 import dataclasses
 from pathlib import Path
@@ -168,7 +169,7 @@ def test_a_loaded_prior_gives_the_same_weights(kind: str, tmp_path: Path) -> Non
             assert (getattr(got, name) is None) == (getattr(expected, name) is None)
             if getattr(got, name) is not None:
                 assert torch.equal(getattr(got, name), getattr(expected, name))
-    with pytest.raises(ValueError, match="but the catalogue has 99; use the prior of the same dataset"):
+    with pytest.raises(ValueError, match="but the catalogue has 99; use a prior that was fitted"):
         load_prior(tmp_path, num_items=99)
 
 
@@ -218,7 +219,7 @@ def test_a_mixture_needs_a_target_outside_of_its_history() -> None:
     for rows in ([], [(0, [0, 1], [1])]):
         with pytest.raises(ValueError, match="has no target outside of its history; choose another prior"):
             MixturePrior.fit(train, make_split(rows, "validation"), NUM_ITEMS)
-    fitted = MixturePrior.fit(train, make_split([(0, [0], [7])], "validation"), NUM_ITEMS)  # no count contains item 7
+    fitted = MixturePrior.fit(train, make_split([(0, [0], [7])], "validation"), NUM_ITEMS)  # item 7 is not in `train`
     nothing = dataclasses.replace(fitted, shares=dict.fromkeys(fitted.shares, 0.0))
     assert dense(nothing.weights(Ragged.from_lists([[0]])), 1).tolist() == [
         pytest.approx(dense(fitted.weights(Ragged.from_lists([[]])), 1)[0])
@@ -237,7 +238,7 @@ def test_the_mixture_weights_maximise_the_likelihood() -> None:
 
 
 def test_the_share_of_a_target_is_its_weight() -> None:
-    """The likelihood of a target is its weight, normalised over the items outside the history."""
+    """The share of a target is its weight, normalised over the items outside the history."""
     prior = mixture()
     histories = Ragged.from_lists([[0, 1, 2], [4, 3], [6]])
     targets = Ragged.from_lists([[5], [1, 7], [6]])  # the last target is in its history, so it is left out

@@ -11,8 +11,8 @@ EOS = 1
 
 
 def test_scores_by_hand() -> None:
-    """The paths are [4 5], [4 6] and [7]. After 4, the legal tokens are 5 and 6. Their scores are 0 and log 3, and
-    their softmax is 1/4 and 3/4."""
+    """The paths are [4 5 EOS], [4 6 EOS] and [7 EOS]. After 4, the legal tokens are 5 and 6. Their scores are 0 and
+    log 3, and their softmax is 1/4 and 3/4."""
     trie = TokenTrie.from_sequences([[4, 5, EOS], [4, 6, EOS], [7, EOS]])
     processor = TrieLogitsProcessor(trie, 1, eos_token_id=EOS)
     scores = torch.zeros(1, 10)

@@ -137,7 +137,7 @@ def test_a_batch_gives_the_lists_of_single_histories(kind: str, prior: UnevenPri
 @pytest.mark.parametrize("kind", SINGLE)
 @pytest.mark.parametrize("prior", [None, PRIOR])
 def test_a_filter_only_removes_items_from_the_complete_ranking(kind: str, prior: UnevenPrior | None) -> None:
-    """A filter does not change the scores of the other items. This also holds with a prior, and for an empty
+    """A filter does not change the scores of the items that it keeps. This also holds with a prior, and for an empty
     history."""
     recommender = make_recommender(kind, prior)
     positions = recommender.catalog.positions
@@ -238,7 +238,7 @@ def test_an_explanation_is_how_the_score_changes_without_each_item(kind: str, pr
 
 
 INVALID = {
-    "no column": ({"where": [["color", "==", "red"]]}, "where names the column 'color', which the catalogue does not"),
+    "no column": ({"where": [["color", "==", "red"]]}, "where: the catalogue has no column 'color'; choose one of"),
     "no operator": (
         {"where": [["brand", "~", "ash"]]},
         "'~' is not an operator; choose one of ==, =, !=, <,",
@@ -255,8 +255,11 @@ INVALID = {
         {"where": [["stock", "==", [1]]]},
         "stock has values of the type int64, which cannot be compared with",
     ),
-    "no list": ({"where": [["brand", "in", "ash"]]}, "brand in needs a list of values, not 'ash'"),
-    "an empty list": ({"where": [["brand", "in", []]]}, r"brand in needs a list of values, not \[\]"),
+    "no list": ({"where": [["brand", "in", "ash"]]}, "'in' on the column 'brand' needs a list of values, not 'ash'"),
+    "an empty list": (
+        {"where": [["brand", "in", []]]},
+        r"'in' on the column 'brand' needs a list of values, not \[\]",
+    ),
     "another type in a list": (
         {"where": [["stock", "in", [1, "a"]]]},
         "stock has values of the type int64, which cannot be .* 'a'",
@@ -272,12 +275,18 @@ INVALID = {
     ),
     "no conditions": ({"where": []}, r"where must be a list of conditions, not \[\]; write it as"),
     "text": ({"where": "price < 50"}, "where must be a list of conditions, not 'price < 50'; write it as"),
-    "a bare condition": ({"where": ["brand", "==", "ash"]}, "where contains 'brand', which is not a condition"),
+    "a bare condition": (
+        {"where": ["brand", "==", "ash"]},
+        "only lists of conditions, but contains 'brand'; write it",
+    ),
     "too short": (
         {"where": [["brand", "=="]]},
-        r"where contains \['brand', '=='\], which is not a column, an op",
+        r"where: \['brand', '=='\] does not consist of a column, an op",
     ),
-    "mixed": ({"where": [["brand", "==", "ash"], [["stock", ">", 0]]]}, "where contains .*, which is not a condition"),
+    "mixed": (
+        {"where": [["brand", "==", "ash"], [["stock", ">", 0]]]},
+        "either only conditions or only .* but contains .'brand'",
+    ),
     "a short mask": (
         {"allowed": np.ones(3, bool)},
         r"allowed is a mask of shape \(3,\), but the catalogue has 24",
@@ -323,7 +332,7 @@ def test_a_missing_user_of_a_batch_is_named() -> None:
         TokenTrie.from_catalog(catalog, tokenizer),
         make_recommender("item_token").settings,
     )
-    # Batches are sorted by the length of the histories, but the message names the row that was given.
+    # Histories are sorted by length before they are batched, but the message gives the user's index in the request.
     histories = [["id 1"], ["id 2"], ["id 3", "id 4"]]
     assert len(recommender.recommend_batch(histories, 3, users=[0, 3, 1])) == 3
     with pytest.raises(ValueError, match=r"the prompt names the user, but users\[1\] is None; pass the user's row"):

@@ -1,4 +1,5 @@
-"""The keys in `recommender.json` and `ranker.json` do not change, even if the options have other names in Python."""
+"""Tests that `recommender.json` and `ranker.json` keep their keys, although the options have other names in Python.
+Also tests the remedies for a wrong catalogue."""
 
 import json
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_the_remedy_fits_a_given_catalogue(as_folder: bool, run_folder: Path, tm
     few = ItemCatalog(own.items.slice(0, 2), "item_token")
     assert remedy in refused(few)
 
-    # 2. Otherwise, the items and the semantic IDs are compared with the recorded ones.
+    # 2. Folders of this version record the catalogue. The items and the semantic IDs are compared with this record.
     settings = json.loads(RECOMMENDER)
     save_recommender(run_folder, own, settings)
     assert remedy in refused(few)

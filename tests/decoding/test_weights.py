@@ -1,4 +1,4 @@
-"""Compares rankings that use item weights with brute force over all items, and with the exclusion of items."""
+"""Tests rankings with item weights against brute force over all items, and against rankings that exclude items."""
 
 import math
 import random
@@ -30,7 +30,7 @@ from trl_rec.items import TokenTrie
 
 def random_weights(rng: random.Random, num_prompts: int, num_items: int) -> ItemWeights:
     """Returns a random combination of shared weights, weights per prompt and a filter. Weights may be 0, and an item
-    may occur more than once."""
+    may occur more than once in the weights of a prompt."""
 
     def some() -> list[float]:
         return [rng.choice([0.0, 1e-3, 0.3, 1.0, 5.0]) * rng.random() for _ in range(num_items)]
@@ -97,8 +97,8 @@ def test_with_one_beam_per_item_scores_are_exact(
 def test_equal_weights_change_no_list_and_a_filter_equals_exclusion(
     seed: int, num_beams: int, renormalize: bool, length_penalty: float
 ) -> None:
-    """Equal weights give the same lists as no weights. A filter gives the same lists as the exclusion of all other
-    items."""
+    """Equal weights give the same lists as no weights. A filter gives the same lists as the exclusion of the items
+    that it removes."""
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos=True)
     count = len(sequences)
@@ -162,7 +162,8 @@ def test_weights_of_any_precision_are_accepted(dtype: torch.dtype) -> None:
 
 
 def test_the_score_by_hand() -> None:
-    """The model gives all tokens the same probability. The weights are 1/8, 2/8 and 5/8, and the strength is 2."""
+    """The model gives all tokens the same probability. The normalised weights are 1/8, 2/8 and 5/8, and the
+    strength is 2."""
     model = make_model("llama")
     torch.nn.init.zeros_(model.lm_head.weight)
     trie = TokenTrie.from_sequences([[4, 5, 1], [4, 6, 1], [7, 1]])
@@ -283,8 +284,8 @@ def test_with_a_beam_for_every_list_the_best_weighed_list_is_found(seed: int) ->
 
 @torch.no_grad()
 def list_score(model, prompt: list[int], paths: list[list[int]], items, removed: set[int]) -> float:
-    """Returns the log-probability of a list. A path is legal as long as one of its items is neither removed nor in the
-    list."""
+    """Returns the log-probability of a list. A path is legal as long as one of its items is neither removed nor
+    already in the list."""
     text = [token for item in items for token in paths[item]]
     logits = model(input_ids=torch.tensor([prompt + text])).logits[0, len(prompt) - 1 :].float()
     left = set(range(len(paths))) - removed
@@ -354,9 +355,9 @@ BAD = [
     ({"items": [[1.0]], "values": [[1.0]]}, "items must contain item indices, which are integers"),
     ({"strength": -1.0}, "strength must be at least 0, not -1.0"),
     ({"strength": math.nan}, "strength must be at least 0, not nan"),
-    ({"allowed": [[1.0]]}, "allowed must be a boolean tensor; use shared for weights"),
-    ({"allowed_of": [0]}, "allowed_of selects rows of allowed, which is missing"),
-    ({"allowed": [[True, True, True]], "allowed_of": [1]}, "a row number outside the 1 rows of allowed"),
+    ({"allowed": [[1.0]]}, "allowed must be a boolean tensor; pass weights as 'shared'"),
+    ({"allowed_of": [0]}, "allowed_of selects rows of 'allowed', which is missing"),
+    ({"allowed": [[True, True, True]], "allowed_of": [1]}, "a row number outside the 1 rows of 'allowed'"),
 ]
 UNFIT = [
     ({"shared": [1.0, 1.0]}, "weights.shared has 2 items, but the trie has 3"),

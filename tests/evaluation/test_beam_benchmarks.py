@@ -51,7 +51,7 @@ def test_a_measurement_of_the_trap_continues_with_more_seeds(
     assert content["runs"][:3] == first["runs"] and len(content["runs"]) == 6
     assert [entry["seeds"] for entry in content["means"]] == [2, 2, 2]
     assert "PruningRate@3" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="has other settings"):
+    with pytest.raises(SystemExit, match="was made with the settings"):
         beam_trap.main([*words, "--steps", "3"])
 
 

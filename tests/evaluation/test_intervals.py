@@ -32,7 +32,7 @@ def test_the_interval_depends_on_the_seed_but_not_on_the_order_of_users(monkeypa
     interval = bootstrap_interval(values, seed=5)
     assert bootstrap_interval(values[::-1], seed=5) == interval
     assert bootstrap_interval(values, seed=6) != interval
-    monkeypatch.setattr(intervals, "DRAWS_IN_MEMORY", 500)  # with chunks of ten, the same numbers are drawn
+    monkeypatch.setattr(intervals, "DRAWS_IN_MEMORY", 500)  # chunks of ten resamples draw the same numbers
     assert bootstrap_interval(values, seed=5) == pytest.approx(interval)
 
 

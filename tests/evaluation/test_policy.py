@@ -1,5 +1,5 @@
-"""Compares what an evaluation computes from a policy (rankings, further metrics and the beam gap) with the scores of
-all items."""
+"""Compares what an evaluation computes from a policy (rankings, metrics and the beam gap) with the scores of all
+items."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,5 +1,5 @@
-"""Checks the metrics of the baselines on public data. The project contains no copy of the data, so these tests are
-skipped on machines without such a copy."""
+"""Checks the metrics of the baselines on public data. The data are not part of the project, so these tests are skipped
+on machines without a copy of the data."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,10 @@ ML_100K = Path(os.environ.get("TRL_REC_ML100K") or CACHE / "trl-rec" / "ml-100k"
 )
 def test_baselines_reproduce_the_known_figures(folder, format_name, popularity, transition, tmp_path):
     if not folder.is_dir():
-        pytest.skip(f"no data in {folder}; set TRL_REC_DATA (Beauty) or TRL_REC_ML100K to its location")
+        pytest.skip(
+            f"no data in {folder}; set TRL_REC_DATA to the folder that contains 'beauty', or TRL_REC_ML100K to the "
+            "folder of MovieLens-100k"
+        )
     dataset = prepare(folder, tmp_path / "dataset", format=format_name)
     # With item tokens, items with the same title count separately.
     results = evaluate_baselines(dataset.with_surface("item_token"), ks=(10,))

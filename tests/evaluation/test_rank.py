@@ -86,8 +86,7 @@ def test_history_items_are_ranked_too_unless_excluded(dataset: RecDataset, saved
 
 
 def rank_a_share(dataset: Path, saved: Path, output: Path) -> None:
-    """Calls `rank_split` in one of two processes, and writes the ranking of all users that it returns in this
-    process."""
+    """Calls `rank_split` in one of two processes, and writes the returned ranking, which covers all users."""
     state = PartialState(cpu=True)
     ranked = rank_split(*load_saved(saved), load(dataset).with_surface("item_token"), top_k=4)
     (output / f"{state.process_index}.json").write_text(

@@ -1,4 +1,5 @@
-"""Compares accuracy metrics with those of ranx. Its functions are not compiled, which would take a minute."""
+"""Compares accuracy metrics with those of ranx. The functions of ranx are not compiled here, because compiling them
+takes a minute."""
 
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ def test_accuracy_and_graded_ndcg_equal_ranx():
     )
     ideal = np.array([sorted(row.values()) + [0] * (12 - len(row)) for row in grades])
     ours |= {f"graded@{k}": metrics.graded_ndcg(gains, ideal, k) for k in KS}
-    # ranx uses grades as gains, so all metrics except graded NDCG are computed from binary qrels.
+    # The `ndcg` of ranx uses the grades as gains, but our plain NDCG only counts hits. All metrics except graded NDCG
+    # are therefore computed from binary qrels.
     binary = ranx.Qrels({user: dict.fromkeys(row, 1) for user, row in qrels.to_dict().items()})
     for name, theirs in {
         "recall": "recall",

@@ -38,7 +38,7 @@ def test_metrics_equal_those_of_loops(rows, data, k):
     lists = [data.draw(st.permutations(range(NUM_ITEMS)))[:5] for _ in rows]
     scores = [[data.draw(st.sampled_from([-2.0, -1.0, 0.0, -np.inf])) for _ in row] for row in rows]
     if not any(rows):
-        assert rated is None  # a split without ratings has empty lists
+        assert rated is None  # all rows are empty, so the split has no ratings
         return
 
     kept = [
@@ -65,7 +65,8 @@ def test_metrics_equal_those_of_loops(rows, data, k):
     st.data(),
 )
 def test_scores_of_baselines_order_items_as_their_rankings_do(sequences, histories, data):
-    """The scored items may be anywhere in the ranking. Items with equal scores are ranked by their index."""
+    """The scored items may be anywhere in the ranking. Items with equal scores are equally popular, and are ranked by
+    their index."""
     train = make_split(whole_rows(sequences))
     items = Ragged.from_lists([data.draw(ITEMS) for _ in histories])
     often = baseline_oracle.popularity(sequences, NUM_ITEMS)

@@ -1,5 +1,5 @@
-"""Compares the rewards of lists with slow loops, and tests exact ties between equally good lists and the input that is
-rejected."""
+"""Compares the rewards of lists with slow loops. Also tests that equally good lists are tied exactly, and which input
+is rejected."""
 
 from math import log2
 
@@ -64,8 +64,8 @@ def test_worked_by_hand():
     np.testing.assert_allclose(parts["recall"], [[0.5, 0.5], [0, 1]])
     np.testing.assert_allclose(parts["hit"], [[1, 1], [0, 1]])
     np.testing.assert_allclose(parts["ild"], [[1, 0], [1, 0]], atol=1e-12)
-    # The history of user 0 has the group shares (3/4, 1/4), and the empty history of user 1 has no group shares. The
-    # lists have the shares (1/2, 1/2), (1, 0), (1/2, 1/2) and (0, 1).
+    # The history of user 0 has the group shares (3/4, 1/4), and the empty history of user 1 has (0, 0). The lists have
+    # the shares (1/2, 1/2), (1, 0), (1/2, 1/2) and (0, 1).
     np.testing.assert_allclose(parts["mgu"], [[-0.25, -0.25], [-0.5, -0.5]])
 
 

@@ -73,7 +73,7 @@ def test_lists_are_written_and_measured(
     assert [words[1] for words in commands] == ["evaluate", "compare"]
     assert commands[1][2:] == [str(output), "--against", "runs/a"]
 
-    # All lists are the most popular items, so the metrics are those of the baseline, up to ties.
+    # Every list contains the most popular items, so the metrics are those of the baseline `popularity`, up to ties.
     path = Path(commands[0][commands[0].index("--lists") + 1])
     evaluation = evaluate_split(read_lists(path, dataset), dataset)
     lists, log = pd.read_parquet(path), rivals.read_log(dataset.path)
@@ -89,12 +89,12 @@ def test_the_benchmark_refuses_what_it_cannot_run(
 ) -> None:
     monkeypatch.setitem(sys.modules, "rectools.models", None)
     options: dict[str, Any] = {"seed": 0, "settings": {}, "every": 1, "patience": 1, "max_epochs": 1}
-    with pytest.raises(SystemExit, match="RecTools is not installed; on Python 3.13 run pip install"):
+    with pytest.raises(SystemExit, match="RecTools is not installed; on Python 3.13, run pip install"):
         rivals.fit(rivals.read_log(dataset.path), **options)
     with pytest.raises(SystemExit, match="with --max_epochs 3 and --every 5, training ends before the first"):
         rivals.fit(rivals.read_log(dataset.path), **{**options, "every": 5, "max_epochs": 3})
     other = prepare("toy", tmp_path / "toy", toy_users=20, toy_items=60, split="time")
-    with pytest.raises(SystemExit, match="has the split time; prepare the data with split: leave_one_out"):
+    with pytest.raises(SystemExit, match="has the split 'time'; prepare the data with the split 'leave_one_out'"):
         rivals.read_log(other.path)
     assert rivals.read_setting("n_factors=64") == ("n_factors", 64)
     assert rivals.read_setting("loss=gBCE") == ("loss", "gBCE")

@@ -66,7 +66,7 @@ def test_recall_at_a_larger_cutoff_and_preferences_have_columns():
     text = metrics_table({"model": Evaluation(metrics | {"preference_accuracy": 0.6})})
     header = text.splitlines()[0].split()
     assert header[3:] == ["preference_accuracy", "liked@10", "disliked@10"]
-    assert "chance is 0.5 (higher is better)" in text and "rated 2 or less count (lower is better)" in text
+    assert "chance is 0.5 (higher is better)" in text and "rated 2 or less (lower is better)" in text
 
 
 def test_a_single_result_and_equal_results_have_no_best_value():

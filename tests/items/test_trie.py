@@ -18,7 +18,7 @@ EOS = 1
 
 @st.composite
 def catalogues(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
-    """Draws sequences of different lengths that end in EOS, or of one length without EOS. Some sequences are equal."""
+    """Draws sequences of different lengths that end in EOS, or of one length without EOS. Sequences may be equal."""
     tokens = st.integers(2, 6)
     if draw(st.booleans()):
         bodies = draw(st.lists(st.lists(tokens, max_size=5), min_size=1, max_size=20))

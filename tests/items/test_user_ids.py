@@ -46,7 +46,7 @@ def test_a_tokenizer_without_tokens_of_users_can_still_encode_items(catalog: Ite
         both.user_token_ids(tokenizer)
     with pytest.raises(ValueError, match="has no semantic IDs for users; make them first"):
         catalog.user_token_ids(tokenizer)
-    with pytest.raises(ValueError, match="the surface title needs a pretrained tokenizer"):
+    with pytest.raises(ValueError, match="the surface 'title' needs a pretrained tokenizer"):
         make_tokenizer(both.with_surface("title"))
 
 

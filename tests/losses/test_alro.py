@@ -138,10 +138,10 @@ def test_soft_lambda_worked_by_hand() -> None:
     maxDCG = 3 + 1/log2(3) and delta = 1 - 1/log2(3). So the weight is w = delta * 2 / maxDCG, and the loss is
     w log2(1 + exp(1/2)).
 
-    With c = w sigmoid(1/2) / log 2, the loss has the slope c in the position of the second candidate, and -c in that
-    of the first. A position has the slope share * (k - s) in the log-probability at position k. This is
-    3/4 * (1 - 5/4) = -3/16 and 1/4 * (2 - 5/4) = 3/16 for the first candidate, and 1/4 * (1 - 7/4) = -3/16 and
-    3/4 * (2 - 7/4) = 3/16 for the second.
+    With c = w sigmoid(1/2) / log 2, the loss has the slope c in the expected position of the second candidate, and -c
+    in that of the first. An expected position s has the slope p * (k - s) in the log-probability at answer position k,
+    where p is the probability there. This is 3/4 * (1 - 5/4) = -3/16 and 1/4 * (2 - 5/4) = 3/16 for the first
+    candidate, and 1/4 * (1 - 7/4) = -3/16 and 3/4 * (2 - 7/4) = 3/16 for the second.
     """
     logps = torch.tensor([[[0.75, 0.25], [0.25, 0.75]]], dtype=torch.float64).log()
     batch = Batch(logps, table_of([1.0, 2.0]), torch.tensor([[1, 0]]), None, logps)
@@ -334,8 +334,8 @@ def test_invalid_settings_are_refused(changed: dict[str, Any], message: str) -> 
     ],
 )
 def test_permutation_worked_by_hand(distance: str, loss: float, slopes: tuple[float, float]) -> None:
-    """At the first answer position, p = (3/4, 1/4) and q = (1/4, 3/4). At the second position, p and q are equal,
-    which halves the mean distance.
+    """At the first answer position, p = (3/4, 1/4) and q = (1/4, 3/4). At the second position, p and q are equal, so
+    the loss is half of the distance at the first position.
 
     M = (1/2, 1/2), so KL(p||M) = KL(q||M) = 3/4 log(3/2) - 1/4 log 2.
     KL(p||q) = KL(q||p) = 3/4 log 3 - 1/4 log 3 = 1/2 log 3.

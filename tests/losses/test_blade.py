@@ -46,7 +46,7 @@ def gradient(logps: Tensor, old_logps: Tensor | None, advantages: Tensor, clip: 
 def test_cdf_worked_by_hand() -> None:
     """Rollouts have the rewards 0, 1/2 and 1, and references have 0, 0, 1/2 and 7/10. With tau 1/4 and prior 1/2,
     F = 3/4 (S_ref + 1/2) / 5 + 1/4 S_on / 3. S_ref and S_on are the numbers of references and of rollouts whose reward
-    is at most (or below) that of a rollout.
+    is at most that of a rollout (for `at_most`) or below it (for `below`).
 
     S_ref at most: 2, 3, 4    S_on at most: 1, 2, 3    at_most = 11/24, 83/120, 37/40
     S_ref below:   0, 2, 4    S_on below:   0, 1, 2    below   = 3/40, 11/24, 101/120
@@ -58,7 +58,7 @@ def test_cdf_worked_by_hand() -> None:
 
 def test_reward_worked_by_hand() -> None:
     """A list hits with probability 1/20. The best of 8 lists misses only if all of them miss. The rewards of a hit and
-    of a miss differ by 2.27, whereas the bound F^7 gives a difference of only 0.36."""
+    of a miss differ by 2.27. The formula 7 log F, which ignores ties, gives a difference of only 0.36."""
     found = best_of_n_reward(doubles([1, 0.95]), doubles([0.95, 0]), best_of=8)
     assert_close(found, doubles([math.log((1 - 0.95**8) / 0.05), 7 * math.log(0.95)]))
     assert (found[0] - found[1]).item() == pytest.approx(2.27, abs=0.005)
@@ -67,7 +67,7 @@ def test_reward_worked_by_hand() -> None:
 
 @st.composite
 def groups(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Draws rewards of rollouts and references for some prompts. They are multiples of 1/4, so that many of them are
+    """Draws rewards of rollouts and references for some prompts. The rewards are multiples of 1/4, so that many are
     equal."""
     num_rows, num_rollouts, num_references = draw(st.integers(0, 3)), draw(st.integers(2, 6)), draw(st.integers(0, 7))
     values = st.integers(-2, 4).map(lambda quarter: quarter / 4)
@@ -164,7 +164,7 @@ def test_the_reward_is_finite_and_increasing_for_n_in_the_hundreds(
 
 @pytest.mark.parametrize("best_of", [2, 8, 500])
 def test_a_narrow_tie_is_close_to_no_tie(best_of: int) -> None:
-    """With a dynamic coefficient of 1e-6, `at_most` and `below` differ only in the last digits of float32. If they
+    """With a dynamic coefficient of 1e-6, `at_most` and `below` differ only in the last digits of float32. As they
     become equal, the reward tends to log N + (N - 1) log F, where F is `at_most`."""
     for gap in (0, 2**-24, 2**-22, 2**-20):
         found = best_of_n_reward(torch.tensor(0.9), torch.tensor(0.9 - gap), best_of=best_of)
@@ -258,8 +258,8 @@ def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float,
     """A group has 8 rollouts and 16 references. The figures are the standard deviation of log F, the share of tied
     pairs, and the share of groups in which all rewards are equal. `strength` is k.
 
-    A measured value may differ from its figure by up to four standard errors plus the rounding of the figure. If the
-    figure is 0, the measured value must be exactly 0.
+    A measured value may differ from its figure by up to four standard errors plus the rounding of the figure. The
+    figure 0 is exact, so its rounding is 0.
     """
     generator = torch.Generator().manual_seed(strength)
     rewards = torch.rand(20_000, 8, generator=generator, dtype=torch.float64) ** (1 / strength)
@@ -271,15 +271,15 @@ def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float,
     for values, figure in zip(measured, figures.split(), strict=True):
         wanted = float(figure)
         rounding = 0.5 * 10.0 ** -len(figure[1:]) if wanted else 0.0
-        variance = max(
-            values.var().item(), wanted * (1 - wanted) if wanted < 0.001 else 0.0
-        )  # for shares that are too small to occur in the sample
+        # A share below 0.001 may not occur in the sample, so its variance is also computed from the figure.
+        variance = max(values.var().item(), wanted * (1 - wanted) if wanted < 0.001 else 0.0)
         assert values.mean().item() == pytest.approx(wanted, abs=4 * math.sqrt(variance / len(values)) + rounding)
 
 
 def test_the_probability_of_saturation_equals_its_closed_form() -> None:
     """The policy is as good as the best of k lists. One rollout beats all M references with probability k / (M + k).
-    All G rollouts do so with probability (M / k) B(M / k, G + 1), which is .11 at M = G = k = 8."""
+    All G rollouts do so with probability (M / k) B(M / k, G + 1), where B is the beta function. This is .11 at
+    M = G = k = 8."""
     generator = torch.Generator().manual_seed(0)
     rewards = torch.rand(20_000, 8, generator=generator, dtype=torch.float64) ** (1 / 8)
     references = torch.rand(20_000, 8, generator=generator, dtype=torch.float64)
@@ -302,8 +302,8 @@ def test_the_oracle_reproduces_known_fixed_points(best_of: int, effective: tuple
 
 @pytest.mark.parametrize(("best_of", "tau"), [(4, 0.0), (8, 0.0), (4, 0.3), (8, 0.1), (8, 0.3), (8, 0.5), (16, 0.3)])
 def test_the_estimator_leads_to_the_fixed_point(best_of: int, tau: float) -> None:
-    """On a fine grid of quantiles, repeatedly moves the log of the policy halfway to that of the starting policy times
-    exp(R), each time with rollouts from the latest policy.
+    """On a fine grid of quantiles, repeatedly moves the log of the policy halfway to R plus the log of the starting
+    policy. Each R is computed from rollouts of the latest policy.
 
     The effective N and the KL must agree with the oracle. For the static target, the effective N equals N.
     """
@@ -351,8 +351,8 @@ def test_loss_gradient_and_metrics_agree_with_a_loop(rows: list[tuple[float, flo
 
 
 def test_gradcheck() -> None:
-    """The advantages and the old log-probabilities are given, so nothing is detached. Only a clipped ratio has no
-    gradient."""
+    """The advantages and the old log-probabilities are constants, so detaching them changes nothing. The gradient is 0
+    only where the ratio is clipped."""
     logps, advantages = normal(3, 4), normal(3, 4, seed=2)
     old_logps = logps + 0.5 * normal(3, 4, seed=1)
 

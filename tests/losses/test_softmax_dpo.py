@@ -239,8 +239,8 @@ def test_gradcheck(masked: bool) -> None:
 
 
 def test_a_row_is_accurate_if_the_chosen_completion_is_above_every_negative() -> None:
-    """In the four rows, the chosen completion is above all negatives, above only their mean, equal to the best
-    negative, and above all negatives except for a masked one."""
+    """In the first row, the chosen completion is above all negatives. In the second, it is above their mean, but not
+    above all of them. In the third, it equals the best negative. In the fourth, only a masked negative is above it."""
     rejected = torch.tensor([[0.0, 0.9], [-9.0, 1.1], [0.0, 1.0], [0.0, 5.0]])
     mask = torch.tensor([[True, True], [True, True], [True, True], [True, False]])
     output = softmax_dpo_loss(torch.ones(4), rejected, mask, beta=0.5)

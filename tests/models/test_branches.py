@@ -1,5 +1,5 @@
-"""Tests that rows with branches give the same log-probabilities as one forward pass per branch, also for models whose
-branches must be split into separate rows."""
+"""Tests that rows with branches give the same log-probabilities as one forward pass per branch, also for models that
+need a separate row for each branch."""
 
 from typing import Any
 
@@ -182,8 +182,8 @@ def test_position_embeddings_that_depend_on_the_longest_text_need_separate_rows(
     assert unscaled_length(MODELS["phi3", "sdpa"].config) is unscaled_length(MODELS["gpt2", "sdpa"].config) is None
     for model in (llama, phi3):
         assert unscaled_length(model.config) == 6
-        # One branch ends within 6 tokens and another does not. In one batch, both would get the rotary frequencies of
-        # the longer one.
+        # One branch ends within 6 tokens and the other does not. In one row, both would get the rotary frequencies of
+        # the longer branch.
         rows = make_rows([(6, [(0, 2), (5, 3)])])
         prepared = prepare_branches(model, batch_of(rows))
         assert prepared.mask is None and prepared.inputs["position_ids"].max() > 6

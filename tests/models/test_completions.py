@@ -109,7 +109,8 @@ def gradients(model: nn.Module, logps: Tensor) -> list[Tensor]:
 
 
 def assert_close(ours: Tensor | list[Tensor], expected: Tensor | list[Tensor], tolerance: float = 1e-5) -> None:
-    """Asserts that values differ by at most the tolerance, times the largest expected value if that is above 1."""
+    """Asserts that values differ by at most the tolerance. If the largest expected value is above 1, the tolerance is
+    multiplied by this value."""
     ours, expected = (torch.cat([one.detach().flatten() for one in several]) for several in (ours, expected))
     assert float((ours - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))
 

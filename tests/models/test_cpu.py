@@ -1,5 +1,5 @@
-"""Small models use one CPU thread, unless the user has chosen a number of threads. Waiting threads do not spin. A type
-that is slow on the CPU is reported."""
+"""Small models use one CPU thread, unless the user has chosen a number of threads. Waiting threads do not spin. A
+dtype that is slow on the CPU is reported."""
 
 import json
 import logging
@@ -18,8 +18,8 @@ from trl_rec.threads import PASSIVE
 
 
 class Cores:
-    """Stores the number of threads in place of torch, so that the tests do not change the number of their own
-    process."""
+    """Stores the number of threads in place of torch, so that the tests do not change how many threads their own
+    process uses."""
 
     def __init__(self) -> None:
         self.threads = 8
@@ -74,7 +74,7 @@ def test_a_number_that_the_user_has_set_in_torch_is_respected(cores: Cores) -> N
     choose_threads(nn.Linear(2, 2))
     cores.set(5)
     choose_threads(nn.Linear(2, 2))
-    assert cores.threads == 5, "a number that is set after an earlier choice must be kept"
+    assert cores.threads == 5, "a number that the user sets after `choose_threads` was called must be kept"
 
 
 def test_a_model_on_a_device_changes_nothing(cores: Cores) -> None:

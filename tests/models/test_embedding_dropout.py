@@ -96,14 +96,14 @@ def test_the_dropout_is_loaded_with_the_model(model: PreTrainedModel, tmp_path: 
 
     again = load_model(tmp_path).train()
     expected = read(model.train())
-    for _ in range(2):  # a second call adds no further dropout
+    for _ in range(2):
         torch.testing.assert_close(read(again), expected, rtol=0, atol=0)
-        add_embedding_dropout(again)
+        add_embedding_dropout(again)  # the model already has the dropout, so this changes nothing
 
 
 @pytest.mark.parametrize("tokens", [None, [4, 5, 6]])
 def test_the_dropout_works_below_an_adapter(model: PreTrainedModel, tmp_path: Path, tokens: list[int] | None) -> None:
-    """With `trainable_token_indices`, PEFT never calls the embedding module itself."""
+    """With `trainable_token_indices`, PEFT bypasses the embedding module, so a hook of that module would not run."""
     model.save_pretrained(tmp_path / "base")
     config = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear", trainable_token_indices=tokens)
     adapted = get_peft_model(load_model(tmp_path / "base"), config)

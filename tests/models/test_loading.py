@@ -26,7 +26,7 @@ def test_a_model_from_scratch_has_a_token_per_item(catalog: ItemCatalog) -> None
     assert torch.equal(
         model.lm_head.weight, make_model(tokenizer, hidden_size=16, num_layers=1, max_length=32).lm_head.weight
     )
-    with pytest.raises(ValueError, match="the surface title needs a pretrained tokenizer"):
+    with pytest.raises(ValueError, match="the surface 'title' needs a pretrained tokenizer"):
         make_tokenizer(catalog.with_surface("title"))
 
 

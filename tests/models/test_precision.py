@@ -118,7 +118,7 @@ RANKINGS: dict[str, Callable[[Any], tuple[Tensor, Tensor]]] = {
 
 
 def candidates() -> tuple[Tensor, Tensor]:
-    """Returns 30 names for each prompt, and their mask."""
+    """Returns the tokens that name the 30 candidates of each prompt, and their mask."""
     generator = torch.Generator().manual_seed(0)
     names = torch.stack([torch.randperm(300, generator=generator)[:30] + 3 for _ in range(12)])
     return names, torch.ones_like(names, dtype=torch.bool)

@@ -1,4 +1,7 @@
-"""Computes BEAR for one position at a time, in plain floats. Its gradient was derived by hand."""
+"""Computes BEAR for one position at a time, in plain floats, with a gradient that was derived by hand.
+
+`weighted_cross_entropy` computes the loss of the authors' code, in tensors.
+"""
 
 import math
 from typing import NamedTuple
@@ -85,7 +88,7 @@ def frozen_loss(
     temperature: float,
     variant: str,
 ) -> float:
-    """Returns the loss as a function of the logits alone, with a constant threshold."""
+    """Returns the loss for a given threshold, which does not depend on the logits."""
     chosen = log_probs(logits, legal, temperature)[target]
     return regulariser(chosen - frozen_threshold, weight, sharpness, variant) - chosen
 
@@ -102,7 +105,7 @@ def weighted_cross_entropy(
 ) -> Tensor:
     """Returns the loss `(N,)` of the published code, before the code divides it by the sum of the weights.
 
-    The loss of a token is its cross-entropy times a constant weight:
+    The loss of a token is its cross-entropy times a detached weight:
     1 + topk_weight * sigmoid((log p - log p_(b)) / topk_tau).
     """
     losses = []

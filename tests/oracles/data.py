@@ -18,7 +18,7 @@ def k_core(log, min_user, min_item):
 
 
 def sequences(log):
-    """Returns the interactions of each user by time. Interactions with equal times stay in the order of the log."""
+    """Returns each user's interactions, sorted by time. Interactions with equal times keep the order of the log."""
     users = list(dict.fromkeys(row[0] for row in log))
     return {user: sorted((row for row in log if row[0] == user), key=lambda row: row[2]) for user in users}
 

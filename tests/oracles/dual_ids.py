@@ -48,8 +48,8 @@ def sinkhorn(distances, epsilon, iterations):
 
 
 def pooled(vectors, items):
-    """Returns the weighted mean of the vectors of the items. The weights are those of an attention whose query is the
-    plain mean."""
+    """Returns the weighted mean of the vectors of the items. The weights are those of dot-product attention with the
+    plain mean as the query."""
     width = len(vectors[0])
     if not items:
         return [0.0] * width

@@ -67,8 +67,8 @@ def feedback(rows, scores, liked, rejected):
 
 
 def is_prefix(rows, user, history, chosen):
-    """Returns whether a row of the user has the chosen item as a target, and the items before this target end with the
-    history."""
+    """Returns whether the user has a row in which the chosen item is a target and the items before this target end
+    with the history."""
     return any(
         owner == user and target == chosen and (before[len(before) - len(history) :] if history else []) == history
         for owner, before, target in prefixes(rows)

@@ -1,4 +1,4 @@
-"""Builds rated lists one row and one item at a time, and computes their metrics one pair at a time."""
+"""Builds rated lists one row and one item at a time, and computes their metrics in loops."""
 
 import math
 from itertools import combinations

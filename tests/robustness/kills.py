@@ -20,13 +20,13 @@ CALLS = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")
 
 
 def count_steps(work: Work, output: Path) -> int:
-    """Runs the work to its end, and returns the number of system calls that changed files."""
+    """Runs the work to its end, and returns how often it made one of the system calls in `CALLS`."""
     run_alone(partial(_run_counted, work, None), output)
     return int(output.with_suffix(".steps").read_text())
 
 
 def kill_at(work: Work, output: Path, step: int) -> None:
-    """Runs the work, and kills it before system call number `step`, counted from 1."""
+    """Runs the work, and kills it before the system call that `count_steps` counts as number `step`."""
     process = start(partial(_run_counted, work, step), output)
     process.join()
     assert process.exitcode == -signal.SIGKILL, f"exit code {process.exitcode}\n{log_of(output)}"

@@ -39,7 +39,8 @@ SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "overwrite"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes a run with the checkpoints 2 and 4, another run with a checkpoint 4, and a model with other weights."""
+    """Makes two runs in `run` and `strange`, each with the checkpoints 2 and 4. The run in `strange` starts from the
+    model in `other`, whose weights differ."""
     folder = tmp_path_factory.mktemp("world")
     make_folder(folder)
     make_trainer(folder, folder / "run", **SAVING).train()
@@ -108,7 +109,7 @@ def test_a_resume_skips_a_damaged_checkpoint_and_uses_the_one_before(
     monkeypatch.setattr(shared.args, "output_dir", str(output))
     assert started(shared, monkeypatch) == str(output / "checkpoint-2")
     told = "is missing" if damage == "missing" else "has changed since it was written"
-    assert f"checkpoint-4 is skipped: {name} {told}" in caplog.text
+    assert f"checkpoint-4 is skipped: the file {name} {told}" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
@@ -116,7 +117,7 @@ def test_a_resume_skips_a_damaged_checkpoint_and_uses_the_one_before(
 def test_files_of_a_checkpoint_with_an_empty_mark_are_checked(
     name: str, damage: str, output: Path, shared: BearTrainer, monkeypatch, caplog
 ) -> None:
-    """The mark of a checkpoint is a file that lists its files. Earlier versions wrote it empty."""
+    """The mark of a checkpoint is a file that lists the other files. Earlier versions wrote an empty mark."""
     for checkpoint in output.glob("checkpoint-*"):
         (checkpoint / MARK).write_text("")
     DAMAGES[damage](output / "checkpoint-4" / name)
@@ -133,7 +134,7 @@ def test_a_checkpoint_with_a_damaged_mark_is_skipped(
     (output / "checkpoint-4" / MARK).write_text(content)
     monkeypatch.setattr(shared.args, "output_dir", str(output))
     assert started(shared, monkeypatch) == str(output / "checkpoint-2")
-    assert "complete has changed since it was written" in caplog.text
+    assert "the file complete has changed since it was written" in caplog.text
 
 
 def test_without_a_whole_checkpoint_nothing_is_replaced(output: Path, shared: BearTrainer, monkeypatch) -> None:
@@ -141,7 +142,7 @@ def test_without_a_whole_checkpoint_nothing_is_replaced(output: Path, shared: Be
         (output / f"checkpoint-{step}" / "optimizer.pt").unlink()
     before = contents(output)
     monkeypatch.setattr(shared.args, "output_dir", str(output))
-    with pytest.raises(ValueError, match="checkpoint-4 is damaged .optimizer.pt is missing.; to start from scratch"):
+    with pytest.raises(ValueError, match="checkpoint-4 is damaged .the file optimizer.pt is missing.; to start"):
         shared.train(resume_from_checkpoint=True)
     assert contents(output) == before
 
@@ -156,7 +157,7 @@ def test_checkpoints_of_weights_alone_cannot_be_resumed(world: Path, tmp_path: P
 @pytest.mark.parametrize("name", FILES)
 def test_a_named_checkpoint_has_to_be_whole(name: str, output: Path, shared: BearTrainer) -> None:
     (output / "checkpoint-4" / name).unlink()
-    with pytest.raises(ValueError, match=f"checkpoint-4 is not a complete checkpoint: {name} is missing"):
+    with pytest.raises(ValueError, match=f"checkpoint-4 is not a complete checkpoint: the file {name} is missing"):
         shared.train(resume_from_checkpoint=str(output / "checkpoint-4"))
 
 

@@ -67,7 +67,7 @@ def content(data: bytes, name: str = "lists.csv") -> Callable[[Path], object]:
 
 
 def known_item(folder: Path) -> None:
-    """Recommends an item of the first user's history."""
+    """Puts an item of the first user's history into the list of this user."""
     dataset = load(folder / "data")
     item = dataset.catalog.ids[dataset.test["history"][0][0]]
     first(item_id=item)(folder)

@@ -16,7 +16,8 @@ import pytest
 from trl_rec.files import exclusive
 
 
-# Locks a folder until its standard input is closed. `meanwhile` is code that runs under the lock.
+# A program that locks a folder until the standard input of the program is closed. `meanwhile` is code that runs under
+# the lock.
 HOLD = """
 import sys, os
 from trl_rec.files import exclusive
@@ -25,7 +26,7 @@ with exclusive(sys.argv[1]):
     print("locked", flush=True)
     sys.stdin.read()
 """
-# Adds 1 to the number in a file, `rounds` times, each time under the lock.
+# A program that adds 1 to the number in a file, `rounds` times, each time under the lock.
 COUNT = """
 import sys
 from pathlib import Path

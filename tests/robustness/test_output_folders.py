@@ -117,7 +117,7 @@ FOLDERS = [
     Attack("a name of 300 letters", "File name too long", words=["--output_dir", "x" * 300]),
     Attack("no name", "output_dir is empty", words=["--output_dir", ""]),
     Attack("nowhere", "No such file or directory: '/proc", words=["--output_dir", "/proc/nowhere/data"]),
-    Attack("another dataset", "replace it with overwrite=True (--overwrite true of trl-rec prepare)"),
+    Attack("another dataset", "set overwrite=True to replace it (in a shell: trl-rec prepare --overwrite true)"),
     Attack("a file in a dataset", "data also contains thesis.tex", write("data/thesis.tex"), REPLACE),
     Attack("a hidden file in a dataset", "data also contains .thesis", write("data/.thesis"), REPLACE),
     Attack("a file in a part of a dataset", "contains catalog/x.md", write("data/catalog/x.md"), REPLACE),
@@ -177,7 +177,7 @@ def test_a_file_that_is_written_while_prepare_runs_is_kept(
 
 
 def test_an_old_version_does_not_replace_a_new_folder(start_folder: Path, tmp_path: Path, caplog) -> None:
-    """The process was killed between the two renames, and then the user made a folder with the name of the dataset."""
+    """A verb was killed between the two renames that replace a folder. Then the user made a folder of that name."""
     data = tmp_path / "data"
     number = "0123456789abcdef" * 2
     shutil.copytree(start_folder, tmp_path / f".data.{number}.old")

@@ -48,12 +48,12 @@ def rows(*found: object, name: str = "preferences.jsonl") -> Callable[[Path], ob
 
 
 def item_rows(**values: object) -> Callable[[Path], object]:
-    """Writes a valid row, and a row in which the given values are replaced."""
+    """Writes a valid row, followed by the same row with the given values."""
     return rows(ITEMS, {**ITEMS, **values})
 
 
 def text_rows(**values: object) -> Callable[[Path], object]:
-    """Writes a valid row, and a row in which the given values are replaced."""
+    """Writes a valid row, followed by the same row with the given values."""
     return rows(TEXTS, {**TEXTS, **values})
 
 
@@ -63,7 +63,7 @@ def content(text: str | bytes, name: str = "preferences.jsonl") -> Callable[[Pat
 
 
 def parquet(**columns: pa.Array) -> Callable[[Path], object]:
-    """Writes a Parquet file with one valid row, in which the given columns are replaced."""
+    """Writes a Parquet file with one row: the given columns, and valid values in the remaining ones."""
     empty = pa.array([[]], pa.list_(pa.string()))
     right = {"history": empty, "chosen": pa.array(["i1"]), "rejected": empty}
     return lambda folder: pq.write_table(pa.table({**right, **columns}), folder / "preferences.parquet")
@@ -172,7 +172,7 @@ CONVERSATION = {"prompt": said("a", "user"), "chosen": said("b"), "rejected": [s
 
 
 def chat_rows(**values: object) -> Callable[[Path], object]:
-    """Writes a row with a conversation, in which the given values are replaced."""
+    """Writes one row: the valid conversation, with the given values."""
     return rows({**CONVERSATION, **values})
 
 

@@ -79,7 +79,7 @@ def with_setting(**values: object) -> Callable[[Path], None]:
 
 ATTACKS = [
     # The file
-    Attack("missing", "there is no prior run/prior.safetensors", lambda folder: (folder / FILE).unlink()),
+    Attack("missing", "there is no prior at run/prior.safetensors", lambda folder: (folder / FILE).unlink()),
     Attack(
         "empty", "prior.safetensors is damaged and cannot be read", lambda folder: (folder / FILE).write_bytes(b"")
     ),

@@ -76,7 +76,7 @@ def test_whole_numbers_have_ranges_of_whole_numbers(kind: type[Any]) -> None:
 
 
 def bounds(range: Range) -> tuple[list[float], list[float]]:
-    """Returns the numbers at the bounds of a range, and the numbers just outside."""
+    """Returns the numbers at the bounds of a range, and numbers that are not in it."""
     step = 1 if range.whole else math.ulp(1.0)
     inside: list[float] = [] if range.also is None else [range.also]
     outside: list[float] = [math.nan, math.inf, -math.inf]
@@ -92,7 +92,7 @@ def bounds(range: Range) -> tuple[list[float], list[float]]:
 
 
 def set_field(config: Any, name: str, value: object) -> Any:
-    """Returns the configuration with another value, without calling `__post_init__`."""
+    """Returns a copy of the configuration in which one field has the given value. `__post_init__` is not called."""
     changed = object.__new__(type(config))
     vars(changed).update(vars(config) | {name: value})
     return changed

@@ -89,7 +89,7 @@ def check(source: Path, output: Path, **options: Any) -> None:
 
 
 def fuzz(name: str, data: st.DataObject) -> None:
-    """Writes the source, makes a few edits in one of its files, and prepares it."""
+    """Writes the source, makes a few edits in one of its files, and prepares the source."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source")
         FORMATS[name](source)
@@ -104,7 +104,7 @@ def fuzz(name: str, data: st.DataObject) -> None:
 
 
 def fuzz_bytes(name: str, content: bytes) -> None:
-    """Writes the same random content to every file of the source, and prepares it."""
+    """Writes the same random content to every file of the source, and prepares the source."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source")
         FORMATS[name](source)

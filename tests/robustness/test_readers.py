@@ -148,20 +148,24 @@ TABLE = [
     Attack("no user column", "interactions.csv has no column user_id", swap(CSV, "user_id", "customer")),
     Attack("repeated column", "has several columns named 'user_id'", swap(CSV, "item_id", "user_id")),
     Attack("no title", "items.csv has no column title", swap(ITEMS, "title", "name")),
-    Attack("columns to nothing", "columns maps user_id to 'nobody'", words=["--columns", '{"user_id": "nobody"}']),
+    Attack(
+        "columns to nothing",
+        "the option 'columns' maps user_id to 'nobody'",
+        words=["--columns", '{"user_id": "nobody"}'],
+    ),
     Attack(
         "nested columns",
-        "columns must map our column names to your column names",
+        "the option 'columns' must map our column names to your column names",
         words=["--columns", '{"user_id": {"a": "b"}}'],
     ),
     Attack(
         "columns to a list",
-        "columns must map our column names to your column names",
+        "the option 'columns' must map our column names to your column names",
         words=["--columns", '{"user_id": ["b"]}'],
     ),
     Attack(
         "columns to a number",
-        "columns must map our column names to your column names",
+        "the option 'columns' must map our column names to your column names",
         words=["--columns", '{"user_id": 1}'],
     ),
     Attack("columns in words", "is not a mapping", words=["--columns", "user_id"]),
@@ -229,7 +233,7 @@ TABLE = [
     Attack("word as time", "row 1: the timestamp 'soon' is neither a number nor ISO 8601", swap(CSV, ",1,", ",soon,")),
     Attack("empty time", "row 1: the timestamp '' is neither", swap(CSV, ",1,", ",,")),
     Attack("infinite time", "row 1: the timestamp 'inf' is neither", swap(CSV, ",1,", ",inf,")),
-    Attack("other format", "(for other text set timestamp_format)", swap(CSV, ",1,", ",28/03/2024,")),
+    Attack("other format", "(for other text, set timestamp_format)", swap(CSV, ",1,", ",28/03/2024,")),
     Attack(
         "zone in one row",
         "row 2: the timestamp '2024-01-02T00:00:00' has no time zone, but the timestamps before it have one",
@@ -267,12 +271,14 @@ TABLE = [
     Attack("unknown split", "unknown split 'random'", words=["--split", "random"]),
     Attack(
         "option of another format",
-        "title_column has no effect with the format table",
+        "title_column has no effect with the format 'table'",
         words=["--title_column", "name"],
     ),
-    Attack("unknown choice of repeats", "repeats must be keep, first or last", words=["--repeats", "newest"]),
-    Attack("unknown choice of items", "unknown_items must be refuse, drop or keep", words=["--unknown_items", "x"]),
-    Attack("unknown choice of ratings", "empty_ratings must be refuse or drop", words=["--empty_ratings", "0"]),
+    Attack("unknown choice of repeats", "repeats must be 'keep', 'first' or 'last'", words=["--repeats", "newest"]),
+    Attack(
+        "unknown choice of items", "unknown_items must be 'refuse', 'drop' or 'keep'", words=["--unknown_items", "x"]
+    ),
+    Attack("unknown choice of ratings", "empty_ratings must be 'refuse' or 'drop'", words=["--empty_ratings", "0"]),
     Attack(
         "timestamp format without directives",
         "timestamp_format must contain directives",
@@ -443,7 +449,7 @@ ML_100K = [
 
 
 def check(attack: Attack, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Runs `prepare` on the damaged source."""
+    """Damages the source, and checks that `trl-rec prepare` refuses it."""
     assert_refused(attack, "prepare", ["--source", "source", "--output_dir", "out"], folder, capsys)
 
 

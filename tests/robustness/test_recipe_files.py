@@ -55,7 +55,7 @@ RECIPES = [
     text("unhashable key", "mine.yaml, line 3: a key must be the name of an option", GOOD + "? [a]\n: 1\n"),
     text("number as key", "mine.yaml, line 3: a key must be the name of an option", GOOD + "5: 1\n"),
     text("null as key", "mine.yaml, line 3: a key must be the name of an option", GOOD + "null: 1\n"),
-    text("repeated key", "mine.yaml, line 3: the key dataset occurs twice", GOOD + "dataset: other\n"),
+    text("repeated key", "mine.yaml, line 3: the key 'dataset' occurs twice", GOOD + "dataset: other\n"),
     text("empty file", "mine.yaml is not a recipe", ""),
     text("comment only", "mine.yaml is not a recipe", "# nothing\n"),
     text("list", "mine.yaml is not a recipe", "- dataset: a\n"),

@@ -39,8 +39,8 @@ RECIPE = ["--config", "recipe.yaml"]
 COMMAND_LINES = [
     Attack("unknown name", "there is no reward 'x'; choose from hit, ild, mgu", words=["--rewards", '{"x": 1}']),
     Attack("no rewards", "rewards is empty; give a weight to at least one of hit", words=["--rewards", "{}"]),
-    Attack("no mapping", "ndcg is not a mapping; write it as JSON", words=["--rewards", "ndcg"]),
-    Attack("a list", '["ndcg"] is not a mapping; write it as JSON', words=["--rewards", '["ndcg"]']),
+    Attack("no mapping", "'ndcg' is not a mapping; write it as JSON", words=["--rewards", "ndcg"]),
+    Attack("a list", "'[\"ndcg\"]' is not a mapping; write it as JSON", words=["--rewards", '["ndcg"]']),
     Attack("truncated", "is not a mapping; write it as JSON", words=["--rewards", '{"ndcg": ']),
     Attack("deep", "is not a mapping; write it as JSON", words=["--rewards", "[" * 100000]),
     Attack("NaN", "rewards: ndcg must be a finite number, not nan", words=["--rewards", '{"ndcg": NaN}']),
@@ -77,12 +77,12 @@ def test_malformed_rewards_of_a_command_line_are_refused(
 
 
 class PythonAttack(NamedTuple):
-    """One malformed argument.
+    """One malformed argument, or one malformed return value of a reward function.
 
     Args:
         name: The test's id.
         says: A regular expression that the error must match.
-        value: The argument.
+        value: The argument or the return value.
     """
 
     name: str

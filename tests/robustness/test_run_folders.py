@@ -83,11 +83,13 @@ SETTINGS = "recommender.json"
 RUN_FOLDERS = [
     Attack(
         "catalogue of the dataset",
-        "the surface title, but the model was trained with item_token",
+        "the surface 'title', but the model was trained with 'item_token'",
         with_surface("title"),
     ),
     Attack(
-        "the same in an old folder", "the surface title, but the model was trained with item_token", old_with_titles
+        "the same in an old folder",
+        "the surface 'title', but the model was trained with 'item_token'",
+        old_with_titles,
     ),
     Attack("other items", "does not contain the items that the model was trained with", other_items),
     Attack("no settings", "is not a run folder", lambda folder: (folder / "run" / SETTINGS).unlink()),
@@ -135,7 +137,7 @@ def test_the_remedy_for_a_wrong_surface_works(world: Path, tmp_path: Path) -> No
     shutil.copytree(world, tmp_path / "copy")
     before = Recommender.from_pretrained(tmp_path / "copy/run").recommend(["a"], 2)
     with_surface("title")(tmp_path / "copy")
-    with pytest.raises(ValueError, match="trained with item_token") as refused:
+    with pytest.raises(ValueError, match="trained with 'item_token'") as refused:
         Recommender.from_pretrained(tmp_path / "copy/run")
     remedy = str(refused.value).split("or run ")[1].removesuffix(" in Python")
     eval(remedy, {"ItemCatalog": ItemCatalog})
@@ -238,7 +240,7 @@ RANKER_FOLDERS = [
         ranker_with(prompt={"unknown": 1}),
     ),
     Attack("record is a text", "catalog is 'x', which is not a mapping", ranker_with(catalog="x")),
-    Attack("catalogue of the dataset", "the surface title, but the model was trained with", with_surface("title")),
+    Attack("catalogue of the dataset", "the surface 'title', but the model was trained with", with_surface("title")),
     Attack("other items", "does not contain the items that the model was trained with", other_items),
     Attack("no catalogue", "catalog.json is missing", lambda folder: shutil.rmtree(folder / "run/catalog")),
 ]

@@ -20,7 +20,7 @@ from trl_rec.semantic_ids import DualIdsConfig, ItemIdEncoder, make_dual_ids
 
 @pytest.fixture(scope="module")
 def start_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes a dataset whose semantic IDs were made with other settings."""
+    """Makes a dataset that already has semantic IDs, made with settings other than those the tests pass."""
     folder = tmp_path_factory.mktemp("start") / "data"
     folder_runs.make_start(folder)
     return folder
@@ -137,9 +137,9 @@ WORDS = [
     Attack("window 0", "window must be", words=["--window", "0"]),
     Attack("window -1", "window must be", words=["--window", "-1"]),
     Attack("iterations 0", "iterations must be", words=["--iterations", "0"]),
-    Attack("unknown collisions", "choose share or extend", words=["--collisions", "keep"]),
-    Attack("unknown method", "choose kmeans or dual", words=["--method", "magic"]),
-    Attack("a key of dual", "hidden has no effect", words=["--hidden", "8"]),
+    Attack("unknown collisions", "collisions must be 'share' or 'extend'", words=["--collisions", "keep"]),
+    Attack("unknown method", "choose 'kmeans' or 'dual'", words=["--method", "magic"]),
+    Attack("a key of dual", "'hidden' has no effect", words=["--hidden", "8"]),
     Attack("hidden 0", "hidden must be", words=[*DUAL, "--hidden", "0"]),
     Attack("batch_size 0", "batch_size must be", words=[*DUAL, "--batch_size", "0"]),
     Attack("max_epochs 0", "max_epochs must be", words=[*DUAL, "--max_epochs", "0"]),

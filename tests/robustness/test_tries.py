@@ -1,4 +1,5 @@
-"""Builds tries from arbitrary inputs. Each input must give a correct trie or an error."""
+"""Builds tries from arbitrary inputs. Each input must give a correct trie or an error. Damaged trie files must be
+refused."""
 
 from __future__ import annotations
 

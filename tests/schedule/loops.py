@@ -55,6 +55,6 @@ def run(folder: Path, output: Path, **options: Any) -> list[dict[str, Any]]:
 
 
 def run_as_one_of_two(folder: Path, output: Path) -> None:
-    """Runs the three stages as one of two processes, each with half the batch."""
+    """Runs the three stages as one of two processes. Each process trains on half of every batch."""
     run(folder, output, per_device_train_batch_size=4)
     end_processes(PartialState().destroy_process_group)

@@ -94,11 +94,11 @@ def test_missing_and_misaligned_scores_are_an_error() -> None:
         feedback_preferences(train, difficulty="easy")
     with pytest.raises(ValueError, match="no column 'mood' of scores; it has user, history"):
         feedback_preferences(train, difficulty="easy", scores="mood")
-    with pytest.raises(ValueError, match="scores has 1 rows, but the training split has 2"):
+    with pytest.raises(ValueError, match="there are 1 rows of scores, but the training split has 2"):
         feedback_preferences(train, difficulty="easy", scores=Ragged.from_lists(SCORES[:1]))
     with pytest.raises(ValueError, match="scores, row 1: there are 2 scores for 3 items"):
         feedback_preferences(train, difficulty="easy", scores=Ragged.from_lists([SCORES[0], SCORES[1][:2]]))
-    with pytest.raises(ValueError, match="difficulty must be easy .disliked items. or hard"):
+    with pytest.raises(ValueError, match="difficulty must be 'easy' .disliked items. or 'hard'"):
         feedback_preferences(train, difficulty="medium")
     with pytest.raises(ValueError, match="must use only the training split"):
         feedback_preferences(make_split(ROWS, SCORES, split="validation"), difficulty="easy")

@@ -187,8 +187,8 @@ def test_a_stage_without_negatives_is_skipped(
     [
         (PreferenceStage("self_play", "any"), "raise num_beams of the stage"),
         (PreferenceStage("self_play", "hard"), "raise num_beams of the stage, or choose another difficulty"),
-        (PreferenceStage("feedback", "easy"), "widen the range disliked of the stage"),
-        (PreferenceStage("feedback", "hard"), "widen the range neutral of the stage"),
+        (PreferenceStage("feedback", "easy"), "widen the range 'disliked' of the stage"),
+        (PreferenceStage("feedback", "hard"), "widen the range 'neutral' of the stage"),
         (PreferenceStage("random"), "leave out the stage"),
     ],
     ids=lambda value: value.name if isinstance(value, PreferenceStage) else "",

@@ -211,7 +211,7 @@ def test_stages_must_prompt_and_rank_the_policy_like_its_training(source: Path, 
     than it is."""
     supervised = BearConfig(str(tmp_path / "policy"), **SHARED)
     for options, message in (
-        ({}, "ranks items with a softmax over legal tokens; set normalize: catalogue"),
+        ({}, "ranks items with a softmax over legal tokens; set normalize to 'catalogue'"),
         (
             {"normalize": "catalogue", "prompt_head": None},
             "uses prompt_head='{user}' in its prompts, but the stages use None",

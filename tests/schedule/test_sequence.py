@@ -284,7 +284,7 @@ def test_twins_of_the_history_are_excluded_too(fitted: SequenceBaseline, dataset
     [
         ([], "baselines is empty; name at least one of random, popularity, transition, sequence"),
         (["sasrec"], "there is no baseline 'sasrec'; choose among random, popularity, transition, sequence"),
-        (["sequence", "random", "sequence"], "baselines names a baseline twice"),
+        (["sequence", "random", "sequence"], "baselines contains a baseline twice"),
     ],
 )
 def test_names_that_are_wrong_are_refused(names: list[str], message: str, dataset: RecDataset) -> None:

@@ -158,7 +158,7 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path: Path, monkeypatch, capsy
         (["--dataset", "data/other"], "was trained on items other than those in .*data/other"),
         (
             ["--dataset", "data/toy", "--surface", "title"],
-            "was trained on items with the surface item_token, not title",
+            "was trained on items with the surface 'item_token', not 'title'",
         ),
     ):
         with pytest.raises(SystemExit):
@@ -191,7 +191,7 @@ def test_mappings_are_json_on_the_command_line() -> None:
     parsed = parse(ScheduleArguments, given, "align3gr")
     assert parsed.tokenize == {"codes": 3} and parsed.stages == [{"source": "feedback"}, {"source": "self_play"}]
     assert parse(ScheduleArguments, ["--dataset", "d", "--tokenize", "none"], "align3gr").tokenize is None
-    with pytest.raises(ValueError, match="argument --tokenize: 3 is not a mapping"):
+    with pytest.raises(ValueError, match="argument --tokenize: '3' is not a mapping"):
         parse(ScheduleArguments, ["--dataset", "d", "--tokenize", "3"], "align3gr")
 
 

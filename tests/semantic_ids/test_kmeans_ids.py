@@ -215,7 +215,7 @@ def test_a_held_out_split_in_place_of_training_is_refused(dataset, split):
         ({"width": 0}, "width must be at least 1, not 0"),
         ({"window": 0}, "window must be at least 1, not 0"),
         ({"iterations": 0}, "iterations must be at least 1, not 0"),
-        ({"collisions": "drop"}, "unknown collisions 'drop'; choose share or extend"),
+        ({"collisions": "drop"}, "collisions must be 'share' or 'extend', not 'drop'"),
         (
             {"levels": 2, "codes": 7},
             r"2 levels of 7 codes give fewer distinct IDs than the catalogue has items \(50\); increase levels",

@@ -1,7 +1,7 @@
 """A compiled model (`torch_compile=True`) has the losses, weights and recommendations of the same model uncompiled.
 
-`torch.compile` wraps a model. The wrapper hides the class, the layers and the adapters of the model, and has no truth
-value. So each trainer must unwrap the model before it reads them.
+`torch.compile` wraps a model. The wrapper hides the class, the layers and the adapters of the model, so each trainer
+must unwrap the model before it reads them. The wrapper also raises an error if it is used as a condition.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def compiled_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Discards compiled code of earlier tests, and lets warnings about separate rows be logged again."""
+    """Discards the compiled code of earlier tests, and lets `warn_once` repeat the warnings that they logged."""
     torch._dynamo.reset()
     attention.warn_once.cache_clear()
 
@@ -108,7 +108,7 @@ CASES = {
 
 
 def both(case: str, backend: str, folders: dict[str, Path], output: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the results of the same run compiled by a backend, and uncompiled."""
+    """Returns the results of a run compiled by a backend, and of the same run uncompiled."""
     kind, make, options = CASES[case]
     make_model = options.get("model", one_layer)
     compile_options = {"torch_compile": True, "torch_compile_backend": backend}

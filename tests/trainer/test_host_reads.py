@@ -1,7 +1,7 @@
 """Counts how often each trainer makes the host wait for a value on the device, per micro-batch. Such a wait is called
 a read.
 
-The first micro-batch is left out, because tries fill their caches in it.
+Only the third micro-batch is counted, because tries fill their caches in the first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REWARDS = {"ndcg": 1.0, "recall": 0.0, "hit": 0.0, "ild": 0.5, "mgu": 1.0}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder with a dataset and a model per kind of surface, and one with rated candidates."""
+    """A folder with a dataset and a model per kind of surface, and two folders with rated candidates."""
     folders = {name: tmp_path_factory.mktemp(name) for name in (*SURFACES, "rated", "rated_item_token")}
     for surface in SURFACES:
         dataset = runs.make_folder(folders[surface])
@@ -43,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def save_surface(catalog: ItemCatalog, folder: Path) -> None:
-    """Writes a catalogue and a model that knows its surfaces."""
+    """Writes a catalogue, and a model that knows the surfaces of the items."""
     catalog.save(folder / "data" / "catalog")
     if catalog.surface == "title":
         tokenizer = conftest.make_tokenizer(catalog.titles * 2)
@@ -56,7 +56,7 @@ def save_surface(catalog: ItemCatalog, folder: Path) -> None:
 
 
 def reads(make: Callable[..., Any], folder: Path, output: Path, **options: Any) -> Counter[str]:
-    """Returns the number of reads in the third micro-batch at each place of the code."""
+    """Returns the number of reads at each place of the code, counted in the third micro-batch."""
     trainer = make(folder, output, **{"max_steps": 3, "max_length": 200, "logging_steps": 100, **options})
     with reads_of_steps(trainer) as steps:
         trainer.train()
@@ -96,7 +96,8 @@ def test_blade(surface: str, folders: dict[str, Path], tmp_path: Path) -> None:
     places = reads(blade_runs.make_trainer, folders[surface], tmp_path, rewards=REWARDS)
     in_rounds = sum(count for place, count in places.items() if place.startswith("decoding/lists/decoder.py"))
     assert places.total() - in_rounds <= 12
-    # With titles, each round of sampling copies the sizes of its forward pass. A round chooses at least one token.
+    # With titles, each round of sampling reads the sizes of its forward pass. A list of 3 titles takes at most 3 * 20
+    # rounds, because each round chooses at least one token.
     longest = 3 * 20 if surface == "title" else 0
     assert in_rounds <= longest
 

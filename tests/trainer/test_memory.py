@@ -1,4 +1,4 @@
-"""The resident memory of a trainer must not grow over 1,000 steps."""
+"""The resident memory of a training process must stay about the same from step 200 to step 1,000."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "blade": blade_runs.make_trainer,
     "softmax_dpo": preference_runs.make_trainer,
 }
-GROWTH = 24  # MiB that the allocator may add after step 200; a step that kept its batch's logits would add far more
+GROWTH = 24  # MiB that the allocator may add after step 200; keeping the logits of every batch would add far more
 
 
 class ResidentMemory(TrainerCallback):

@@ -56,8 +56,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def mixture(folder: Path, *, asked: bool = False) -> Any:
-    """Returns the folder's model. If `asked`, its configuration has `output_router_logits`, as if it had been saved
-    so."""
+    """Returns the folder's model. Its `output_router_logits` is `asked`, as if the model had been saved with it."""
     model = load_model(folder / "model")
     model.config.output_router_logits = asked
     return model
@@ -95,7 +94,8 @@ def test_a_mixture_trains_ranks_and_recommends(
         assert_orders_alike(tmp_path, trainer.rows_of(split), ranked, trainer.catalog.ids)
     else:
         assert_recommends_alike(case, tmp_path, split, ranked.items, trainer.catalog.ids)
-    if "peft_config" not in CASES[case][2]:  # so that other libraries can generate with the model
+    if "peft_config" not in CASES[case][2]:
+        # If the setting were on, other libraries could not generate for a batch of prompts.
         assert not AutoConfig.from_pretrained(tmp_path).output_router_logits
 
 
@@ -143,7 +143,7 @@ def test_the_load_balancing_term_is_added_with_trls_weight(
 
 
 def test_weight_zero_over_the_vocabulary_is_trls_sft(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Losses, load-balancing terms and final weights equal TRL's, with accumulated batches."""
+    """With accumulated batches, the losses, load-balancing terms and final weights equal those of `SFTTrainer`."""
     folder = folders["items"]
     dataset = load(folder / "data")
     tokenizer = load_tokenizer(folder / "model")
@@ -185,7 +185,7 @@ def test_a_load_balancing_term_of_a_model_without_experts_is_refused(tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["bear", "alro", "blade", "softmax_dpo"])
 def test_recomputed_activations_change_nothing(case: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    """The layers that give the router logits are recomputed. This does not change the term or its gradient."""
+    """Recomputing the layers that give the router logits does not change the load-balancing term or its gradient."""
     results = []
     for recomputed in (False, True):
         trainer = make(case, folders, tmp_path / str(recomputed), activation_checkpointing=recomputed)

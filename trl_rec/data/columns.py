@@ -6,7 +6,7 @@ from 1, without the header.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -307,14 +307,19 @@ def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
 
 def require(table: Columns, names: Sequence[str], where: str) -> None:
     """Raises ValueError if the table lacks one of these columns, or has no rows."""
-    for name in names:
-        if name not in table.column_names:
-            raise ValueError(
-                f"{where} has no column {name}, only {', '.join(table.column_names)}; with the "
-                f"format table, map it with columns={{{name!r}: ...}}; otherwise rename a column of the file"
-            )
+    require_names(table.column_names, names, where)
     if table.num_rows == 0:
         raise ValueError(f"{where} contains no rows; give a file with at least one")
+
+
+def require_names(present: Collection[str], names: Sequence[str], where: str) -> None:
+    """Raises ValueError if one of `names` is not among the columns that are present."""
+    for name in names:
+        if name not in present:
+            raise ValueError(
+                f"{where} has no column {name}, only {', '.join(present)}; with the format 'table', map "
+                f"it with columns={{{name!r}: ...}}; with any other format, rename a column of the file"
+            )
 
 
 def check_none(bad: pa.ChunkedArray, column: pa.ChunkedArray, where: str, message: str) -> None:

@@ -88,9 +88,9 @@ class RecDataset:
     def unlisted(self) -> pa.Table | None:
         """Table of the interactions with items that the catalogue lacks, sorted by user and time.
 
-        The columns are `user`, `item_id`, `timestamp` and `place`: how many rows of `interactions` precede the
-        interaction. No split contains these interactions. If the dataset was prepared without `unknown_items="keep"`,
-        the value is None.
+        The columns are `user`, `item_id`, `timestamp` and `place`. `place` is the number of rows of `interactions`
+        that precede the interaction. No split contains these interactions. If the dataset was prepared without
+        `unknown_items="keep"`, the value is None.
         """
         return _read(self.path, UNLISTED, _read_unlisted) if (self.path / UNLISTED).is_file() else None
 

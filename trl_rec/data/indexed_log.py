@@ -35,7 +35,7 @@ class IndexedLog:
         timestamp (`np.ndarray`): Timestamp of each interaction, float64.
         rating (`np.ndarray`, *optional*): Rating of each interaction, float32. None if the source has no ratings.
         place (`np.ndarray`, *optional*): For each interaction, its index before filtering, not counting interactions
-            with items that `items` lacks. Only set if such interactions are to be inserted later.
+            with items that the source's item table lacks. Only set if those interactions are to be inserted later.
     """
 
     users: pa.Table
@@ -61,7 +61,7 @@ class IndexedLog:
             yield users, slice(self.offsets[users.start], self.offsets[users.stop])
 
     def take(self, rows: np.ndarray | slice) -> IndexedLog:
-        """Returns some interactions. `rows` is a slice, an array of indices, or an array of booleans."""
+        """Returns a log of chosen interactions. `rows` is a slice, an array of indices, or an array of booleans."""
         rating = None if self.rating is None else self.rating[rows]
         place = None if self.place is None else self.place[rows]
         chosen = {"user": self.user[rows], "item": self.item[rows], "timestamp": self.timestamp[rows]}
@@ -271,8 +271,8 @@ def check_known(
 def _order(user: np.ndarray, num_users: int, time: np.ndarray) -> np.ndarray:
     """Returns the indices that sort interactions by user and then by time. Equal times keep their order.
 
-    A long log is first sorted by ranges of users, and then within each range. Sorting many short arrays is several
-    times faster than sorting one long array, and needs memory for one range only.
+    A long log is first sorted by ranges of users, and then within blocks of ranges. Sorting many short arrays is
+    several times faster than sorting one long array, and needs memory for one block at a time.
     """
     if len(user) <= BLOCK:
         return np.lexsort((time, user))
@@ -285,7 +285,7 @@ def _order(user: np.ndarray, num_users: int, time: np.ndarray) -> np.ndarray:
     offsets = np.append(np.searchsorted(range_of[order], numbers), len(user))
     del range_of
 
-    # 2. Sort each range.
+    # 2. Sort within each block of ranges.
     for block in row_blocks(offsets, BLOCK):
         part = slice(offsets[block.start], offsets[block.stop])
         rows = order[part]

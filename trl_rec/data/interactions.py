@@ -6,6 +6,8 @@ which dropped rows are counted as well.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +26,9 @@ from trl_rec.data.columns import (
 )
 from trl_rec.data.log import Options
 from trl_rec.data.timestamps import exact_order, seconds
+
+
+REQUIRED = ("user_id", "item_id", "timestamp")  # columns that interactions must have
 
 
 def interactions_table(table: Columns, where: str) -> pa.Table:
@@ -46,7 +51,7 @@ def read_interactions(table: Columns, where: str, options: Options) -> tuple[pa.
         The table `Log.interactions`, and the number of dropped rows by reason.
     """
     # 1. Select the rows to keep.
-    require(table, ("user_id", "item_id", "timestamp"), where)
+    require(table, REQUIRED, where)
     chosen = _Chosen(table, where)
     left_out = {}
     if options.event_column is not None:
@@ -131,13 +136,18 @@ def _converted(chosen: _Chosen, where: str, time_format: str | None) -> dict[str
     return columns
 
 
+def check_event_column(present: Collection[str], name: str, where: str) -> None:
+    """Raises ValueError if the column of events is not among the columns that are present."""
+    if name not in present:
+        raise ValueError(
+            f"{where} has no event_column {name!r}, only {', '.join(present)}; choose another event_column"
+        )
+
+
 def _rate_events(table: Columns, where: str, options: Options) -> pa.ChunkedArray:
     """Returns the rating of each row's event, or null if the event's rating is None."""
     name = options.event_column or ""
-    if name not in table.column_names:
-        raise ValueError(
-            f"{where} has no event_column {name!r}, only {', '.join(table.column_names)}; choose another event_column"
-        )
+    check_event_column(table.column_names, name, where)
     ratings = dict(options.event_ratings or {})
 
     # Look up each distinct event once, then index by `codes` to get the rating of every row.

@@ -99,7 +99,7 @@ def item_labels(catalog: ItemCatalog) -> tuple[list[str], Ragged]:
 
 
 def _most_frequent(labels: Ragged, num_labels: int, most: int) -> Ragged:
-    """Returns the `most` most frequent labels of each row. Equally frequent labels are in order of their indices."""
+    """Returns at most `most` labels of each row, the most frequent first. Ties are in order of the label indices."""
     # 1. Encode each pair of row and label as one number, and count the pairs.
     base = max(num_labels, 1)
     pairs, counts = np.unique(labels.row_ids * base + labels.values, return_counts=True)
@@ -128,7 +128,10 @@ def _text_columns(table: pa.Table, leave_out: tuple[str, ...]) -> dict[str, list
 
 
 def _facts(columns: dict[str, list[str]], form: str, num_rows: int) -> list[list[str]]:
-    """Returns a list of texts per row: `form`, filled with the name and value of each column that has a value."""
+    """Returns a list per row, with one text for each column that has a value in the row.
+
+    The text is `form`, filled with the column's name and the value.
+    """
     named = [(name.replace("_", " "), values) for name, values in columns.items()]
     return [[form.format(name, values[row]) for name, values in named if values[row]] for row in range(num_rows)]
 

@@ -147,11 +147,11 @@ class PromptFormat:
     def room(self, max_length: int | None) -> int | None:
         """Returns how many tokens a history may have, so that prompt and completion together fit into `max_length`.
 
-        The length of a history is the sum of its `piece_lengths`, although its first item is written without a
-        separator. The returned number is therefore larger by the length of one separator. The completion is assumed to
-        be as long as the longest possible completion.
+        Here, the length of a history counts as the sum of its `piece_lengths`, although its first item is written
+        without a separator. The returned number is therefore larger by the length of one separator. The completion is
+        assumed to be as long as the longest possible completion.
 
-        Returns None if `max_length` is None. Raises ValueError if the longest item would not fit into a history.
+        Returns None if `max_length` is None. Raises ValueError if a history of only the longest item would not fit.
         """
         if max_length is None:
             return None
@@ -163,9 +163,9 @@ class PromptFormat:
         if fixed + longest_piece > max_length:
             completion = "item" if self.list_length is None else "list"
             raise ValueError(
-                f"max_length {max_length} is too small: the prompt without a history and the longest {completion} "
-                f"take {fixed} tokens, and one item of a history takes up to {longest_piece}; raise max_length, or "
-                "shorten the titles"
+                f"max_length {max_length} is too small: the longest {completion} and a prompt without a history "
+                f"take {fixed} tokens, and one item of a history takes up to {longest_piece}; raise "
+                "max_length, or shorten the texts of items and of the prompt"
             )
         return max_length - fixed + len(self.separator)
 
@@ -177,7 +177,7 @@ class PromptFormat:
             users (*optional*): The user of each history, as a row number in `RecDataset.users`. Required if prompts
                 name users.
             max_length (*optional*): Maximum number of tokens of a prompt and the longest completion together. The
-                oldest items of a longer history are dropped.
+                oldest items of a history that is too long are dropped.
         """
         room = self.room(max_length)
         if room is not None:
@@ -200,7 +200,7 @@ class PromptFormat:
 
     @cached_property
     def _first_and_later(self) -> Ragged:
-        """The pieces of all items without a separator, then all pieces with one before them: `2 * num_items` rows."""
+        """The pieces of all items, then all pieces again with a separator before each: `2 * num_items` rows."""
         later = join(Ragged.repeated(self.separator, len(self.pieces)), self.pieces)
         values = np.concatenate([self.pieces.values, later.values])
         return Ragged.from_lengths(values, np.concatenate([self.pieces.lengths, later.lengths]))
@@ -288,6 +288,6 @@ def item_pieces(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase, item: 
 def _check_list_length(list_length: int, catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises ValueError if the catalogue has too few items for a list, or if the tokenizer has no EOS."""
     if not 1 <= list_length <= len(catalog):
-        raise ValueError(f"list_length must be from 1 to {len(catalog)}, the number of items, not {list_length}")
+        raise ValueError(f"list_length must be from 1 to {len(catalog)} (the number of items), not {list_length}")
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token to end a list with; set tokenizer.eos_token")

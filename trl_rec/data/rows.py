@@ -66,7 +66,7 @@ def build_rows(
             sequence. Each target is then predicted from the same tokens as with `"last"`, except that some histories
             are shorter if they exceed `max_length` or `max_history` (see `long_histories`).
         max_length (*optional*): Maximum number of tokens of a prompt and the longest completion together. With
-            `"last"`, the oldest items of a longer history are dropped. With `"all"`, see `long_histories`.
+            `"last"`, the oldest items of a history that is too long are dropped. With `"all"`, see `long_histories`.
         max_history (*optional*): Maximum number of items before a target. Histories with more items are shortened or
             cut in the same way as histories that exceed `max_length`.
         long_histories (*optional*, defaults to `"windows"`): With `targets="all"`, what happens to a target whose
@@ -198,9 +198,9 @@ def _rows_with_branches(
     """Returns one row per sequence, with a branch per target. A sequence that is too long gets several rows."""
     if prompt_format.list_length is not None:
         raise ValueError(
-            "targets='all' with list_length requires the surface item_token or semantic_id and a prompt without text "
-            "between or after the items; otherwise set targets to 'last', and every_position to true if a list should "
-            "begin at every item"
+            "targets='all' with list_length requires the surface item_token or semantic_id, and a prompt without text "
+            "between or after the items; choose such a surface and prompt, or set targets to 'last' (and "
+            "every_position to true, if a list should begin at every new target)"
         )
     # 1. Separate the targets whose whole history fits into a prompt from the rest.
     items = join(history, target)
@@ -208,7 +208,7 @@ def _rows_with_branches(
     windows, rest = whole_histories(history.lengths, items.lengths, limits)
     _log_long_histories(rest, long_histories)
 
-    # 2. Write the rows. The rest is cut into windows with branches, or gets one row per target without branches.
+    # 2. Write the rows. The rest is cut into windows with branches, or gets one row without branches per target.
     learned = prompt_format.paths.lengths
     if trie is not None:
         learned = _unforced_lengths(prompt_format.paths, trie)

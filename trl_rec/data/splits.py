@@ -96,8 +96,8 @@ def _ends_of_last(lengths: np.ndarray, num_held_out: int) -> list[np.ndarray]:
 def _split_times(timestamp: np.ndarray) -> tuple[float, float]:
     """Returns the times at which the validation split and the test split begin.
 
-    Interactions at exactly one of these times belong to the later split, so interactions with equal timestamps stay
-    together.
+    An interaction at the time at which a split begins belongs to that split, so interactions with equal timestamps
+    stay together.
     """
     validation, test = (len(timestamp) * tenths // 10 for tenths in (8, 9))
     ordered = np.partition(timestamp, (validation, test))

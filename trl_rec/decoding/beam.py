@@ -227,7 +227,7 @@ def _search(
             finished, trie, weighted, continuations.gather(best), completes.gather(1, best), num_beams, length_penalty
         )
 
-        # 7. Of the continuations that do not complete an item, the best `num_beams` are the beams of the next round.
+        # 7. Of the continuations that do not end at that depth, the best `num_beams` are the beams of the next round.
         # Reorder the cache accordingly.
         running = continuations._replace(scores=continuations.scores.masked_fill(completes, -torch.inf))
         best = best_first(guided.masked_fill(completes, -torch.inf), ties, num_beams)
@@ -434,8 +434,8 @@ def best_first(scores: Tensor, ties: Tensor, count: int) -> Tensor:
     NaN counts as the best score, so that it survives until the end of the search, where it is reported.
     """
     # One integer key combines score and tie, so a single top-k sorts by both. The bits of floats, read as integers,
-    # are in the order of the floats once the bits of negative numbers are flipped. Adding 0.0 turns -0.0 into 0.0,
-    # because the bits of the two zeros differ.
+    # are in the order of the floats once the bits of negative numbers, except the sign bits, are flipped. Adding 0.0
+    # turns -0.0 into 0.0, because the bits of the two zeros differ.
     scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf) + 0.0
     bits = scores.view(torch.int32)
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()

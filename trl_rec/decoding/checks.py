@@ -1,4 +1,4 @@
-"""Checks prompts before the model runs, and scores afterwards."""
+"""Checks the prompts before the model runs, and the scores after it has run. Also sets the evaluation mode."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Computes exact scores without a search, either of every item of the catalogue or of given items.
+"""Computes the exact scores of every item of the catalogue, or of given items, without a search.
 
 The scores equal those of `rank_items`. `score_catalog` computes the log-probabilities of all edges of the trie, where
 an edge leads from a node to a child. The model reads each prompt once, and then the tokens of the trie's inner
 nodes, in chunks, after the cached prompt. An attention mask lets each token see only the prompt and its own path, so
-many paths are read together, and a common prefix is read only once. Each chunk is then removed from the cache, so
-memory does not grow with the number of chunks. Models that cannot use such a mask read the prompt again for each path.
+the paths of a chunk are read together, and a common prefix is read only once per chunk. Each chunk is then removed
+from the cache, so memory does not grow with the number of chunks. Models that cannot use such a mask read the prompt
+again for each path.
 `score_items` reads the paths of a few items as completions of the prompt.
 
 Legend: B: prompts, K: given items per prompt, I: items, Q: nodes that are read together, S: nodes among them whose

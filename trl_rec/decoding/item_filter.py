@@ -5,8 +5,8 @@ Conditions on columns are written like the filters of PyArrow's Parquet reader, 
 evaluated as code. A column of lists, such as genres, is compared value by value: `["genres", "==", "Drama"]` requires
 that one of the item's genres is Drama.
 
-Each filter is converted to a boolean mask with one value per item. `FilterMasks` caches the masks of recent
-conditions.
+Each filter is converted to a boolean mask with one value per item, except its `max_per`, which `caps.py` applies.
+`FilterMasks` caches the masks of recent conditions.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def allowed_mask(allowed: Allowed, catalog: ItemCatalog) -> Mask:
         allowed = allowed.cpu().numpy()
     if isinstance(allowed, np.ndarray) and allowed.dtype == bool:
         if allowed.shape not in ((len(catalog),), (catalog.num_recommendable,)):
-            removed = f", {catalog.num_retired} of them removed" if catalog.num_retired else ""
+            removed = f", {catalog.num_retired} of them retired" if catalog.num_retired else ""
             raise ValueError(
                 f"allowed is a mask of shape {allowed.shape}, but the catalogue has {len(catalog)} items{removed}; "
                 "give one value per item"
@@ -163,8 +163,7 @@ def where_mask(where: Where, items: pa.Table) -> np.ndarray:
     for name in names:
         if name not in items.column_names:
             raise ValueError(
-                f"where names the column {name!r}, which the catalogue does not have; choose one of "
-                f"{', '.join(items.column_names)}"
+                f"where: the catalogue has no column {name!r}; choose one of {', '.join(items.column_names)}"
             )
 
     # 1. Check the conditions one by one, so that an error message can name the invalid condition. A condition on a
@@ -196,7 +195,10 @@ def _alternatives(where: Where) -> list[list[tuple[str, str, Any]]]:
         return [[_checked_condition(one) for one in where]]
     for one in where:
         if isinstance(one, str) or not isinstance(one, Sequence) or not one or _is_condition(one):
-            raise ValueError(f"where contains {one!r:.80}, which is not a condition; {FORM}")
+            raise ValueError(
+                "where must contain either only conditions or only lists of conditions, but contains "
+                f"{one!r:.80}; {FORM}"
+            )
     return [[_checked_condition(one) for one in conjunction] for conjunction in where]
 
 
@@ -208,7 +210,7 @@ def _is_condition(value: Any) -> bool:
 def _checked_condition(condition: Any) -> tuple[str, str, Any]:
     """Returns a condition as a tuple. Raises `ValueError` if it is not a column, an operator and a value."""
     if not _is_condition(condition) or len(condition) != 3:
-        raise ValueError(f"where contains {condition!r:.80}, which is not a column, an operator and a value; {FORM}")
+        raise ValueError(f"where: {condition!r:.80} does not consist of a column, an operator and a value; {FORM}")
     name, operator, value = condition
     if operator not in OPERATORS:
         raise ValueError(f"where: {operator!r:.80} is not an operator; choose one of {', '.join(OPERATORS)}")
@@ -223,7 +225,9 @@ def _checked_value(kind: pa.DataType, name: str, operator: str, value: Any) -> A
     if operator not in ("in", "not in"):
         return _comparable(kind, name, operator, value)
     if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset) or not len(value):
-        raise ValueError(f"where: {name} {operator} needs a list of values, not {value!r:.80}")
+        raise ValueError(
+            f"where: the operator {operator!r} on the column {name!r} needs a list of values, not {value!r:.80}"
+        )
     return [_comparable(kind, name, "==", one) for one in value]
 
 

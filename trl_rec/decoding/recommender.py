@@ -100,7 +100,7 @@ class Recommender:
         return cls(model, parts.tokenizer, parts.catalog, parts.prompt_format, trie, parts.settings, prior)
 
     def with_catalog(self, catalog: ItemCatalog, *, ids_from: str | Path | None = None) -> Recommender:
-        """Returns a recommender with the same model that recommends from another catalogue, such as a newer version.
+        """Returns a recommender with another catalogue, such as a newer version, and with the same model.
 
         Items are matched by `item_id`. The model can still read removed items in histories, but never recommends them.
         If items are written as titles, new items can be recommended at once. With semantic IDs, new items get IDs from

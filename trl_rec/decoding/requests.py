@@ -78,7 +78,7 @@ class _Batch:
         prompts: `input_ids` and `attention_mask` of the padded prompts, `(B, P)` each.
         exclude: The excluded items, `(B, E)`, padded with -1.
         weights: The weights of the prior, or None.
-        masks: The allowed items of each request, or None.
+        masks: For each request, the allowed items, or None if it has no filter.
     """
 
     prompts: dict[str, Tensor]
@@ -130,9 +130,9 @@ class RequestRanker:
         return ranked
 
     def _check_users(self, requests: Sequence[Request]) -> None:
-        """Raises `ValueError` if the prompts name the user, and some of the requests have no user.
+        """Raises `ValueError` if the prompts name the user, and some requests have a user while others have none.
 
-        If none of them has a user, [`PromptFormat.encode_heads`] raises an error.
+        If no request has a user, [`PromptFormat.encode_heads`] raises an error.
         """
         missing = [row for row, request in enumerate(requests) if request.user is None]
         if self._format.users is not None and 0 < len(missing) < len(requests):
@@ -412,7 +412,7 @@ def _why_short(number: int, request: Request, search: _Search) -> str:
     elif request.mask is not None or request.limits or len(request.exclude):
         why = "the filters allow no more items"
     else:
-        why = "the catalogue has no more items"
+        why = "the catalogue has no other items that may be recommended"
     return f"the list has {number} of {request.wanted} items, because {why}"
 
 

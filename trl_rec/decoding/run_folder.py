@@ -20,7 +20,7 @@ RECORD = "catalog"  # key under which the settings record the catalogue
 REMEDY = "restore the file from a copy of the run folder, or train again"
 MISSING = (
     "restore it from a copy of the run folder, give the dataset that the model was trained on (catalog=, or --dataset "
-    "of trl-rec recommend and serve), or train again"
+    "of 'trl-rec recommend' and 'trl-rec serve'), or train again"
 )
 # The keys of the prompt's texts are `head`, `item`, ... in the JSON files, but `prompt_head`, `prompt_item`, ...
 # everywhere else.
@@ -123,7 +123,7 @@ def check_users(name: str | Path, catalog: ItemCatalog, prompt: dict[str, Any]) 
         raise ValueError(
             f"the prompts of {name} name the user by a semantic ID, and these IDs are never published with a model; "
             "pass the dataset folder that the model was trained on, which contains them, as catalog= (--dataset of "
-            "trl-rec recommend and serve)"
+            "'trl-rec recommend' and 'trl-rec serve')"
         )
 
 
@@ -167,15 +167,15 @@ def _wrong_surface(place: str | Path, surface: str, trained: str, *, is_given: b
             f"restore it from a copy of the run folder, or run ItemCatalog.load({str(place)!r})"
             f".with_surface({trained!r}).save({str(place)!r}) in Python"
         )
-    return ValueError(f"{place} has the surface {surface}, but the model was trained with {trained}; {remedy}")
+    return ValueError(f"{place} has the surface {surface!r}, but the model was trained with {trained!r}; {remedy}")
 
 
 def _remedy(is_given: bool) -> str:
     """Returns the remedy for a catalogue, given or in the run folder, that the model was not trained with."""
     if is_given:
         return (
-            "give the catalogue or the dataset that the model was trained on (catalog=, or --dataset of trl-rec "
-            "recommend and serve)"
+            "give the catalogue or the dataset that the model was trained on (catalog=, or --dataset of "
+            "'trl-rec recommend' and 'trl-rec serve')"
         )
     return "restore it from a copy of the run folder, or train again"
 
@@ -226,7 +226,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged and cannot be read ({error}); {REMEDY}") from error
 
     if not isinstance(settings, dict) or not isinstance(settings.get("prompt"), dict):
-        raise ValueError(f"{path} does not contain the settings of a run, or lacks the key prompt; {REMEDY}")
+        raise ValueError(f"{path} does not contain the settings of a run, or lacks the key 'prompt'; {REMEDY}")
     if not isinstance(settings.get(RECORD, {}), dict):
         raise ValueError(f"{path}: {RECORD} is {settings[RECORD]!r}, which is not a mapping; {REMEDY}")
     try:
@@ -293,7 +293,7 @@ def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path
         )
     if record.get("surface") != catalog.surface:
         raise ValueError(
-            f"{subject} items with the surface {record.get('surface')}, not {catalog.surface}; set surface: "
+            f"{subject} items with the surface {record.get('surface')!r}, not {catalog.surface!r}; set surface: "
             f"{record.get('surface')}"
         )
     if record.get("surfaces") != _record(catalog)["surfaces"] or not same_users:
@@ -308,7 +308,7 @@ def names_users(folder: str | Path) -> bool:
 
 def model_folder(model: str | Path) -> str:
     """Returns where the files of a model are. For the hub id of a repository that was pushed from a run folder, this
-    is the local copy, which is downloaded if necessary. Any other folder, file or hub id is returned unchanged."""
+    is the local copy, which is downloaded if necessary. A folder, a file or any other hub id is returned unchanged."""
     if Path(model).exists():
         return str(model)
     from huggingface_hub import constants

@@ -68,7 +68,7 @@ class ItemWeights:
                 )
         if self.allowed_of is not None and self.allowed is not None and self.allowed_of.numel():
             if not 0 <= int(self.allowed_of.min()) <= int(self.allowed_of.max()) < len(self.allowed):
-                raise ValueError(f"allowed_of contains a row number outside the {len(self.allowed)} rows of allowed")
+                raise ValueError(f"allowed_of contains a row number outside the {len(self.allowed)} rows of 'allowed'")
 
     def _check_shapes(self) -> None:
         """Raises `ValueError` unless the tensors have the right shapes and types, and are consistent."""
@@ -89,9 +89,9 @@ class ItemWeights:
         if self.items is not None and self.items.is_floating_point():
             raise ValueError("items must contain item indices, which are integers")
         if self.allowed is not None and self.allowed.dtype != torch.bool:
-            raise ValueError("allowed must be a boolean tensor; use shared for weights")
+            raise ValueError("allowed must be a boolean tensor; pass weights as 'shared'")
         if self.allowed_of is not None and self.allowed is None:
-            raise ValueError("allowed_of selects rows of allowed, which is missing; pass allowed too")
+            raise ValueError("allowed_of selects rows of 'allowed', which is missing; pass 'allowed' too")
 
     def to(self, device: torch.device | str) -> ItemWeights:
         """Returns the weights with their tensors on `device`."""

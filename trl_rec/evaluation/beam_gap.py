@@ -229,7 +229,7 @@ def _per_user(
     dataset: RecDataset,
     split: str,
 ) -> dict[str, np.ndarray]:
-    """Returns `BeamGap.per_user`. `numbers` contains the row numbers in the split of the rows that were ranked."""
+    """Returns `BeamGap.per_user`. `numbers` contains the index in the split of each ranked row."""
     pruned, rate = np.full((2, len(held_out(dataset, split))), np.nan)
     pruned[numbers] = num_pruned / np.maximum(num_targets, 1)
     rate[numbers] = np.where(num_reachable > 0, num_pruned / np.maximum(num_reachable, 1), np.nan)

@@ -48,7 +48,7 @@ def seconds_per_user(passes: Sequence[RankSome], lengths: np.ndarray, batch_size
         seconds: float = broadcast_object_list([time.perf_counter() - start])[0]
         return seconds
 
-    # 1. Rank a single row. The time per row of a batch is at most the time of a single row.
+    # 1. Rank one row per process. In a larger batch, a row takes at most this long.
     times = [_time(rank, 1) for rank in passes]
     total = sum(times) * len(lengths) / num_processes
     if total < SHORT:

@@ -102,7 +102,7 @@ def _per_user(ranked: np.ndarray, relevant: Rows, ks: Sequence[int], num_items: 
     if not rows.lengths.all():
         row = int(np.flatnonzero(rows.lengths == 0)[0])
         raise ValueError(
-            f"relevant, row {row}: the user has no relevant items; leave such users out of ranked and relevant"
+            f"relevant, row {row}: the user has no relevant items; leave such users out of 'ranked' and 'relevant'"
         )
 
     # Looking up hits needs several times the memory of the rankings, so do it for one block of users at a time.
@@ -177,7 +177,7 @@ def _check_same_users(rows: Ragged, ranked: np.ndarray, name: str) -> None:
 
 def _catalog_size(catalog: ItemCatalog | None, popularity: np.ndarray | None, num_items: int | None) -> int | None:
     """Returns the number of items, or None if it is unknown. Raises `ValueError` if the arguments are for different
-    numbers of items."""
+    numbers of items, or if a popularity is not finite."""
     sizes: dict[str, int] = {}
     if catalog is not None:
         sizes["catalog"] = catalog.num_recommendable

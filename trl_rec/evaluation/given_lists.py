@@ -49,8 +49,8 @@ def read_lists(
 
     Args:
         path (`str` or `Path`): A CSV or TSV file, possibly gzipped, or a Parquet file or folder, with the columns
-            `user_id`, `rank`, `item_id` and optionally `score`. If users have several rows in the split, the column
-            `user_id` is replaced by a column `row` with the number of the row, counted from 0.
+            `user_id`, `rank`, `item_id` and optionally `score`. If users have several rows in the split, the file
+            must have a column `row` instead of `user_id`: the number of the row in the split, counted from 0.
         dataset (`RecDataset`): The dataset.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         rows (`np.ndarray`, *optional*): Numbers of the rows to read lists for. Defaults to all rows of the split.
@@ -113,7 +113,7 @@ class _Lines(NamedTuple):
 
 
 def _read(path: Path) -> tuple[pa.Table, str]:
-    """Returns the columns of the file that lists need, and the file's name for use in error messages."""
+    """Returns the file's columns that are in `COLUMNS`, and the name of the file for error messages."""
     table = read_columns(path, " with lists")
 
     user = "row" if "row" in table.column_names else "user_id"
@@ -148,8 +148,8 @@ def _places(table: pa.Table, dataset: RecDataset, split: str, row_numbers: np.nd
     users_of_rows = split_users(held)
     if len(np.unique(users_of_rows)) < len(users_of_rows):
         raise ValueError(
-            f"{where}: users have several rows in the {split} split of {dataset.path}; replace the column user_id by "
-            "a column row with the number of the row, counted from 0"
+            f"{where}: users have several rows in the {split} split of {dataset.path}; replace the column "
+            "'user_id' by a column 'row' that contains row numbers, counted from 0"
         )
     position_of = np.full(dataset.users.num_rows, -1)
     position_of[users_of_rows[row_numbers]] = np.arange(len(row_numbers))
@@ -226,7 +226,7 @@ def _check_lengths(lines: _Lines, lengths: np.ndarray, top_k: int) -> None:
     if lengths.max() < top_k:
         raise ValueError(
             f"{lines.where}: the longest list has {lengths.max()} items, but ks goes up to {top_k}; give longer "
-            "lists, or lower ks"
+            "lists, or reduce ks"
         )
 
 

@@ -106,7 +106,7 @@ def paired_comparison(
 
 
 def seed_errors(values: np.ndarray, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws random errors of the mean that represent the variation between seeds. They are 0 for one seed.
+    """Draws random errors of the mean that represent the variation between seeds. They are 0 if there is one seed.
 
     The means of the seeds vary for two reasons: the seeds differ, and each mean is taken over a finite number of
     users. Resampling users covers the second reason. The variance due to the first reason is uncertain, so it is drawn

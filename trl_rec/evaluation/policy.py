@@ -134,7 +134,8 @@ class Policy:
 
         def _score(prompts: dict[str, Tensor], numbers: np.ndarray, exclude: Tensor | None) -> np.ndarray:
             # If the model writes lists, excluded items are removed before the softmax, which changes the scores of the
-            # other items. Otherwise, exclusion does not change these scores, so nothing is excluded here.
+            # other items. If the model scores single items, exclusion does not change the scores of other items, so
+            # nothing is excluded here.
             scores = score_items(
                 self.model,
                 prompts,
@@ -300,7 +301,7 @@ def evaluate_policy(
     Returns:
         [`Evaluation`]: The metrics of [`evaluate_split`] and, where they apply:
 
-        - `recall@k` for `recall_at`;
+        - `recall@k` with k equal to `recall_at`;
         - `preference_accuracy`, if users have held-out items that they liked and others that they disliked;
         - `expected_recall@k` and `expected_ndcg@k`, if items share a leaf of the trie and the policy has no prior. A
           prior orders the items of a leaf by their weights.

@@ -120,7 +120,7 @@ def rank_histories(
             histories, even if histories are cut in the prompts.
         finished (*optional*): Stores the finished rankings, so that an interrupted call can be resumed.
     """
-    # Check the numbers first, because writing the prompts can take long.
+    # Check the numeric arguments first, because writing the prompts can take long.
     COUNT.check("batch_size", batch_size)
     COUNT.check("top_k", top_k)
     FINITE.check("length_penalty", length_penalty)

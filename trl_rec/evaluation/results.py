@@ -199,7 +199,7 @@ def check_baselines(names: Sequence[str]) -> None:
         if name not in known:
             raise ValueError(f"there is no baseline {name!r}; choose among {', '.join(known)}")
     if len(set(names)) < len(names):
-        raise ValueError(f"baselines names a baseline twice ({', '.join(names)}); name each baseline once")
+        raise ValueError(f"baselines contains a baseline twice ({', '.join(names)}); name each baseline once")
 
 
 def _fit(name: str, dataset: RecDataset, seed: int) -> FittedBaseline:
@@ -218,7 +218,7 @@ def _warn_of_known_targets(histories: Ragged, targets: Ragged, twins: Twins | No
     if is_new.mean() <= 0.9:
         logger.warning(
             "%d of %d targets are in their user's history, so no recommender can find them when histories are "
-            "excluded, and all metrics are low; prepare the data with repeats: first or repeats: last, or do not "
+            "excluded, and all metrics are low; prepare the data with 'repeats: first' or 'repeats: last', or do not "
             "exclude histories",
             (~is_new).sum(),
             len(is_new),

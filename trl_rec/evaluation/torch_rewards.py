@@ -33,8 +33,8 @@ class ListTensors(NamedTuple):
         histories (`torch.Tensor` of shape `(B, H)`): The items that each user chose before, padded with -1.
         shares (`torch.Tensor` of shape `(N, D)`, *optional*): The fraction of each item that belongs to each group.
             Needed for the reward `mgu`.
-        units (`torch.Tensor` of shape `(N, D)`, *optional*): The rows of `shares`, each divided by its length, as
-            returned by `unit_vectors`. Needed for the reward `ild`.
+        units (`torch.Tensor` of shape `(N, D)`, *optional*): The rows of `shares`, each divided by its Euclidean norm,
+            as returned by `unit_vectors`. Needed for the reward `ild`.
     """
 
     lists: Tensor

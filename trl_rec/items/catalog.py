@@ -70,8 +70,8 @@ class ItemCatalog:
             raise ValueError(f"unknown surface {self.surface!r}; choose one of {', '.join(SURFACES)}")
         if self.surface == "semantic_id" and self.semantic_ids is None:
             raise ValueError(
-                "the catalogue has no semantic IDs; run trl-rec tokenize first, or choose the surface title or "
-                "item_token"
+                "the catalogue has no semantic IDs; run trl-rec tokenize first, or choose the surface 'title' or "
+                "'item_token'"
             )
         if self.group_column is not None and self.group_column not in self.items.column_names:
             raise ValueError(
@@ -279,7 +279,7 @@ class ItemCatalog:
         if not len(line_break):
             raise ValueError(
                 "the tokenizer drops line breaks, so the titles in a list cannot be separated; choose another "
-                "tokenizer, or the surface item_token or semantic_id"
+                "tokenizer, or the surface 'item_token' or 'semantic_id'"
             )
         return join(surfaces, Ragged.repeated(line_break, len(self)))
 

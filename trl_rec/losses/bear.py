@@ -1,9 +1,9 @@
 """Implements the loss of BEAR: cross-entropy plus a term that depends on whether beam search keeps the target token.
 
 The term depends on a margin: the log-probability of the target token minus a threshold, which is the log-probability
-of the last token that the search keeps. As in the authors' code, the threshold is detached. The margin must not be
-computed as the difference between the logits of the two tokens, which has the same value but a different gradient. The
-gradient of the margin is zero where the target is the only legal token.
+of the least likely token that the search keeps. As in the authors' code, the threshold is detached. The margin must
+not be computed as the difference between the logits of the two tokens, which has the same value but a different
+gradient. The gradient of the margin is zero where the target is the only legal token.
 
 Legend: N positions; C tokens to choose from, which are either the legal tokens (padded) or the whole vocabulary.
 """

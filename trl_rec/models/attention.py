@@ -107,7 +107,7 @@ def warn_once(reason: str, consequence: str) -> None:
 
 
 def check_suitable(model: PreTrainedModel) -> None:
-    """Raises ValueError if the model cannot read a prompt and its continuation as one sequence of tokens."""
+    """Raises ValueError if the model cannot read a prompt and its completion as one sequence of tokens."""
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise ValueError(f"{name} is an encoder-decoder model; choose a decoder-only model")

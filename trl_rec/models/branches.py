@@ -58,9 +58,9 @@ def prepare_branches(model: PreTrainedModel, inputs: dict[str, Tensor], max_leng
     Args:
         model: The model itself, not the wrapper of a distributed engine.
         inputs: `input_ids`, `attention_mask`, `position_ids` and `labels`, `(B, T)` each. If the rows have branches,
-            also `seen` and `starts`, `(B, T)` each: a column attends to the columns before `seen`, and to those from
-            `starts` to itself. Without `seen` and `starts`, the batch is returned unchanged. All further entries have
-            one value per label or one value per row.
+            also `seen` and `starts`, `(B, T)` each: a column attends to the columns before its `seen`, and to the
+            columns from its `starts` up to and including the column. Without `seen` and `starts`, the batch is
+            returned unchanged. All further entries have one value per label or one value per row.
         max_length (*optional*): An upper bound of the number of tokens of a prefix and its branch together.
     """
     inputs = dict(inputs)
@@ -102,8 +102,8 @@ def _separate(inputs: dict[str, Tensor], seen: Tensor, starts: Tensor) -> tuple[
 
     A trunk that predicts labels itself gets a row too. Branches without labels are dropped.
     """
-    # 1. Find the part of each column, which is a branch or the trunk. A branch is identified by its first column, the
-    # trunk by -1.
+    # 1. Find the part that each column belongs to: a branch or the trunk. A branch is identified by its first column,
+    # the trunk by -1.
     real = inputs["attention_mask"].bool()
     column = torch.arange(real.shape[1], device=real.device)
     parts = torch.where(starts > column, -1, starts)  # (B, T)

@@ -104,7 +104,7 @@ def build_model(
     Returns:
         The model, its tokenizer, and the adapter configuration, which is None without an adapter.
     """
-    # 1. Make a model from scratch.
+    # 1. If no pretrained model is named, make a model from scratch.
     if config.model_name_or_path is None:
         item_tokenizer = make_tokenizer(catalog, texts)
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **scratch_options(config))

@@ -38,17 +38,17 @@ class CompletionLogits(NamedTuple):
     """The logits that predict the scored completion tokens.
 
     Args:
-        logits (`torch.Tensor` of shape `(N, V)`): The logits at each position that predicts a token. The last position
-            of a prompt predicts the first tokens of all its completions. The logits of this position occur once in
-            shared rows, and once per completion in separate rows.
+        logits (`torch.Tensor` of shape `(N, V)`): The logits at each position that predicts a scored token. The last
+            position of a prompt predicts the first tokens of all its completions. The logits of this position occur
+            once in shared rows, and once per completion in separate rows.
         rows (`torch.Tensor` of shape `(M,)`): Index of the row of `logits` that predicts each scored token. The tokens
             are in the order of `scored.nonzero()`.
         aux_loss (`torch.Tensor` of shape `()`, *optional*): The load-balancing loss of a mixture of experts. Each
             token of the prompts and of the completions counts once. None unless it was requested.
         tokens (`torch.Tensor` of shape `(V,)`, *optional*): The token of each column of `logits`, in ascending order.
             None if the columns are the whole vocabulary.
-        layout (`Layout`, *optional*): How the texts were arranged in rows. It can be passed to [`read_completions`]
-            for another model.
+        layout (`Layout`, *optional*): How the texts were arranged in rows. Pass it to [`read_completions`] when
+            another model reads the same texts.
     """
 
     logits: Tensor
@@ -147,7 +147,7 @@ def read_completions(
             if this model reads the same kind of rows, shared or separate.
 
     Returns:
-        [`CompletionLogits`]: The logits, and the index of the row that predicts each scored token.
+        [`CompletionLogits`]: The logits, and the index of the row of logits that predicts each scored token.
     """
     check_suitable(model)
     reason = why_separate(model, prompt_ids.shape[1] + completion_ids.shape[2])
@@ -255,14 +255,15 @@ def _read(
     if takes_positions(model):
         inputs["position_ids"] = layout.positions
 
-    # 1. Run the model. Logits are computed only where a scored token is predicted.
+    # 1. If the load-balancing loss is not requested, run the model without it. Logits are computed only where a scored
+    # token is predicted.
     if not balanced:
         with logits_at(model, layout.predicting, tokens=tokens):
             outputs = wrapped(attention_mask=attention_mask, **inputs)
         return CompletionLogits(outputs.logits[0], layout.rows, tokens=tokens, layout=layout)
 
-    # 2. Otherwise, run the model with the load-balancing loss. The loss counts each prompt once, even if several rows
-    # repeat the prompt.
+    # 2. If the load-balancing loss is requested, run the model with it. The loss counts each prompt once, even if
+    # several rows repeat the prompt.
     counted = layout.real & ((layout.owners >= 0) | ~layout.repeated.unsqueeze(1))
     with logits_at(model, layout.predicting, tokens=tokens), attending_by(model, attention_mask):
         outputs = wrapped(attention_mask=counted.long(), **inputs)
@@ -331,7 +332,7 @@ def lay_out(
     # 5. Find the columns that predict a scored token.
     before, predicts = _predicting(positions, owners, real, packed_scored)
     num_predicting = num_scored - num_sharing if shared else num_scored
-    # The columns are numbered row by row, in the order in which `logits_at` returns their logits.
+    # The predicting columns are numbered row by row, in the order in which `logits_at` returns their logits.
     numbers = predicts.flatten().cumsum(0).view_as(predicts) - 1
     return Layout(
         shared=shared,

@@ -1,4 +1,4 @@
-"""Chooses the number of CPU threads for a model, and warns if the CPU is slow with the model's type.
+"""Chooses the number of CPU threads for a model, and warns if the CPU is slow with the model's dtype.
 
 A small model uses one thread. Its operations are so short that several threads would spend most of their time waiting
 for each other and, on a busy machine, for a free core.
@@ -21,18 +21,19 @@ from trl_rec.threads import NUMBERS
 
 logger = logging.getLogger(__name__)
 
-# A model with fewer weights is small. The models from scratch in the recipes are small, and the smallest pretrained
-# model in the recipes has 135 million weights.
+# A model with fewer weights than this is small. The models from scratch in the recipes are small, and the smallest
+# pretrained model in the recipes has 135 million weights.
 SMALL = 20_000_000
 
 
 def adapt_to_cpu(model: nn.Module, autocast: torch.dtype | None = None) -> None:
-    """Chooses the number of threads for a model on the CPU, and warns if the CPU has no instructions for its type.
+    """Chooses the number of threads for a model on the CPU. Warns if the CPU has no instructions for the model's
+    dtype.
 
     Args:
         model (`nn.Module`): The model that is about to be trained or to rank items.
-        autocast (`torch.dtype`, *optional*): The type in which the model computes, if it differs from that of the
-            weights.
+        autocast (`torch.dtype`, *optional*): The dtype in which the model computes, if it differs from that of
+            the weights.
     """
     if next(model.parameters()).device.type == "cpu":
         choose_threads(model)
@@ -45,7 +46,7 @@ def adapt_to_cpu(model: nn.Module, autocast: torch.dtype | None = None) -> None:
 
 @cache
 def _check_speed(kind: torch.dtype, remedy: str) -> None:
-    """Warns, once, if the CPU has no instructions for a type."""
+    """Warns, once, if the CPU has no instructions for a dtype."""
     if not cpu_computes_in(kind) and PartialState().is_main_process:
         name = str(kind).removeprefix("torch.")
         logger.warning(

@@ -1,8 +1,8 @@
 """Adds dropout to the input embeddings of Phi-3 models.
 
-Phi-3's configuration has a field for the dropout probability, `embd_pdrop`, but transformers never reads it. The
-dropout is a submodule of the first layer, and a forward pre-hook of that layer applies it to the layer's input.
-Therefore:
+Phi-3's configuration has a field for the dropout probability, `embd_pdrop`, but transformers never reads it. This
+module adds the dropout as a submodule of the first layer, and a forward pre-hook of that layer applies it to the
+layer's input. Therefore:
 
 - The names of the weights do not change, and a saved model is an ordinary Phi-3.
 - `model.eval()` and TRL's `disable_dropout` turn the dropout off like any other dropout.

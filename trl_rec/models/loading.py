@@ -44,7 +44,7 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
 
 
 def _check_dtype(dtype: object) -> None:
-    """Raises `ValueError` if the type of the weights is the name of something that is not a floating-point type."""
+    """Raises `ValueError` if `dtype` is a string other than `"auto"` or the name of a floating-point type."""
     if not isinstance(dtype, str) or dtype == "auto":
         return
     kind = getattr(torch, dtype, None)
@@ -127,7 +127,7 @@ def _readable(name_or_path: str | Path, part: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # The package `tokenizers` raises a bare Exception for a file in another format.
+        # The package `tokenizers` raises a bare Exception for a file that is not in its format.
         is_damaged = isinstance(
             error, OSError | KeyError | SafetensorError | json.JSONDecodeError | UnicodeDecodeError
         )
@@ -140,7 +140,7 @@ def _readable(name_or_path: str | Path, part: str) -> Iterator[None]:
 
 
 def _source(name_or_path: str | Path) -> tuple[str, dict[str, str]]:
-    """Returns the folder or hub id to load from, and the options that name its GGUF file (empty if it has none)."""
+    """Returns the folder or hub id to load from, and the options that name the GGUF file (empty if none is loaded)."""
     path = Path(name_or_path)
     if path.suffix == ".gguf" and path.is_file():
         return str(path.parent), {"gguf_file": path.name}

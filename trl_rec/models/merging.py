@@ -72,6 +72,6 @@ def _dequantized(model: Any, name: str | Path) -> Any:
         return dequantized(model).eval()
     except (NotImplementedError, ValueError) as error:
         raise ValueError(
-            f"the model of {name} is quantised with {method}, which transformers cannot undo; use it with PEFT "
-            "instead, or train on a base model that is not quantised"
+            f"the model of {name} is quantised with {method}, which transformers cannot undo; "
+            "use the model as it is, or train on a base model that is not quantised"
         ) from error

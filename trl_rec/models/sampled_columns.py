@@ -6,8 +6,8 @@ negatives for each position would need one gathered embedding per logit.
 
 The gradient of an embedding matrix is collected as a sparse tensor. It becomes dense only once per backward pass,
 after autograd has added up the gradients of all uses of the matrix. If the input and the output embedding are tied,
-autograd alone would make one dense tensor for each of the two uses, and a third tensor for their sum. Engines,
-optimizers and post-accumulate hooks that are registered later receive a dense gradient, as usual.
+autograd alone would make one dense tensor for each of the two uses, and a third tensor for their sum. Engines and
+optimizers receive a dense gradient, as usual, and so do post-accumulate hooks that are registered after ours.
 
 Legend: B batch rows, N positions, T positions of the longest row, L negatives per row, H hidden size, V vocabulary.
 """
@@ -49,7 +49,7 @@ class SampledColumns(NamedTuple):
             weight: `(V, H)`.
             bias: `(V,)`, or None.
         """
-        # 1. Gather the rows of the output embedding. Under autocast, operands are rounded to the autocast dtype first.
+        # 1. Gather the rows of the output embedding. Under autocast, round the operands to the autocast dtype.
         tokens = torch.cat([self.targets, self.negatives.flatten()])
         rows = take_rows(weight, tokens)  # (N + B * L, H)
         states = hidden_states[0]
@@ -94,7 +94,7 @@ MARK = "_collects_rows"  # attribute that [`collect_rows`] sets on parameters
 
 
 def collect_rows(model: PreTrainedModel) -> None:
-    """Prepares the model's input and output embeddings for sparse gradients, and adds hooks that make them dense.
+    """Prepares the input and output embeddings for sparse gradients, and adds hooks that make the gradients dense.
 
     After this call, [`take_rows`] and [`collecting_rows`] produce sparse gradients. Do not call this function if an
     engine divides the parameters among processes, as ZeRO-3 and FSDP do.

@@ -39,7 +39,7 @@ def make_tokenizer(catalog: ItemCatalog, texts: Iterable[str] = ()) -> PreTraine
     """
     if catalog.surface == "title":
         raise ValueError(
-            "the surface title needs a pretrained tokenizer; choose the surface item_token or semantic_id"
+            "the surface 'title' needs a pretrained tokenizer; choose the surface 'item_token' or 'semantic_id'"
         )
 
     # 1. Collect the tokens. The special tokens and the catalogue's tokens come first, so that their ids do not depend

@@ -1,8 +1,9 @@
-"""Computes logits in float32, and only at selected positions, since the output embedding is by far the widest layer.
+"""Computes logits in float32, and only at selected positions.
 
-A forward pre-hook on the output embedding selects the hidden states, so the selection happens inside the forward pass
-of any wrapper. Therefore the selection works with adapters, activation checkpointing, DDP, ZeRO-3 and FSDP2. If the
-model transforms its logits, for example by soft-capping or scaling, it transforms the selected logits in float32.
+The output embedding is by far the widest layer, so selecting positions saves time and memory. A forward pre-hook on
+the output embedding selects the hidden states, so the selection happens inside the forward pass of any wrapper.
+Therefore the selection works with adapters, activation checkpointing, DDP, ZeRO-3 and FSDP2. If the model transforms
+its logits, for example by soft-capping or scaling, it transforms the selected logits in float32.
 
 The selection temporarily changes the output embedding, so threads that share a model have to take turns.
 

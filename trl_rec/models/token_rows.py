@@ -1,8 +1,8 @@
 """Moves the embeddings of item tokens, and makes embeddings for new tokens, when the items of a catalogue change.
 
 The token `<item_17>` belongs to row 17 of a catalogue. If a later catalogue has a different item in this row, the
-embeddings must move with the items. Otherwise, an item would start with the embedding that the model has learned for
-a different item. Semantic-ID tokens keep their meaning, so only tokens that did not occur before need embeddings.
+embeddings must move with the items. If they did not, an item would start with the embedding that the model has learned
+for a different item. Semantic-ID tokens keep their meaning, so only tokens that did not occur before need embeddings.
 
 - The token of a known item (an item of the old catalogue) gets the embedding that the item had.
 - The token of a new item gets the mean of the vectors of its groups, such as its genres. The vector of a group is the
@@ -65,8 +65,8 @@ def follow_items(
     """Adds the tokens that the changed catalogue needs, and gives every token the embedding of its item.
 
     If the model has an adapter, the adapter is rebuilt, so that it trains and saves the embeddings of all tokens of
-    the catalogue. Saving an adapter does not save the base model, so changes to the base model's embeddings would be
-    lost.
+    the catalogue. Saving an adapter does not save the base model, so embeddings that are changed only in the base
+    model would be lost.
 
     Args:
         model (`PreTrainedModel`): The model that was trained with the catalogue `change.old`.
@@ -198,7 +198,7 @@ def _write(table: nn.Parameter, starts: RowStarts) -> None:
 
 
 def _mean_rows(table: Tensor, rows: Ragged) -> Tensor:
-    """Returns one float32 mean per row of `rows`: the mean of the table rows whose indices that row contains."""
+    """Averages rows of the table, in float32. Row `i` of the result is the mean of the table's rows `rows[i]`."""
     sums = torch.zeros(len(rows), *table.shape[1:], device=table.device)
     owners = _index(rows.row_ids, table)
     places = _index(rows.values, table)

@@ -137,4 +137,4 @@ def _check_same_prompts(who: str, prompt: Mapping[str, Any], renormalize: bool, 
 
     if renormalize != (config.normalize == "catalogue"):
         over, needed = ("legal tokens", "catalogue") if renormalize else ("the vocabulary", "vocabulary")
-        raise ValueError(f"{who} ranks items with a softmax over {over}; set normalize: {needed} for the stages")
+        raise ValueError(f"{who} ranks items with a softmax over {over}; set normalize to {needed!r} for the stages")

@@ -16,7 +16,7 @@ def draw(
     """Draws up to `count` allowed numbers per row: the first allowed numbers of a random permutation of `range(size)`.
 
     Args:
-        rows (`np.ndarray` of shape `(N,)`): One number per row. This number and the seed determine the row's
+        rows (`np.ndarray` of shape `(N,)`): One key per row. The key and the seed determine the row's
             permutation.
         count: How many numbers to draw per row.
         size: Exclusive upper bound of the numbers.
@@ -30,7 +30,7 @@ def draw(
     out = np.full((len(rows), count), -1, np.int64)
     num_drawn = np.zeros(len(rows), np.int64)
     for start in range(0, size, count):
-        # 1. Read the next W positions of the permutation, for the rows that need more numbers.
+        # 1. For each row that needs more numbers, read the next W positions of its permutation.
         unfinished = np.flatnonzero(num_drawn < count)  # (M,)
         positions = np.arange(start, min(start + count, size))
         numbers = permuted(
@@ -59,9 +59,9 @@ def draw_below(rows: np.ndarray, count: int, sizes: np.ndarray, seed: int) -> np
     # 1. Give the rows with small ranges all of their numbers.
     out = np.where(np.arange(count) < sizes[:, None], np.arange(count), -1)
 
-    # 2. For all other rows, round the size up to a power of two. Rows with the same power are processed together:
-    # numbers below this power are drawn, and numbers that are not below the size of their row are skipped.
-    bits = np.frexp(np.maximum(sizes - 1, 0))[1]  # bits of the largest number below each size
+    # 2. For all other rows, round the size up to a power of two. Rows with the same rounded size are processed
+    # together: numbers below the rounded size are drawn, and those that are not below the row's own size are skipped.
+    bits = np.frexp(np.maximum(sizes - 1, 0))[1]  # the rounded size of a row is 2 ** bits
     for power in np.unique(bits[sizes > count]).tolist():
         group = np.flatnonzero((bits == power) & (sizes > count))
         out[group] = draw(rows[group], count, 1 << power, seed, partial(_is_below, sizes[group]))

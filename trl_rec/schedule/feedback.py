@@ -67,7 +67,7 @@ def feedback_preferences(
     COUNT.check("num_negatives", num_negatives)
     if difficulty not in ("easy", "hard"):
         raise ValueError(
-            f"difficulty must be easy (disliked items) or hard (neutral items) for feedback, not {difficulty!r}"
+            f"difficulty must be 'easy' (disliked items) or 'hard' (neutral items) for feedback, not {difficulty!r}"
         )
     _check_ranges(liked, neutral, disliked)
 
@@ -125,7 +125,7 @@ def _load_scores(train: Dataset, scores: Scores | None) -> Ragged:
         if ratings is None:
             raise ValueError(
                 "the training split has no ratings that distinguish liked from disliked items; prepare the data "
-                "with ratings, or leave out the stages with source: feedback"
+                "with ratings, or leave out the stages whose source is 'feedback'"
             )
         return ratings
 

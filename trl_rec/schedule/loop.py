@@ -150,7 +150,7 @@ def _run_stage(
 def _more_negatives(stage: PreferenceStage) -> str:
     """Returns the remedy for a stage without negatives."""
     if stage.source == "feedback":
-        return f"widen the range {'disliked' if stage.difficulty == 'easy' else 'neutral'} of the stage"
+        return f"widen the range '{'disliked' if stage.difficulty == 'easy' else 'neutral'}' of the stage"
     if stage.source == "self_play":
         another = "" if stage.difficulty == "any" else ", or choose another difficulty"
         return f"raise num_beams of the stage{another}"
@@ -212,7 +212,7 @@ def _measure(trainer: SoftmaxDPOTrainer) -> dict[str, float]:
 
 
 def _free_memory() -> None:
-    """Frees GPU memory. Otherwise, reference cycles could keep the models of a finished stage in memory."""
+    """Frees GPU memory, because reference cycles could keep the models of a finished stage in memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

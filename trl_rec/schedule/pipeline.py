@@ -43,7 +43,7 @@ def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = Fa
         dataset: The dataset. The IDs are stored in its folder.
         config: How the IDs are made.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that were made with other settings.
-            Policies that were trained with the old IDs can then no longer be used with this folder.
+            Policies that were trained with the old IDs can then no longer be used with this dataset.
 
     Returns:
         The dataset with surface `semantic_id`.
@@ -51,13 +51,14 @@ def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = Fa
     logger.info("part 1 of 3: semantic IDs")
     if PartialState().num_processes > 1 and not has_dual_ids(dataset, config):
         raise ValueError(
-            "only a single process can make semantic IDs; run trl-rec tokenize --method dual with these settings first"
+            "only a single process can make semantic IDs; first run 'trl-rec tokenize --method dual' with these "
+            "settings"
         )
     return make_dual_ids(dataset, config, overwrite=overwrite).with_surface("semantic_id")
 
 
 def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecModelConfig) -> Path:
-    """Part 2: fine-tunes a policy on the tasks in `config.tasks` or, if it is not set, only on the next-item task.
+    """Part 2: fine-tunes a policy on the tasks in `config.tasks` or, if `tasks` is unset, only on the next-item task.
 
     Args:
         dataset: The dataset. Its catalogue must have the surface in which the policy writes items.

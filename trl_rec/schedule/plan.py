@@ -135,7 +135,7 @@ def weights_digest(folder: str | Path) -> str:
     """Returns a hash of the weights in a folder. It does not depend on the path of the folder."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
-        # A prior and the training_args.bin of `Trainer` have one of these suffixes, but contain no weights.
+        # A prior and the training_args.bin of `Trainer` have one of these suffixes, but contain no model weights.
         if path.suffix in WEIGHT_SUFFIXES and path.name not in ("training_args.bin", PRIOR):
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())

@@ -2,8 +2,8 @@
 
 A *preference table* has one row per prompt. Its columns are `user`, `history`, `chosen` and `rejected`. The last three
 contain item indices. The rejected items of a row are distinct and do not include the chosen item. A row may have no
-rejected items. If the catalogue is given, the texts of the row's chosen and rejected items are distinct too, because a
-model cannot distinguish items with the same text.
+rejected items. If the table is built with a catalogue, the texts of the row's chosen and rejected items are distinct
+too, because a model cannot distinguish items with the same text.
 
 Legend: N prompts, W beams per prompt (best first, padded with -1).
 """

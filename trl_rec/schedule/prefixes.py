@@ -104,8 +104,8 @@ def check_aligned(scores: Ragged, train: Dataset, what: str) -> None:
     lengths = split_rows(train, "history").lengths + split_rows(train, "targets").lengths
     if len(scores) != len(lengths):
         raise ValueError(
-            f"{what} has {len(scores)} rows, but the training split has {len(lengths)}; give one row of scores per "
-            "row of the split"
+            f"there are {len(scores)} rows of {what}, but the training split has {len(lengths)}; give one row of "
+            "scores per row of the split"
         )
     wrong = np.flatnonzero(scores.lengths != lengths)
     if len(wrong):

@@ -93,8 +93,8 @@ class SequenceBaseline:
             if PartialState().num_processes > 1:
                 raise ValueError(
                     "only a single process can train the baseline 'sequence'; to train and keep the model, first run "
-                    "trl-rec evaluate --baselines sequence without accelerate launch, with the same dataset, seed and "
-                    "exclude_history"
+                    "'trl-rec evaluate --baselines sequence' with the same dataset, seed and exclude_history, but "
+                    "without 'accelerate launch'"
                 )
             with exclusive(self.folder):
                 clean_up(self.folder)

@@ -97,11 +97,11 @@ def describe(run: Mapping[str, Any]) -> str:
 
 
 class _Progress(TrainerCallback):
-    """Logs once, after a few seconds, how long the rest of training will take. Also logs the metric of each
+    """Logs how long the rest of training will take: once after a few seconds, and with the metric of each
     checkpoint.
 
-    The first steps of an epoch have the longest rows, so an estimate from their mean time would be too high.
-    Therefore, the estimate assumes that the time of a step is proportional to its number of tokens.
+    The first steps of an epoch have the longest rows, so their mean time is longer than that of all steps. Therefore,
+    the first estimate assumes that the time of a step is proportional to its number of tokens.
     """
 
     def __init__(self, trainer: BearTrainer) -> None:
@@ -126,7 +126,7 @@ class _Progress(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Logs the estimate, once enough time has passed."""
+        """Logs the first estimate when `SAMPLE_SECONDS` have passed."""
         seconds = time.monotonic() - self.start_time
         if self.is_estimated or seconds < SAMPLE_SECONDS:
             return
@@ -136,12 +136,12 @@ class _Progress(TrainerCallback):
         lengths = split_rows(self.trainer.train_dataset, "input_ids").lengths
         tokens_per_step = lengths.mean() * args.per_device_train_batch_size
         left = (state.max_steps - state.global_step) * tokens_per_step * seconds / tokens
-        logger.info("baseline sequence: training will take about %s", in_words(left))
+        logger.info("baseline sequence: the rest of training will take about %s", in_words(left))
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Logs the metric of the checkpoint, and the estimated remaining time."""
+        """Logs the metric of the checkpoint, and the remaining time, estimated from the mean time of the steps."""
         seconds = (time.monotonic() - self.start_time) / max(1, state.global_step - self.start_step)
         logger.info(
             "baseline sequence: step %s of %s, validation NDCG@10 %.4f, about %s left",

@@ -102,7 +102,7 @@ def _self_play(
     start: Path,
     schedule: Schedule,
 ) -> np.ndarray:
-    """Computes the policy's beams for each prefix, `(N, W)` item indices, and saves them in the stage's folder."""
+    """Returns the beams for each prefix, `(num_prefixes, num_beams)`, and saves them in the folder of the stage."""
     config = schedule.config
     catalog = schedule.dataset.catalog
     return self_play_beams(

@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
     if start is None and data.supervised is None:
         raise ValueError(
             "there is no policy to start from; give model_name_or_path (such as the output folder of trl-rec bear), "
-            "or a supervised section"
+            "or the section 'supervised'"
         )
 
     # 1. Read and check all sections of the recipe before any work starts.

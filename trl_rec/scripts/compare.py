@@ -117,7 +117,9 @@ def _metric(arms: Arms) -> str:
     of_runs = [main_metrics(run) for arm in arms.values() for run in runs_of(arm).values()]
     common = [metric for metric in of_runs[0] if all(metric in others for others in of_runs)]
     if not common:
-        raise ValueError("the runs do not have NDCG at the same largest k; choose a metric with --metric")
+        raise ValueError(
+            "the runs have neither NDCG at the same largest k nor a reward in common; choose a metric with --metric"
+        )
     return common[0]
 
 

@@ -13,7 +13,7 @@ from trl_rec.scripts.verbs import VERBS
 from trl_rec.threads import NUMBERS, PASSIVE
 
 
-NOT_EXTRAS = ("test", "dev", "rivals")  # extras for developers of trl-rec, which are not listed
+NOT_EXTRAS = ("test", "dev", "rivals")  # extras for developers; they are not listed
 
 
 def main(argv: list[str]) -> None:
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
 
 def describe_environment() -> dict[str, str]:
     """Returns the versions, the platform, the devices, the threads and the installed extras."""
-    import torch  # these imports take seconds, so they come after the help
+    import torch  # these imports take seconds, and --help does not need them
 
     from trl_rec.evaluation.kept.environment import PACKAGES
 

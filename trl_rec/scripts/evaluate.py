@@ -87,7 +87,7 @@ def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) ->
 
     Returns the text to print, and the metric to show by slice.
     """
-    # 1. Refuse a prior that differs from the one in the output folder, before the model is loaded.
+    # 1. Before the model is loaded, refuse a prior that differs from the one recorded for the test split.
     prior = kind_and_strength(config)
     if prior is not None:
         on_main_process(lambda: check_choice(output, *prior))

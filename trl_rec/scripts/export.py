@@ -1,4 +1,4 @@
-"""`trl-rec export`: writes a run folder as a model without PEFT, or pushes it to the Hugging Face hub."""
+"""`trl-rec export`: writes a run folder as a model that needs no PEFT, or pushes it to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ KINDS = (ExportArguments,)
 
 
 def main(argv: list[str]) -> None:
-    """Exports the run folder, and prints where it is."""
-    # 1. Check that no argument is missing, and that each one has an effect.
+    """Exports the run folder, and prints where the export is."""
+    # 1. Check that no argument is missing, and that every argument that is set has an effect.
     arguments = parse(ExportArguments, argv, "export")
     of_hub = {name: getattr(arguments, name) for name in ("repo", "include_catalog", "include_prior", "private")}
     without_effect = {"dtype": arguments.dtype} if arguments.to == "hub" else of_hub
     for name, value in without_effect.items():
-        if value not in (None, False):
+        if value is not None and (value or name == "private"):
             raise ValueError(f"--{name} has no effect with --to {arguments.to}; leave it out")
     if arguments.to == "merged" and arguments.output is None:
         raise ValueError("--to merged writes a folder; give --output")

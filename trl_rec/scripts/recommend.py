@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
 
 
 def _write(arguments: RecommendArguments, output: str, recommender: Recommender, one_filter: ItemFilter) -> None:
-    """Writes the lists of many users to a file, and prints how many there are."""
+    """Writes the lists of many users to a file, and prints the number of users and rows."""
     if arguments.histories is not None:
         given = UserHistories.from_file(arguments.histories, recommender.catalog)
     else:

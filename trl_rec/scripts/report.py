@@ -12,7 +12,12 @@ def main(argv: list[str]) -> None:
     """Writes the page and prints its path."""
     # 1. Read the arguments.
     parser = _Parser(prog="trl-rec report", description=VERBS["report"], allow_abbrev=False)
-    parser.add_argument("sources", nargs="+", metavar="RUN_OR_STUDY", help="run folders, or a study folder")
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="RUN_OR_STUDY",
+        help="run folders and output folders of 'trl-rec evaluate', or one study folder",
+    )
     parser.add_argument("--output", default="report.html", help="HTML file to write (default: report.html)")
     parser.add_argument(
         "--names",
@@ -23,7 +28,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--dataset",
         help="dataset folder with the histories and with the items that users chose next (default: the folder that "
-        "the runs were measured on, if it still exists)",
+        "the runs were measured on, if it still contains the same dataset)",
     )
     parser.add_argument(
         "--show_users",

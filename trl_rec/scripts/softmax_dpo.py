@@ -63,7 +63,10 @@ def main(argv: list[str]) -> None:
         continue_prior(config, model_config.model_name_or_path)
         check_run_prior(dataset, config)
     elif config.is_prior_open:
-        leave_prior(model_config.model_name_or_path, "a prior is fitted to a dataset; to have a prior, set dataset")
+        leave_prior(
+            model_config.model_name_or_path,
+            "a prior is fitted to a dataset, and none is given; to have a prior, set 'dataset'",
+        )
     preferences = read_preferences(data.preferences, catalog)
     if dataset is not None and {"user", "history"} <= set(preferences.column_names):
         check_preference_leaks(preferences, dataset, feedback=False)

@@ -66,7 +66,7 @@ class TokenizeArguments:
         default=None,
         metadata={
             "help": "dataset folder from which the IDs of known items are copied; new items get IDs from the encoder "
-            "that the method dual saved in that folder"
+            "that method=dual saved in that folder"
         },
     )
     export_index: str | None = field(
@@ -101,20 +101,20 @@ def main(argv: list[str]) -> None:
 
 
 def _with_ids(dataset: RecDataset, arguments: TokenizeArguments, dual: DualIdsConfig) -> RecDataset:
-    """Returns the dataset with imported IDs, or with IDs made by the chosen method.
+    """Returns the dataset with IDs that are imported, continued from a known dataset, or made by the chosen method.
 
-    Raises `ValueError` if a key is set that has no effect with this choice.
+    Raises `ValueError` if a key is set that has no effect on these IDs.
     """
     dual_keys = tuple(one.name for one in fields(dual))
 
     if arguments.known is not None:
-        _check_unset(arguments, ("method", "import_index", *KMEANS), "known")
-        _check_unset(dual, dual_keys, "known")
+        _check_unset(arguments, ("method", "import_index", *KMEANS), "'known'")
+        _check_unset(dual, dual_keys, "'known'")
         return continue_ids(dataset, arguments.known, overwrite=arguments.overwrite)
 
     if arguments.import_index is not None:
-        _check_unset(arguments, ("method", *KMEANS), "import_index")
-        _check_unset(dual, dual_keys, "import_index")
+        _check_unset(arguments, ("method", *KMEANS), "'import_index'")
+        _check_unset(dual, dual_keys, "'import_index'")
         return import_index(dataset, Path(arguments.import_index), overwrite=arguments.overwrite)
 
     if arguments.method == "dual":
@@ -127,11 +127,11 @@ def _with_ids(dataset: RecDataset, arguments: TokenizeArguments, dual: DualIdsCo
         shared = {name: getattr(dual, name) for name in SHARED}
         return make_semantic_ids(dataset, **own, **shared, overwrite=arguments.overwrite)
 
-    raise ValueError(f"unknown method {arguments.method!r}; choose kmeans or dual")
+    raise ValueError(f"unknown method {arguments.method!r}; choose 'kmeans' or 'dual'")
 
 
 def _check_unset(given: TokenizeArguments | DualIdsConfig, names: tuple[str, ...], why: str) -> None:
     """Raises `ValueError` unless all keys in `names` have their default values."""
     for one in fields(given):
         if one.name in names and getattr(given, one.name) != one.default:
-            raise ValueError(f"{one.name} has no effect with {why}; leave it out")
+            raise ValueError(f"{one.name!r} has no effect with {why}; leave it out")

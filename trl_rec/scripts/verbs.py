@@ -4,21 +4,21 @@ VERBS = {
     "prepare": "make a dataset folder from an interaction log and a catalogue",
     "tokenize": "make semantic IDs for the items of a dataset folder",
     "bear": "fine-tune a recommender: BEAR, MSL (--bear_weight 0) or plain SFT (--bear_weight 0 --softmax vocabulary)",
-    "blade": "train a model to write lists with higher rewards (accuracy, diversity, fairness of a whole list)",
+    "blade": "train a model to write lists with high rewards (accuracy, diversity, fairness of a whole list)",
     "alro": "fine-tune a model to order a user's rated candidates, independently of the order in which they are shown",
     "softmax_dpo": "train on preferences: one chosen and several rejected completions per prompt",
-    "align3gr": "make semantic IDs, fine-tune on several tasks and train on preferences in stages, or only the stages",
+    "align3gr": "make semantic IDs, fine-tune on several tasks, train on preferences in stages; or do only the stages",
     "study": "train and compare several arms over several seeds, and measure every arm once on the test split",
     "evaluate": "measure baselines on a split and, if given, a model or lists made elsewhere; keep values per user",
     "compare": "compare runs over the same users: differences with intervals, p-values and a verdict",
     "recommend": "print what a trained model recommends to a user, or write the lists of all users to a file",
     "serve": "answer requests for recommendations over HTTP, and show a page to try the model in a browser",
-    "export": "write a run folder as a model without PEFT, or push it to the Hugging Face hub without the users' data",
+    "export": "write a run folder as a model that needs no PEFT, or push it to the Hugging Face hub without user data",
     "report": "write one HTML page on runs, evaluations or a study: verdicts, tables, charts, lists",
     "recipe": "print a shipped recipe to copy and change, or the names of all recipes",
     "env": "print what a bug report needs: versions, devices, threads and installed extras",
 }
-# Verbs that run under `accelerate launch`.
+# The training verbs. `trl-rec` runs them under `accelerate launch`.
 TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")
 # Scripts that are not named after their verb (see tokenizing.py).
 SCRIPTS = {"tokenize": "tokenizing"}

@@ -33,8 +33,8 @@ class IdCodes:
         quantized (`torch.Tensor` of shape `(num_items, levels)`): The codes before any repair. In the card, this step
             is called `found`.
         repaired (`torch.Tensor` of shape `(num_items, levels)`): The codes after the repair of the last level.
-        extra (`torch.Tensor` of shape `(num_items,)`): An additional code for each item whose codes are still not
-            unique; -1 for all other items.
+        extra (`torch.Tensor` of shape `(num_items,)`): With `collisions="extend"`, an additional code for each item
+            whose codes are still not unique; -1 for all other items. With `collisions="share"`, -1 for all items.
         errors (`list[float]`, *optional*): Quantisation error after each level, before any repair: the sum of the
             squared norms of the residuals, divided by the sum of the squared norms of the vectors. None if the
             vectors are unknown.

@@ -32,7 +32,7 @@ from trl_rec.semantic_ids.storage import cached_tensor
 
 logger = logging.getLogger(__name__)
 
-LENGTH = 50  # maximum number of items per window; a window is a part of a sequence that the encoder reads at once
+LENGTH = 50  # maximum number of items per window, which is the part of a sequence that the encoder reads at once
 BATCH = 128  # windows per batch
 NEGATIVES = 512  # negatives per batch, shared by all positions; a catalogue of at most this size needs no sampling
 HELD_OUT = 20  # every 20th window is held out for early stopping
@@ -49,8 +49,8 @@ def collaborative_vectors(
         num_items (`int`): Number of items in the catalogue.
         width (`int`, *optional*, defaults to `64`): Width of the vectors, a multiple of 2.
         max_epochs (`int`, *optional*, defaults to `60`): Maximum number of epochs. Training stops earlier if the loss
-            on held-out windows has not improved for 3 epochs. A window is a part of a training sequence with at most
-            50 items. Every 20th window is held out.
+            on held-out windows has not improved for 3 epochs. A window consists of at most 50 consecutive items of a
+            training sequence. Every 20th window is held out.
         seed (`int`, *optional*, defaults to `0`): Seed for the initial weights, the dropout, the negatives and the
             order of the windows.
         cache (`Path`, *optional*): Folder in which the vectors are cached.
@@ -154,7 +154,7 @@ def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
     if not len(usable):
         raise ValueError(
             "no user of the training split has chosen two items, so there is no next item to predict; use a log "
-            "with longer histories, or set signals to text and leave behaviour out"
+            "with longer histories, or set signals='text' and leave the key 'behaviour' out"
         )
     return windows.take(usable), is_new_rows.take(usable)
 

@@ -148,7 +148,7 @@ def _match(distances: Tensor, row: Tensor, taken: Tensor) -> Tensor:
         free = distances[left].masked_fill(taken[row[left]], torch.inf)  # (unassigned items, C)
         nearest, code = free.min(1)
 
-        # 2. Find the nearest item for each code in each cell, `(num_cells, C)`; the lowest of equally near items.
+        # 2. Find the nearest item for each code in each cell, `(num_cells, C)`; the first of equally near items.
         index = row[left].unsqueeze(1).expand_as(free)
         least = torch.full_like(taken, torch.inf, dtype=free.dtype).scatter_reduce_(0, index, free, "amin")
         claims = torch.where(free == least[row[left]], left.unsqueeze(1), len(distances))

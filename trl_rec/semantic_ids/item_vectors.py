@@ -33,8 +33,8 @@ def cooccurrence_vectors(train: Dataset, num_items: int, *, width: int = 64, win
             including their signs.
 
     Returns:
-        `torch.Tensor` of shape `(num_items, width)`, float32: Vectors of norm 1. The vector is zero for an item that
-        has positive mutual information with no other item, such as an item that does not occur in the training split.
+        `torch.Tensor` of shape `(num_items, width)`, float32: Vectors of norm 1. The vector of an item is zero
+        if no other item has positive mutual information with it, as for items that do not occur in the training split.
     """
     left, values = truncated_svd(associations(train, num_items, window=window), width, seed=seed)
     return torch.nn.functional.normalize(left * values.sqrt())

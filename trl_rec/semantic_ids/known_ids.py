@@ -123,7 +123,7 @@ def _kept_user_ids(dataset: RecDataset, known: RecDataset) -> Ragged | None:
 
 
 def _copy_encoder(source: Path, target: Path, fingerprint: str) -> None:
-    """Copies the encoder, if there is one, so that the next change of the catalogue can start from this folder."""
+    """Copies the encoder, if there is one, so that the next change of the catalogue can start from `target`."""
     if not (source / f"{NAME}.json").is_file():
         return
     description = json.loads((source / f"{NAME}.json").read_text(encoding="utf-8"))

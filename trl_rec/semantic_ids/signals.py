@@ -38,7 +38,8 @@ def signal_vectors(
     Returns:
         `torch.Tensor` of shape `(num_items, D)`, float32: The behaviour part, then the text part. Each part is centred
         over the items and scaled to norm 1. With the encoder `"words"`, the text part is zero for items whose text
-        contains no word. The behaviour part is zero for items that occur near no other item in the training split.
+        contains no word. The behaviour part is zero for items that have no positive mutual information with another
+        item, such as items that do not occur in the training split.
     """
     if signals not in SIGNALS:
         raise ValueError(f"signals must be one of {', '.join(SIGNALS)}, not {signals!r}")

@@ -1,10 +1,10 @@
 """Reduces collisions with the Sinkhorn algorithm, which spreads items with equal codes over the last level's codes.
 
-The method follows the released code of LC-Rec, LETTER and Align3GR. It processes each group of colliding items by
-itself. The distances from the items to the centroids of the last level are centred and scaled to [-1, 1]. The Sinkhorn
-algorithm turns these distances into a soft assignment in which all codes receive the same share of the items. Then
-each item gets the code that receives the largest share of the item. These steps are repeated for the items that still
-collide.
+The method follows the released code of LC-Rec, LETTER and Align3GR. It processes each group of colliding items
+separately. The distances from the items to the centroids of the last level are centred and scaled to [-1, 1]. The
+Sinkhorn algorithm turns these distances into a soft assignment: each item is divided among the codes, so that all
+codes receive the same total. Then each item gets the code that receives its largest share. Further rounds repeat these
+steps for the items that still collide.
 
 The repair may change the code of every item in a group. It ignores which codes other items with the same leading codes
 already have, so it can create new collisions. [`repair_last_level`] resolves the collisions that remain after the last
@@ -21,7 +21,7 @@ from torch import Tensor
 from trl_rec.semantic_ids.collisions import group_of
 
 
-ROUNDS = 20  # maximum number of repetitions
+ROUNDS = 20  # maximum number of rounds
 EPSILON = 0.003  # temperature of the assignment, relative to distances scaled to [-1, 1]
 ITERATIONS = 50  # number of Sinkhorn iterations
 CHUNK = 1 << 22  # maximum number of entries of the assignments that are held in memory at a time
@@ -31,7 +31,7 @@ def sinkhorn_repair(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor
     """Changes the last codes of colliding items, which usually reduces the number of collisions.
 
     An item without collisions keeps its code. However, if a round gives the same codes to another item, the next round
-    may change the codes of both items. Groups with more items than codes are left unchanged.
+    may change the codes of both items. Groups with more items than the last level has codes are left unchanged.
 
     Args:
         codes (`torch.Tensor` of shape `(num_items, levels)`): The codes before the repair.
@@ -55,7 +55,7 @@ def sinkhorn_repair(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor
 
 
 def balanced(distances: Tensor, *, epsilon: float = EPSILON, iterations: int = ITERATIONS) -> Tensor:
-    """Computes a soft assignment of the items of each group to codes, in which all codes receive the same share.
+    """Computes a soft assignment of the items of each group to codes, in which all codes receive the same total.
 
     The Sinkhorn algorithm starts with Q = exp(-d / epsilon), where d are the scaled distances, and normalises columns
     and rows in turn. This function stores log Q, because exp(-1 / 0.003) underflows in float32.

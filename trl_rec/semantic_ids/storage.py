@@ -44,8 +44,8 @@ def make_once(
 ) -> RecDataset:
     """Calls `make` to write IDs, unless the dataset folder already contains IDs made with the same settings.
 
-    If the folder already contains the IDs, several processes may call this function at the same time. Otherwise only
-    one process may call it.
+    If the folder already contains these IDs, several processes may call this function at the same time. Otherwise,
+    only one process at a time may call it.
 
     Args:
         dataset (`RecDataset`): The dataset.

@@ -75,7 +75,7 @@ def check_codes(settings: Mapping[str, Any], num_items: int) -> None:
     Range(1, MOST_LEVELS, whole=True, hint=hint).check("levels", settings["levels"])
     Range(2, num_items, whole=True, hint=hint).check("codes", settings["codes"])
     if settings["collisions"] not in ("share", "extend"):
-        raise ValueError(f"unknown collisions {settings['collisions']!r}; choose share or extend")
+        raise ValueError(f"collisions must be 'share' or 'extend', not {settings['collisions']!r}")
     if settings["codes"] ** settings["levels"] < num_items:
         raise ValueError(
             f"{settings['levels']} levels of {settings['codes']} codes give fewer distinct IDs than the catalogue has "

@@ -45,10 +45,13 @@ logger = logging.getLogger(__name__)
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
-        401: "wrong token",
+        400: "the body is not JSON",
+        401: "missing or wrong token",
+        408: "the body did not arrive in time",
         413: "body too large",
+        415: "the content type is not JSON",
         422: "invalid request",
-        503: "too many requests are waiting",
+        503: "too many requests are waiting, or the server is stopping",
     }.items()
 }
 SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
@@ -78,7 +81,8 @@ def make_app(service: Service, token: bytes | None = None, state: State | None =
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        """Starts the worker thread. At the end, waits until the thread has finished the waiting requests."""
+        """Starts the worker thread. At the end, waits until the thread has finished the waiting requests, for at most
+        `stop_seconds`."""
         service.batcher.start()
         watching = asyncio.create_task(watch(service, state)) if service.config.reload else None
         try:

@@ -1,9 +1,9 @@
 """Collects requests into batches for one worker thread.
 
 The worker takes the requests that are waiting. If there are fewer of them than in the last batch, the worker first
-waits a few milliseconds for more. The requests of a single client are therefore handled at once, because the last
-batch contained one request. Several clients share a batch if each of them sends its next request as soon as it
-receives a response.
+waits a few milliseconds for more. The requests of a single client are therefore handled without this wait, because
+the last batch contained one request. Several clients share a batch if each of them sends its next request as soon as
+it receives a response.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class ServingConfig:
     lists: str | None = field(
         default=None,
         metadata={
-            "help": "serve the lists in this file, made by trl-rec recommend --output, instead of running a model; "
+            "help": "serve the lists in this file (written by trl-rec recommend --output) instead of running a model; "
             "the catalogue is read from --model or --dataset"
         },
     )

@@ -146,7 +146,7 @@ def name_with_hash(path: Path, files: Iterable[Path]) -> str:
     """Returns the name of a folder or file, followed by a hash of the given files.
 
     The hash covers the name, the size, and the first and last bytes of each file. Copies of a run therefore have the
-    same hash on every machine. After another training, the hash is different, because the first and last bytes of the
+    same hash on every machine. If the run is trained again, the hash changes, because the first and last bytes of the
     weights differ.
     """
     digest = hashlib.blake2b(digest_size=4)

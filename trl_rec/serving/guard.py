@@ -93,7 +93,7 @@ class Guard:
             return
         scheme, _, given = _header(scope, b"authorization").partition(b" ")
         # The time that `compare_digest` takes does not depend on how many characters of the token are right, so a
-        # client cannot guess the token from it.
+        # client cannot guess the token from this time.
         if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
             raise Refused(
                 401,

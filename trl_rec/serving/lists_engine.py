@@ -123,7 +123,7 @@ class ListsEngine:
 
         # 3. Look up the titles.
         number = len(chosen.items)
-        short = f"the list has {number} of {request.k} items, because the request allows no more items of the file"
+        short = f"the list has {number} of {request.k} items, because the file has no more items for this request"
         return RecommendedList(
             self._ranks(chosen), unknown=unknown, fallback=row is None, short=None if number == request.k else short
         )

@@ -23,14 +23,14 @@ HELP = {
     "lists_total": ("counter", "Lists that were recommended."),
     "history_items_total": (
         "counter",
-        "Items in the histories of requests. The history of a user in the dataset is left out, because all of its "
-        "items are known.",
+        "Items in the histories of requests. Histories that are read from the dataset are left out, because all of "
+        "their items are known.",
     ),
-    "unknown_items_total": ("counter", "Items in histories that the catalogue does not contain."),
+    "unknown_items_total": ("counter", "History items that the catalogue does not contain."),
     "fallback_lists_total": (
         "counter",
-        "Lists of the prior alone, because no item of the history is known; with a file of lists, answers to users "
-        "whom the file lacks.",
+        "Lists that the prior alone ranked, because no item of the history is known. If lists are served from a file: "
+        "lists for users who have no list in the file.",
     ),
     "short_lists_total": ("counter", "Lists with fewer items than requested."),
     "distinct_items_served": ("gauge", "Distinct items recommended since the current catalogue was loaded."),
@@ -111,11 +111,10 @@ class Metrics:
             self._batch_size.add(size)
 
     def add_lists(self, counts: Counter[str], items: Iterable[int], fingerprint: str) -> None:
-        """Adds the counts of a batch of lists, and the indices of their items in the catalogue with this
-        fingerprint.
+        """Adds the counts of a batch of lists, and marks their items as served.
 
-        The items of an earlier catalogue, whose last batch was answered during a reload, do not count as distinct
-        items of the new one.
+        The items are indices in the catalogue with this fingerprint. If a reload has replaced this catalogue in the
+        meantime, the items are not marked.
         """
         served = np.fromiter(items, np.int64)
         with self._lock:

@@ -59,7 +59,7 @@ class ModelEngine:
             found: Sequence[RecommendedList | Exception] = self._recommend(
                 [requests[p] for p in places], prepared.values()
             )
-        except ValueError:  # a request is wrong in a way that the checks do not find, so handle them one by one
+        except ValueError:  # a request is wrong in a way that the checks do not find, so handle each on its own
             found = [self._alone(requests[place], prepared[place]) for place in places]
         for place, one in zip(places, found, strict=True):
             if isinstance(one, RecommendedList):
@@ -120,7 +120,7 @@ class ModelEngine:
         if not self._names_users:
             return None
         if user is None or self._users is None:
-            missing = "give user" if self._users is not None else "start the server with --dataset"
+            missing = "add 'user' to the request" if self._users is not None else "start the server with --dataset"
             raise ValueError(f"the prompts of this model name the user; {missing}")
         return self._users.row_of(user)
 

@@ -1,8 +1,8 @@
 """Watches the run folder or the file of lists, and loads a new version while the server runs.
 
 A new run may be written into the same folder, or a symbolic link may be changed to point to another folder. The new
-run is loaded once its files have stopped changing. Until then, requests are served from the old run. If the new run
-cannot be loaded, the server stays with the old one. A file of lists is treated in the same way.
+run is loaded as soon as its files have stopped changing. Until then, requests are served from the old run. If the new
+run cannot be loaded, the server stays with the old one. A file of lists is treated in the same way.
 """
 
 from __future__ import annotations

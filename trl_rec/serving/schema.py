@@ -68,18 +68,18 @@ class RecommendRequest(_Request):
         level = list(where or [])
         if len(level) > MOST_CONDITIONS:
             raise PydanticCustomError(
-                "sentence", f"where may have at most {MOST_CONDITIONS} conditions or alternatives"
+                "sentence", f"'where' may have at most {MOST_CONDITIONS} conditions or alternatives"
             )
         number = 0
         for _ in range(4):  # four levels: alternatives, conditions, their parts, the values of `in`
             number += len(level)
             if number > MOST_VALUES:
-                raise PydanticCustomError("sentence", f"where may have at most {MOST_VALUES} values")
+                raise PydanticCustomError("sentence", f"'where' may have at most {MOST_VALUES} values")
             if any(isinstance(one, dict) or not _is_unicode(one) for one in level):
-                raise PydanticCustomError("sentence", "where may contain lists, texts, numbers and booleans only")
+                raise PydanticCustomError("sentence", "'where' may contain lists, texts, numbers and booleans only")
             level = [part for one in level if isinstance(one, list) for part in one]
         if level:
-            raise PydanticCustomError("sentence", "where is nested too deeply")
+            raise PydanticCustomError("sentence", "'where' is nested too deeply")
         return where
 
 
@@ -90,7 +90,8 @@ class ExplainRequest(_Request):
     titles: list[Text] | None = Field(None, max_length=LONGEST_EXPLAINED, description="exact titles, oldest first")
     user: Text | None = Field(
         None,
-        description=f"id of the user; of a history in the dataset, the newest {LONGEST_EXPLAINED} items count",
+        description=f"id of the user; of a history that is read from the dataset, only the newest {LONGEST_EXPLAINED} "
+        "items are used",
     )
     item_id: Text = Field(description="id of the item to explain")
     k: int = Field(10, ge=1, le=LONGEST_EXPLAINED, description="largest number of history items to return")
@@ -149,7 +150,7 @@ class Problem(BaseModel):
     detail: str = Field(description="one sentence that describes the problem")
 
 
-# Maps each of pydantic's error types to a description of what the value must be.
+# Maps some of pydantic's error types to a description of what the value must be.
 WANTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",

@@ -83,7 +83,7 @@ def write_lists(
         recommender ([`Recommender`]): The recommender.
         given ([`UserHistories`]): The users and their histories.
         output (`str` or `Path`): The file. Its name must end in `.parquet`.
-        k (`int`, *optional*, defaults to `10`): Number of items per user. If the catalogue has fewer items, it is
+        k (`int`, *optional*, defaults to `10`): Number of items per user. If the catalogue has fewer items, `k` is
             reduced to their number.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether to leave out the items of the history.
         one_filter ([`ItemFilter`], *optional*): Which items may be recommended.
@@ -188,7 +188,7 @@ class _Job:
         )
         try:
             return content_hash(content)
-        except Unidentified:  # a prior that calls a function has no hash, so no later call can resume its lists
+        except Unidentified:  # a prior that calls a function has no hash, so a later call computes all parts again
             return uuid.uuid4().hex
 
     def fingerprint_of(self, common: str) -> Any:
@@ -248,7 +248,10 @@ def _tables(job: _Job, store: PartStore) -> Iterator[tuple[pa.Table, np.ndarray]
     for part in store.parts:
         lists = store.read(part)
         if lists is None:
-            raise ValueError(f"part {part.start} is missing in {store.folder}; all processes must share this folder")
+            raise ValueError(
+                f"the part that begins with row {part.start} of the users is missing in {store.folder}; all processes "
+                "must share this folder"
+            )
         items = lists[:, : job.k]
         scores = np.ascontiguousarray(lists[:, job.k : 2 * job.k]).view(np.float32)
         lengths = (items >= 0).sum(1)

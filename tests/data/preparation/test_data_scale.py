@@ -1,4 +1,4 @@
-"""Runs the benchmark of large logs with only 200,000 interactions."""
+"""Runs `benchmarks/data_scale.py`, which measures large logs, with only 200,000 interactions."""
 
 import os
 import re

@@ -39,8 +39,8 @@ def test_a_licence_is_recorded_even_if_it_is_given_later(tmp_path: Path, caplog:
 
 
 def before_the_lock(monkeypatch: pytest.MonkeyPatch, module: ModuleType, act: Callable[[], object]) -> None:
-    """Simulates another process: calls `act` after this process has looked at the folder, and before it gets the
-    lock."""
+    """Simulates another process: calls `act` when this process has looked at the folder, but does not have the lock
+    yet."""
 
     @contextmanager
     def late(folder: Path) -> Iterator[None]:

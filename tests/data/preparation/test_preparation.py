@@ -174,8 +174,8 @@ def test_prepare_equals_the_slow_oracle(log, minima, rule, with_items, block):
 
 @given(st.integers(1, 4), st.lists(st.integers(1, 12), max_size=5), st.randoms(use_true_random=False))
 def test_leave_last_equals_the_slow_oracle(num_held_out, lengths, rng):
-    """The log contains users with the smallest sufficient number of interactions, with one interaction less, and with
-    random numbers of interactions. Times may be equal, and items may be repeated."""
+    """The first user has just enough interactions for held-out items, and the second user has one interaction less.
+    The other users have random numbers of interactions. Times may be equal, and items may be repeated."""
     sizes = [2 * num_held_out + 1, 2 * num_held_out, *lengths]
     log = [
         (f"u{user}", rng.choice("abcdefg"), rng.randint(0, 9), 1)
@@ -216,7 +216,7 @@ def test_the_same_settings_and_files_load_the_existing_dataset(tmp_path, monkeyp
 def test_other_settings_or_files_are_refused_until_overwritten(tmp_path):
     source = write_table(tmp_path / "source")
     prepare(source, tmp_path / "out")
-    with pytest.raises(ValueError, match="other settings or from other files; replace it with overwrite=True"):
+    with pytest.raises(ValueError, match="other settings or from other files; set overwrite=True to replace it"):
         prepare(source, tmp_path / "out", min_item_interactions=2)
     write_csv(source / "items.csv", ("item_id", "title"), [*ITEMS[:-1], ("e", "Endives")])
     with pytest.raises(ValueError, match="overwrite=True"):
@@ -310,7 +310,7 @@ def test_the_current_directory_can_be_the_output_folder(tmp_path, monkeypatch):
     source = write_table(tmp_path / "source")
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
-    for minimum in (0, 2):  # make the folder, then replace it
+    for minimum in (0, 2):  # the first call makes the folder, and the second call replaces it
         dataset = prepare(source, ".", min_item_interactions=minimum, overwrite=minimum > 0)
         assert dataset.path == tmp_path / "out" and Path("card.json").is_file()
     monkeypatch.chdir(tmp_path)
@@ -339,17 +339,17 @@ def test_a_folder_with_another_card_is_never_replaced(tmp_path, content):
         ({"split": "random"}, "unknown split 'random'; choose leave_one_out, leave_last or time"),
         (
             {"split": "time", "num_held_out": 2},
-            "num_held_out has no effect with the split time; leave it out, or choose",
+            "num_held_out has no effect with the split 'time'; leave it out, or set split",
         ),
-        ({"num_held_out": 1}, "num_held_out has no effect with the split leave_one_out"),
+        ({"num_held_out": 1}, "num_held_out has no effect with the split 'leave_one_out'"),
         ({"split": "leave_last", "num_held_out": 0}, "num_held_out must be at least 1, not 0"),
-        ({"split": "leave_last"}, "the validation split is empty with split leave_last"),
-        ({"title_column": "name"}, "title_column has no effect with the format table; leave it out"),
+        ({"split": "leave_last"}, "the validation split is empty with the split rule 'leave_last'"),
+        ({"title_column": "name"}, "title_column has no effect with the format 'table'; leave it out"),
         (
             {"min_user_interactions": 9},
             "at least 9 interactions and every item at least 0; lower min_user_interactions",
         ),
-        ({"min_item_interactions": 3}, "the validation split is empty with split leave_one_out"),
+        ({"min_item_interactions": 3}, "the validation split is empty with the split rule 'leave_one_out'"),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path, arguments, message):

@@ -36,8 +36,8 @@ def test_unlisted_items_have_the_same_place_as_listed_items(tmp_path, seed, repe
     options = {"unknown_items": "keep", "repeats": repeats, "min_item_interactions": minimum}
     dataset = prepare(source, tmp_path / "data", **options)
 
-    # 1. The histories equal those of the dataset whose table lists all items, without the listed items that were
-    # dropped.
+    # 1. The histories equal those of `whole`, whose item table lists all items, except that the dropped items are
+    # missing.
     dropped = set(listed) - set(dataset.catalog.ids)
     assert dropped == ({"a"} if minimum else set())
     expected = {

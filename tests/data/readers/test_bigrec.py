@@ -123,4 +123,4 @@ def test_the_office_data_is_read(tmp_path, shared_data):
             (row["user_id"], json.loads(row["item_ids"]), float(row["timestamp"])) for row in csv.DictReader(file)
         ]
     same = sorted(rows_of(dataset, "test"), key=str) == sorted(source, key=str)
-    assert same  # on its own line, because pytest would print thousands of rows on failure
+    assert same  # if the comparison were in this line, pytest would print thousands of rows on failure

@@ -1,5 +1,5 @@
-"""Readers accept files in other forms: compressed with gzip, with other delimiters, split into parts, or with very
-long rows."""
+"""Readers also accept files that are compressed with gzip, have delimiters other than commas, are split into parts, or
+have very long rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def zipped(folder: Path, rename: bool = True) -> Path:
 
 
 def write_delimited(folder: Path, delimiter: str) -> Path:
-    """Writes the small log and its items with another delimiter."""
+    """Writes the small log and its items with the given delimiter."""
     folder.mkdir(parents=True)
     for name, header, rows in (("interactions", HEADER, LOG), ("items", ("item_id", "title"), ITEMS)):
         lines = [delimiter.join(map(str, row)) for row in (header, *rows)]
@@ -111,7 +111,7 @@ def test_a_folder_of_parquet_parts_is_read(tmp_path: Path, name: str) -> None:
 
 def test_partitions_of_duckdb_become_a_column(tmp_path: Path) -> None:
     """With `PARTITION_BY (rating)`, DuckDB writes folders like `rating=5`. The files in these folders do not contain
-    this column."""
+    the column `rating`."""
     for rating in range(1, 6):
         rows = [row[:3] for row in LOG if row[3] == rating]
         folder = tmp_path / "source" / "interactions" / f"rating={rating}"

@@ -75,7 +75,7 @@ def test_without_an_item_file_titles_are_ids(tmp_path):
 @pytest.mark.parametrize(
     ("files", "arguments", "message"),
     [
-        ({}, {"split": "time"}, "the source has no timestamps to split by; use split leave_one_out or leave_last"),
+        ({}, {"split": "time"}, "the source has no timestamps to split by; set split to leave_one_out or leave_last"),
         ({"inter": {"u": [0, 9]}}, {}, "X.inter.json, row 2: item '9' is not in X.item.json"),
         ({"inter": {"u": 3}}, {}, "X.inter.json: the items of user 'u' must be a list, not 3"),
         ({"inter": {}}, {}, "X.inter.json contains no rows"),
@@ -134,4 +134,4 @@ def test_the_beauty_data_is_read(tmp_path, shared_data):
     source = json.loads((shared_data("beauty") / "Beauty.inter.json").read_text())
     expected = {user: (list(map(str, items[:-1])), [str(items[-1])]) for user, items in source.items()}
     same = rows_of(dataset, "test") == expected
-    assert same  # on its own line, because pytest would print thousands of rows on failure
+    assert same  # if the comparison were in this line, pytest would print thousands of rows on failure

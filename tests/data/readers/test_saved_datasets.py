@@ -52,8 +52,8 @@ def test_an_incomplete_saved_dataset_is_refused(tmp_path, tables):
 
 
 def pretend(monkeypatch, tmp_path, configs):
-    """Pretends that the Hub contains a single dataset. `configs` maps each name of a configuration to its splits, and
-    each name of a split to a table."""
+    """Pretends that the Hub contains a single dataset. `configs` maps the name of each configuration to a dict from
+    the names of its splits to tables."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def load(name, config=None, *, revision=None):

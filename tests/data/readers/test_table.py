@@ -56,9 +56,27 @@ def test_line_breaks_in_text_are_read_in_a_file_of_several_blocks(tmp_path):
 
 def test_an_unknown_column_is_refused(tmp_path):
     with pytest.raises(
-        ValueError, match="columns maps rating to 'stars', which is not a column of interactions.csv, items.csv"
+        ValueError,
+        match="the option 'columns' maps rating to 'stars', which is not a column of interactions.csv, items.csv",
     ):
         prepare(write_table(tmp_path / "source"), tmp_path / "out", columns={"rating": "stars"})
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
+def test_the_message_about_a_missing_column_names_all_columns_of_the_file(tmp_path, suffix):
+    names = ["customer", "item_id", "when", "stars"]
+    table, path = columns_of(LOG, names), tmp_path / f"interactions.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    elif suffix == "csv":
+        write_csv(path, names, LOG)
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in table.to_pylist()))
+    with pytest.raises(ValueError, match=f"{path.name} has no column user_id, only customer, item_id, when, stars;"):
+        prepare(tmp_path, tmp_path / "out")
+    events = {"columns": {"user_id": "customer", "timestamp": "when"}, "event_column": "kind"}
+    with pytest.raises(ValueError, match="has no event_column 'kind', only user_id, item_id, timestamp, stars;"):
+        prepare(tmp_path, tmp_path / "out", **events, event_ratings={"view": 1})
 
 
 def test_groups_are_split(tmp_path):

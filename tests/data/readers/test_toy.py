@@ -11,7 +11,7 @@ from trl_rec.ragged import Ragged
 
 
 def hits(dataset, score):
-    """Returns the share of test targets that are among the ten items with the highest scores outside the history."""
+    """Returns the share of test targets that are among the ten highest-scoring items outside the history."""
     found = 0
     for row in dataset.test.to_list():
         scores = score(row["history"])

@@ -236,7 +236,7 @@ def test_senseless_tasks_are_refused(dataset: RecDataset) -> None:
     )
     tokenizer.add_tokens(titles.catalog.new_tokens)
     prompt_format = PromptFormat.for_catalog(titles.catalog, tokenizer)
-    with pytest.raises(ValueError, match="the task titles_to_id does not work with the surface title"):
+    with pytest.raises(ValueError, match="the task titles_to_id does not work with the surface 'title'"):
         build_task_rows(titles, tokenizer, prompt_format, {"titles_to_id": 1.0})
     items = dataset.catalog.items.select(["item_id", "title"])
     short = items.set_column(1, "title", pa.array(["a b"] * len(items)))
@@ -297,7 +297,7 @@ def test_no_task_contains_validation_or_test_items(dataset: RecDataset) -> None:
         planted.append({**row, "targets": [*row["targets"], *later["targets"], row["targets"][0]]})
     train = Dataset.from_list(planted, features=dataset.train.features, split="train")
     leaking = tasks_with_secrets(dataset, *build(replace(dataset, train=train)))
-    # Therefore, the first assertion would notice a leak in each of these tasks.
+    # The planted items are found in all of these tasks, so the first assertion would notice a leak in each of them.
     assert leaking == set(TASKS) - {"item_to_id", "id_to_item"}
 
 
@@ -314,7 +314,7 @@ def test_each_task_refuses_other_splits(dataset: RecDataset, name: str) -> None:
 
 @pytest.mark.parametrize("leak", ["preference", "profile", "history"])
 def test_the_leak_tests_notice_a_leak(dataset: RecDataset, monkeypatch: pytest.MonkeyPatch, leak: str) -> None:
-    """The tests above would notice code that reads one item too many, or the wrong split."""
+    """`tasks_with_secrets` finds rows that were made from the validation split or the test split."""
     dataset = held_out(dataset)
     if leak == "profile":
         usual = profiles._chosen_items

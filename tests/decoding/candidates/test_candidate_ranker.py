@@ -31,8 +31,8 @@ def test_letters_limit_the_number_of_candidates_but_item_tokens_do_not() -> None
 
 
 def test_candidates_must_leave_room_for_a_rated_item() -> None:
-    """The prompt and the answer have 15 tokens: <bos> item rating <candidates>, five items, <answer> and five names.
-    Without a history, they have 13."""
+    """With one rated item, the prompt and the answer have 15 tokens: <bos>, the item, its rating, <candidates>, five
+    candidates, <answer> and five names. Without a history, they have 13."""
     ranker = make_ranker(letters=False, max_length=15)
     with counted(ranker.model) as calls:
         ranker.rank(IDS[:3], [1, 3, 5], IDS[10:15])

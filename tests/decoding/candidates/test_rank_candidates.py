@@ -38,7 +38,7 @@ def make_batch(num_lists: int, width: int, seed: int) -> tuple[dict[str, Tensor]
 def slow(
     model: PreTrainedModel, prompt: Tensor, names: list[int], *, single_pass: bool
 ) -> tuple[list[int], list[float]]:
-    """Orders the candidates of one list. The model reads the whole text again for each name."""
+    """Orders the candidates of one list. Without `single_pass`, the model reads the whole text again for each name."""
     if single_pass:
         scores = model(input_ids=prompt.unsqueeze(0)).logits[0, -1][names].log_softmax(-1)
         order = scores.argsort(descending=True)
@@ -95,7 +95,7 @@ def test_the_order_is_always_a_permutation(model, num_lists: int, width: int, se
 
 
 def test_ordering_reads_the_prompt_once_and_all_names_but_the_last_two(model: PreTrainedModel) -> None:
-    """The prompt is read once. Each name except for the last two costs one further token."""
+    """The model reads the prompt in one forward pass, then one name per pass. It never reads the last two names."""
     prompts, names, mask = make_batch(3, 6, seed=0)
     with counted(model) as calls:
         rank_candidates(model, prompts, names, torch.ones_like(mask))

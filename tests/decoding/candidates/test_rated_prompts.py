@@ -77,8 +77,8 @@ def test_a_letter_is_one_token_where_the_answer_begins(
 
 
 def test_another_alphabet_is_tried_if_its_letters_are_not_single_tokens(catalog: ItemCatalog) -> None:
-    """The first vocabulary has only capital letters after a space, the second has only small letters, and the third
-    has no letters."""
+    """The first vocabulary has capital letters, the second has small letters, and the third has none. Each letter has
+    a space before it."""
     for letters, found in (("ABCDEFGHIJKLMNOPQRSTUVWXYZ", " A"), ("abcdefghijklmnopqrstuvwxyz", " a"), ("", None)):
         vocabulary = {
             word: row for row, word in enumerate(["<unk>", "<eos>", *(f"\u0120{letter}" for letter in letters)])
@@ -149,7 +149,7 @@ def test_bad_input_is_refused(catalog: ItemCatalog, tokenizer: PreTrainedTokeniz
         RatedPromptFormat.for_catalog(
             catalog.with_surface("item_token"), make_tokenizer(catalog.with_surface("item_token")), RATINGS
         )
-    with pytest.raises(ValueError, match="letters=False requires the surface item_token"):
+    with pytest.raises(ValueError, match="letters=False requires the surface 'item_token'"):
         RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, letters=False)
     written, _ = compact(catalog)
     # Row 1 takes 12 tokens: <bos>, an item, its rating, <candidates>, three candidates, <answer>, three names and EOS.

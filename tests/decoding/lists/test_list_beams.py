@@ -1,4 +1,5 @@
-"""Compares beam search over lists with a slow search that reads every token, and with an enumeration of all lists."""
+"""Compares beam search over lists with a slow search that reads one token at a time, and with an enumeration of all
+lists."""
 
 import random
 
@@ -23,7 +24,7 @@ CHAINS = [[4, 30, 30, 30, 30, 1], [4, 31, 30, 30, 1], [5, 1], [6, 1], [7, 8, 1],
 
 @pytest.fixture(scope="module")
 def flat() -> PreTrainedModel:
-    """A model with many likely lists, so that it matters at which point beams are compared."""
+    """A model with many likely lists. Its best list therefore depends on when the search compares the beams."""
     model = make_model("llama")
     with torch.no_grad():
         model.lm_head.weight.mul_(0.2)
@@ -95,7 +96,7 @@ def test_one_beam_equals_greedy_decoding_and_more_beams_are_better(surface: str)
 def test_equal_scores_are_ordered_by_item_index() -> None:
     model = make_model("llama")
     torch.nn.init.zeros_(model.lm_head.weight)
-    trie = TokenTrie.from_sequences([[30 - item] for item in range(20)])  # the higher the item, the lower its token
+    trie = TokenTrie.from_sequences([[30 - item] for item in range(20)])  # a higher item index has a lower token id
     ranked = beam_list(model, pad([[5, 6]]), trie, list_length=4, num_beams=7)
     assert ranked.items.tolist() == [[0, 1, 2, 3]]
 

@@ -1,4 +1,5 @@
-"""Compares the tokens of lists, and the legal children of the nodes before these tokens, with operations on sets."""
+"""Compares the legal children of nodes with sets of the remaining items, and the tokens of lists with the paths of
+their items."""
 
 import random
 
@@ -15,7 +16,7 @@ from trl_rec.items import TokenTrie
 
 @given(st.integers(0, 2**32), st.booleans())
 def test_a_child_is_legal_as_long_as_an_item_below_it_remains(seed: int, has_eos: bool) -> None:
-    """Every node is checked. Any items may be in the list already, such as some of the items that share a path."""
+    """Checks every inner node. The list may contain any items, even only some of the items that share a path."""
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     trie = TokenTrie.from_sequences(sequences)

@@ -36,7 +36,8 @@ CATALOGUES = {
     # all items but one share a path
     "twins": [[30, 4, END], [30, 4, END], [30, 6, 5, END], [30, 4, END]],
 }
-# gemma2 refuses sdpa; the window of mistral-window is shorter than a prompt, so it needs one cache row per list
+# gemma2 refuses sdpa. mistral-window needs one cache row per list, because its window is shorter than a prompt and a
+# list together.
 FAMILIES = [("llama", "sdpa"), ("gpt2", "eager"), ("gemma2", "eager"), ("mistral-window", "sdpa")]
 MODELS = {key: make_model(key[0], attention=key[1]) for key in FAMILIES}
 ROWS = [[3, 14, 15], [9, 26, 5, 35, 8], [4]]
@@ -159,8 +160,8 @@ def test_given_lists_may_be_shorter_and_illegal_tokens_have_probability_zero() -
 def test_lists_have_distinct_items_that_are_not_excluded(
     monkeypatch: pytest.MonkeyPatch, seed: int, has_eos: bool, separate: bool, is_greedy: bool
 ) -> None:
-    """This holds even if a list contains every item that is not excluded. The catalogues contain chains of forced
-    tokens, and paths that several items share. All prompts are in one batch."""
+    """A list may even contain every item that is not excluded. The catalogues contain chains of forced tokens, and
+    paths that several items share. All prompts are in one batch."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None)
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
@@ -216,7 +217,7 @@ def test_noise_differs_between_lists_and_between_equal_rows() -> None:
 
 @pytest.mark.parametrize("surface", sorted(CATALOGUES))
 def test_one_cache_row_per_list_gives_the_same_lists(surface: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one cache row per list, no forward pass is skipped, but each choice still gets the same noise."""
+    """With one cache row per list, forced tokens are read one by one, but each choice still gets the same noise."""
     shared = draw(ROWS, surface, seed=4)
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test")
     separate = draw(ROWS, surface, seed=4)
@@ -242,7 +243,7 @@ def test_greedy_lists_take_the_likeliest_token_at_each_step(key: tuple[str, str]
 def test_equal_scores_are_ordered_by_item_index() -> None:
     model = make_model("llama")
     torch.nn.init.zeros_(model.lm_head.weight)
-    trie = TokenTrie.from_sequences([[30 - item] for item in range(20)])  # the higher the item, the lower its token
+    trie = TokenTrie.from_sequences([[30 - item] for item in range(20)])  # a higher item index has a lower token id
     assert greedy_list(model, pad([[5, 6]]), trie, list_length=6).items.tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
@@ -273,7 +274,8 @@ def test_a_token_without_probability_is_never_drawn() -> None:
 
 
 def test_only_a_model_in_training_mode_is_switched_to_evaluation_mode() -> None:
-    """If the model is in evaluation mode, a quantised layer that is in training mode stays in training mode."""
+    """If the model is in evaluation mode, its layers keep their modes. A quantised layer, for example, may be in
+    training mode."""
     model, trie, seen = make_model("llama"), TokenTrie.from_sequences([[4], [5]]), []
     layer = model.model.layers[0]
     layer.register_forward_pre_hook(lambda module, args: seen.append(module.training))
@@ -287,7 +289,8 @@ def test_only_a_model_in_training_mode_is_switched_to_evaluation_mode() -> None:
 
 @pytest.mark.parametrize("is_greedy", [False, True])
 def test_nan_is_reported(is_greedy: bool) -> None:
-    """A NaN selects an arbitrary child. It must be a valid node, because the error is raised only after sampling."""
+    """A NaN selects an arbitrary child. This child must be a valid node, because the error is raised only after
+    sampling."""
     broken = make_model("llama")
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
     catalogues = [

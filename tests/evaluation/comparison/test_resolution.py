@@ -1,5 +1,5 @@
-"""The smallest difference that a study can resolve equals 2.8 standard errors, and changes with the numbers of seeds,
-users and comparisons."""
+"""With one seed, the smallest difference that a study can resolve equals 2.8 standard errors. With several seeds, it
+also depends on the numbers of seeds and comparisons."""
 
 import numpy as np
 import pytest

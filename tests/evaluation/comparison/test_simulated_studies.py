@@ -24,8 +24,8 @@ def draw_study(
     """Returns the runs of a reference, and of arms whose expected NDCG@10 is higher by `effect`.
 
     Some users are easier to serve than others, and each arm serves different users well. About four in five values are
-    0. In addition to the random hits, the mean of a run varies with its seed. The standard deviation of this variation
-    is `seed_sd`.
+    0. Besides its random hits, each run has a random shift of its mean. The standard deviation of this shift is
+    `seed_sd`.
     """
     easy = rng.normal(size=users)
     runs: Study = {}
@@ -52,10 +52,10 @@ def share_of_false_alarms(num_studies: int, **size: float) -> float:
 
 
 def share_of_findings(num_studies: int, **size: float) -> tuple[float, float]:
-    """Simulates studies whose difference is twice the smallest difference that their pilot can resolve. Returns the
-    share of the studies that find it, and the median of the smallest differences.
+    """Simulates studies whose true difference is twice the smallest difference that is estimated from a pilot. Returns
+    the share of the studies that call arm 1 better, and the median of the smallest differences.
 
-    The pilot of a study is another study of the same size, without a difference.
+    The pilot of a study is another study of the same size, with one arm and without a difference.
     """
     rng = np.random.default_rng(1)
     found = []
@@ -70,7 +70,7 @@ def share_of_findings(num_studies: int, **size: float) -> tuple[float, float]:
     return float(np.mean(found)), float(np.median(printed))
 
 
-# With one seed, the variance between seeds is unknown, so the verdict holds only for the models that were compared.
+# A verdict from one seed holds only for the models that were compared, so studies with one seed have no `seed_sd`.
 SIZES = [
     {"users": users, "seeds": seeds, "arms": arms, "seed_sd": seed_sd}
     for users, seeds, arms, seed_sd in itertools.product([200, 1000], [1, 3, 6], [1, 3], [0.0, 0.02])
@@ -95,6 +95,6 @@ def test_twice_the_smallest_difference_is_found(size: dict[str, float]) -> None:
 def test_rates_of_many_studies(size: dict[str, float]) -> None:
     false_alarms = share_of_false_alarms(1000, **size)
     found, resolved = share_of_findings(1000, **size)
-    print(f"\n{size}: better without {false_alarms:.1%}, with {found:.1%}, smallest difference {resolved:.4f}")  # noqa: T201
+    print(f"\n{size}: better without {false_alarms:.1%}, better with {found:.1%}, smallest difference {resolved:.4f}")  # noqa: T201
     assert false_alarms <= 0.05
     assert found >= 0.9

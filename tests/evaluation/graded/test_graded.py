@@ -24,7 +24,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 
 def orders(counts: list[int], num_orders: int, draw: np.random.Generator) -> np.ndarray:
-    """Returns random orders: the place of each candidate, `(N, S, m)`, or -1 beyond the end of a list."""
+    """Returns random orders as the place of each candidate, or -1 beyond the end of a list. The shape is
+    `(num_lists, num_orders, num_candidates)`."""
     places = np.full((len(counts), num_orders, max(counts)), -1)
     for row, count in enumerate(counts):
         for order in range(num_orders):
@@ -126,7 +127,7 @@ def test_baselines_order_by_popularity_and_by_mean_rating(dataset: RecDataset) -
 
 
 def test_the_bias_baseline_removes_users_rating_habits(dataset: RecDataset) -> None:
-    """Item 1 has the higher mean only because users who give high ratings rated it."""
+    """Item 1 has a higher mean than item 0 only because the users who rated it give high ratings."""
     rows = [([0, 2, 3], [2, 1, 1])] * 5 + [([1, 2, 3], [4, 5, 5])] * 5
     table = {
         "user": list(range(10)),

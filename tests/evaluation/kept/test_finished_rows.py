@@ -70,7 +70,7 @@ def run(
 def test_an_interrupted_pass_computes_each_row_once(
     tmp_path_factory: pytest.TempPathFactory, kills_after: int, before: int, after: int, seconds: float
 ) -> None:
-    """This holds whether rows are written after each batch, or only when the pass is interrupted."""
+    """Rows are written either after each batch, or only when the pass is interrupted."""
     folder = tmp_path_factory.mktemp("kept")
     first, second = Work(kills_after), Work()
     try:

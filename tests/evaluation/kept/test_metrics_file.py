@@ -38,7 +38,7 @@ def test_the_file_contains_results_settings_and_versions(tmp_path):
             {"bear": BEAR, "baseline": Evaluation({"num_users": 4})},
             "their numbers of users differ: bear 3, baseline 4",
         ),
-        ({}, "their numbers of users differ: unknown"),
+        ({}, "there are no results to write"),
     ],
 )
 def test_bad_results_are_an_error_and_nothing_is_written(tmp_path, results, message):

@@ -137,9 +137,12 @@ def test_a_damaged_choice_is_refused(text: str, message: str, dataset: RecDatase
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--prior", "neural"], "there is no prior 'neural'; choose none, popularity, transition, mixture or saved"),
+        (
+            ["--prior", "neural"],
+            "there is no prior 'neural'; choose 'none', 'popularity', 'transition', 'mixture' or 'saved'",
+        ),
         (["--prior", "saved"], "does not contain a prior; choose another prior"),
-        (["--prior", "transition", "--prior_strength", "strong"], "prior_strength must be auto or a number"),
+        (["--prior", "transition", "--prior_strength", "strong"], "prior_strength must be 'auto' or a number"),
         (["--prior", "transition", "--prior_strength", "-1"], "prior_strength must be at least 0"),
         (["--prior", "none", "--prior_strength", "1"], "has no effect without a prior"),
     ],

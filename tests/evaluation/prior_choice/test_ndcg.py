@@ -1,5 +1,4 @@
-"""Compares NDCG values that are computed for many settings of a prior at once with those of one ranking per
-setting."""
+"""Tests that NDCG values computed for many settings of a prior in one call equal those of one ranking per setting."""
 
 import numpy as np
 import pytest
@@ -37,12 +36,12 @@ def test_ndcg_by_setting_equals_a_ranking_per_setting(seed: int) -> None:
 
 
 def test_prompts_without_a_target_near_the_top_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A first comparison with a few strong items saves time, and changes no value."""
+    """Ranking the targets among a few strong items first saves time, and changes no value."""
     generator = torch.Generator().manual_seed(0)
     items = torch.arange(300).expand(40, -1)
     scores = torch.randn(40, 300, generator=generator).round(decimals=1)
     scores[:, 7] = -torch.inf
-    targets = torch.stack([scores.argsort(1, descending=True)[:, 8], torch.randint(0, 300, (40,))], 1)
+    targets = torch.stack([scores.argsort(1, descending=True)[:, 8], torch.randint(0, 300, (40,), generator=generator)], 1)
     weights = {eps: torch.randn(40, 300, generator=generator) for eps in (0.1, 1.0)}
     settings = [Setting(0, None), *(Setting(strength, eps) for strength in (0.3, 2.0) for eps in (0.1, 1.0))]
     monkeypatch.setattr(ndcg, "NUM_STRONG", 12)

@@ -16,7 +16,8 @@ from trl_rec.evaluation.kept.writing import write_evaluation
 
 
 # Without escapes, most titles would end the context that they are written into: an element, an attribute, the style
-# sheet, a comment, the block of the recipe or an SVG. The last three contain control characters or references.
+# sheet, a comment, the block of the recipe or an SVG. The last three titles contain control characters or character
+# references.
 TITLES = [
     "<script>document.title='owned'</script>",
     "<img src=x onerror=\"document.title='owned'\">",

@@ -25,8 +25,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 class Server(ThreadingHTTPServer):
     """Serves one page, and records the requested paths.
 
-    The hostile texts of the page use the address of this server, because a browser would block requests to other local
-    servers anyway.
+    The hostile texts of the page use the address of this server, because a browser may block requests to another local
+    server even if the page is not protected.
     """
 
     daemon_threads = True
@@ -74,7 +74,8 @@ def opened(server: Server, page: str, profile: Path) -> tuple[str, set[str]]:
     """Opens a page in Chromium without a window.
 
     Returns:
-        The document after its scripts had time to run, and the requested paths other than that of the page.
+        The document after its scripts had time to run, and the requested paths other than those of the page and its
+        icon.
     """
     browser = next(filter(None, map(shutil.which, NAMES)), None)
     assert browser is not None, "this test needs Chromium; on Debian: apt-get install chromium"
@@ -86,7 +87,7 @@ def opened(server: Server, page: str, profile: Path) -> tuple[str, set[str]]:
 
 
 def test_a_hostile_page_runs_nothing_and_loads_nothing(server: Server, page: str, tmp_path: Path) -> None:
-    """If a script opened a dialog, the browser would be blocked until the test fails."""
+    """If a script opened a dialog, the browser would wait until the timeout, and the test would fail."""
     document, asked = opened(server, page, tmp_path / "profile")
     assert "<title>owned</title>" not in document and "Ten lists" in document
     assert asked == set()

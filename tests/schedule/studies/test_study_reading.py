@@ -31,7 +31,7 @@ def read(**changes: Any) -> None:
         ({"arms": {"a": {**SFT, "sets": {}}}}, "arms: a: there is no key 'sets'"),
         (
             {"arms": {"a": {"baseline": "popularity", "verb": "bear"}}},
-            "arms: a: there is no key 'verb'; an arm with baseline",
+            "arms: a: there is no key 'verb'; an arm with the key 'baseline'",
         ),
         (
             {"arms": {"a": {"baseline": "counter"}}},
@@ -88,7 +88,7 @@ def read(**changes: Any) -> None:
         ({"comparisons": ["sft against nobody"]}, "'nobody' is not an arm of this study"),
         ({"comparisons": ["sft vs bear"]}, "does not name two arms"),
         ({"comparisons": ["sft against sft"]}, "compares an arm with itself"),
-        ({"comparisons": ["sft against bear", "bear against sft"]}, "is given twice"),
+        ({"comparisons": ["sft against bear", "bear against sft"]}, "repeats another comparison"),
     ],
 )
 def test_a_malformed_study_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -137,5 +137,7 @@ def test_a_base_that_cannot_be_dequantised_is_refused(
         raise NotImplementedError("no implementation of `dequantize`")
 
     monkeypatch.setattr("transformers.PreTrainedModel.dequantize", cannot)
-    with pytest.raises(ValueError, match="run is quantised with bitsandbytes, which transformers cannot undo; use it"):
+    with pytest.raises(
+        ValueError, match="run is quantised with bitsandbytes, which transformers cannot undo; use the"
+    ):
         export_merged(run, tmp_path / "merged")

@@ -67,9 +67,9 @@ def test_requests_without_our_arguments_are_ignored(arguments: dict[str, Any] | 
         ({"items": 1, "prefix": [-1]}, "prefix must be at least 0"),
         ({"items": 1, "prefix": [0] * 4097}, "prefix has 4,097 tokens, but may have at most 4,096; give only the tok"),
         ({"items": 1, "exclude_rows": [True]}, "exclude_rows must be a list of whole numbers"),
-        ({"items": 1, "mask": "11"}, "mask must be bytes; use allowed or where"),
-        ({"items": 1, "where": "price < 5"}, "where is not JSON: 'price < 5'"),
-        ({"where": "[]"}, "the argument where requires the argument items; set items to the number"),
+        ({"items": 1, "mask": "11"}, "'mask' must be bytes; use 'allowed' or 'where'"),
+        ({"items": 1, "where": "price < 5"}, "'where' is not JSON: 'price < 5'"),
+        ({"where": "[]"}, "the argument 'where' requires the argument 'items'; set 'items' to the number"),
     ],
 )
 def test_malformed_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
@@ -82,9 +82,9 @@ def test_malformed_arguments_are_refused(arguments: dict[str, Any], message: str
     [
         ({"items": LIST_LENGTH + 1}, "items must be at most 6, because this model writes lists of 6 items"),
         ({"items": 1, "exclude": ["gone"]}, "exclude: 'gone' is not in the catalogue of 24 items; leave it out"),
-        ({"items": 1, "where": [["colour", "==", "red"]]}, "the column 'colour', which the catalogue does not have"),
+        ({"items": 1, "where": [["colour", "==", "red"]]}, "the catalogue has no column 'colour'"),
         ({"items": 1, "where": "{}"}, "where must be a list of conditions"),
-        ({"items": 1, "mask": b"1"}, "mask has 1 bytes, but the catalogue has 24 items"),
+        ({"items": 1, "mask": b"1"}, "'mask' has 1 bytes, but the catalogue has 24 items"),
     ],
 )
 def test_arguments_that_do_not_fit_the_run_are_refused(

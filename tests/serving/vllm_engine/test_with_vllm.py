@@ -266,10 +266,10 @@ def test_the_server_writes_the_list_of_the_recommender(server: tuple[Recommender
         ({"items": 6}, "items must be at most 5, because this model writes lists of 5 items"),
         ({"items": 2, "exclude": ["gone"]}, "'gone' is not in the catalogue of 60 items"),
         ({"items": 2, "exclude": [3]}, "exclude must be a list of item ids, as text"),
-        ({"items": 2, "where": "price < 5"}, "where is not JSON"),
-        ({"items": 2, "where": '[["colour", "==", "red"]]'}, "the column 'colour', which the catalogue does not have"),
+        ({"items": 2, "where": "price < 5"}, "'where' is not JSON"),
+        ({"items": 2, "where": '[["colour", "==", "red"]]'}, "the catalogue has no column 'colour'"),
         ({"items": 2, "wher": "[]"}, "unknown argument 'wher'"),
-        ({"exclude": ["1"]}, "the argument exclude requires the argument items"),
+        ({"exclude": ["1"]}, "the argument 'exclude' requires the argument 'items'"),
     ],
 )
 def test_bad_arguments_are_refused_with_status_400(

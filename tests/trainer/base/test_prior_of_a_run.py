@@ -199,8 +199,8 @@ def test_a_prior_is_kept_without_a_final_split(data: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prior": "neural"}, "there is no prior 'neural'; choose none, popularity, transition or mixture"),
-        ({"prior": "mixture", "prior_strength": "x"}, "prior_strength must be auto or a number, not 'x'"),
+        ({"prior": "neural"}, "there is no prior 'neural'; choose 'none', 'popularity', 'transition' or 'mixture'"),
+        ({"prior": "mixture", "prior_strength": "x"}, "prior_strength must be 'auto' or a number, not 'x'"),
         ({"prior_strength": "2"}, "prior_strength=2 has no effect without a prior"),
     ],
 )
@@ -288,7 +288,7 @@ def test_other_verbs_continue_a_prior_or_say_that_there_is_none(
     monkeypatch.setattr(blade_building, "build_policy", no_model)
     with pytest.raises(Stop):
         softmax_dpo.main(["--preferences", "p.jsonl", *words])
-    assert "this run has none, because a prior is fitted to a dataset; to have a prior, set dataset" in caplog.text
+    assert "this run has none, because a prior is fitted to a dataset, and none is given; to have a" in caplog.text
     with pytest.raises(Stop):
         blade.main([*on_data, *words, "--list_length", "10"])
     assert f"{run} has a transition prior, but this run has none, because the method BLADE makes no pr" in caplog.text

@@ -48,14 +48,14 @@ def test_rows_with_a_broken_loss_are_counted_and_named() -> None:
     broken = [0.0, float("nan"), float("inf"), 1.0]
     names = torch.tensor([40, 41, 42, 43])
     cases = {
-        "the loss of 2 rows is not finite at step 5, including rows [1, 2] of this process's batch": [
-            batch(broken, {})
-        ],
-        "the loss of 1 row is not finite at step 5, including rows [3] of this process's batch": [
+        "the loss of 2 rows is not finite at step 5 (on this process: rows [1, 2] of the step)": [batch(broken, {})],
+        "the loss of 1 row is not finite at step 5 (on this process: rows [3] of the step)": [
             batch([0.0, 1.0], {}),
             batch([0.0, float("nan")], {}),
         ],
-        "the loss of 2 rows is not finite at step 5, including the training rows [41, 42]": [batch(broken, {}, names)],
+        "the loss of 2 rows is not finite at step 5 (on this process: training rows [41, 42])": [
+            batch(broken, {}, names)
+        ],
     }
     losses = RowLosses()
     for message, batches in cases.items():
@@ -80,7 +80,7 @@ def test_a_broken_loss_of_an_early_batch_stops_the_run_before_the_step(folder: P
 
     trainer.batch_loss = breaking
     before = [parameter.clone() for parameter in trainer.model.parameters()]
-    with pytest.raises(ValueError, match=r"the loss of 1 row is not finite at step 0, including rows \[1\]"):
+    with pytest.raises(ValueError, match=r"the loss of 1 row is not finite at step 0 \(on this process: rows \[1\]"):
         trainer.train()
     assert len(batches) == 4
     assert all(torch.equal(one, other) for one, other in zip(before, trainer.model.parameters(), strict=True))

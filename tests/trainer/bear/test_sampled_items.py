@@ -203,7 +203,7 @@ def test_invalid_settings_are_refused(options: dict, message: str, tmp_path: Pat
 
 def test_other_surfaces_and_a_single_item_are_refused(dataset: RecDataset, tmp_path: Path) -> None:
     titles = dataset.with_surface("title")
-    with pytest.raises(ValueError, match="sampled_items requires the surface item_token, not title"):
+    with pytest.raises(ValueError, match="sampled_items requires the surface 'item_token', not 'title'"):
         BearTrainer(
             make_model(make_tokenizer(dataset.catalog), hidden_size=16),
             BearConfig(str(tmp_path), sampled_items=4, bear_weight=0, **QUIET),

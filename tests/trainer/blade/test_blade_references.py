@@ -100,6 +100,15 @@ def test_lists_are_reused_if_weights_rows_and_sampling_are_equal(
         assert len(list(tmp_path.glob("references-*"))) == before + (not found), options
 
 
+def test_runs_with_a_common_reference_dir_draw_its_lists_once(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
+    shared = str(tmp_path / "shared")
+    told = references(make_trainer(folder, tmp_path / "one", reference_dir=shared))
+    assert drawn_rows and parts(Path(shared)) and not parts(tmp_path / "one")
+    drawn_rows.clear()
+    assert references(make_trainer(folder, tmp_path / "two", reference_dir=shared, target="best_of_n")) == told
+    assert not drawn_rows and not parts(tmp_path / "two")
+
+
 def test_a_killed_run_draws_only_the_missing_lists(
     folder: Path, tmp_path: Path, drawn_rows: list, monkeypatch
 ) -> None:
@@ -148,9 +157,7 @@ def test_a_damaged_part_is_drawn_again(
 def test_a_part_that_a_process_cannot_see_is_an_error(folder: Path, tmp_path: Path, monkeypatch) -> None:
     trainer = make_trainer(folder, tmp_path)
     monkeypatch.setattr(PartStore, "write", lambda store, part, lists: None)
-    with pytest.raises(
-        ValueError, match="part-00000.parquet is missing; all processes must share the same output_dir"
-    ):
+    with pytest.raises(ValueError, match="part-00000.parquet is missing; all processes must share the same folder"):
         trainer.train()
 
 

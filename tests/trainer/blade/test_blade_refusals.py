@@ -56,7 +56,7 @@ def dataset(folder: Path) -> RecDataset:
         ({"eval_length_penalty": 1.0}, "eval_length_penalty=1.0 has no effect"),
         ({"target": "grpo"}, "target must be one of blade, best_of_n, rank, reward, not 'grpo'"),
         ({"rewards": {}}, r"rewards must map names to weights, as in .*, not \{\}"),
-        ({"rewards": ["ndcg"]}, r"rewards must map names to numbers, not \['ndcg'\]"),
+        ({"rewards": ["ndcg"]}, r"rewards must map names to numbers, but is \['ndcg'\]"),
         ({"rewards": {"ndcg": "1.0"}}, "rewards: ndcg must be a number, not '1.0'"),
         ({"num_generations": 1}, "num_generations must be at least 2, not 1; the advantage of a rollout is relative"),
         ({"list_length": None}, "list_length is None, but BLADE trains on lists"),
@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     with torch.no_grad():
         trainer.ref_model.model.norm.weight.mul_(1e3)  # beta times the log-ratio becomes infinite
     with pytest.raises(
-        ValueError, match=r"the loss of \d rows? is not finite at step 0, including the training rows \[\d+"
+        ValueError, match=r"the loss of \d rows? is not finite at step 0 \(on this process: training rows \[\d+"
     ):
         trainer.train()
 

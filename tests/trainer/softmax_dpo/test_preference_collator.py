@@ -55,7 +55,7 @@ def test_nothing_but_padding_is_added(batch: list) -> None:
             # Padding is on the right.
             assert made["completion_ids"][row, slot][mask].tolist() == text and mask[: len(text)].all()
         assert not made["completion_mask"][row, 1 + len(rejected) :].any()
-    # No column contains only padding.
+    # No slot and no token position contains only padding.
     assert made["completion_mask"].any(-1).any(0).all() and made["completion_mask"].any(0).any(0).all()
     assert (made["completion_ids"][~made["completion_mask"]] == PAD).all() and (
         made["prompt_ids"][~made["prompt_mask"]] == PAD
@@ -76,7 +76,7 @@ def test_each_token_has_the_trie_node_at_which_it_is_chosen(several: list) -> No
 
 @pytest.mark.parametrize("wrong", [[5, 9], [5], [6, 7], [4], [5, 7, 7]])
 def test_completions_that_are_not_items_are_refused(wrong: list[int]) -> None:
-    """The wrong completions are unknown, only the beginning of an item, or longer than an item."""
+    """Each wrong completion leaves the trie, ends before an item is complete, or goes on after an item is complete."""
     rows = [([1], ITEMS[0], []), ([1], ITEMS[2], [ITEMS[1], ITEMS[3]]), ([1], ITEMS[0], [ITEMS[1]])]
     check_on_catalogue(Dataset.from_list(as_rows(rows)), TRIE)
     for chosen, rejected in ((wrong, [ITEMS[1]]), (ITEMS[0], [ITEMS[1], wrong])):

@@ -41,7 +41,7 @@ def test_a_table_becomes_prompts_and_paths(rows: list, surface: str, max_length:
     made = preference_rows(make_table(rows, "train"), prompt_format, max_length=max_length)
     room = None if max_length is None else max_length - int(prompt_format.paths.lengths.max())
     for row, (history, chosen, rejected) in zip(made, rows, strict=True):
-        prompts = [  # with the whole history, then without its oldest items
+        prompts = [  # with the whole history, then with one more of its oldest items cut each time
             [
                 *prompt_format.prompt_head,
                 *written(prompt_format, history[cut:]),
@@ -103,7 +103,7 @@ def test_items_that_are_not_whole_numbers_are_refused(name: str, item: float | N
         ValueError, match=f"row 1: {name} contains the item {told}, but item indices are 0 to {NUM_ITEMS - 1}"
     ):
         preference_rows(Dataset.from_dict(wrong), FORMATS["item_token"])
-    floats = {**right, name: [4.0, 4.0] if name == "chosen" else [[6.0], [6.0]]}  # pandas writes items as floats
+    floats = {**right, name: [4.0, 4.0] if name == "chosen" else [[6.0], [6.0]]}  # pandas may write items as floats
     whole = {**right, name: [4, 4] if name == "chosen" else [[6], [6]]}
     made = (preference_rows(Dataset.from_dict(table), FORMATS["item_token"])[:] for table in (floats, whole))
     assert next(made) == next(made)
@@ -118,8 +118,8 @@ def test_rejected_items_with_the_same_path_count_once(caplog: pytest.LogCaptureF
         made = preference_rows(table, prompt_format)
     assert made["rejected_ids"][:] == [[[7, 2], [7, 2, 1]], [[7, 1], [7, 2, 1]], [[7, 2]], []]
     assert caplog.messages == [
-        "dropped 5 of 10 rejected items, which have the same text as the chosen item or an earlier rejected item of "
-        "their row"
+        "dropped 5 of 10 rejected items, because they have the same text as the chosen item or an earlier rejected "
+        "item of their row"
     ]
 
 
@@ -161,7 +161,7 @@ def test_a_table_keeps_its_users_and_cannot_be_csv(catalog: ItemCatalog, tmp_pat
     path.write_text("history,chosen,rejected\nx,z,y\n")
     with pytest.raises(
         ValueError,
-        match="preferences.csv has a column history, but a CSV file cannot contain lists of items; give a JSONL",
+        match="preferences.csv has the column 'history', but a CSV file cannot contain lists of items; give a JSONL",
     ):
         read_preferences(str(path), catalog)
 

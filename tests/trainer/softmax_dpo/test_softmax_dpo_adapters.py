@@ -1,5 +1,5 @@
-"""Adapters that also train the embeddings of new tokens. The reference of an adapter is its base, or the adapter
-before training."""
+"""Adapters that also train the embeddings of new tokens. The reference of a new adapter is its base. The reference of
+an existing adapter is its initial state."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -45,8 +45,7 @@ def table() -> Dataset:
 
 @pytest.fixture(scope="module")
 def bases(catalog: ItemCatalog, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[int]]]:
-    """The folders of pretrained models whose vocabulary was extended by the item tokens, and the ids of these
-    tokens."""
+    """The folders of saved models whose vocabulary was extended by the item tokens, and the ids of these tokens."""
     found = {}
     for kind in TIES:
         folder, tokenizer = tmp_path_factory.mktemp(kind), make_bpe(["a b"], vocab_size=280)
@@ -204,8 +203,8 @@ def test_checkpointing_changes_nothing(bases: Any, catalog: ItemCatalog, table: 
 def test_a_resumed_run_ends_with_the_same_weights(
     bases: Any, catalog: ItemCatalog, table: Dataset, tmp_path: Path
 ) -> None:
-    """A checkpoint contains both adapters. Here the resumed run starts with an untrained policy and gets both from the
-    checkpoint."""
+    """A checkpoint contains the adapters of the policy and of its reference. The resumed run starts with the initial
+    policy, and loads both adapters from the checkpoint."""
     options = {"max_steps": 4, "per_device_train_batch_size": 4}
     whole = make(adapted(bases["untied"]), bases["untied"], catalog, table, tmp_path / "whole", **options)
     whole.train()

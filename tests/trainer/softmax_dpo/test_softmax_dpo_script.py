@@ -1,4 +1,5 @@
-"""`trl-rec softmax_dpo` trains the model or adapter of one folder into another folder, and records the run there."""
+"""`trl-rec softmax_dpo` trains the model or adapter of one folder. The result and the record of the run are saved in
+another folder."""
 
 import json
 from pathlib import Path

@@ -100,14 +100,15 @@ def test_one_negative_is_trls_dpo(kind: str, tmp_path: Path) -> None:
 def test_the_first_loss_is_that_of_a_policy_that_equals_its_reference(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, **ALL)
     assert first_loss(trainer) == pytest.approx(loss_of_equals(trainer), abs=1e-5)
-    changed = make_trainer(folder, tmp_path, model=other_model(folder), **ALL)  # its folder contains a different model
+    # The folder that this model was loaded from contains other weights.
+    changed = make_trainer(folder, tmp_path, model=other_model(folder), **ALL)
     assert first_loss(changed) == pytest.approx(loss_of_equals(changed), abs=1e-5)
-    loaded = make_trainer(folder, tmp_path, model=str(folder / "model"), **ALL)  # TRL loads its reference
+    loaded = make_trainer(folder, tmp_path, model=str(folder / "model"), **ALL)  # TRL loads the reference
     assert first_loss(loaded) == pytest.approx(loss_of_equals(loaded), abs=1e-5)
 
 
 def test_dropout_does_not_make_policy_and_reference_differ(folder: Path, tmp_path: Path) -> None:
-    """A Llama keeps its dropout as a number, which TRL's `disable_dropout` does not find."""
+    """A Llama stores its dropout rate as a number, not in a module, so TRL's `disable_dropout` does not find it."""
     model = load_model(folder / "model", attention_dropout=0.5).train()
     trainer = make_trainer(folder, tmp_path, model=model, beta=20.0, **ALL)
     assert first_loss(trainer) == pytest.approx(loss_of_equals(trainer), abs=1e-4)
@@ -476,11 +477,11 @@ def test_options_without_effect_are_refused(options: dict, message: str, tmp_pat
         SoftmaxDPOConfig(str(tmp_path), **QUIET, **options)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's own config still uses the old name of checkpointing
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's config still sets the deprecated `gradient_checkpointing`
 def test_defaults_that_differ_from_trls(tmp_path: Path) -> None:
     config = SoftmaxDPOConfig(str(tmp_path), **QUIET)
     assert (config.learning_rate, config.pad_to_multiple_of) == (1e-5, None)
-    # If this fails, SoftmaxDPOConfig no longer needs its own default.
+    # If this fails, TRL has changed its default. SoftmaxDPOConfig may then no longer need its own.
     assert DPOConfig(str(tmp_path), **QUIET).learning_rate == 1e-6
     assert SoftmaxDPOConfig(str(tmp_path), pad_to_multiple_of="none", **QUIET).pad_to_multiple_of is None
 
@@ -552,7 +553,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     model = load_model(folder / "model")
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match=r"the loss of 4 rows is not finite at step 0, including rows \[0, 1, 2, 3\]"):
+    with pytest.raises(ValueError, match=r"of 4 rows is not finite at step 0 \(on this process: rows \[0, 1, 2, 3\]"):
         make_trainer(folder, tmp_path, model=model).train()
     rows = Dataset.from_dict({**token_rows().to_dict(), "ref_logps": [[0.0, 0.0, 0.0], [math.inf, 0.0, 0.0]]})
     with pytest.raises(ValueError, match="the loss of 1 row is not finite at step 0"):

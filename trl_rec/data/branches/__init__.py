@@ -1,1 +1,1 @@
-"""Builds rows in which every item of a history is a target. See `structure.py` for the layout of a row."""
+"""Builds rows that train several targets of one sequence. See `structure.py` for the layout of a row."""

@@ -12,7 +12,7 @@ from trl_rec.ragged import Ragged, join, within
 
 
 def join_windows(history: Ragged, target: Ragged, users: np.ndarray) -> tuple[Ragged, Ragged, np.ndarray]:
-    """Joins the rows of windows into sequences.
+    """Joins rows that are successive windows of a user into sequences.
 
     A row is joined to the previous row under three conditions:
 

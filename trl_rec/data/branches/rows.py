@@ -39,7 +39,7 @@ class HistoryWindows(NamedTuple):
         return HistoryWindows(*(values[kept] for values in self))
 
     def targets(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the window of each target and its position in the sequence, `(num_targets,)` each."""
+        """Returns, for each target, its window and its position in the sequence, `(num_targets,)` each."""
         counts = self.last - self.first + 1
         return np.repeat(np.arange(len(counts)), counts), np.repeat(self.first, counts) + within(counts)
 
@@ -129,13 +129,13 @@ def whole_histories(
 def cut(rest: HistoryWindows, limits: Limits) -> HistoryWindows:
     """Cuts windows that are too long into shorter ones.
 
-    Their targets do not overlap, but each window repeats about half a prompt of earlier items as history. The history
+    The shorter windows share no targets, but each repeats about half a prompt of earlier items as history. The history
     of a target has at least half as many tokens, or half as many items, as the limits allow. The last window of a
     sequence begins as early as the limits allow for the history of its last target.
     """
     source, _, first, end = rest
     parts = [rest.where(np.zeros(len(source), bool))]  # an empty part, because `joined` needs at least one part
-    while len(source):  # one window of each sequence that is not yet cut completely
+    while len(source):  # each pass makes one window per sequence that is not yet cut completely
         start = np.maximum(limits.half(source, first), limits.earliest(source, first))
         start = np.minimum(start, limits.earliest(source, end))
         last = np.minimum(limits.latest(source, start), end)
@@ -199,8 +199,8 @@ def write_branches(
     tail = prompt_format.prompt_tail
     lengths = len(tail) + learned - 1  # the last learned token is only a label
 
-    # 2. Divide the branches among rows. The last branch of a row also contains its last learned token, because
-    # the label of a column is in the column after it.
+    # 2. Divide the branches among rows. The last branch of a row also contains its last learned token, because no
+    # other column follows that could have this token as its label.
     begins = _begins(prefixes, lengths, window, max_columns)
     firsts = np.flatnonzero(begins)
     bounds = np.append(firsts, len(begins))
@@ -245,7 +245,7 @@ def _begins(prefixes: np.ndarray, lengths: np.ndarray, window: np.ndarray, max_c
     needed = prefixes + ends + 1 + window * step
     starts = np.flatnonzero(begins)
     stops = np.append(starts[1:], len(begins))
-    while len(starts):  # one row of each window that has branches left
+    while len(starts):  # each pass begins one row per window that has branches left
         begins[starts] = True
         bound = max_columns + ends[starts] - lengths[starts] + window[starts] * step
         following = np.searchsorted(needed, bound, side="right").clip(starts + 1, stops)

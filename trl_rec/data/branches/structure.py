@@ -95,9 +95,9 @@ class Branches:
         return starts
 
     def firsts(self) -> np.ndarray:
-        """Returns the first column of each branch in its row."""
+        """Returns the first column of each branch, as an index in its row."""
         ends = np.concatenate([[0], np.cumsum(self.lengths.values)])
-        totals = np.diff(ends[self.lengths.offsets])  # columns of all branches of a row
+        totals = np.diff(ends[self.lengths.offsets])  # number of columns of each row's branches
         trunks = self.row_lengths - totals
         firsts: np.ndarray = (trunks - ends[self.lengths.offsets[:-1]])[self.lengths.row_ids] + ends[:-1]
         return firsts

@@ -56,8 +56,8 @@ def is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str],
     written = json.loads(json.dumps(settings))  # as in the card, since JSON turns tuples into lists
     if (card["settings"], card["sources"]) != (written, sources):
         raise ValueError(
-            f"{output_dir} is a dataset that was made with other settings or from other files; replace it with "
-            "overwrite=True (--overwrite true of trl-rec prepare)"
+            f"{output_dir} is a dataset that was made with other settings or from other files; set "
+            "overwrite=True to replace it (in a shell: trl-rec prepare --overwrite true)"
         )
     return True
 

@@ -27,7 +27,8 @@ def check_options(options: Options, unknown_items: str, repeats: str | None) -> 
     columns = options.columns
     if columns is not None and not _is_text_mapping(columns):
         raise ValueError(
-            f"columns must map our column names to your column names (strings), not {columns!r}; correct it"
+            f"the option 'columns' must map our column names to your column names (strings), not {columns!r}; correct "
+            "it"
         )
     if options.group_column in OWN_COLUMNS:
         raise ValueError(
@@ -54,7 +55,7 @@ def check_options(options: Options, unknown_items: str, repeats: str | None) -> 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raises ValueError if the value is not one of the choices."""
     if value not in choices:
-        raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}")
+        raise ValueError(f"{name} must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, not {value!r}")
 
 
 def _is_text_mapping(value: object) -> bool:

@@ -29,15 +29,15 @@ def split_settings(format: str, split: str | None, num_held_out: int | None) -> 
         raise ValueError(f"unknown split {split!r}; choose leave_one_out, leave_last or time")
     split = split or "leave_one_out"
     if split == "time" and not reader.has_timestamps:
-        raise ValueError("the source has no timestamps to split by; use split leave_one_out or leave_last")
+        raise ValueError("the source has no timestamps to split by; set split to leave_one_out or leave_last")
 
     if split == "leave_last":
         num_held_out = 10 if num_held_out is None else num_held_out
         COUNT.check("num_held_out", num_held_out)
         return {"split": split, "num_held_out": num_held_out}
     if num_held_out is not None:
-        remedy = "leave it out" if reader.windowed else "leave it out, or choose leave_last"
-        raise ValueError(f"num_held_out has no effect with the split {split}; {remedy}")
+        remedy = "leave it out" if reader.windowed else "leave it out, or set split to leave_last"
+        raise ValueError(f"num_held_out has no effect with the split {split!r}; {remedy}")
     return {"split": split}
 
 
@@ -51,7 +51,7 @@ def source_settings(format: str, split: dict[str, Any], minima: dict[str, int], 
     for name, default in asdict(Options()).items():
         # A seed is always allowed, because recipes pass the same seed to all commands.
         if name not in reader.options | {"seed"} and values[name] != default:
-            raise ValueError(f"{name} has no effect with the format {format}; leave it out")
+            raise ValueError(f"{name} has no effect with the format {format!r}; leave it out")
     if reader.windowed and max(minima.values()) > 0:
         raise ValueError(_is_windowed(format))
     # List newer options only if they are set. Cards of older folders do not contain them, and must still match.

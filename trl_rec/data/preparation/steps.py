@@ -45,8 +45,8 @@ def read_and_split(reader: Reader, files: dict[str, Path], options: Options, set
     del coded
     if num_merged:
         logger.warning(
-            "%d timestamps differ from the user's previous timestamp by less than float64 can represent; these "
-            "interactions keep their exact order",
+            "%d timestamps differ from the user's previous timestamp by less than float64 can represent; "
+            "interactions with such timestamps keep their exact order",
             num_merged,
         )
 
@@ -65,7 +65,7 @@ def read_and_split(reader: Reader, files: dict[str, Path], options: Options, set
     dropped = {name: size - kept[name] for name, size in sizes.items()}
 
     # 4. Split.
-    logger.info("splitting %d interactions of %d users and %d items", *reversed(kept.values()))
+    logger.info("splitting %d interactions (%d items, %d users)", *reversed(kept.values()))
     splits, cold_users = split_log(indexed, settings["split"], settings.get("num_held_out", 1))
     if unlisted is not None:
         num_unlisted = unlisted.num_rows
@@ -105,8 +105,8 @@ def checked_splits(tables: dict[str, pa.Table], rule: str) -> dict[str, Dataset]
     for name, table in tables.items():
         if table.num_rows == 0:
             raise ValueError(
-                f"the {name} split is empty with split {rule}; use a longer log, lower min_user_interactions and "
-                "min_item_interactions, or choose another split"
+                f"the {name} split is empty with the split rule {rule!r}; use a longer log, lower "
+                "min_user_interactions and min_item_interactions, or choose another split"
             )
     splits = {name: Dataset(InMemoryTable(table), split=name) for name, table in tables.items()}
     check_leaks(**splits, split=rule)

@@ -86,8 +86,8 @@ def _only_split(splits: DatasetDict, what: str) -> Dataset:
     """Returns the only split of a table. Raises ValueError if there are several splits."""
     if len(splits) > 1:
         raise ValueError(
-            f"{what} has the splits {', '.join(splits)}, so it is not clear which one contains the interactions; "
-            "name the splits or configurations interactions, items and users"
+            f"{what} has the splits {', '.join(splits)}, so it is not clear which one to read; name "
+            "the splits or configurations 'interactions', 'items' and 'users'"
         )
     table: Dataset = next(iter(splits.values()))
     return table

@@ -74,7 +74,7 @@ def read_atomic(path: Path, texts: tuple[str, ...] = ()) -> pa.Table:
 
 def _typed(column: pa.ChunkedArray, kind: str, name: str, where: str) -> pa.ChunkedArray:
     """Converts a column to the type in its header."""
-    if kind == "token" or name in ("timestamp", "rating"):  # `read_interactions` converts these two
+    if kind == "token" or name in ("timestamp", "rating"):  # `read_interactions` converts timestamps and ratings
         return column
     if kind == "float":
         return _floats(column, name, where)

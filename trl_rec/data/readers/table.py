@@ -10,15 +10,15 @@ source that contains only interactions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from trl_rec.data.columns import Columns, grouped, items_table, plain, users_table
-from trl_rec.data.interactions import read_interactions
+from trl_rec.data.columns import Columns, grouped, items_table, plain, require_names, users_table
+from trl_rec.data.interactions import REQUIRED, check_event_column, read_interactions
 from trl_rec.data.log import Log, Options, Reader
 from trl_rec.data.readers.files import (
     check_repeats,
@@ -68,7 +68,7 @@ class TableReader(Reader):
         _check_renames(renames, files)
         # Keep extra columns of items and users. Extra columns of interactions are unused and may be large, so skip
         # them.
-        log = _read_interactions(files["interactions"], renames, {*NAMES, options.event_column or "rating"})
+        log = _read_interactions(files["interactions"], renames, options.event_column)
         others = {kind: path for kind, path in files.items() if kind != "interactions"}
         tables = {kind: _renamed(_read(path, renames), renames) for kind, path in others.items()}
 
@@ -91,7 +91,7 @@ class FolderColumns:
 
     Args:
         path (`Path`): The file or folder.
-        names (`Mapping[str, str]`): Maps the name of each column to its name in the files.
+        names (`Mapping[str, str]`): Maps our name of each column to its name in the files.
     """
 
     def __init__(self, path: Path, names: Mapping[str, str]) -> None:
@@ -100,7 +100,7 @@ class FolderColumns:
 
     @property
     def column_names(self) -> list[str]:
-        """The names of the columns in a dataset folder."""
+        """Our names of the columns."""
         return list(self._names)
 
     @property
@@ -149,8 +149,8 @@ def _check_renames(renames: Mapping[str, str], files: dict[str, Path]) -> None:
         if name not in columns:
             file_names = ", ".join(path.name for path in files.values())
             raise ValueError(
-                f"columns maps {our_name} to {name!r}, which is not a column of {file_names}; correct it, or leave "
-                "it out"
+                f"the option 'columns' maps {our_name} to {name!r}, which is not a column of {file_names}; correct "
+                "it, or leave it out"
             )
 
 
@@ -167,13 +167,24 @@ def _column_names(path: Path) -> list[str]:
     return list(read_json_lines(path).column_names)
 
 
-def _read_interactions(path: Path, renames: Mapping[str, str], used: set[str]) -> Columns:
+def _read_interactions(path: Path, renames: Mapping[str, str], event_column: str | None) -> Columns:
     """Returns the used columns of the interactions, renamed. Unless the file is text, columns are read on request."""
+
+    def check(names: list[str]) -> None:
+        """Raises ValueError if a column is missing. `names` are all columns, so that the message can list them."""
+        present = _new_names(names, renames).values()
+        require_names(present, REQUIRED, path.name)
+        if event_column is not None:
+            check_event_column(present, event_column, path.name)
+
+    used = {*NAMES, event_column or "rating"}
     if _is_text(path):
-        table: Columns = _renamed(_read(path, renames, used), renames)
+        table: Columns = _renamed(_read(path, renames, used, check), renames)
         return table
+    names = _column_names(path)
+    check(names)
     known = {*used, *renames.values()}
-    names = [name for name in _column_names(path) if name in known]
+    names = [name for name in names if name in known]
     return FolderColumns(path, {our_name: name for name, our_name in _new_names(names, renames).items()})
 
 
@@ -182,11 +193,17 @@ def _is_text(path: Path) -> bool:
     return path.is_file() and without_gz(path).endswith((".csv", ".jsonl"))
 
 
-def _read(path: Path, renames: Mapping[str, str], used: set[str] | None = None) -> pa.Table:
+def _read(
+    path: Path,
+    renames: Mapping[str, str],
+    used: set[str] | None = None,
+    check: Callable[[list[str]], None] | None = None,
+) -> pa.Table:
     """Reads a file without renaming its columns.
 
     If `used` is given, only the columns in `used`, the columns that already have our names and the columns to be
-    renamed are read. Tables that are not text are read as a whole.
+    renamed are read. Tables that are not text are read as a whole. `check` is called with the names of all columns of
+    a text file.
     """
     if not _is_text(path):
         return _read_columns(path, _column_names(path))
@@ -195,9 +212,15 @@ def _read(path: Path, renames: Mapping[str, str], used: set[str] | None = None) 
     if name.endswith(".csv"):
         # Read known columns as text, because Arrow would convert the id "007" to 7.
         delimiter = find_delimiter(path)
-        columns = [name for name in read_header(path, delimiter) if name in known] if used else None
-        return read_delimited(path, delimiter=delimiter, columns=columns, text=known)
+        header = read_header(path, delimiter)
+        columns = [name for name in header if name in known] if used else None
+        table = read_delimited(path, delimiter=delimiter, columns=columns, text=known)
+        if check is not None:  # only now, because the header of a damaged file may be incomplete
+            check(header)
+        return table
     table = _read_json(path, renames.get("timestamp", "timestamp"))
+    if check is not None:
+        check(table.column_names)
     return table.select([name for name in table.column_names if name in known]) if used else table
 
 

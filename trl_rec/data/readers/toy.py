@@ -1,4 +1,4 @@
-"""Generates a small log from a seed: users with drifting tastes, items with titles and genres, ratings, timestamps.
+"""Generates a small log from a seed: users with drifting tastes, items with titles and genres, and rated interactions.
 
 Each item has a few followers: random items that often come right after it. In almost half of the steps, the next item
 is a follower of the last item; otherwise it is drawn by taste and popularity. Therefore the transition baseline beats
@@ -40,7 +40,7 @@ THIRD = [
 MOST_ITEMS = len(FIRST) * len(SECOND) * len(THIRD)
 NUM_STEPS = (20, 40)  # minimum and maximum number of interactions per user
 NUM_FOLLOWERS = 3
-FOLLOWING = 0.5  # probability that the next item is a follower of the last item
+FOLLOWING = 0.5  # probability that the next item is a follower of the last item, if that follower is unseen
 
 
 class ToyReader(Reader):

@@ -1,6 +1,6 @@
 """Makes the contents of the rows of a task: the user, the texts in the slots of the prompt, and the answer.
 
-A slot is a placeholder of a prompt template, such as `{title}`. Titles, texts and semantic IDs of users are tokenised
+A slot is a placeholder of a prompt template, such as `{title}`. Titles, texts and users' semantic IDs are tokenised
 once, into tables. Slots and answers are token ids that are taken from these tables.
 """
 
@@ -185,7 +185,7 @@ def _after_histories(name: str, count: int, key: list[int], tables: TokenTables)
 
 
 def _query_texts(dataset: RecDataset, items: np.ndarray) -> list[str]:
-    """Returns a search query per item: up to two of its groups, or of its title's words if there are no groups."""
+    """Returns a search query per item: up to two of its groups or, in a catalogue without groups, title words."""
     single_items = Ragged.from_lengths(items, np.ones(len(items), np.int64))
     return preference_texts(single_items, dataset.catalog, most=2)
 

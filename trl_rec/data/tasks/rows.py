@@ -1,8 +1,9 @@
 """Builds training rows of several tasks: predicting the next item, and tasks that relate items and users to text.
 
-Align3GR trains a model on these tasks before its preference stages, and calls this the behaviour level. A row contains
-the token ids of the slots of its prompt (placeholders such as `{title}`) and of its answer. The prompt template is
-drawn when the batch is made, and drawn anew in every epoch.
+Align3GR trains a model on these tasks before its preference stages, and calls this the behaviour level. Rows of
+`next_item` are those of `build_rows`. A row of any other task contains the token ids of the answer and of the slots
+(placeholders such as `{title}`) of the prompt. Its prompt template is drawn when the batch is made, and drawn anew in
+every epoch.
 
 Rows are made from the catalogue, the table of users and the training split. In rows with a target, the user's
 preferences are described only by the items before the target. Only profiles and semantic IDs of users depend on the
@@ -54,7 +55,7 @@ TITLE_TASKS = ("item_to_id", "id_to_item", "history_to_title", "titles_to_id")
 HISTORY_SLOTS = ("history", "titles")
 UNCUT_SLOTS = ("user", "item")
 # Why a task has no rows, for error messages.
-NO_PROFILES = "the users have no columns, and their items have neither groups nor titles with words"
+NO_PROFILES = "no column describes the users, and their items have neither groups nor titles with words"
 NO_PREFERENCES = "the items have neither groups nor titles with words"
 MISSING = {
     "profile_to_user": NO_PROFILES,
@@ -85,12 +86,12 @@ def build_task_rows(
         dataset: The dataset. Its validation and test splits are not used.
         tokenizer: The tokenizer, with the catalogue's tokens added.
         prompt_format: Prompt format of the task `next_item`. If it names users, the prompts of the other tasks do so
-            too; otherwise their slot `user` is empty.
+            too; otherwise their slot `user` is empty, except in `user_to_profile`.
         tasks: Maps the name of each task to its number of rows, relative to the number of rows that [`build_rows`]
             makes. If a task has fewer distinct rows than requested, they are repeated; if it has more, a sample of
             them is taken. Rows of `history_to_preference` and `query_to_item` are dropped if no item before the target
             has a group (or, in a catalogue without groups, a word in its title). Rows of `query_to_item` are also
-            dropped if the target has none. A task without any row raises a ValueError.
+            dropped if the target has no group (or no such word). A task without any row raises a ValueError.
         cap (*optional*): Maximum number of rows per task. It does not apply to `next_item`.
         targets, max_length, max_history: Same as in [`build_rows`], for `next_item`. `max_length` applies to the other
             tasks too: texts in their prompts are truncated, and the oldest items of the history are dropped.
@@ -137,7 +138,7 @@ def build_task_rows(
         if not part.num_rows:
             raise ValueError(
                 f"the task {name} has no rows, because {MISSING.get(name, 'the data contain nothing for it')}; leave "
-                "it out"
+                "the task out"
             )
         if set(COLUMNS) <= set(next_item.column_names):
             part = _with_branch_columns(part)
@@ -161,8 +162,8 @@ def _check_tasks(tasks: Mapping[str, float], surface: str) -> None:
     refused = [name for name in TITLE_TASKS if name in tasks and surface == "title"]
     if refused:
         raise ValueError(
-            f"the task {refused[0]} does not work with the surface title; choose another surface, or leave the "
-            "task out"
+            f"the task {refused[0]} does not work with the surface 'title'; choose another surface, or leave "
+            "the task out"
         )
 
 
@@ -207,7 +208,7 @@ def _task_table(
 
 
 def _cut_texts(name: str, material: Material, template_length: int, max_length: int) -> tuple[dict[str, Ragged], int]:
-    """Truncates texts so that a row fits `max_length` with the longest template.
+    """Truncates texts so that even a row with the longest template fits into `max_length`.
 
     Returns the slots, and the number of tokens left for a history.
     """
@@ -234,7 +235,7 @@ def _longest(rows: Ragged) -> int:
 
 
 def _history_slot(name: str, histories: Ragged, tables: TokenTables, room: int | None) -> dict[str, Ragged]:
-    """Fills the slot of the history. The oldest items are dropped if they do not fit."""
+    """Fills the slot of the history. The oldest items of a history that does not fit are dropped."""
     slot = next(slot for slot in TASKS[name].slots if slot in HISTORY_SLOTS)
     prompt_format = tables.prompt_format
     pieces = prompt_format.pieces if slot == "history" else tables.listed_titles
@@ -245,7 +246,7 @@ def _history_slot(name: str, histories: Ragged, tables: TokenTables, room: int |
                 f"max_length leaves {room} tokens for the history in the task {name}, too few for one item; raise "
                 "max_length"
             )
-        # A separator is counted for every item, although the first item has none.
+        # Count a separator with every item. The first item has none, so the room grows by one separator.
         histories = newest_that_fit(histories, pieces.lengths + separator, room + separator)
     return {slot: prompt_format.encode_histories(histories) if slot == "history" else histories.flatten(pieces)}
 

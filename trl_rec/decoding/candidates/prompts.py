@@ -2,11 +2,11 @@
 
 The prompt has two parts. The first contains the head and the rated history, and does not depend on the order of the
 candidates. The second lists the candidates. Each position in that list is a slot, and each slot has a one-token name.
-The answer lists the names, most preferred candidate first. By default the names are letters. The first slot is then
-always called A, whichever candidate it contains. If each item is a single token, that token is the default name of the
-item's slot. Small models trained from scratch learn to rank with item tokens as names, but do not learn which item a
-letter refers to. With item tokens as names, the order in which the prompt lists the candidates has little influence on
-the ranking.
+The answer lists the names, most preferred candidate first. The default names depend on the surface. If each item is a
+single token, a slot has the token of its item as its name. Otherwise, the names are letters: the first slot is always
+called A, whichever candidate it contains. Small models trained from scratch learn to rank with item tokens as names,
+but do not learn which item a letter refers to. With item tokens as names, the order in which the prompt lists the
+candidates has little influence on the ranking.
 
 As in `trl_rec/data/prompts.py`, texts are split into pieces, such as one item or one rating. Each piece is tokenised
 once, and prompts are assembled from the pieces' token ids.
@@ -247,8 +247,8 @@ def _has_letters(catalog: ItemCatalog, letters: bool | None) -> bool:
     """Returns whether letters name the candidates."""
     if letters is False and catalog.surface != "item_token":
         raise ValueError(
-            "letters=False requires the surface item_token (one token per item), but the surface is "
-            f"{catalog.surface}; leave out letters=False"
+            "letters=False requires the surface 'item_token' (one token per item), but the surface is "
+            f"{catalog.surface!r}; leave out letters=False"
         )
     return catalog.surface != "item_token" if letters is None else letters
 

@@ -145,7 +145,7 @@ def _search(decoder: ListDecoder) -> _Beams:
 
 
 def _best_slots(scores: Tensor) -> Tensor:
-    """Returns the index of the best beam of each prompt among all R beams, `(B,)`, given the scores `(B, N)`. Of beams
+    """Returns the best beam of each prompt as an index into all R beams, `(B,)`, given the scores `(B, N)`. Of beams
     with equal scores, the first is chosen. NaN counts as the best score, so that it is reported."""
     best = scores.isnan() | (scores == scores.nan_to_num(nan=torch.inf).amax(1, keepdim=True))
     first = best.long().argmax(1)

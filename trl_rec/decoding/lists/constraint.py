@@ -228,7 +228,7 @@ def list_logps(
 
 
 class ListChoices(NamedTuple):
-    """The M branching tokens of lists (those that are not forced), and the tokens that were legal in their place.
+    """The M branching tokens of lists (those that are not forced), and the tokens that were legal at their positions.
 
     Args:
         shape (`torch.Size`): `(B, G, T)`.

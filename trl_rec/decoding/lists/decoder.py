@@ -36,7 +36,7 @@ class Lists(NamedTuple):
     """The state of each list while it is written. Tensors have the shape `(R,)` unless stated otherwise.
 
     Args:
-        nodes (`torch.Tensor`): The node of the next choice of each list, which chooses among the node's children.
+        nodes (`torch.Tensor`): The node at which each list makes its next choice, among the node's children.
         reached (`torch.Tensor`): The node that the last choice of each list led to. It equals `nodes`, unless that
             choice led to a leaf and so ended an item. Then `nodes` is already the node of the next item's first
             choice.

@@ -1,4 +1,4 @@
-"""Two priors that count the training split. `PopularityPrior` counts how often each item was chosen, and
+"""Two priors made from counts of the training split. `PopularityPrior` counts how often each item was chosen, and
 `TransitionPrior` counts how often one item followed another."""
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class TransitionPrior:
         popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
         strength (`float`, *optional*, defaults to `1.0`): Exponent of the weights.
         eps (`float`, *optional*, defaults to `0.5`): Weight of the popularity.
-        prior_items (`int`, *optional*, defaults to `1000`): Maximum number of items per history with a first term:
-            the items with the largest first terms. The first terms of all other items are set to 0.
+        prior_items (`int`, *optional*, defaults to `1000`): Maximum number of items per history that keep their first
+            term. The largest first terms are kept, and all others are set to 0.
     """
 
     kind: ClassVar[str] = "transition"

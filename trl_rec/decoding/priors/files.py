@@ -100,7 +100,7 @@ def read_prior_file(path: str | Path) -> PriorFile:
     """Reads the file of a prior. Raises `ValueError` if there is no such file, or if it cannot be read."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no prior {path}; fit a prior and save it there")
+        raise ValueError(f"there is no prior at {path}; fit a prior and save it there")
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
@@ -109,12 +109,12 @@ def read_prior_file(path: str | Path) -> PriorFile:
     except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged and cannot be read ({error}); {REMEDY}") from error
     if KIND not in metadata or not isinstance(settings, dict):
-        raise ValueError(f"{path} does not contain a prior; give a file that the method save of a prior has written")
+        raise ValueError(f"{path} does not contain a prior; give a file that the method save() of a prior has written")
     return PriorFile(path, metadata[KIND], arrays, settings)
 
 
 def check_kind(path: str | Path, content: PriorFile, kind: str) -> None:
-    """Raises `ValueError` if a file contains another kind of prior."""
+    """Raises `ValueError` unless the kind of the prior in the file is `kind`."""
     if content.kind != kind:
         raise ValueError(
             f"{path} contains a prior of the kind {content.kind!r}, not {kind!r}; load it with the class that saved it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 FittedPrior: TypeAlias = PopularityPrior | TransitionPrior | MixturePrior
 SavedPrior: TypeAlias = FittedPrior | ArrayPrior
 PriorKind: TypeAlias = Literal["none", "popularity", "transition", "mixture"]
+FITTED_KINDS = ("popularity", "transition", "mixture")
 AUTO = "auto"  # a strength that is chosen on the validation split
 SAVED: tuple[type[SavedPrior], ...] = (PopularityPrior, TransitionPrior, MixturePrior, ArrayPrior)
 
@@ -44,7 +46,7 @@ def fit_prior(kind: str, dataset: RecDataset, *, exclude_history: bool = True) -
             titles=dataset.catalog.titles,
             exclude_history=exclude_history,
         )
-    raise ValueError(f"there is no prior {kind!r}; choose {_listed()}")
+    raise ValueError(f"there is no prior {kind!r} that can be fitted; choose {_listed(FITTED_KINDS)}")
 
 
 def check_prior(kind: str | None, strength: str, *, others: tuple[str, ...] = ()) -> None:
@@ -56,7 +58,7 @@ def check_prior(kind: str | None, strength: str, *, others: tuple[str, ...] = ()
         others (`tuple`, *optional*): Further kinds that are allowed.
     """
     if kind is not None and kind not in (*get_args(PriorKind), *others):
-        raise ValueError(f"there is no prior {kind!r}; choose {_listed(others)}")
+        raise ValueError(f"there is no prior {kind!r}; choose {_listed((*get_args(PriorKind), *others))}")
     if given_strength(strength) is not None and kind == "none":
         raise ValueError(f"prior_strength={strength} has no effect without a prior; leave it out, or choose a prior")
 
@@ -68,7 +70,7 @@ def given_strength(strength: str) -> float | None:
     try:
         number = float(strength)
     except (ValueError, TypeError):
-        raise ValueError(f"prior_strength must be auto or a number, not {strength!r:.80}") from None
+        raise ValueError(f"prior_strength must be 'auto' or a number, not {strength!r:.80}") from None
     NOT_NEGATIVE.check("prior_strength", number)
     return number
 
@@ -97,13 +99,13 @@ def load_prior(path: str | Path, *, num_items: int | None = None) -> SavedPrior:
     num_weights = len(prior.values) if isinstance(prior, ArrayPrior) else len(prior.popularity)
     if num_items is not None and num_weights != num_items:
         raise ValueError(
-            f"the prior in {path} has weights for {num_weights} items, but the catalogue has {num_items}; use the "
-            "prior of the same dataset"
+            f"the prior in {path} has weights for {num_weights} items, but the catalogue has {num_items}; use a "
+            "prior that was fitted to a dataset with this catalogue"
         )
     return prior
 
 
-def _listed(more: tuple[str, ...] = ()) -> str:
-    """Returns the kinds of priors and the `more` kinds, as words for a message."""
-    kinds = [*get_args(PriorKind), *more]
-    return f"{', '.join(kinds[:-1])} or {kinds[-1]}"
+def _listed(kinds: Sequence[str]) -> str:
+    """Returns the quoted names of kinds of priors, joined for a message."""
+    names = [repr(kind) for kind in kinds]
+    return f"{', '.join(names[:-1])} or {names[-1]}"

@@ -34,9 +34,10 @@ class MatchedPrior:
 
     Args:
         prior (`Prior`): The prior.
-        sources (`np.ndarray` of shape `(num_items,)`): The index of each item of the catalogue in the prior; -1 if the
-            prior has no weight for the item.
-        num_recommendable (`int`): I. These are the first items of the catalogue; all others occur only in histories.
+        sources (`np.ndarray` of shape `(num_items,)`): For each item of the catalogue, its index in the prior; -1 if
+            the prior has no weight for the item.
+        num_recommendable (`int`): I. The first I items of the catalogue can be recommended; all others occur only
+            in histories.
     """
 
     prior: Prior
@@ -65,7 +66,8 @@ class MatchedPrior:
             inside = (items >= 0) & (items < len(targets))
             changes["items"] = torch.where(inside, targets[torch.where(inside, items, 0)], -1)
 
-        # 3. If there are no shared weights, give the items without a weight the smallest weight of each prompt.
+        # 3. If there are no shared weights, or all of them are 0, add the items that the prior has no weights for. For
+        # each prompt, they get the smallest positive weight of this prompt.
         if weights.items is not None and weights.values is not None and is_own:
             new = self._new.to(weights.items.device).expand(len(weights.items), -1)
             changes["items"] = torch.cat([changes["items"], new], 1)
@@ -79,7 +81,7 @@ class MatchedPrior:
 
     @cached_property
     def _sources(self) -> Tensor:
-        """`(I,)`: the index of each item in the prior; -1 if the prior lacks the item.
+        """`(I,)`: for each item, its index in the prior; -1 if the prior lacks the item.
 
         An index of -1 selects the last entry of a table, which [`weights`] has appended for such items.
         """
@@ -100,7 +102,7 @@ class MatchedPrior:
 
 
 def smallest_positive(weights: Tensor) -> Tensor:
-    """Returns the smallest of the weights `(..., S)` that is not 0, `(..., 1)`. It is 1 if all weights are 0."""
+    """Returns the smallest positive weight of the weights `(..., S)`, `(..., 1)`; 1 if all weights are 0."""
     smallest = torch.where(weights > 0, weights, torch.inf).amin(-1, keepdim=True)
     return torch.where(smallest.isfinite(), smallest, 1)
 

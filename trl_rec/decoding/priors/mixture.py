@@ -86,7 +86,7 @@ class MixturePrior:
             raise ValueError("counts and shares must have the same names, and at least one name")
         for name, counts in self.counts.items():
             counts.check(len(self.popularity))
-            NOT_NEGATIVE.check(f"the weight of {name}", self.shares[name])
+            NOT_NEGATIVE.check(f"the weight of {name!r}", self.shares[name])
         NOT_NEGATIVE.check("strength", self.strength)
         POSITIVE.check("eps", self.eps)
         COUNT.check("prior_items", self.prior_items)

@@ -71,7 +71,7 @@ def partial_shares(
     items of the history have no share.
 
     Returns:
-        The index of the history, the item and the share of each part, `(N,)` each.
+        The index of the history, the item and the value of each part, `(N,)` each.
     """
     followers, scores = counts.followers(histories)
     rows = followers.row_ids

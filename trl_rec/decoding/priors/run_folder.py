@@ -23,7 +23,7 @@ from trl_rec.ranges import NOT_NEGATIVE, POSITIVE
 
 
 KEY = "prior"  # the key of `recommender.json` that contains the settings of the prior
-REMEDY = "restore the file from a copy of the run folder, or remove its key prior"
+REMEDY = "restore the file from a copy of the run folder, or remove its key 'prior'"
 
 
 def save_run_prior(folder: str | Path, prior: SavedPrior) -> None:
@@ -46,7 +46,7 @@ def prior_entry(prior: SavedPrior) -> dict[str, Any]:
 
 
 def drop_run_prior(folder: str | Path) -> None:
-    """Removes the key `prior` from the `recommender.json` of a run folder, if it is there."""
+    """Removes the key `prior` from the `recommender.json` of a run folder, if the key is there."""
     path = Path(folder) / SETTINGS
     if not path.is_file():
         return
@@ -61,7 +61,7 @@ def load_run_prior(folder: str | Path, settings: Mapping[str, Any], num_items: i
     Args:
         folder (`str` or `Path`): The run folder.
         settings (`Mapping`): The content of its `recommender.json`.
-        num_items (`int`): Size of the catalogue.
+        num_items (`int`): Number of items that the prior must have weights for.
     """
     described = settings.get(KEY)
     if described is None:

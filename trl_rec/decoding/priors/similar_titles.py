@@ -1,10 +1,10 @@
-"""Computes the count of a [`MixturePrior`] that compares titles. In it, items with similar titles count as if they
+"""Computes one of the counts of a [`MixturePrior`]: the count in which items with similar titles count as if they
 followed each other.
 
 Two titles are similar if they share rare words. This count also gives shares to items that hardly occur in the log.
 The other counts, which count pairs of items in the log, contain few pairs with such items.
 
-Legend: N items, W occurrences of words in titles, P pairs of items.
+Legend: N items, W occurrences of words in titles.
 """
 
 from __future__ import annotations

@@ -31,8 +31,9 @@ def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None)
         folders (`Sequence[str | Path]`): Output folders of training commands such as `trl-rec bear`, or of
             `trl-rec evaluate`.
         names (`Sequence[str]`, *optional*): Name of the arm of each folder. By default, folders whose recipes
-            (`recipe.yaml`) differ only in the seed, the name of the run and the output folder form one arm. The name
-            of the arm is the common beginning of its folders' names. A folder without a recipe is an arm of its own.
+            (`recipe.yaml`) differ only in the settings `NOT_IN_ARM`, such as the seed and the output folder, form one
+            arm. The name of the arm is the common beginning of its folders' names. A folder without a recipe is an arm
+            of its own.
 
     Returns:
         `Arms`: the evaluations by name of the arm and by seed, in the order given.

@@ -22,7 +22,7 @@ from trl_rec.evaluation.graded.measures import places_by_score
 from trl_rec.ragged import Ragged, join
 
 
-SWEEPS = 20  # iterations that fit the bias model; a further iteration changes no effect by 0.001 or more
+SWEEPS = 20  # iterations that fit the bias model; one more would change each effect by less than 0.001
 
 
 def random_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Computes metrics for orders of rated candidates: graded NDCG, Kendall's tau, and the effect of the prompt's order.
+"""Computes metrics for orders of rated candidates: graded NDCG, Kendall's tau and measures of position bias.
 
 An order is given as `places`, the place of each candidate, starting from 0 for the best. `slots` are the positions of
 the candidates in the prompt, starting from 0. Places, slots and ratings are padded with -1 for lists of fewer than m

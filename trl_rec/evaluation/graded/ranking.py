@@ -48,7 +48,7 @@ def combine_orders(lists: RankedLists, count: int) -> RankedLists:
 
     Args:
         lists: Rankings of `S * count` orders per list.
-        count: Number of rankings to combine.
+        count: Number of rankings to combine into one.
     """
     num_lists, num_orders, width = lists.places.shape
     groups = lists.places.reshape(num_lists * num_orders // count, count, width)

@@ -29,10 +29,10 @@ def evaluate_orders(
 
     Returns:
         The evaluation, with the metrics `graded_ndcg@k` for every k, and `tau`, which is Kendall's tau between a
-        model's order and the order of the ratings. These metrics are averaged over the S rankings of each list. If S
-        is above 1, the metrics also include `consistency` ([`order_consistency`]) and `slot_bias`
-        ([`slot_correlation`]). `slot_bias` is left out if each ranking combines several prompts. `rankings` contains
-        only the first ranking of each list.
+        model's order and the order of the ratings. These metrics are averaged over the S rankings of each list (see
+        [`RankedLists`]). If S is above 1, the metrics also include `consistency` ([`order_consistency`]) and
+        `slot_bias` ([`slot_correlation`]). `slot_bias` is left out if each ranking combines several prompts.
+        `rankings` contains only the first ranking of each list.
     """
     ratings = split_rows(rows, "ratings").padded(fill=-1).astype(float)  # (N, m)
     orders = [lists.places[:, order] for order in range(lists.places.shape[1])]  # S arrays (N, m)

@@ -56,18 +56,23 @@ def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str |
     Returns:
         The evaluation of each recommender by name.
     """
-    # 1. Load the model, and check that it was trained on these items.
+    # 1. Check the settings, load the model, and check that it was trained on the items of the dataset.
     assert config.model is not None and config.folder is not None
     for name in INERT:
         if getattr(config, name) is not None:
-            raise ValueError(f"{name} has no effect on {config.model}, which orders rated candidates; leave it out")
+            raise ValueError(
+                f"the option {name} has no effect on {config.model}, which orders rated candidates; leave the option "
+                "out"
+            )
     if config.baselines != list(BASELINES):
         raise ValueError(
-            f"baselines has no effect on {config.model}, which orders rated candidates and has baselines of its own; "
-            "leave it out"
+            f"the option baselines has no effect on {config.model}, which orders rated candidates and has baselines "
+            "of its own; leave the option out"
         )
     if config.prior not in (None, "none"):
-        raise ValueError(f"prior has no effect on {config.model}, which orders rated candidates; leave it out")
+        raise ValueError(
+            f"the option prior has no effect on {config.model}, which orders rated candidates; leave the option out"
+        )
     ranker = CandidateRanker.from_pretrained(config.model, dtype=config.dtype)
     dataset = dataset.with_surface(ranker.catalog.surface)
     check_same_items(config.folder, dataset.catalog, dataset.path)

@@ -82,7 +82,7 @@ def _update_by_array(digest: blake2b, array: np.ndarray | Tensor) -> None:
 
 
 def _plain(value: Any) -> str:
-    """Returns None, a number, a string or a [`Hashed`] as a string. NumPy numbers are treated like Python numbers."""
+    """Converts None, a number, a string or a [`Hashed`] to a string. NumPy numbers are treated like Python numbers."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Hashed):

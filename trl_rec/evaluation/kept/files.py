@@ -32,6 +32,6 @@ STAMP = b"trl_rec.evaluation"  # metadata key in the Parquet files; its value is
 
 
 def results_hash(content: Mapping[str, Any]) -> bytes:
-    """Returns a hash of the results, the catalogue and the evaluated rows. `content` is that of `metrics.json`."""
+    """Returns a hash of the results, the catalogue and the evaluated rows, from the content of `metrics.json`."""
     text = json.dumps([content["results"], content["identity"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16].encode()

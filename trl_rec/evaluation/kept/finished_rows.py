@@ -142,7 +142,8 @@ class _Writer:
         except (OSError, ValueError) as error:
             self._fails = True
             logger.warning(
-                "cannot save finished rows (%s); if the evaluation is interrupted, it will start from the beginning",
+                "cannot save finished rows (%s); if the evaluation is interrupted, rows that are not saved will be "
+                "computed again",
                 error,
             )
         self._waiting = []

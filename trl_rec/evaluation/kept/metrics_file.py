@@ -82,9 +82,11 @@ def metrics_content(
 
 
 def _num_users(results: Mapping[str, Evaluation]) -> int:
+    if not results:
+        raise ValueError("there are no results to write; pass at least one evaluation")
     counts = {name: int(evaluation.metrics["num_users"]) for name, evaluation in results.items()}
     if len(set(counts.values())) != 1:
-        listed = ", ".join(f"{name} {count}" for name, count in counts.items()) or "unknown"
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise ValueError(
             f"the results in one file must cover the same users, but their numbers of users differ: {listed}"
         )
@@ -105,5 +107,5 @@ def package_version(package: str) -> str | None:
     """Returns the version of an installed package, or None if it is not installed."""
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # the package is imported from a source checkout that was not installed
+    except metadata.PackageNotFoundError:  # also raised for a source checkout that was not installed
         return None

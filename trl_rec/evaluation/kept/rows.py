@@ -1,4 +1,4 @@
-"""Describes the rows that were evaluated in a table without user ids, and computes a fingerprint of the rows."""
+"""Makes a table of the evaluated rows, without user ids, and computes a fingerprint of the rows."""
 
 from __future__ import annotations
 

@@ -74,8 +74,8 @@ def write_evaluation(
     )
     if content["num_users"] != users.num_rows:
         raise ValueError(
-            f"the results are over {content['num_users']} users, but the {split} split has {users.num_rows} rows; "
-            "pass the rows that were evaluated"
+            f"the results are over {content['num_users']} users, but 'rows' selects {users.num_rows} rows of the "
+            f"{split} split; pass the numbers of the evaluated rows"
         )
     numbers = users["row"].to_numpy()
     tables = {

@@ -1,7 +1,7 @@
 """Stores the chosen setting of a prior in the file `choice.json` of the output folder.
 
-Once the test split has been evaluated with one setting, a different setting is refused. Otherwise, the setting could
-be chosen by its results on the test split.
+Once the test split has been evaluated with one setting, a different setting is refused. The setting therefore
+cannot be chosen by its results on the test split.
 """
 
 from __future__ import annotations

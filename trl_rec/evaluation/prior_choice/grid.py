@@ -57,7 +57,7 @@ def search_grid(
     # The steps of each setting on both axes. Strength 0 is on neither axis.
     steps: dict[Setting, tuple[int | None, int | None]] = {Setting(0.0, None): (None, None)}
     # With `one_axis_at_a_time`, only settings with the strength or the eps of this centre are measured. The centre is
-    # strength 1 with eps 1 at first. Later, it is the best setting so far that is not the policy alone.
+    # strength 1 with eps 1 at first. It moves to the best setting so far, unless this is the policy alone.
     centre = (0, 0 if has_eps else None)
     while True:
         # 1. Measure the settings that are new.

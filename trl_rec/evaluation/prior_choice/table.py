@@ -9,7 +9,10 @@ from trl_rec.evaluation.tables import aligned
 
 
 def choice_table(choice: PriorChoice) -> str:
-    """Makes a table of the grid: one row per strength and one column per eps, with the best value marked."""
+    """Makes a table of the grid: one row per strength and one column per eps, with the best value marked.
+
+    If the strength was given, nothing was measured, and the result is one line.
+    """
     if choice.how == "given":
         return f"prior {choice.prior}: {setting_in_words(choice.setting)}, as given"
 
@@ -28,12 +31,12 @@ def choice_table(choice: PriorChoice) -> str:
     # 2. Write the caption, which explains the values.
     how = {
         "exact": "with the exact scores of all items",
-        "rescored": f"among the {NUM_RESCORED} best items of the policy and of the prior",
+        "rescored": f"with rankings of the policy's {NUM_RESCORED} best items and the prior's {NUM_RESCORED} best",
         "lists": "with new lists for every setting",
     }[choice.how]
     caption = (
-        f"prior {choice.prior}: {choice.metric} of the product over {choice.num_users} validation users, {how} "
-        "(strength 0: the policy alone)"
+        f"prior {choice.prior}: {choice.metric} of the product, averaged over {choice.num_users} validation users, "
+        f"{how} (strength 0: the policy alone)"
     )
     lines = [caption, "", *aligned(rows), "", f"*: chosen, {setting_in_words(choice.setting)}"]
     if choice.at_limit:

@@ -42,7 +42,7 @@ class Cell:
     Args:
         text (`str`): The value.
         small (`str`, *optional*): The interval of the value, or another remark in small print.
-        is_best (`bool`, *optional*, defaults to `False`): Whether it is the best value of its column.
+        is_best (`bool`, *optional*, defaults to `False`): Whether the value is the best of its column.
     """
 
     text: str

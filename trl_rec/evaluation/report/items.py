@@ -28,8 +28,8 @@ from trl_rec.items import ItemCatalog
 
 
 ITEMS_COLOR = 6
-# Maximum number of groups shown. The groups with the largest shares in the histories are shown or, without a dataset,
-# those with the largest shares in the recommendations.
+# Maximum number of groups shown: those with the largest shares in the histories or, without a dataset, in the
+# recommendations.
 NUM_GROUPS = 20
 NUM_LISTS = 10
 NUM_RECENT = 3  # history items above each list
@@ -211,7 +211,7 @@ def _rated_list(material: Material, catalog: ItemCatalog, number: int, row: int,
 
 
 def _name(material: Material, number: int, row: int) -> str:
-    """Returns the heading of a list: the number of the row or, if `shows_users`, the id of the user."""
+    """Returns the heading of a list: the row number or, with a dataset and `shows_users`, the user id."""
     if not material.shows_users or material.dataset is None:
         return f"row {row}"
     user = int(split_users(material.split)[number])

@@ -38,7 +38,7 @@ class Run:
         log (`list[dict]`): The lines of `eval.jsonl`.
         recipe (`str`): The text of the recipe.
         environment (`Sequence[tuple[str, str]]`): Names and values of `environment.json`.
-        beam_gaps (`Mapping[str, BeamGap]`): The beam gaps that were measured, by recommender.
+        beam_gaps (`Mapping[str, BeamGap]`): The measured beam gaps, by name of the recommender.
         catalog (`ItemCatalog`, *optional*): The catalogue of the run folder.
     """
 

@@ -45,8 +45,8 @@ def write_report(
         sources (`Sequence[str | Path]`): Run folders and output folders of `trl-rec evaluate`, all evaluated on the
             same users; or one study folder.
         output (`str` or `Path`): The HTML file. An existing file is replaced.
-        names (`Sequence[str]`, *optional*): A name per folder. Folders with the same name are read as the seeds of one
-            recommender. By default, runs whose recipes differ only in the seed form one recommender.
+        names (`Sequence[str]`, *optional*): A name per folder. Folders that are given the same name are read as the
+            seeds of one recommender. By default, runs whose recipes differ only in the seed form one recommender.
         dataset (`str` or `Path`, *optional*): The dataset folder, which contains the histories and the items that
             users chose next. Defaults to the folder that the runs were measured on, if that folder still contains
             the same dataset.
@@ -109,8 +109,8 @@ def _facts(material: Material) -> list[str]:
 
 @cache
 def _environment() -> Environment:
-    """Returns the environment that loads the template. It escapes every text that is inserted, and removes control
-    characters from the text."""
+    """Returns the Jinja environment that loads the template. It escapes every text that is inserted, and removes
+    control characters from the text."""
     return Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,

@@ -80,9 +80,7 @@ def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm
             if name != run.kept.recommender:
                 arms.setdefault(name, Arm(name, [run], [name], is_own=False))
 
-    # Without `names`, a recommender keeps the name that it has in the results. If several recommenders have the same
-    # name there, a remark in parentheses is added to each: the name of its folder or, if it has several runs, the name
-    # of their group.
+    # Group the runs of models.
     own = [folder for folder, run in runs.items() if run.kept.recommender is not None]
     named = None if names is None else [name for name, folder in zip(names, runs, strict=True) if folder in own]
     if len(own) == 1 and named is None:
@@ -91,6 +89,10 @@ def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm
         (name, [runs[kept.folder] for kept in group.values()], [str(kept.recommender) for kept in group.values()])
         for name, group in (read_arms(own, named) if own else {}).items()
     ]
+
+    # Without `names`, a recommender keeps the name that it has in the results. If several recommenders have the same
+    # name there, a remark in parentheses is added to each: the name of its folder or, if it has several runs, the name
+    # of their group.
     firsts = [rows[0] for _, _, rows in groups]
     for name, members, rows in groups:
         if names is None:
@@ -283,7 +285,7 @@ def _dataset(kept: KeptEvaluation, path: str | Path | None) -> RecDataset | None
 def _check_same_rows(kept: KeptEvaluation, dataset: RecDataset) -> None:
     """Raises `ValueError` if the evaluation used a different dataset."""
     is_same = dataset.catalog.fingerprint == kept.identity["catalog"]
-    if is_same and not is_rated(kept):  # with rated items, settings of the run determine `identity["rows"]`
+    if is_same and not is_rated(kept):  # with rated items, `identity["rows"]` also depends on the run's settings
         is_same = describe_rows(dataset, kept.split, rows=kept.users["row"])[1] == kept.identity["rows"]
     if not is_same:
         raise ValueError(

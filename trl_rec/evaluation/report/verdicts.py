@@ -20,7 +20,7 @@ REMARK = (
 def verdicts_section(material: Material) -> Section | None:
     """Returns the section with the verdicts, or None if there is nothing to compare.
 
-    A study defines the comparisons itself. Without a study, all recommenders except baselines are compared with the
+    A study defines its own comparisons. Without a study, all recommenders except baselines are compared with the
     strongest baseline, and with the first recommender that is not a baseline. On a page with baselines only, each
     baseline is compared with the strongest one.
     """

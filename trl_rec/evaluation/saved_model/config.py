@@ -20,8 +20,8 @@ class EvaluationConfig:
 
     If `surface`, `list_length`, `num_beams`, `length_penalty`, `renormalize`, `max_length` or `prior` is not set,
     [`evaluation_settings`] reads it from the model's run folder, or from the hub repository that the folder was pushed
-    to. A model without a run folder gets the values in `settings.DEFAULTS`. For such a model, set these fields to the
-    values that it was trained with.
+    to. A model without a run folder gets the values in `settings.DEFAULTS` and no prior. For such a model, set these
+    fields to the values that it was trained with.
 
     Args:
         model (`str`, *optional*): A hub id, a folder or a GGUF file. If neither `model` nor `lists` is set, only the
@@ -36,8 +36,8 @@ class EvaluationConfig:
         list_length (`int`, *optional*): Number of items in a list, for a model that writes lists.
         rewards (`dict`, *optional*): Weights of the rewards that score whole lists, as in [`score_lists`].
         best_of (`int`, *optional*): If set, also draws this number of lists per user and evaluates the list with the
-            highest reward. The mean reward of these lists is an upper bound for a policy that BLADE trains from this
-            model with `target="best_of_n"`, the same `best_of` and the default `beta`. Requires `rewards` and
+            highest reward. The mean reward of these best lists is an upper bound for a policy that BLADE trains from
+            this model with `target="best_of_n"`, the same `best_of` and the default `beta`. Requires `rewards` and
             `list_length`.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         max_users (`int`, *optional*): Maximum number of rows of the split to evaluate, spread evenly over the split.
@@ -182,7 +182,7 @@ class EvaluationConfig:
     prior: str | None = field(
         default=None,
         metadata={
-            "help": "prior to multiply the model by: popularity, transition, mixture, saved or none; if unset, the "
+            "help": "prior that multiplies the model: popularity, transition, mixture, saved or none; if unset, the "
             "prior in the run folder"
         },
     )
@@ -195,9 +195,7 @@ class EvaluationConfig:
     )
     seed: Annotated[int, SEED] = field(
         default=0,
-        metadata={
-            "help": "seed of the random baseline, of the baseline sequence, of sampled lists and of the bootstrap"
-        },
+        metadata={"help": "seed of the baselines random and sequence, of sampled lists and of the bootstrap"},
     )
 
     @property

@@ -462,5 +462,5 @@ class TokenTrie:
 
 
 def _pick(table: Tensor, index: Tensor) -> Tensor:
-    """Returns `table[index]`. If the table exceeds the CPU's caches, `index_select` is three times faster."""
+    """Returns `table[index]`. If the table exceeds the CPU's caches, `index_select` is 3 times as fast as indexing."""
     return table.index_select(0, index.flatten()).view(index.shape)

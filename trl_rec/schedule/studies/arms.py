@@ -43,7 +43,7 @@ class Arm:
         name: Name of the arm in the table.
         baseline (*optional*): Name of a baseline, if the arm is a baseline.
         lists (*optional*): File with the lists, if the arm consists of lists made elsewhere.
-        policy (*optional*): Name of the arm whose policies are measured again, if this arm is not trained itself.
+        policy (*optional*): Name of another arm, if this arm measures the other arm's policies again.
         evaluation: If `policy` is set, the keys of `trl-rec evaluate` whose values differ from those used to measure
             the other arms.
         row: If `policy` is set, the row of the evaluation to use: one of `ROWS`.
@@ -153,7 +153,9 @@ def read_comparisons(config: StudyConfig, arms: Mapping[str, Arm]) -> list[tuple
                     f"comparisons: {text!r}: {name!r} is not an arm of this study; name one of {_listed(arms)}"
                 )
         if parts[0] == parts[1] or (parts[0], parts[1]) in pairs or (parts[1], parts[0]) in pairs:
-            raise ValueError(f"comparisons: {text!r} compares an arm with itself, or is given twice; leave it out")
+            raise ValueError(
+                f"comparisons: {text!r} compares an arm with itself, or repeats another comparison; leave it out"
+            )
         pairs.append((parts[0], parts[1]))
     return pairs
 
@@ -189,7 +191,8 @@ def _read_arm(name: str, entry: Any, config: StudyConfig, read_recipe: Callable[
     unknown = sorted(set(entry) - known, key=str)
     if unknown:
         raise ValueError(
-            f"{where}: there is no key {unknown[0]!r}; an arm with {kind} may have the keys {', '.join(sorted(known))}"
+            f"{where}: there is no key {unknown[0]!r}; an arm with the key {kind!r} may have the keys "
+            f"{', '.join(sorted(known))}"
         )
     needs = _read_needs(where, entry.get("needs", {}))
     if kind == "baseline":
@@ -266,7 +269,7 @@ def _check_policies(arms: dict[str, Arm], config: StudyConfig) -> None:
 
 
 def _check_baselines(arms: Mapping[str, Arm]) -> None:
-    """Raises `ValueError` if a baseline does not exist. Studies of rated candidates have other baselines."""
+    """Raises `ValueError` if a baseline does not exist. Studies of rated candidates have baselines of their own."""
     is_rated = any(arm.verb == "alro" for arm in arms.values())
     known = tuple(RATED_BASELINES) if is_rated else (*BASELINES, SEQUENCE)
     for name, arm in arms.items():

@@ -64,7 +64,7 @@ class StudyConfig:
         jobs (`int`, *optional*, defaults to `1`): Number of runs at the same time.
     """
 
-    output_dir: str = field(metadata={"help": "folder of the study; the same command continues it"})
+    output_dir: str = field(metadata={"help": "folder of the study; the same command continues an interrupted study"})
     arms: dict[str, Any] = field(metadata={"help": "the arms to compare: a mapping from names to arms"})
     against: str = field(metadata={"help": "name of the arm that the other arms are compared with"})
     dataset: str | None = field(default=None, metadata={"help": "dataset folder; takes precedence over prepare"})

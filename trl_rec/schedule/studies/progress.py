@@ -1,4 +1,4 @@
-"""Counts the remaining runs of a study, and estimates how long they will take from the times of the finished runs."""
+"""Counts the remaining runs of a study, and uses the times of the finished runs to estimate the remaining time."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Estimates the smallest difference that a study can detect, and how much each arm can gain (its headroom).
 
-Both are computed before the first training, from the baselines on the validation split. A headroom that the study's
-recipe contains takes precedence. Otherwise, a headroom can be computed only for arms whose models read item ids and no
-item texts, because such models cannot recommend an item that is not in the training split.
+Both are computed before the first training, from the baselines on the validation split. If the study's recipe sets the
+headroom of an arm, this value is used instead. A headroom can be computed only for arms whose models read item ids and
+no item texts, because such models cannot recommend an item that is not in the training split.
 """
 
 from __future__ import annotations

@@ -177,8 +177,8 @@ def _figures(
       the number of users. Only users who have a value with every seed are counted;
     - `runs`: for each seed, the folder of the measurement, the name of the arm in it and, for a training, the result
       of [`_training_entry`];
-    - `validation`: the measure that grids are chosen by, on validation, averaged over the seeds, or None if no run has
-      this measure.
+    - `validation`: the validation measure by which points of grids are chosen, averaged over the seeds, or None if no
+      run has this measure.
     """
     shown = [*study.config.metrics, study.config.primary]
     known = [metric for metric in shown if all(metric in per_user for per_user in runs.values())]

@@ -171,7 +171,7 @@ def _start_some(
         except Busy:
             waiting.append(run)
             if run.path not in has_said:
-                say(f"{run.title}: waiting for a process of an interrupted study, which is still running")
+                say(f"{run.title}: waiting for a process that an interrupted call of the study left running")
             has_said.add(run.path)
             time.sleep(POLL)
             continue

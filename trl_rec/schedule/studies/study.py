@@ -7,7 +7,8 @@ A study has these steps:
 and leave out the arms whose possible gain is smaller.
 3. Train every point of every grid with the first seed, choose a point of each grid, and write down the choice.
 4. Train the chosen points with the other seeds.
-5. Measure each arm once on the test split, and make the table.
+5. Measure each arm once on the test split (or, with `only_validation`, read its measurement on validation), and make
+the table.
 
 Every run is a process with its own folder, and a finished run is not repeated. So the same call continues a study that
 was killed, and ends with the same table.
@@ -84,8 +85,8 @@ class Study:
             self.made[verb] = with_recipe(getattr(config, verb) or {}, read_recipe)
         if config.dataset is None and not self.made["prepare"].get("output_dir"):
             raise ValueError(
-                "the study has no dataset; set dataset to a folder made by trl-rec prepare, or set prepare, including "
-                "its output_dir"
+                "the study has no dataset; set the key 'dataset' to a folder made by trl-rec prepare, or set the key "
+                "'prepare' to the keys of trl-rec prepare, including output_dir"
             )
         self.dataset_folder = config.dataset or str(self.made["prepare"]["output_dir"])
 

@@ -26,8 +26,8 @@ def choose_points(study: Study, resolved: Resolution) -> dict[str, int]:
     chosen: dict[str, int] = {}
     values: dict[str, dict[int, float | None]] = {}
     while len(chosen) < len(study.trainings):
-        # Train all points of the arms that can be trained now. An arm that starts from another arm can be trained once
-        # a point of the other arm has been chosen.
+        # Train all points of the arms that can be trained now. An arm that starts from another arm has to wait until a
+        # point of the other arm is chosen.
         ready = [
             arm
             for name, arm in study.trainings.items()

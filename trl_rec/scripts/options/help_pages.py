@@ -1,7 +1,8 @@
 """Prints `trl-rec VERB --help`, which lists the keys (options) of a verb by group, with their defaults.
 
-The keys are read from `keys.json`, which `keys.py` writes, so TRL does not have to be imported. `--help_all` also
-describes the other keys of TRL and Transformers. This module imports only the standard library.
+The keys are read from `keys.json`, which `keys.py` writes, so only the standard library and the list of verbs are
+imported. With `--help_all`, the help also describes the keys of TRL and Transformers that are usually left out. This
+takes longer, because TRL is imported.
 """
 
 from __future__ import annotations
@@ -88,9 +89,9 @@ def help_text(verb: str, groups: Groups, width: int, *, everything: bool = False
     # 1. Show how to call the verb.
     usage = " ".join(filter(None, ["usage: trl-rec", verb, ENDS.get(verb), "[--config RECIPE] [--KEY VALUE ...]"]))
     text = (
-        "RECIPE is a YAML file, or the name of a shipped recipe (trl-rec recipe lists the names). In a recipe, keys "
-        "are written without the dashes, and env is a mapping of environment variables to set. Keys on the command "
-        "line override the recipe. On the command line, mappings are written as JSON."
+        "RECIPE is a YAML file, or the name of a shipped recipe ('trl-rec recipe' lists the names). In a recipe, keys "
+        "are written without the dashes, and the key 'env' is a mapping of environment variables to set. Keys on the "
+        "command line override the recipe. On the command line, mappings are written as JSON."
     )
     lines = [usage, "", *_wrapped(f"{VERBS[verb][0].upper()}{VERBS[verb][1:]}.", width), "", *_wrapped(text, width)]
 

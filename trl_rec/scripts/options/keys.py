@@ -1,7 +1,7 @@
 """Describes the keys of every verb for `trl-rec VERB --help`, from the dataclasses that the verb parses.
 
-Importing these dataclasses takes seconds, so the descriptions are stored in `keys.json`, and the help is printed from
-this file. A test compares the file with the dataclasses. After changing a key, write the file again:
+Importing these dataclasses takes seconds, so the descriptions are stored in `keys.json`, from which the help is
+printed. A test compares `keys.json` with the dataclasses. After changing a key, write `keys.json` again:
 
     python -m trl_rec.scripts.options.keys
 """

@@ -1,6 +1,6 @@
 """Parses the command line of a verb, which is a subcommand of `trl-rec`, and its recipe (`--config`) into dataclasses.
 
-The parser is TRL's. The command line overrides every key of a recipe, and an unknown key is an error.
+The parser is TRL's. A key on the command line overrides the same key of the recipe. An unknown key is an error.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
         sys.exit()
     recipe, words = _split_config(argv)
 
-    # 2. Parse. As in TRL, the values of the recipe become the parser's defaults. mypy does not check the type of
-    # `all_kinds`, because TRL annotates this parameter with a NewType, which no class matches.
+    # 2. Parse. As in TRL, the values of the recipe become the parser's defaults. mypy would reject `all_kinds`,
+    # because TRL annotates this parameter with a NewType, which no class matches.
     all_kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     parser = _Parser(
         all_kinds,  # type: ignore[arg-type]
@@ -217,7 +217,7 @@ def json_mapping(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise ArgumentTypeError(f"{text[:60]} is not a mapping; write it as JSON, such as '{{\"codes\": 32}}'")
+        raise ArgumentTypeError(f"'{text[:60]}' is not a mapping; write it as JSON, such as '{{\"codes\": 32}}'")
     return value
 
 

@@ -79,7 +79,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             f"{path} contains a value that YAML cannot read: {_one_line(error)}; write the value in quotes"
         ) from error
 
-    # 2. Check that it is a mapping.
+    # 2. Check that the file contains a mapping.
     if not isinstance(content, dict):
         raise ValueError(
             f"{path} is not a recipe, because it does not contain a mapping such as 'seed: 1'; give a recipe"
@@ -88,7 +88,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def _check_node(path: str | Path, node: yaml.Node | None) -> None:
-    """Raises `ValueError` if aliases make the recipe too large or endless.
+    """Raises `ValueError` if the recipe is too large or endless after its aliases are expanded.
 
     Also raises `ValueError` if a key at the top level is repeated or not a string.
     """
@@ -112,7 +112,7 @@ def _check_node(path: str | Path, node: yaml.Node | None) -> None:
         if key.tag != "tag:yaml.org,2002:str":
             raise ValueError(f"{place}: a key must be the name of an option; correct the key")
         if key.value in seen:
-            raise ValueError(f"{place}: the key {key.value} occurs twice; remove one of the two")
+            raise ValueError(f"{place}: the key {key.value!r} occurs twice; remove one of the two")
         seen.add(key.value)
 
 

@@ -1,4 +1,4 @@
-"""Makes the semantic IDs of Align3GR for items and users, which are learned from texts and interactions."""
+"""Makes Align3GR's semantic IDs for items and users. The IDs are learned from texts and interactions."""
 
 from __future__ import annotations
 

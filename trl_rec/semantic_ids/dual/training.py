@@ -83,7 +83,7 @@ class DualTraining:
         patience (`int`): Number of epochs without improvement after which a phase ends.
         without_behaviour (`float`): Probability that the behaviour of an item is replaced with zeros during training,
             so that a new item can get an ID from its text alone.
-        generator (`torch.Generator`): Generator for all random draws.
+        generator (`torch.Generator`): Generator for all random draws of the training.
         curve (`list`): The measurements after each epoch.
     """
 
@@ -161,7 +161,8 @@ class DualTraining:
         interactions = torch.randint(int(ends[-1]), (len(users), NUM_OTHERS), generator=generator)
         items = torch.cat([own.unsqueeze(1), torch.searchsorted(ends, interactions, right=True)], 1)
 
-        # Computed row by row, because a single call would compare each user with the items of all M rows.
+        # Call `chose` once per row, because a single call for all rows would compare each user with the items of all
+        # M rows.
         rows = [self.inputs.chose(user, row) for user, row in zip(users.split(1), items, strict=True)]
         is_chosen = torch.cat(rows)
         is_chosen[:, 0] = False

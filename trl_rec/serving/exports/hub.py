@@ -30,7 +30,8 @@ def push_run(
             default, it is pushed only if the recorded licence of the data allows redistribution.
         include_prior (`bool`, *optional*, defaults to `False`): Whether to push the prior, which consists of counts
             of what users chose.
-        private (`bool`, *optional*): Whether a new repository is private. Defaults to the organisation's setting.
+        private (`bool`, *optional*): Whether a new repository is private. By default, it is public unless the
+            default of the organisation is private.
         token (`str`, *optional*): Token of the hub. Defaults to the token that `hf auth login` stored.
     """
     from huggingface_hub import HfApi
@@ -53,7 +54,7 @@ def push_run(
 def export_published(
     run: str | Path, output: str | Path, *, include_catalog: bool = False, include_prior: bool = False
 ) -> list[str]:
-    """Writes the files that [`push_run`] would push to a new or empty folder, and returns their names.
+    """Fills a new or empty folder with the files that [`push_run`] would push, and returns their names.
 
     Args:
         run, include_catalog, include_prior: As in [`push_run`].

@@ -1,8 +1,8 @@
 """Exports a run folder as a Hugging Face model without PEFT and without quantisation.
 
 The exported folder is a run folder too, with the same catalogue, prior and settings. [`Recommender`] and the verbs
-`recommend`, `serve` and `evaluate` of `trl-rec` can therefore read it. `AutoModelForCausalLM` and other engines load
-it as they load any model.
+`recommend`, `serve` and `evaluate` of `trl-rec` can therefore read it. `AutoModelForCausalLM` and inference
+engines load it as they load any model.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def export_merged(model: str | Path, output: str | Path, *, dtype: str = "auto")
     """Writes a run folder whose adapter is merged into its base model, and returns the new folder.
 
     If there is no adapter, the model is saved as it is, or dequantised. Checkpoints and values per user are always
-    left out. In float32, lists are the same as before, except where two scores differ by less than 1e-5. In bfloat16,
-    merging rounds the weights.
+    left out. In float32, the new folder recommends the same lists as the old one, except where two scores differ by
+    less than 1e-5. In bfloat16, merging rounds the weights.
 
     Args:
         model (`str` or `Path`): A run folder, or the hub id of a pushed run folder.

@@ -1,6 +1,6 @@
 """Reads the arguments with which a request to vLLM restricts its output to items of the catalogue.
 
-They are in the request's `extra_args`, which an HTTP client sends as `vllm_xargs`:
+The arguments are in the request's `extra_args`, which an HTTP client sends as `vllm_xargs`:
 
 | argument | meaning |
 | --- | --- |
@@ -30,7 +30,7 @@ from trl_rec.serving.vllm.rows import Row
 
 
 ARGUMENTS = ("items", "exclude", "allowed", "where", "prefix", "exclude_rows", "mask")
-MOST_PREFIX = 4096  # maximum number of tokens of `prefix`, whatever the catalogue
+MOST_PREFIX = 4096  # maximum number of tokens of `prefix`, for every catalogue
 # Arguments in `extra_args` that other parts of vLLM read.
 OTHERS = ("kv_transfer_params", "ec_transfer_params", "session_id")
 
@@ -48,7 +48,7 @@ def check_form(arguments: Mapping[str, Any] | None) -> None:
         lost = next((name for name in ARGUMENTS if name in arguments), None)
         if lost is not None:
             raise ValueError(
-                f"the argument {lost} requires the argument items; set items to the number of items to write"
+                f"the argument {lost!r} requires the argument 'items'; set 'items' to the number of items to write"
             )
         return
 
@@ -64,7 +64,7 @@ def check_form(arguments: Mapping[str, Any] | None) -> None:
             COUNT_FROM_0.check(name, number)
     _check_prefix(arguments, MOST_PREFIX)
     if not isinstance(arguments.get("mask", b""), bytes):
-        raise ValueError("mask must be bytes; use allowed or where")
+        raise ValueError("'mask' must be bytes; use 'allowed' or 'where' instead")
     _where(arguments.get("where"))
 
 
@@ -122,7 +122,7 @@ class RunArguments:
         number = self.catalog.num_recommendable
         if len(bits) != -(-number // 8):
             raise ValueError(
-                f"mask has {len(bits)} bytes, but the catalogue has {number} items; use allowed or where instead"
+                f"'mask' has {len(bits)} bytes, but the catalogue has {number} items; use 'allowed' or 'where' instead"
             )
         return Mask(np.unpackbits(bits, count=number).astype(bool))
 
@@ -173,4 +173,4 @@ def _where(where: Any) -> Any:
     try:
         return json.loads(where)
     except (ValueError, RecursionError):
-        raise ValueError(f"where is not JSON: {where!r:.80}") from None
+        raise ValueError(f"'where' is not JSON: {where!r:.80}") from None

@@ -1,9 +1,9 @@
 """Lets vLLM compute the log-probabilities of a beam search, in place of a model in this process.
 
-[`VllmPrompts`] has the interface `BeamCache` of `decoding/beam.py`. Each active beam is a request of its own: the
-prompt followed by the beam's tokens, and one new token. vLLM returns the best log-probabilities at the new token. It
-caches the common beginnings of requests. A forced token (the only legal one) needs no request, because it is appended
-to the prompt.
+[`VllmPrompts`] has the interface `BeamCache` of `decoding/beam.py`. Each active beam is a request of its own, which
+consists of the prompt and the beam's tokens, and asks for one new token. vLLM returns the best log-probabilities at
+the new token. It caches the common beginnings of requests. A forced token (the only legal one) needs no request of its
+own, because it is appended to the prompt.
 
 Legend: B: prompts, K: beams per prompt, A: active beams per prompt, U: distinct tokens of the trie.
 """
@@ -39,7 +39,12 @@ class Ask(NamedTuple):
 
 
 class Written(NamedTuple):
-    """The result of a request: the new tokens and, for each of them, the tokens with returned log-probabilities."""
+    """The result of a request.
+
+    Args:
+        tokens (`list[int]`): The new tokens.
+        best: For each new token, the tokens whose log-probabilities were returned, and these log-probabilities.
+    """
 
     tokens: list[int]
     best: list[tuple[list[int], list[float]]]
@@ -158,8 +163,8 @@ class VllmPrompts:
         ]
         written = ask(self._llm, asks, 1, logprobs=self._num_returned)
 
-        # Drop tokens with log-probability -inf, which are arbitrary, and tokens that are not in the trie. Only EOS can
-        # be such a token; the processor allows it if no item is left.
+        # Drop tokens with log-probability -inf, which are arbitrary, and tokens that are not in the trie. EOS is
+        # the only token that the trie may lack. The processor allows it if no item is left.
         logps = torch.full((len(asks), len(self._trie.tokens)), -torch.inf)
         known = self._trie.tokens.numpy()
         for row, one in enumerate(written):

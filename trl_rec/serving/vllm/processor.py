@@ -60,15 +60,15 @@ class CatalogProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM may not b
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Raises `ValueError` if a request's arguments are wrong. The response of vLLM's server then has status 400.
 
-        vLLM calls this function in a process that has not loaded the model. Without further information, only the form
-        of the arguments is checked. If the variable `TRL_REC_RUN` names the run folder, ids and conditions are also
-        compared with the catalogue.
+        vLLM calls this function in a process that has not loaded the model. By default, only the form of the arguments
+        is checked there. If the environment variable `TRL_REC_RUN` names the run folder, ids and conditions are also
+        checked against the catalogue.
         """
         check_form(sampling_params.extra_args)
         if not is_held(sampling_params.extra_args):
             return
         if sampling_params.structured_outputs is not None:
-            raise ValueError("items and structured outputs cannot be combined; leave one of them out")
+            raise ValueError("'items' and structured outputs cannot be combined; leave one of them out")
         folder = os.environ.get(RUN_VARIABLE)
         if folder:
             _arguments_of(folder).row(sampling_params.extra_args, [])
@@ -102,7 +102,11 @@ class CatalogProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM may not b
         try:
             return self._arguments.row(params.extra_args, written)
         except ValueError as error:
-            logger.warning("A request ends without an item: %s. Set %s to refuse such requests.", error, RUN_VARIABLE)
+            logger.warning(
+                "A request ends without an item: %s. Set %s to the run folder to refuse such requests.",
+                error,
+                RUN_VARIABLE,
+            )
             return Row(0, written)
 
 

@@ -101,8 +101,8 @@ class VllmRanker(RequestRanker):
 
     def _scores_of(self, prompts: Ragged, histories: Ragged, target: int) -> np.ndarray:
         """Returns the score of one item after each prompt, `(B,)`."""
-        # 1. Find the tokens of the item that count. With a softmax over legal tokens, the log-probability of a forced
-        # token (the only legal one) is 0.
+        # 1. Find the item's tokens that contribute to the score. With a softmax over legal tokens, a forced token (the
+        # only legal one) contributes nothing, because its log-probability is 0.
         path = list_tokens(self._trie, torch.tensor([target]))
         path_tokens = path.token_ids.tolist()
         is_list = self._format.list_length is not None

@@ -63,8 +63,8 @@ class CatalogRows:
         trie (`TokenTrie`): The paths of the items. If the model writes lists, the paths as they occur in lists.
         eos_token_id (`int`): The token after the last item.
         are_lists (`bool`): Whether the model writes lists.
-        renormalize (`bool`): Whether the softmax is over the legal tokens, or over the whole vocabulary. Lists always
-            use the legal tokens.
+        renormalize (`bool`): Whether the softmax is over the legal tokens. If False, it is over the whole vocabulary.
+            Lists always use the legal tokens.
     """
 
     def __init__(self, trie: TokenTrie, eos_token_id: int, *, are_lists: bool, renormalize: bool = True) -> None:
@@ -80,12 +80,12 @@ class CatalogRows:
         self._nodes = empty  # (R,): the node that each row has reached; -1 after a token that was not legal
         self._ranks = empty  # (R,): number of complete items
         self._lengths = empty  # (R,): number of items to write
-        self._filter_of = empty  # (R,): number of the row's filter
+        self._filter_of = empty  # (R,): index of the row's filter in `FilterTables`
         self._items = empty.view(0, 0)  # (R, K): the items, -1 is padding
         self._excluded = empty.view(0, 0)  # (R, E): places of excluded items that the filter allows, in order
 
     def add(self, index: int, row: Row) -> None:
-        """Begins a row. A row that was there is replaced."""
+        """Begins a row. If the index already has a row, this row is replaced."""
         trie = self.trie
         self.rows.pop(index, None)
         number = self._filters.number(row.mask, self._used_filters())
@@ -210,8 +210,8 @@ class CatalogRows:
     def _advance(self, index: Tensor, tokens: Tensor) -> None:
         """Moves the rows `(M,)` along their next tokens `(M,)`.
 
-        A row that reaches a leaf has written the first item of the leaf that is left. If no item of the leaf is left,
-        the row ends.
+        A leaf may have several items. A row that reaches a leaf has written the first of these items that is left. If
+        none of them is left, the row ends.
         """
         trie = self.trie
         is_open = self._ranks[index] < self._lengths[index]

@@ -98,7 +98,7 @@ class RatedListCollator(EpochCounter):
         if self.given_order is None:
             return draw_slots(len(candidates), self.num_orders, key)
 
-        # Two consecutive random orders differ, so at least half of them differ from the given order.
+        # Consecutive random orders differ, so at least half of the drawn orders differ from the given order.
         given = self.given_order.slots(candidates, ratings)
         others = [order for order in draw_slots(len(candidates), 2 * self.num_orders, key) if (order != given).any()]
         return np.stack([given, *others[: self.num_orders - 1]])

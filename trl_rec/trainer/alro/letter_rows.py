@@ -1,4 +1,4 @@
-"""Builds training rows that teach a model from scratch which item a letter names.
+"""Builds training rows that teach which item a letter names, for a model that is trained from scratch.
 
 A row lists some items of the training split with their letters, as a prompt does. It then repeats the items in another
 order, each followed by its letter. Only the letters after the repeated items are labels. A pretrained language model
@@ -33,7 +33,7 @@ def build_letter_rows(
         split: `RecDataset.train`. The validation and test splits are refused.
         prompt_format: Format of lists. It must have letters.
         num_lists: Number of rows.
-        num_candidates: Number of items per row.
+        num_candidates: Number of items per row. If the split has fewer items, each row lists all of them.
         max_length: Maximum number of tokens per row.
         seed (*optional*, defaults to `0`): Seed for drawing the items of each row and the order of their repetition.
     """

@@ -213,7 +213,7 @@ def _given_order(args: AlroConfig, train_dataset: Dataset, num_items: int) -> Gi
         return None
     if not is_split(train_dataset):
         raise ValueError(
-            "candidate_order=given orders candidates by their mean rating in the training split; pass "
+            "the candidate_order 'given' sorts candidates by their mean rating in the training split; pass "
             "RecDataset.train as train_dataset, or leave candidate_order out"
         )
     return GivenOrder.from_split(train_dataset, num_items)

@@ -1,4 +1,4 @@
-"""Exports what the trainers of this package share: mixins, configs, metrics, and functions that end a run."""
+"""Exports what all trainers share: mixins, configs, metrics, and functions for the start and the end of a run."""
 
 from typing import TYPE_CHECKING
 

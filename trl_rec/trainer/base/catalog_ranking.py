@@ -69,12 +69,12 @@ class CatalogRankingMixin(RecTrainerMixin):
             self.trie = TokenTrie.from_catalog(catalog, processing_class, lists=args.list_length is not None)
 
     def _check_ranking(self) -> None:
-        """Same as in the parent. Also raises `ValueError` under FSDP if a prior is set, because none could be made."""
+        """Same as in the parent. Also raises `ValueError` if a prior is set under FSDP, where it could not be made."""
         super()._check_ranking()
         if self.is_fsdp_enabled and wants_prior(self.args):
             raise ValueError(
-                f"prior={self.args.prior} has no effect under FSDP, where a run ends without an evaluation; leave it "
-                f"out, and run trl-rec evaluate --prior {self.args.prior} on the saved model"
+                f"prior={self.args.prior} has no effect under FSDP, where a run ends without an evaluation; leave "
+                f"prior out, and run trl-rec evaluate --prior {self.args.prior} on the saved model"
             )
 
     @contextmanager
@@ -144,7 +144,7 @@ class CatalogRankingMixin(RecTrainerMixin):
         if self.catalog is None:
             return ()
         names_users = "{user}" in (self.args.prompt_head or "")
-        user = ", user=0" if names_users else ""  # a row of RecDataset.users
+        user = ", user=0" if names_users else ""  # 0 is a row of RecDataset.users
         return (
             "from trl_rec import Recommender",
             "",

@@ -87,7 +87,7 @@ class RecConfig(Base):
         max_test_users (`int`, *optional*): Maximum number of users in the final evaluation. The users are spread
             evenly over `final_split`, and are the same for every method and seed. Defaults to all users.
         early_stopping_patience (`int`, *optional*): If set, training stops after this number of successive
-            evaluations that do not improve `metric_for_best_model`. A resumed run continues to count.
+            evaluations that do not improve `metric_for_best_model`. A resumed run continues the count.
         early_stopping_threshold (`float`, *optional*, defaults to `0.0`): Smallest improvement of the metric that
             counts. Early stopping ignores smaller improvements.
         overwrite (`bool`, *optional*, defaults to `False`): Whether a run that does not resume may replace the work of
@@ -201,7 +201,7 @@ class RecConfig(Base):
         self._given = given_values(self)  # collected before TRL's config replaces values
         settle_checkpointing(self)
         check_ranges(self)
-        # TRL's config starts the communication between the processes.
+        # Called before TRL's config, which starts the communication between the processes.
         skip_deepspeed_compilation(getattr(self, "deepspeed", None))
         super().__post_init__()  # type: ignore[no-untyped-call]  # TRL's config, which is next in the MRO
         check_ranges(self)  # again, because TRL's config has now parsed mappings that were given as JSON

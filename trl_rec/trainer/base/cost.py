@@ -45,7 +45,7 @@ def announce_cost(trainer: RecTrainerMixin, dataset: RecDataset) -> None:
 
 
 class CostEstimate(TrainerCallback):
-    """Callback that times a few users and the first batches, and prints how long training and evaluation will take.
+    """Callback that measures how long a few users and the first batches take, and prints how long the run will take.
 
     Args:
         trainer ([`RecTrainerMixin`]): The trainer.
@@ -126,8 +126,8 @@ class CostEstimate(TrainerCallback):
         num_steps = state.max_steps - state.global_step
         steps = num_steps * args.gradient_accumulation_steps * per_batch
 
-        # Each evaluation ranks items for users and, if the trainer computes a loss on splits, the loss of the users'
-        # rows.
+        # Each evaluation ranks items for users. If the trainer computes a loss on splits, the evaluation also computes
+        # the loss of the users' rows.
         num_users = sum(len(at_most(self._trainer.args.max_users, split)) for split in self._trainer.ranked_splits)
         ranking = 0.0 if self._per_user is None else num_users * self._per_user.during_training
         num_rows = num_users if self._trainer.measures_loss_on_splits else 0

@@ -1,4 +1,7 @@
-"""Stops training when a metric no longer improves. Unlike in transformers, a resumed run keeps the earlier count."""
+"""Stops training when a metric no longer improves.
+
+Unlike in transformers, a resumed run continues the count of evaluations without improvement.
+"""
 
 from __future__ import annotations
 

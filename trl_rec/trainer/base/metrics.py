@@ -1,7 +1,7 @@
 """Stores the losses and the metrics of batches on the device, and reduces them over all processes.
 
 The host has to wait for the device whenever it reads a value. Therefore metrics are read only when they are logged,
-and the losses of rows are checked for finite values only once per optimizer step.
+and the losses of rows are checked for non-finite values only once per optimizer step.
 """
 
 from __future__ import annotations
@@ -158,15 +158,15 @@ class RowLosses:
         if num_broken:
             rows = "1 row" if num_broken == 1 else f"{num_broken} rows"
             raise ValueError(
-                f"the loss of {rows} is not finite at step {step}, {_describe(broken, row_ids)}; lower learning_rate, "
-                "or check the data"
+                f"the loss of {rows} is not finite at step {step} ({_describe(broken, row_ids)}); lower "
+                "learning_rate, or check the data"
             )
 
 
 def _describe(broken: Tensor, row_ids: Tensor | None) -> str:
     """Describes, for an error message, which rows of this process have a loss that is not finite."""
     if not broken.any():
-        return "all in the batches of other processes"
+        return "none on this process"
     if row_ids is not None:
-        return f"including the training rows {row_ids[broken].tolist()}"
-    return f"including rows {broken.nonzero().flatten().tolist()} of this process's batch"
+        return f"on this process: training rows {row_ids[broken].tolist()}"
+    return f"on this process: rows {broken.nonzero().flatten().tolist()} of the step"

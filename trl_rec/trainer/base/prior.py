@@ -89,8 +89,8 @@ def continue_prior(args: RecConfig, folder: str | Path | None) -> None:
         return
     if kind not in get_args(PriorKind):
         logger.warning(
-            "%s has a prior of the kind %s, which cannot be fitted again; this run has no prior (set prior to choose "
-            "one)",
+            "%s has a prior of the kind %s, which cannot be fitted again; this run has no prior (to have one, set "
+            "prior)",
             folder,
             kind,
         )

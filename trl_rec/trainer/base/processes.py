@@ -1,4 +1,4 @@
-"""Connects the processes of a launch, and sends values that the main process computes to all processes."""
+"""Connects the processes of a launch, and sends results of the main process to all processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 def join_processes() -> None:
     """Joins the processes of `accelerate launch`. Call this before any other code creates a `PartialState`.
 
-    On a CPU, `PartialState` only joins other processes if it is told to use the CPU. Otherwise, each process would
+    On a CPU, `PartialState` joins other processes only if it is created with `cpu=True`. Otherwise, each process would
     assume that it is the only one. Trainers do not need this function, because `TrainingArguments` joins the
     processes.
     """

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 # Metrics that are printed if an evaluation has them. K is the largest of `eval_ks`.
 SHOWN = ("ndcg@K", "recall@K", "graded_ndcg@K", "reward")
-# Metrics that are printed if an evaluation has none of those in `SHOWN`, such as one on preferences among texts.
+# Metrics that are printed for an evaluation without those in `SHOWN`. An evaluation on preferences among texts is an
+# example.
 OTHERWISE = ("loss", "rewards/accuracies")
 
 

@@ -19,7 +19,9 @@ MOST_PROMPTS = 1_000
 
 
 def announce_tokens(trainer: CatalogRankingMixin, dataset: RecDataset) -> None:
-    """Prints how many prompts would have other tokens if their texts were tokenised as a whole, if there are any.
+    """Prints how many prompts would have other tokens if their texts were tokenised as a whole.
+
+    Prints nothing if there are none.
 
     Args:
         trainer: The trainer.

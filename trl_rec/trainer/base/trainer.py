@@ -70,13 +70,13 @@ else:
 EvalSets: TypeAlias = "Dataset | dict[str, Dataset]"
 MOST_KEPT = 1000  # maximum number of batches whose metrics are kept on the device, to limit memory
 NO_RANKING_UNDER_FSDP = (
-    "evaluation during training does not work under FSDP; set eval_strategy to no, and evaluate the saved model "
+    "evaluation during training does not work under FSDP; set eval_strategy to 'no', and evaluate the saved model "
     "with trl-rec evaluate"
 )
 
 
 class SecondsPerUser(NamedTuple):
-    """The time that all processes together take to rank items for one user of a split.
+    """Wall-clock time to rank items for the users of a split, which are divided among all processes.
 
     Args:
         final (`float`): Seconds per user in the final evaluation.
@@ -148,7 +148,8 @@ class RecTrainerMixin(ABC, Base):
         Args:
             model: The model to call, possibly wrapped by DDP or DeepSpeed.
             inputs: The collator's batch, on the model's device.
-            num_items_in_batch: Number of target tokens in the whole accumulated batch, if the trainer counts them.
+            num_items_in_batch: Number of target tokens in the whole accumulated batch, or the sum of their weights.
+                None if the trainer does not count them.
         """
 
     @abstractmethod
@@ -184,7 +185,7 @@ class RecTrainerMixin(ABC, Base):
 
     @property
     def ranked_splits(self) -> list[Dataset]:
-        """The splits for whose users items are ranked at each evaluation during training."""
+        """The splits for which items are ranked at each evaluation during training."""
         if self.args.eval_strategy == "no" or not self.ranks_splits:
             return []
         sets = self._eval_sets.values() if isinstance(self._eval_sets, dict) else [self._eval_sets]
@@ -213,8 +214,8 @@ class RecTrainerMixin(ABC, Base):
 
     def _with_aux_loss(self, batch: BatchLoss, aux_loss: Tensor, *, scaled: bool) -> BatchLoss:
         """Adds TRL's auxiliary loss for mixtures of experts to the loss and to the metrics of a batch."""
-        # The auxiliary loss is a mean over each batch. If the loss is already divided by the number of accumulated
-        # batches, the auxiliary loss must be divided by this number too.
+        # `Trainer` divides the loss by the number of accumulated batches, unless the loss is already normalised over
+        # all of them. In that case, divide the auxiliary loss here, because it is a mean over one batch.
         scaled = scaled if self.loss_is_scaled_for_ga is None else self.loss_is_scaled_for_ga
         steps = self.current_gradient_accumulation_steps if scaled else 1
         loss = batch.loss + self.router_aux_loss_coef * aux_loss.to(batch.loss.device) / steps
@@ -257,7 +258,7 @@ class RecTrainerMixin(ABC, Base):
                 self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Reads the metrics since the last call from the device. TRL's `log` then averages and logs them."""
+        """Reads the metrics that are still on the device. TRL's `log` then averages and logs all metrics."""
         self.read_metrics()
         super().log(logs, start_time)
 
@@ -293,7 +294,7 @@ class RecTrainerMixin(ABC, Base):
         self.describe_run(resumes=bool(resume_from_checkpoint))
 
         with ExitStack() as held:
-            # 1. Find the checkpoint to start from. The folder stays locked, so that no other run writes to it.
+            # 1. Find the checkpoint to start from. The output folder stays locked, so that no other run writes to it.
             def find() -> Path | None:
                 """Locks and cleans the output folder, and returns the checkpoint to resume from, or None."""
                 held.enter_context(exclusive(output_dir))
@@ -475,7 +476,7 @@ class RecTrainerMixin(ABC, Base):
     ) -> Any:
         """Raises `ValueError`, because the complete logits that the parent would return are never computed."""
         raise ValueError(
-            "predict is not supported, because this trainer keeps no logits; call rank for lists, or evaluate for "
+            "predict is not supported, because this trainer keeps no logits; call rank() for lists, or evaluate() for "
             "metrics"
         )
 
@@ -511,7 +512,7 @@ class RecTrainerMixin(ABC, Base):
 
     @contextmanager
     def _published(self, folder: Path) -> Iterator[Path]:
-        """Yields a copy of a run folder or checkpoint with the files that may be published."""
+        """Yields a copy of a run folder or checkpoint that contains only the files that may be published."""
         with temporary_folder(resolved(folder)) as copy:
             copy_published(
                 folder,

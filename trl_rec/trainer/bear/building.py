@@ -25,7 +25,7 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
             split is evaluated during training if `eval_strategy` is set.
         config: The training configuration.
         model_config: Which model to load or make. If the model comes from a run folder, the items of that run are
-            matched with those of the dataset by `item_id` (see [`catalog_change`]), and if that run has a prior,
+            matched with those of the dataset by `item_id` (see [`catalog_change`]). If that run has a prior,
             [`conclude`] will fit a prior of the same kind (see [`continue_prior`]). If `config.tasks` is set, the
             vocabulary of a model from scratch also contains the words of the tasks.
     """
@@ -65,8 +65,8 @@ def build_training_rows(dataset: RecDataset, tokenizer: PreTrainedTokenizerBase,
 
     Args:
         dataset: The dataset. Its catalogue determines the surface to train on.
-        tokenizer: A tokenizer that contains the tokens of the catalogue. If it was made from scratch, it must also
-            contain the words of [`task_texts`].
+        tokenizer: A tokenizer that contains the tokens of the catalogue. If `config.tasks` is set, a tokenizer made
+            from scratch must also contain the words of [`task_texts`].
         config: The tasks, and the options for building rows.
     """
     if not isinstance(config.tasks, dict):

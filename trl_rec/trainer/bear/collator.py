@@ -44,8 +44,8 @@ class NextItemCollator:
         padding_side (`str`, *optional*, defaults to `"left"`): `"left"` or `"right"`.
         pad_to_multiple_of (`int`, *optional*): Pads the length to a multiple of this number.
         age_decay (`float`, *optional*, defaults to `1.0`): The weight of a target is `age_decay ** a`, where `a` is
-            the number of newer targets in its row. Only rows with the field `trie_nodes` get weights, so list rows do
-            not.
+            the number of newer targets in its row. Only rows with the field `trie_nodes` get weights. List rows lack
+            this field.
     """
 
     pad_token_id: int
@@ -90,7 +90,10 @@ class NextItemCollator:
         return batch
 
     def _add_branches(self, batch: dict[str, Tensor], branches: Branches) -> None:
-        """Adds `seen` and `starts` to a batch. The positions of a branch continue from the items before its target."""
+        """Adds `seen` and `starts` to a batch, and replaces `position_ids`.
+
+        The positions of a branch continue from the items before its target.
+        """
         # 1. Pad `seen` and `starts`, and compute the positions from them.
         offsets = np.concatenate([[0], np.cumsum(branches.row_lengths)])
         seen, starts = (self._pad(Ragged(values, offsets), 0) for values in branches.columns())

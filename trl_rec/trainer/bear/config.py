@@ -64,13 +64,13 @@ class BearConfig(PriorConfig, SFTConfig):
             accumulated batches and all processes. The metrics `bear/...` are not weighted. Requires `targets="all"`.
         every_position (`bool`, *optional*, defaults to `False`): Whether a list starts at every new target of a
             sequence, so that lists overlap. By default, a list starts where the previous list ends. Requires
-            `list_length`.
+            `list_length` and `targets="last"`.
         max_history (`int`, *optional*): Maximum number of items before a target. Cannot be used if `list_length` is
             set and `targets` is `"last"`.
         long_histories (`str`, *optional*, defaults to `"windows"`): What happens to targets whose history exceeds
             `max_length` or `max_history`. With `"windows"`, sequences are cut into rows that overlap by half, so the
             history of such a target has between half and all of the items that fit. With `"rows"`, each such target
-            gets a row of its own, with the longest history that fits, and their number is logged. Requires
+            gets a row of its own, with the longest history that fits. The number of such targets is logged. Requires
             `targets="all"`.
         max_row_tokens (`int`, *optional*): Maximum number of tokens of a row in which all targets follow the history,
             one branch per target (see [`Branches`]). Rows of titles are of this kind. The limit saves memory, because
@@ -129,7 +129,8 @@ class BearConfig(PriorConfig, SFTConfig):
         metadata={"help": "factor on the weight of a target for each newer target in its row; requires targets=all"},
     )
     every_position: bool = field(
-        default=False, metadata={"help": "start a list at every new target; requires list_length"}
+        default=False,
+        metadata={"help": "start a list at every new target; requires list_length and targets=last"},
     )
     max_history: Annotated[int | None, COUNT] = field(
         default=None, metadata={"help": "maximum number of items before a target"}
@@ -137,7 +138,7 @@ class BearConfig(PriorConfig, SFTConfig):
     long_histories: LongHistories = field(
         default="windows",
         metadata={
-            "help": "how targets are trained whose history exceeds max_length or max_history: in rows that overlap by "
+            "help": "how to train targets whose history exceeds max_length or max_history: in rows that overlap by "
             "half (windows), or in a row of their own (rows); requires targets=all"
         },
     )

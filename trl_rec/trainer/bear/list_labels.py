@@ -49,14 +49,14 @@ def list_choices(
         - `items`, `(B, K)`: The lists, padded with -1.
         - `excluded`, `(B, E)`: The items of the history that are illegal, in the format of `Excluded.places`.
     """
-    # 1. Tokenize each list, and look up the items that are illegal at all of its tokens.
+    # 1. Tokenize each list, and look up the items that are illegal in the whole list.
     items = torch.from_numpy(Ragged.from_lists([row["items"] for row in rows]).padded())  # (B, K)
     histories = Ragged.from_lists([row["history"] if exclude_history else [] for row in rows])
     histories = histories if twins is None else twins.complete(histories)
     excluded = Excluded(trie, torch.from_numpy(histories.padded()), len(rows)).places.long()  # (B, E)
     lists = list_tokens(trie, items)
 
-    # 2. Find the tokens at which several tokens are legal, given the previous items of the list.
+    # 2. Find the places in each list where several tokens are legal, given the previous items of the list.
     owner = lists.branches.nonzero()[:, 0]  # (M,)
     taken = taken_places(trie, items[owner], lists.ranks[lists.branches], excluded[owner])
     has_choice = num_legal(trie, lists.nodes[lists.branches], taken) > 1  # (M,)

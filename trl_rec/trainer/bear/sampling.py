@@ -48,7 +48,7 @@ class ItemSampler:
     ) -> None:
         if len(item_tokens) < 2:
             raise ValueError("sampled_items needs a catalogue of at least 2 items; leave sampled_items out")
-        # A draw from q is a random entry of this pool, so the cost of a draw does not depend on the number of items.
+        # A draw from q is a random entry of `pool`, so the cost of a draw does not depend on the number of items.
         others = target_tokens if sampled_from == "popularity" else target_tokens[:0]
         self.pool = np.concatenate([item_tokens, others]).astype(np.int64)
         self.num_negatives = num_negatives

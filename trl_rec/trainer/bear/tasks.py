@@ -1,7 +1,7 @@
 """Implements training on several tasks: the loss of text tokens, metrics per task, and a collator that adds prompts.
 
-The collator randomly draws a prompt template for each row, depending only on (seed, epoch, row). Therefore the
-templates change between epochs, and a resumed run uses the same templates as an uninterrupted run.
+The collator draws a random prompt template for each row. The draw depends only on the seed, the epoch and the row.
+Therefore the templates change between epochs, and a resumed run uses the same templates as an uninterrupted run.
 
 Legend: B rows, T tokens of the longest row, N target tokens, V vocabulary, K tasks.
 """

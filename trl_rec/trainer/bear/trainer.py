@@ -120,7 +120,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         kwargs = check_arguments(kwargs, NOT_TAKEN_BY_SFT, "BearTrainer")
         if args.sampled_items is not None and catalog.surface != "item_token":
             raise ValueError(
-                f"sampled_items requires the surface item_token, not {catalog.surface}, because an item must be a "
+                f"sampled_items requires the surface 'item_token', not '{catalog.surface}', because an item must be a "
                 "single token; leave sampled_items out, or change the surface"
             )
 
@@ -264,7 +264,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
-        """Same as `Trainer.get_batch_samples`, except that the weights of target tokens are summed instead of counted.
+        """Same as `Trainer.get_batch_samples`, except that it sums the weights of target tokens.
 
         Target tokens have weights if `target_age_decay` is not 1. Otherwise they are counted, as in `Trainer`.
         """
@@ -374,7 +374,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         if self.trie.only_choice is not None:  # all targets have the same children, as with the item_token surface
             place = torch.searchsorted(tokens[0], targets)
             # The indices in `columns` are distinct and ascending. If there are as many indices as logits, they select
-            # all logits in order. Then skip the copy, because it would cost as much as the softmax.
+            # all logits in order. In that case, skip the copy, because it would cost as much as the softmax.
             if len(columns[0]) < logits.shape[1]:
                 logits = logits.index_select(1, columns[0])
             return self.token_loss(logits, place, legal)

@@ -1,4 +1,4 @@
-"""Exports the BLADE trainer, which trains a policy to write lists of items that have higher rewards."""
+"""Exports the BLADE trainer, which trains a policy to write lists of items with high rewards."""
 
 from typing import TYPE_CHECKING
 

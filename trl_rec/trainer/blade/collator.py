@@ -26,8 +26,8 @@ class ListPromptCollator:
 
     Args:
         pad_token_id (`int`): Token id used to pad prompts.
-        exclusions (`Callable`, *optional*): Maps histories to the items that lists must not contain, such as
-            `PromptFormat.exclusions`.
+        exclusions (`Callable`, *optional*): A function, such as `PromptFormat.exclusions`, that maps histories to the
+            items that lists must not contain.
     """
 
     pad_token_id: int

@@ -40,7 +40,8 @@ class BladeConfig(RecConfig, DPOConfig):
         reward_functions (`dict[str, str]`, *optional*): Maps names of further rewards to the import paths of their
             functions, such as `{"novelty": "my_module.novelty"}`. Each function takes a
             [`~trl_rec.evaluation.rewards.ListBatch`] and returns one finite number per list. The weight of each of
-            these rewards is in `rewards`. The trainer also takes functions themselves, as its argument of this name.
+            these rewards is in `rewards`. The trainer's own argument `reward_functions` takes functions instead of
+            import paths.
         target (`str`, *optional*, defaults to `"blade"`): The learning target, which is the quantity that the policy
             learns to maximise. `"blade"`, `"best_of_n"` and `"rank"` are Best-of-N rewards, which depend on how a
             list's reward ranks among the rewards of lists for the same prompt. `"blade"` estimates the rank from
@@ -76,11 +77,14 @@ class BladeConfig(RecConfig, DPOConfig):
             short run saves time if `max_prompts` is the number of prompts that it trains on.
         reference_batch_size (`int`, *optional*, defaults to `64`): Number of prompts per batch when reference lists
             are sampled.
+        reference_dir (`str`, *optional*): Folder for the reference lists that are drawn from the reference policy.
+            Runs that share this folder draw these lists only once if they have the same reference policy, prompts
+            and sampling settings. Their rewards and targets may differ. Defaults to the run folder.
         learning_rate (`float`, *optional*, defaults to `1e-5`): Initial learning rate. The default of `DPOConfig` is
             `1e-6`.
     """
 
-    may_change = (*RecConfig.may_change, "reference_batch_size")
+    may_change = (*RecConfig.may_change, "reference_batch_size", "reference_dir")
 
     list_length: Annotated[int | None, COUNT] = field(default=10, metadata={"help": "number of items per list"})
     rewards: Annotated[dict[str, Any] | str | None, FINITE] = field(
@@ -90,7 +94,7 @@ class BladeConfig(RecConfig, DPOConfig):
         default=None,
         metadata={
             "help": "further rewards: mapping from names to import paths of functions, such as "
-            '\'{"novelty": "my_module.novelty"}\'; their weights are in rewards'
+            '\'{"novelty": "my_module.novelty"}\'; give their weights in rewards'
         },
     )
     target: Literal["blade", "best_of_n", "rank", "reward"] = field(
@@ -153,6 +157,12 @@ class BladeConfig(RecConfig, DPOConfig):
     reference_batch_size: Annotated[int, COUNT] = field(
         default=64, metadata={"help": "number of prompts per batch when reference lists are sampled"}
     )
+    reference_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder for the lists of the reference policy, which runs may share; by default, the run folder"
+        },
+    )
 
     learning_rate: Annotated[float, NOT_NEGATIVE] = field(default=1e-5, metadata={"help": "initial learning rate"})
 
@@ -202,7 +212,7 @@ class BladeConfig(RecConfig, DPOConfig):
 
     @property
     def num_list_items(self) -> int:
-        """The value of `list_length` as an int. It is never None after `__post_init__`."""
+        """The value of `list_length` as an int. `__post_init__` raises an error if `list_length` is None."""
         return self.list_length or 1
 
     def _check_sampling(self) -> None:
@@ -245,7 +255,7 @@ class BladeConfig(RecConfig, DPOConfig):
 
     def _check_iterations(self) -> None:
         """Raises ValueError if a checkpoint would be saved between two steps on the same rollouts. Rollouts are not
-        saved, so resuming from that checkpoint would give different weights."""
+        saved, so a run resumed from that checkpoint would end with other weights than an uninterrupted run."""
         if self.num_iterations == 1:
             return
         check_inert(self, ("train_sampling_strategy",), "each batch is used num_iterations times in a row")

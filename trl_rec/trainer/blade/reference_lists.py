@@ -27,16 +27,16 @@ from trl_rec.trainer.base.reference import hash_rows
 PART_SIZE = 256  # rows per part
 
 
-def reference_store(output_dir: str | Path, rows: Dataset, *settings: object) -> PartStore:
+def reference_store(folder: str | Path, rows: Dataset, *settings: object) -> PartStore:
     """Returns the store for the reference lists of `rows`. Its folder name contains a hash of rows and settings.
 
     Args:
-        output_dir: The run folder.
+        folder: The folder that contains the store, such as the run folder.
         rows: The training rows.
         settings: Everything else that the lists depend on, including the weights of the reference.
     """
     digest = hash_rows(rows.select_columns(["prompt_ids", "history"]), *settings)
-    return PartStore(Path(output_dir) / f"references-{digest}", len(rows), PART_SIZE, lambda part: digest)
+    return PartStore(Path(folder) / f"references-{digest}", len(rows), PART_SIZE, lambda part: digest)
 
 
 def draw_reference_lists(

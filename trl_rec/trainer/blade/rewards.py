@@ -105,7 +105,7 @@ class BatchRewards:
         )
 
     def _tables_on(self, device: torch.device) -> list[Tensor]:
-        """Returns the shares of groups and their unit vectors, `(num_items, num_groups)` each.
+        """Returns the group shares of each item, and the same vectors at unit length, `(num_items, num_groups)` each.
 
         The list is empty if the catalogue has no groups. The tensors are moved to the device only once.
         """

@@ -84,7 +84,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             model.
         catalog (`ItemCatalog`): The catalogue. The rewards `ild` and `mgu` use its groups.
         reward_functions (`Mapping[str, ListReward]`, *optional*): Additional reward functions by name; see
-            [`score_lists`]. Those that `args.reward_functions` names by their import paths are added.
+            [`score_lists`]. They are used together with the functions of `args.reward_functions`, and replace those
+            of the same name.
         kwargs: Passed to `DPOTrainer`.
 
     Example:
@@ -191,7 +192,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         self._signature_columns: Any = ["prompt_ids", "history", "targets", "row", "references"]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        """Returns a sampler that repeats each batch `num_iterations` times in a row."""
+        """Returns a sampler that yields each batch for `num_iterations` successive steps."""
         if self.args.num_iterations == 1:
             return super()._get_train_sampler(train_dataset)
         rows = len(self.train_dataset if train_dataset is None else train_dataset)
@@ -230,7 +231,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         settings = (args.num_references, args.list_length, args.temperature, args.eval_exclude_history, args.seed)
         weights = hash_weights(self.bare(self.reference_of(self.model)))
         self._reference_key = (weights, settings, self.catalog.fingerprint)
-        store = reference_store(str(args.output_dir), rows, *self._reference_key)
+        store = reference_store(args.reference_dir or str(args.output_dir), rows, *self._reference_key)
 
         # 2. Get the reference: a separate model, or the policy, whose adapter is switched off or replaced below.
         model = self.reference_of(self.model)
@@ -262,8 +263,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
 
         Args:
             inputs: The inputs, with the lists of the first draw.
-            number: Number of the batch in training, from 0. Each batch is used for `num_iterations` steps.
-            rows: The numbers in `inputs["row"]`, on the host.
+            number: Index of the batch in training, from 0. Each batch is used for `num_iterations` steps.
+            rows: The row indices in `inputs["row"]`, on the host.
         """
         args = self.args
         step = number * args.num_iterations
@@ -277,15 +278,16 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         return {**inputs, "references": references}
 
     def _redraw(self, number: int, step: int) -> np.ndarray:
-        """Returns new reference lists, `(num_rows, M, K)`, which are sampled unless they are on disk."""
+        """Returns the reference lists of a later draw, `(num_rows, M, K)`. Lists on disk are read, and missing lists
+        are sampled."""
         # 1. Open the store. The lists depend on the policy, which the settings of the run determine.
         args = self.args
         rows = self.train_dataset
         of_run = run_entries(args, self.accelerator.num_processes)
         store = reference_store(str(args.output_dir), rows, *self._reference_key, number, of_run)
 
-        # 2. Missing lists can be sampled only at the first step that uses them. A run that resumes at a later step no
-        # longer has the policy of that step.
+        # 2. Missing lists can be sampled only at the first step that uses them. A run that resumes later no longer has
+        # the policy of that step.
         first = -(-number * self.state.max_steps // args.reference_draws)
         first = -(-first // args.num_iterations) * args.num_iterations
         if step != first and store.missing():
@@ -308,8 +310,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         return store.read_all()
 
     def best_reference_rows(self) -> Dataset:
-        """Returns training rows for [`BearTrainer`]. Each row is a prompt, completed with the reference list of this
-        prompt that has the highest reward. Training on these rows is an offline form of Best-of-N."""
+        """Returns training rows for [`BearTrainer`]. Each row is a prompt, completed with the one of its reference
+        lists that has the highest reward. Training on these rows is an offline form of Best-of-N."""
         self.draw_references()
         best_lists: list[np.ndarray] = []
         for start in range(0, len(self.train_dataset), self.args.reference_batch_size):
@@ -451,7 +453,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         seed: tuple[int, ...],
         rows: Sequence[int],
     ) -> Tensor:
-        """Samples lists, `(B, num_lists, K)`. `rows` are the numbers in `inputs["row"]`, on the host."""
+        """Samples lists, `(B, num_lists, K)`. `rows` are the row indices in `inputs["row"]`, on the host."""
         prompts = {"input_ids": inputs["prompt_ids"], "attention_mask": inputs["prompt_mask"].long()}
         return sample_item_lists(
             model,

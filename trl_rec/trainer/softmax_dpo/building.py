@@ -26,8 +26,8 @@ def build_softmax_dpo_trainer(
         preferences: The training data, from [`read_preferences`].
         config: The training configuration.
         model_config: The policy, and optionally an adapter to train.
-        eval_dataset (*optional*): Preferences or a split of a dataset. During training, the loss is evaluated on
-            preferences. For a split, items are ranked for its users instead, and no loss is computed.
+        eval_dataset (*optional*): Preferences or a split of a dataset. On preferences, an evaluation computes the
+            loss. On a split, it ranks items for the users and computes no loss.
         catalog (*optional*): The catalogue, if the completions are items.
     """
     change = None if catalog is None else catalog_change(model_config.model_name_or_path, catalog)

@@ -68,7 +68,7 @@ class SoftmaxDPOConfig(PriorConfig, DPOConfig):
         check_padding(self, padding)
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
-        check_inert(self, INERT_DPO, "the losses softmax and dmpo do not use it")
+        check_inert(self, INERT_DPO, "the losses 'softmax' and 'dmpo' do not use it")
         check_inert(self, ("list_length",), "preferences are about single items (for lists, use BladeTrainer)")
         check_inert(
             self, INERT_DPO_ROWS, "the trainer packs its rows, and always cuts long prompts at their beginning"

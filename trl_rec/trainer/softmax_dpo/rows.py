@@ -50,8 +50,8 @@ def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset
         return rows
     if kind == "csv":
         raise ValueError(
-            f"{source} has a column history, but a CSV file cannot contain lists of items; give a JSONL or Parquet "
-            "file"
+            f"{source} has the column 'history', but a CSV file cannot contain lists of items; give a JSONL or "
+            "Parquet file"
         )
     if not set(rows.column_names) >= TABLE:
         raise ValueError(
@@ -225,16 +225,16 @@ def _distinct(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:
     row_ids = rejected.row_ids
     written = codes[rejected.values]
 
-    # If several rejected items of a row have the same path, keep only the first. Drop those with the chosen item's
-    # path.
+    # If several rejected items of a row have the same path, keep only the first. Drop all rejected items with the path
+    # of the chosen item.
     is_first = np.zeros(len(row_ids), bool)
     is_first[np.unique(row_ids * len(paths) + written, return_index=True)[1]] = True
     kept = is_first & (written != codes[chosen][row_ids])
     if kept.all():
         return rejected
     logger.warning(
-        "dropped %d of %d rejected items, which have the same text as the chosen item or an earlier rejected item of "
-        "their row",
+        "dropped %d of %d rejected items, because they have the same text as the chosen item or an earlier rejected "
+        "item of their row",
         (~kept).sum(),
         len(kept),
     )

@@ -339,7 +339,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         loader = self.accelerator.prepare(DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator))
         shows_progress = self.accelerator.is_local_main_process
         ref_logps: list[list[float]] = []
-        for batch in tqdm(loader, desc=f"reference of the {name} rows", disable=not shows_progress):
+        for batch in tqdm(loader, desc=f"reference log-probabilities of the {name} rows", disable=not shows_progress):
             logps = self.compute_ref_log_probs(model, batch)  # (B, K)
             counts = batch["completion_mask"].any(-1).sum(1)  # (B,)
             logps = self.accelerator.pad_across_processes(logps, dim=1)

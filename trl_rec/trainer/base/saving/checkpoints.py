@@ -116,9 +116,9 @@ def find_changed(folder: Path, mark: Mark) -> str | None:
     for name, state in mark.files.items():
         path = folder / name
         if not path.is_file():
-            return f"{name} is missing"
+            return f"the file {name} is missing"
         if _state_of(path) != state:
-            return f"{name} has changed since it was written"
+            return f"the file {name} has changed since it was written"
     return None
 
 
@@ -144,8 +144,8 @@ def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Map
         return
     if {one.get("sharding") for one in (mark.launch, launch)} != {"none"}:
         raise ValueError(
-            f"{folder} was written by a launch that differs in {different}; this is possible only if neither launch "
-            "is sharded, so launch the run as before"
+            f"{folder} was written by a launch that differs in {different}; resuming with another launch is "
+            "possible only if neither of the two is sharded, so launch the run as before"
         )
     logger.warning(
         "%s was written by a launch that differs in %s, so dropout will draw other random numbers", folder, different

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 NOT_WEIGHTS = ("training_args.bin",)  # the arguments of Trainer, pickled
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)  # numbers of errors that more space would not solve
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)  # error codes for folders that are not writable
 # Files, besides weights and checkpoints, that are removed when a new run replaces the work of an earlier run. The
 # tokenizer, the catalogue and the model card are not listed, because every run that saves a model replaces them.
 OF_A_RUN = (
@@ -161,7 +161,7 @@ def remove_work(folder: Path) -> None:
 
 
 def _weights(folder: Path) -> list[Path]:
-    """Returns the files with weights in a folder, without its subfolders."""
+    """Returns the files with weights in a folder, but not those in its subfolders."""
     found = [path for pattern in WEIGHTS for path in sorted(folder.glob(pattern)) if path.is_file()]
     return [path for path in found if path.name not in NOT_WEIGHTS]
 

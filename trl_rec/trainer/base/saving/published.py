@@ -1,8 +1,8 @@
 """Selects the files of a run folder that may be published: pushed to the hub, or exported.
 
-Only files that match a pattern in this module are published. All other files stay in the run folder, such as values
-per user, ranked items, reports, lists of users, files that the user has added, and `training_args.bin`, a pickle that
-contains the hub token.
+Only files that match a pattern in this module are published. All other files stay in the run folder. Examples are
+values per user, ranked items, reports, lists of users, files that the user has added, and `training_args.bin`, a
+pickle that contains the hub token.
 
 The published files contain nothing about single users. Two of them belong to the data rather than to the model: the
 catalogue, and the prior, which counts how often users chose items. The catalogue is published if the licence of the
@@ -109,8 +109,8 @@ def copy_published(
 ) -> list[str]:
     """Copies those files of a run folder or checkpoint that may be published, and returns their names.
 
-    The semantic IDs of users are never copied. If they or the catalogue are left out, the model card says so, and how
-    to load the model without them.
+    The semantic IDs of users are never copied. If prompts contain them, or if the catalogue is left out, the model
+    card says what is missing, and how to load the model nevertheless.
 
     Args:
         folder (`str` or `Path`): The run folder or checkpoint.
@@ -133,8 +133,8 @@ def copy_published(
     names = files_of(folder, patterns)
     copy_files(folder, copy, names, link=link)
 
-    # 2. If the prior is not copied, remove it from the copied settings. Log what was left out, and add it to the model
-    # card, except for the prior.
+    # 2. If the prior is not copied, remove it from the copied settings. Log what was left out. The model card mentions
+    # a missing catalogue and missing IDs of users, but not a missing prior.
     if not include_prior:
         drop_run_prior(copy)
         if (folder / PRIOR).is_file():
@@ -210,8 +210,8 @@ def _without_catalog_text(why: str) -> str:
             "",
             "## The catalogue is not included",
             "",
-            f"It was left out, because {why}. To use the model, prepare the data that it was trained on with",
-            "`trl-rec prepare`, and pass the dataset folder as `catalog=` of `from_pretrained`, or as `--dataset` of",
+            f"It was left out, because {why}. To use the model, run `trl-rec prepare` on the data that the model was",
+            "trained on, and pass the dataset folder as `catalog=` of `from_pretrained`, or as `--dataset` of",
             "`trl-rec recommend` and `trl-rec serve`.",
             "",
         ]
