@@ -37,7 +37,7 @@ from trl_rec.semantic_ids.sinkhorn import sinkhorn_repair
 
 
 PER_USER = 20
-PART = 500  # items that one user chooses from, following a power law
+PART = 500  # number of items that one user chooses from; the choices follow a power law
 
 
 def make_train(num_items: int) -> Dataset:
@@ -86,7 +86,7 @@ def measure_codes(num_items: int, width: int, levels: int, codes: int) -> None:
     repaired = timed("repair", lambda: repair_last_level(found.codes, found.last_residuals, found.codebooks[-1]))
     before, after = ((int(group_of(rows).max()) + 1) / num_items for rows in (found.codes, repaired))
     left = ", ".join(f"{error:.1%}" for error in found.errors)
-    print(f"distinct: {before:.2%} before, {after:.2%} after; squared length left per level: {left}")
+    print(f"distinct IDs: {before:.2%} before the repair, {after:.2%} after it; error after each level: {left}")
 
 
 def make_inputs(num_items: int, width: int, num_pairs: int) -> DualInputs:
@@ -141,7 +141,7 @@ def measure_dual(num_items: int, width: int, levels: int, codes: int, num_pairs:
     spread = timed("Sinkhorn", lambda: sinkhorn_repair(found.codes, found.last_residuals, found.codebooks[-1]))
     repaired = timed("repair", lambda: repair_last_level(spread, found.last_residuals, found.codebooks[-1]))
     shares = [(int(group_of(rows).max()) + 1) / num_items for rows in (found.codes, spread, repaired)]
-    print("distinct: {:.2%} before, {:.2%} after Sinkhorn, {:.2%} after the repair".format(*shares))
+    print("distinct IDs: {:.2%} before Sinkhorn, {:.2%} after it, {:.2%} after the repair".format(*shares))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Compares two ways to train on a log that has grown: continuing to train yesterday's model, and from scratch.
+"""Compares two ways to train on a log that has grown: continuing with yesterday's model, and starting from scratch.
 
 Yesterday's log is the first 90 % of the interactions by time, and today's log is all of them. Items that occur only in
 the last 10 % are not in yesterday's catalogue. Three models with one token per item are trained:
@@ -15,7 +15,7 @@ shows that items are matched by their ids.
 
     OMP_NUM_THREADS=1 python benchmarks/tomorrow.py --dataset data/ml-100k
 
-The defaults take about six minutes of one core.
+The defaults take about six CPU-minutes.
 """
 
 from __future__ import annotations
@@ -42,9 +42,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--dataset", default="data/ml-100k", help="dataset folder whose log is cut in two")
     parser.add_argument("--arriving", type=float, default=0.1, help="share of the log that arrives today")
-    parser.add_argument("--epochs", type=int, default=12, help="epochs of the models from scratch")
+    parser.add_argument("--epochs", type=int, default=12, help="epochs of training from scratch")
     parser.add_argument(
-        "--share", type=float, default=0.2, help="maximum steps of the third model, relative to those of the second"
+        "--share",
+        type=float,
+        default=0.2,
+        help="maximum steps of continued training, relative to the steps that training from scratch needs",
     )
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--continued_learning_rates", type=float, nargs="+", default=[1e-3, 3e-4, 1e-4])
@@ -68,7 +71,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     today = write_log(source, when >= when.min(), folder / "today")
     print(
         f"yesterday: {len(yesterday.catalog):,} items, {yesterday.card['num_interactions']:,} interactions; "
-        f"today: {len(today.catalog):,} items, {today.card['num_interactions']:,} interactions, the new ones by "
+        f"today: {len(today.catalog):,} items, {today.card['num_interactions']:,} interactions; "
+        "new interactions come from "
         f"{len(np.unique(source.interactions['user'].to_numpy()[when >= cut])):,} of {len(today.users):,} users"
     )
 
@@ -87,7 +91,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         options = {"learning_rate": rate, "warmup_steps": 10, "max_steps": most}
         name = f"continued-{rate:g}"
         continued = train(arguments, today, folder / name, RecModelConfig(str(folder / "model")), **options)
-        print(f"{name}: " + ", ".join(f"{value:.4f} after {step}" for step, value in sorted(continued.items())))
+        reports = ", ".join(f"{value:.4f} after {step}" for step, value in sorted(continued.items()))
+        print(f"{name}: NDCG@10 {reports} steps")
         reached = first_at(continued, goal)
         if reached is None:
             print(f"{name}: did not reach {goal:.4f} in {most:,} steps; its best is {max(continued.values()):.4f}")
@@ -97,7 +102,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def write_log(source: RecDataset, kept: np.ndarray, folder: Path, *, shuffle: bool = False) -> RecDataset:
-    """Prepares a dataset from the kept interactions of `source`, and the items that occur in them."""
+    """Prepares a dataset from the kept interactions of `source` and the items that occur in them."""
     files = folder / "source"
     files.mkdir(parents=True)
     log = source.interactions.filter(kept)

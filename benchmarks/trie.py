@@ -3,10 +3,10 @@
     python benchmarks/trie.py [--items 10000000] [--small 10000]
 
 The tries contain random semantic IDs of four levels. The program prints the seconds for building the large trie, and
-the peak resident memory including the input. Then, for nodes with 1, 2 and 256 children each, it prints the median
-time of a `children` call in the large trie, and its ratio to that of a call in a small trie. A call looks up the
-children of 320 random nodes (32 prompts x 10 beams), which may be equal. The last line is JSON: the build time, the
-peak memory and the ratios.
+the peak resident memory including the input. Then, for nodes with 1, with 2 and with 256 children, it prints the
+median time of a `children` call in the large trie, and its ratio to that of a call in a small trie. A call looks up
+the children of 320 nodes (32 prompts x 10 beams), which are drawn with replacement. The last line is JSON: the build
+time, the peak memory and the ratios.
 """
 
 from __future__ import annotations

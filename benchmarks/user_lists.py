@@ -52,7 +52,7 @@ def main() -> None:
     settings = recommender.settings
     options = {name: settings[name] for name in ("renormalize", "length_penalty", "max_length", "num_beams")}
 
-    # Time both functions in turns. The first pair of calls builds the caches of the trie.
+    # Time both functions in turns. The first pair builds the caches of the trie, and does not count.
     clock = time.process_time if recommender.model.device.type == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {"rank_split": [], "write_lists": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -30,8 +30,8 @@ PACKAGES = (
     "trl_rec.serving.exports",
     "trl_rec.serving.vllm",
 )
-# Maximum number of parameters in a signature. Configurations inherit more than a hundred parameters from TRL. If there
-# are more than this number, only the parameters in the docstring of the class are shown.
+# Maximum number of parameters in a signature. A dataclass with more parameters shows only those in its docstring.
+# Configurations are such dataclasses, because they inherit more than a hundred parameters from TRL.
 MOST_PARAMETERS = 30
 REFERENCE = re.compile(r"<!-- api: (?P<package>[\w.]+) -->")
 SECTION = re.compile(r"^(Args|Attributes|Returns|Example):$", re.MULTILINE)
@@ -53,7 +53,7 @@ def reference(package: str) -> str:
 
 @cache
 def homes() -> dict[str, str]:
-    """Returns the package that contains the entry of each public name."""
+    """Maps each public name to the package whose page contains its entry."""
     found: dict[str, str] = {}
     for package in PACKAGES:
         for name in import_module(package).__all__:
@@ -163,7 +163,7 @@ def split_section(body: str) -> tuple[str, str]:
 
 
 def arguments(text: str) -> str:
-    """Returns the entries of a section as a list."""
+    """Returns the entries of a section as a Markdown list."""
     lines = []
     for one in re.split(r"\n(?=\S)", text):
         match = ENTRY.fullmatch(one)

@@ -58,7 +58,7 @@ def written(page: str, figures: dict[str, Any]) -> str:
 
 
 def block(name: str, figures: dict[str, Any]) -> str:
-    """Returns the block of a table: a line that says how it was measured and the table, between two HTML comments."""
+    """Returns the block of a table: a line that says how it was measured, and the table, between two HTML comments."""
     lines = {"recipes": recipes, "trainers": trainers, "decoder": decoder}[name](figures)
     return "\n".join([f"<!-- device: {name} -->", origin(figures), "", *table(lines), "<!-- end -->"])
 

@@ -56,7 +56,7 @@ def block(name: str) -> str:
     """Returns the block of a study: its command and its table, between two HTML comments."""
     path = STUDIES / f"{name}.json"
     if not path.is_file():
-        raise SystemExit(f"docs/results.md names the study {name}, but there is no {path}; write it with --add")
+        raise SystemExit(f"docs/results.md names the study '{name}', but there is no {path}; write it with --add")
     study = json.loads(path.read_text(encoding="utf-8"))
     lines = printed(study) if study["status"] == "as printed" else measured(study)
     return "\n".join([f"<!-- study: {name} -->", *lines, "<!-- end -->"])

@@ -86,7 +86,7 @@ def main() -> None:
     rows = held_out_rows(dataset.test)
     results: dict[str, Evaluation] = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog))
     start = "runs/example-alro-rating"
-    print("training a model to rate")
+    print("training a model to predict ratings")
     learn_to_rate(dataset, start, arguments.max_steps)
 
     for name, weights in ARMS.items():

@@ -38,7 +38,7 @@ def train(name: str, dataset: RecDataset, max_steps: int) -> BearTrainer:
     config = BearConfig(
         f"runs/example-{name.lower()}",
         **ARMS[name],
-        targets="all",  # one forward pass trains every item of a sequence
+        targets="all",  # one forward pass trains on every item of a sequence
         max_length=128,
         num_train_epochs=10,
         max_steps=max_steps,

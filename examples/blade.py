@@ -34,8 +34,8 @@ from trl_rec.trainer import save_run
 
 REWARDS = {"ndcg": 1.0, "mgu": 4.0}
 ARMS = {
-    "Best-of-8": {"target": "best_of_n"},  # the rank among fixed lists of the supervised model
-    "BLADE": {"target": "blade"},  # the rank among those fixed lists and among the lists sampled in the step
+    "Best-of-8": {"target": "best_of_n"},  # a list's rank among fixed lists of the supervised model
+    "BLADE": {"target": "blade"},  # its rank among these fixed lists and the lists sampled in the step
 }
 # A model that writes lists of ten items has no recall@50.
 COLUMNS = ["recall@10", "ndcg@10", "ild@10", "coverage@10", "reward/mgu", "reward"]
@@ -163,10 +163,14 @@ def report(dataset: RecDataset, results: dict[str, Evaluation], before: Any, aft
     caption = f"{dataset.path}: {dataset.test.num_rows} users, the next ten items, history excluded"
     print("\n" + metrics_table(results, columns=COLUMNS, caption=caption))
 
-    gain = paired_comparison(results["BLADE"].per_user["reward"], results["SFT"].per_user["reward"])
-    print(
-        f"\nBLADE over SFT, reward: {gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], p {gain.p_value:.3f}"
-    )
+    best, other = sorted(ARMS, key=lambda name: -results[name].metrics["reward"])
+    print(f"\n{best} has the higher reward of the two targets.")
+    for name in (other, "SFT"):
+        gain = paired_comparison(results[best].per_user["reward"], results[name].per_user["reward"])
+        print(
+            f"{best} over {name}, reward: {gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], "
+            f"p {gain.p_value:.3f}"
+        )
 
     write_report(["runs/example-blade-sft", *(f"runs/example-{name.lower()}" for name in ARMS)], REPORT)
     print(f"{REPORT} shows the training signal; open it in a browser")

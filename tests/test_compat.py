@@ -186,7 +186,7 @@ def test_onednn_says_in_which_types_the_cpu_computes(
     ops = {f"_is_mkldnn_{kind}_supported": lambda kind=kind: asked.append(kind) for kind in ("bf16", "fp16")}
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(**ops))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
-    assert compat.cpu_computes_in(dtype) is not available  # without oneDNN, nothing is known
+    assert compat.cpu_computes_in(dtype) is not available  # without oneDNN, nothing is known, and the answer is True
     assert asked == [op] * available
 
 
@@ -276,7 +276,7 @@ def test_checkpointing_can_still_be_set_by_its_old_name(tmp_path: Path) -> None:
 
 def enable_checkpointing(model: Any) -> None:
     options = {"use_reentrant": False}
-    new = getattr(model, "activation_checkpointing_enable", None)  # transformers 5.23
+    new = getattr(model, "activation_checkpointing_enable", None)  # added in transformers 5.23
     (model.gradient_checkpointing_enable if new is None else new)(options, every_n_layers=2)
 
 
@@ -364,7 +364,8 @@ def test_a_model_generates_without_checkpointing_and_trains_as_before() -> None:
     enable_checkpointing(model)
     before = checkpointed(model)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "`gradient_checkpointing")  # TRL would call deprecated methods of the model
+        # If checkpointing were still on, TRL would call deprecated methods of the model.
+        warnings.filterwarnings("error", "`gradient_checkpointing")
         with compat.unwrapped_for_generation(model, Accelerator(cpu=True)) as whole:
             assert whole is model and not any(checkpointed(model))
     assert checkpointed(model) == before
@@ -465,8 +466,8 @@ def test_accelerate_is_launched_in_this_process(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_launcher_sets_the_variables_that_identify_it() -> None:
-    """`user_environment` recognises a launched process by `ACCELERATE_DYNAMO_MODE`, and ignores the launcher's
-    `OMP_NUM_THREADS`."""
+    """`user_environment` recognises a launched process by `ACCELERATE_DYNAMO_MODE`, and ignores the `OMP_NUM_THREADS`
+    that the launcher sets there."""
     from accelerate.utils import launch
 
     for prepare in (launch.prepare_simple_launcher_cmd_env, launch.prepare_multi_gpu_env):
@@ -482,7 +483,7 @@ def test_the_hidden_messages_still_exist(name: str) -> None:
     module = {"DeepSpeed": "deepspeed.accelerator.real_accelerator"}.get(name, name)
     pytest.importorskip(module.split(".")[0])
     text = inspect.getsource(import_module(module))
-    # The source contains the beginning up to the first value that the message formats.
+    # `NOTICES` contains formatted messages. The source contains only the text before the first formatted value.
     assert all(beginning.partition("['")[0] in text for beginning in compat.NOTICES[name])
 
 
@@ -527,7 +528,8 @@ def test_deepspeed_compiles_nothing_on_a_cpu(chosen_by: str, monkeypatch: pytest
     with pytest.raises(AssertionError, match="compiled ShareMemCommBuilder"):
         backend.build_shm_op()
 
-    # 2. A configuration of a trainer is enough.
+    # 2. On a CPU with DeepSpeed, nothing is compiled. After `accelerate launch`, making the configuration of a trainer
+    # is enough to prevent the compilation.
     if chosen_by == "the launcher":
         monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
         BearConfig("run", use_cpu=True, bf16=False, report_to="none")

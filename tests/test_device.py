@@ -45,7 +45,7 @@ def test_everything_is_measured_with_tiny_shapes(device: ModuleType, tmp_path: P
     assert json.loads(output.read_text()) == figures
     assert figures["left_out"] == []
 
-    # Every trainer took its steps, and the host reads fewer than a hundred numbers per step.
+    # Every trainer took its steps, and the host read fewer than a hundred numbers from the device per step.
     assert {pair["ours"]: pair["theirs"] for pair in figures["trainers"]} == write_device.PAIRS
     for pair in figures["trainers"]:
         for own in (pair["figures"], pair["their_figures"]):

@@ -26,5 +26,5 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     text = "\n".join(str(output) for cell in cells for output in cell.outputs)
     for expected in ("transition", "BEAR", "1. ", "'rank': 1", "serving runs/bear-my-log at", "'score'"):
         assert expected in text
-    # The stored outputs belong to these cells. After a change, `make notebook` stores them again.
+    # Exactly the cells that have outputs now are stored with outputs. If they are not, run `make notebook`.
     assert [len(outputs) > 0 for outputs in stored] == [len(cell.outputs) > 0 for cell in cells]

@@ -1,4 +1,4 @@
-"""Messages that the user can do nothing about are hidden; all other messages of the same libraries are shown."""
+"""The listed messages of other libraries, which need no action from the user, are hidden. All others are shown."""
 
 import logging
 import warnings

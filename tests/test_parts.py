@@ -59,7 +59,7 @@ def test_a_call_that_was_killed_resumes_with_the_missing_parts(tmp_path: Path) -
     store = make_store(tmp_path)
     store.write(range(5, 10), ROWS[5:10])
     assert store.missing() == [range(5), range(10, 13)]
-    with pytest.raises(ValueError, match="part-00000.parquet is missing; all processes must share the same output_"):
+    with pytest.raises(ValueError, match="part-00000.parquet is missing; all processes must share the same folder"):
         store.read_all()
 
 

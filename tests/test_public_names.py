@@ -43,8 +43,8 @@ def test_public_names_can_be_imported(package: str, name: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_lists_of_names_in_a_package_agree(package: str) -> None:
-    """`__all__` contains the names that a type checker imports, which are also the names that are loaded on first use.
-    A type checker imports each name from the module from which it is loaded on first use."""
+    """`__all__`, the imports for type checkers and the table of names that are loaded on first use contain the same
+    names. The imports and the table agree on the module of each name."""
     names = public_names(package)
     assert len(set(names)) == len(names)
     assert set(names) <= {*dir(import_module(package)), "__version__"}
@@ -67,8 +67,8 @@ def test_the_lists_of_names_in_a_package_agree(package: str) -> None:
 
 
 def test_the_top_level_has_what_a_first_program_needs() -> None:
-    """`trl_rec` exports every loss, `evaluate_` function, trainer and config, and every function that makes or loads a
-    model or a tokenizer, or makes IDs."""
+    """`trl_rec` exports all losses, all trainers and configs except the base classes, and the functions that evaluate,
+    build trainers, make or load models and tokenizers, or make IDs."""
     patterns = {
         "trl_rec.losses": ".*",
         "trl_rec.evaluation": "evaluate_.*",

@@ -55,5 +55,5 @@ def test_a_study_becomes_a_table_with_its_verdicts() -> None:
 
 
 def test_a_page_that_names_a_missing_study_is_refused() -> None:
-    with pytest.raises(SystemExit, match="names the study nothing"):
+    with pytest.raises(SystemExit, match="names the study 'nothing'"):
         write_results.written("<!-- study: nothing -->\n<!-- end -->")

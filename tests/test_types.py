@@ -121,7 +121,8 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     for name, program in programs.items():
         (folder / f"{name}.py").write_text(program)
 
-    # With the folder and the settings of `make lint`, mypy reuses the cache of `make lint`. This saves a minute.
+    # In the working directory and with the settings of `make lint`, mypy reuses the cache of `make lint`. This saves a
+    # minute.
     run = subprocess.run(
         [sys.executable, "-m", "mypy", "--no-error-summary", *(str(folder / f"{name}.py") for name in programs)],
         cwd=ROOT,
@@ -133,7 +134,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {name: [] for name in programs}
     for line in run.stdout.splitlines():
         if " error: " in line:
-            # The cache may contain the result for an equal program in the folder of an earlier test.
+            # An error from the cache may name the folder of an earlier run of the tests, so only the file name counts.
             name = Path(line.split(".py:")[0]).name
             assert name in found, f"an error outside the programs: {line}"
             found[name].append(line)

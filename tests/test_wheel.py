@@ -1,5 +1,5 @@
-"""The wheel and the sdist are complete. If only the wheel is installed, the commands of the README work and print
-recommendations."""
+"""The wheel and the sdist are complete. With the wheel and without a checkout, the commands of the README work and
+print recommendations."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_the_readme_leads_to_recommendations_and_a_page(installs: bool, releases
         (folder / "snippet.py").write_text(block.text, encoding="utf-8")
         assert "item_id=" in shell("python snippet.py", folder, variables)
 
-    # 3. Open the page, and request recommendations over HTTP.
+    # 3. Start the server, open its page, and request recommendations over HTTP.
     process = subprocess.Popen(
         f"exec {serve} --port 0",
         shell=True,
@@ -137,7 +137,9 @@ def make_environment(folder: Path, wheel: Path, installs: bool) -> None:
     run([sys.executable, "-m", "venv", "--without-pip", folder], folder.parent)
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "--quiet", "--no-deps"]
     run([*pip, "--disable-pip-version-check", wheel], folder.parent)
-    # Python ignores `.pth` files in a folder that a `.pth` file names, so the environment does not find the checkout.
+    # The file `dependencies.pth` adds the packages of the tests. The tests find the checkout through another `.pth`
+    # file, in the folder of these packages. Python ignores `.pth` files in a folder that is added in this way, so the
+    # environment does not find the checkout.
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
 

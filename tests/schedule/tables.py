@@ -1,4 +1,4 @@
-"""Builds training splits and catalogues for tests from plain lists."""
+"""Makes splits from lists of rows, and small catalogues, for tests."""
 
 import pyarrow as pa
 from datasets import Dataset

@@ -1,4 +1,4 @@
-"""A schedule with invalid inputs is refused before anything is loaded, written or trained."""
+"""A schedule with invalid inputs is refused before a policy is loaded, and before anything is written or trained."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STAGES = [PreferenceStage("random", num_negatives=3), PreferenceStage("feedback"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset and an untrained policy, which no test here may load."""
+    """A folder with a dataset and an untrained policy. The tests in this file never load the policy."""
     folder = tmp_path_factory.mktemp("checks")
     make_folder(folder)
     load(folder / "data").catalog.save(folder / "model" / "catalog")
@@ -56,7 +56,7 @@ def test_sharded_weights_are_refused(kind: str, folder: Path, tmp_path: Path, mo
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     else:
         plugin = DeepSpeedPlugin(zero_stage=3)
-        plugin.set_deepspeed_weakref()  # the trainer's configuration does this when launched with DeepSpeed
+        plugin.set_deepspeed_weakref()  # under DeepSpeed, the trainer's configuration makes this call
     check_refused("does not work under .*use DDP or ZeRO-2", schedule, folder / "model")
     with pytest.raises(ValueError, match="use DDP or ZeRO-2"):
         conclude_stages([], folder / "model", schedule)

@@ -1,4 +1,4 @@
-"""Compares preference tables made from ratings with slow loops. Invalid scores and ranges must be rejected."""
+"""Checks preference tables that are made from ratings against slow loops. Invalid scores and ranges raise errors."""
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ def test_items_with_the_same_text_count_as_one(data, rows, surface, count) -> No
     for rejected, (*_, possible), whole in zip(table[:]["rejected"], expected_rows, scored, strict=True):
         written = [surfaces.index(surfaces[item]) for item in rejected]
         assert set(written) <= possible and len(set(written)) == len(written) == min(count, len(possible))
-        # The rejected item is one that the user rated, not another one with the same text.
+        # Each rejected item is one that the user rated, not another item with the same text.
         assert set(rejected) <= whole
 
 

@@ -213,8 +213,8 @@ def test_a_stage_without_improvement_is_undone(folder: Path, tmp_path: Path) -> 
 
 
 def test_only_the_policy_is_copied(folder: Path, tmp_path: Path) -> None:
-    """If no stage is kept, the last policy is the first one. Its folder also contains files of its own run, which are
-    not copied."""
+    """If no stage is kept, the first policy is copied to the output folder. The reports, checkpoints and stages of the
+    run that trained it are not copied."""
     start, output = tmp_path / "sft", tmp_path / "out"
     shutil.copytree(folder / "sft", start)
     for name in ("checkpoint-5", "2-random-any"):
@@ -267,7 +267,7 @@ def test_a_schedule_that_is_killed_five_times_ends_with_the_same_weights(
 
 
 def written(folder: Path) -> set[str]:
-    """Returns all files and folders below a folder. `rglob` could raise if a folder is deleted in the meantime."""
+    """Returns all files and folders below a folder. `rglob` could raise if a folder is deleted while it runs."""
     return {os.path.join(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)}
 
 

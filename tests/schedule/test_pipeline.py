@@ -1,5 +1,5 @@
 """Runs all parts of Align³GR on toy data. A run that is interrupted in any part, and started again, must end with the
-same IDs and weights."""
+IDs and weights of an uninterrupted run."""
 
 import shutil
 from collections.abc import Callable
@@ -171,7 +171,8 @@ def test_a_policy_with_other_ids_of_users_is_refused(whole: Path, tmp_path: Path
 
 
 def test_a_policy_trained_with_other_settings_is_refused(source: Path, tmp_path: Path) -> None:
-    """A policy is refused if its options, its model size or the texts of its tasks differ from those of the recipe."""
+    """An existing policy is refused if its options, its model size or the texts of its tasks differ from those of the
+    new call."""
     shutil.copytree(source, tmp_path / "data")
     dataset = give_ids(load(tmp_path / "data"), IDS)
     options = {**SHARED, "bear_weight": 0, "targets": "all", "max_steps": 1, "save_strategy": "no"}

@@ -1,5 +1,5 @@
-"""Compares prefixes, self-play and random negatives with slow loops. Also tests how they are sampled, and which inputs
-are rejected."""
+"""Checks prefixes, negatives of self-play and random negatives against slow loops. Also tests how prefixes and random
+negatives are sampled, and which inputs raise errors."""
 
 import numpy as np
 import pytest
@@ -127,7 +127,7 @@ def test_a_users_later_training_items_are_not_negatives_but_held_out_items_may_b
 
 
 def test_items_with_the_text_of_the_target_or_of_a_better_beam_are_not_negatives() -> None:
-    """Items 0 (the target), 3 and 6 have the same title. Items 1 (the second beam), 4 and 7 also share a title."""
+    """Items 0 (the target), 3 and 6 have the same title. Items 1 (the second beam), 4 and 7 share another title."""
     train = make_split([(0, [2], [0])])
     prefixes, beams = training_prefixes(train), np.array([[3, 1, 4, 6, 7, -1, 8]])
     assert self_play_buckets(prefixes, beams, make_catalog("title"), train=train).tolist() == [
@@ -138,8 +138,8 @@ def test_items_with_the_text_of_the_target_or_of_a_better_beam_are_not_negatives
 
 
 def test_a_shared_token_counts_only_if_all_tokens_before_it_are_shared() -> None:
-    """The target is a_0 b_0. Item 1 is a_1 b_0 c_0, item 2 is a_0 b_1, item 3 is a_1 b_1 c_1, and item 5 is a_1 b_0
-    c_2."""
+    """The target has the ID a_0 b_0. The IDs of items 1, 2, 3 and 5 are a_1 b_0 c_0, a_0 b_1, a_1 b_1 c_1 and
+    a_1 b_0 c_2."""
     train = make_split([(0, [8], [0])])
     buckets = self_play_buckets(
         training_prefixes(train), np.array([[1, 2, 3, 5]]), make_catalog("semantic_id"), train=train

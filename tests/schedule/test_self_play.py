@@ -1,5 +1,5 @@
-"""Self-play ranks its prefixes in parts. The parts equal a single ranking, finished parts are reused, and damaged
-parts or parts of other runs are recomputed."""
+"""Self-play ranks its prefixes in parts. Together, the parts equal a ranking of all prefixes at once. Finished
+parts are reused. Parts that are damaged, or that were computed with other settings, are computed again."""
 
 import time
 from functools import partial

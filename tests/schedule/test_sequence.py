@@ -72,7 +72,7 @@ def ranked(baseline: SequenceBaseline, dataset: RecDataset) -> Rankings:
 
 
 def copied(fitted: SequenceBaseline, tmp_path: Path) -> Path:
-    """Copies the trained model into a cache of its own, and returns its folder."""
+    """Copies the trained model into a new cache. Returns the folder of the copy."""
     return Path(shutil.copytree(fitted.folder, tmp_path / "cache" / fitted.folder.name))
 
 
@@ -130,7 +130,8 @@ def test_item_vectors_start_at_random_if_no_two_items_share_a_sequence(items: li
 
 
 def test_recipe_keys_are_those_of_the_verb(dataset: RecDataset) -> None:
-    """Every key of the recipe is passed on, either to the model or to its training."""
+    """The recipe sets every option of a model from scratch, and how its item vectors start. The other keys are options
+    of the training."""
     of_model = sequence_training._model_keys(sequence_recipe(dataset))
     assert set(of_model) == {*scratch_options(RecModelConfig()), "item_vectors"}
     assert sequence_recipe(dataset, seed=3, exclude_history=False)["seed"] == 3
@@ -157,7 +158,7 @@ def test_the_verb_trains_once_and_writes_the_same_metrics_as_for_other_baselines
     assert list(first["results"]) == ["popularity", "sequence", "transition"]
     assert first["results"] == second["results"]
 
-    # The row has the same metrics as the other rows, with values per user.
+    # The row of the sequence baseline has the same metrics as the other rows, with values per user.
     assert set(first["results"]["sequence"]["metrics"]) == set(first["results"]["transition"]["metrics"])
     kept = read_evaluation(tmp_path / "first")
     per_user = kept.results["sequence"].per_user
@@ -307,7 +308,7 @@ def test_in_python_the_fitted_baseline_must_be_passed(fitted: SequenceBaseline, 
 
 
 def test_the_checkpoint_is_chosen_on_all_validation_rows(dataset: RecDataset) -> None:
-    """The evaluation's `max_users` does not limit the rows that choose the checkpoint."""
+    """The evaluation's `max_users` does not limit the rows on which the checkpoint is chosen."""
     config = EvaluationConfig(baselines=["sequence"], split="validation", max_users=3)
 
     def train(given: RecDataset) -> SequenceBaseline:

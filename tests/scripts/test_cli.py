@@ -98,7 +98,7 @@ def test_a_saved_model_is_evaluated_beside_the_baselines(
     ]
     main(["evaluate", "--model", "random", "--exhaustive", "6", "--recall_at", "20", *options])
     gap = json.loads(Path("out/beam_gap.json").read_text())["model random"]
-    # With item tokens, the beam search also scores all items.
+    # With item tokens, the beam search scores all items, as the exhaustive ranking does.
     assert gap["num_users"] == 6 and gap["gaps"]["ndcg@5"]["difference"] == 0
     results = json.loads(Path("out/metrics.json").read_text())["results"]
     assert all("recall@20" in result["metrics"] for result in results.values())
@@ -135,8 +135,8 @@ def test_a_saved_model_is_evaluated_beside_the_baselines(
 
 
 def test_a_run_is_evaluated_as_it_was_trained(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The surface, the prompt and the options of ranking come from the run folder. Other items and other surfaces are
-    refused."""
+    """The surface, the prompt and the options of ranking come from the run folder. Items and surfaces that differ from
+    those of the run are refused."""
     monkeypatch.chdir(tmp_path)
     main(["prepare", "--config", "prepare/toy", "--toy_users", "20", "--toy_items", "50"])
     catalog = load("data/toy").with_surface("item_token").catalog

@@ -177,7 +177,7 @@ def test_slices_without_users_that_the_metric_applies_to_are_left_out() -> None:
 
 
 def names(printed: str) -> list[str]:
-    """Returns the first column of a table. Its rows are between the line below the headings and the legend."""
+    """Returns the first column of a table. Its rows are between a line of dashes and the legend."""
     rows = printed.split("---\n", 1)[1].split("\n\n", 1)[0]
     return [line.split("  ")[0] for line in rows.splitlines()]
 

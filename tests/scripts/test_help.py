@@ -20,7 +20,7 @@ DESCRIBED = [verb for verb in VERBS if verb not in OWN_HELP]
 @pytest.mark.parametrize("verb", DESCRIBED)
 def test_the_help_describes_the_keys_that_the_verb_parses(verb: str) -> None:
     kept = json.loads(KEYS.read_text(encoding="utf-8"))
-    assert kept[verb] == describe_verb(verb), "run python -m trl_rec.scripts.options.keys"
+    assert kept[verb] == describe_verb(verb), "keys.json is outdated; run 'python -m trl_rec.scripts.options.keys'"
     assert all(key["help"] for keys in kept[verb].values() for key in keys.values())
 
 

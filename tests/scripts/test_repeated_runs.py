@@ -72,7 +72,7 @@ def parsed(verb: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> tupl
 
 @pytest.mark.parametrize("name", TRAINING_RECIPES)
 def test_a_written_recipe_sets_the_same_options(name: str, tmp_path: Path, monkeypatch) -> None:
-    """For each verb, the written recipe keeps every option that a recipe or the command line has set."""
+    """For each verb, the written recipe keeps every option that the shipped recipe or the command line has set."""
     verb = name.split("/")[0]
     words = ["--config", name, *ON_CPU, "--learning_rate", "1e-5", "--run_name", "ünicode: yes"]
     *others, config = parsed(verb, words, monkeypatch)

@@ -1,4 +1,4 @@
-"""`trl-rec serve` serves a run folder. After a signal, the server sends its last response and exits with status 0."""
+"""`trl-rec serve` serves a run folder until it receives a signal, and then exits with status 0."""
 
 from __future__ import annotations
 

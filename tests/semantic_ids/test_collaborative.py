@@ -58,7 +58,8 @@ def test_vectors_are_cached_by_their_inputs(circles, tmp_path, monkeypatch):
 
 
 def test_sampled_negatives_approximate_the_full_softmax(monkeypatch):
-    """With fewer draws than items, the loss is close to that over all items, even if scores and popularity differ."""
+    """With fewer draws than items, the loss is close to the loss over all items, even if items differ in score and
+    popularity."""
     torch.manual_seed(0)
     encoder = collaborative._Encoder(torch.randn(300), 8).eval()
     torch.nn.init.normal_(encoder.items.weight, std=0.5)
@@ -67,7 +68,7 @@ def test_sampled_negatives_approximate_the_full_softmax(monkeypatch):
     exact = float(collaborative._next_item_loss(encoder, items, mask))
     monkeypatch.setattr(collaborative, "NEGATIVES", 100)
     sampled = torch.stack([collaborative._next_item_loss(encoder, items, mask) for _ in range(60)])
-    # The error would be log(299 / 100) without the correction factor.
+    # Without the correction factor, the error would be about log(299 / 100).
     assert abs(float(sampled.mean()) - exact) < 0.1 < math.log(299 / 100)
 
 

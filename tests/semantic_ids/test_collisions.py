@@ -1,5 +1,8 @@
-"""Items collide if they have the same codes. A cell is a group of items that share all codes except the last one, and
-the repair gives the items of a cell different last codes."""
+"""The repair of items that collide, and the tokens of their codes.
+
+Items collide if all of their codes are equal. A cell is a group of items that share all codes before the last one. The
+repair gives the items of a cell different last codes, as far as there are enough codes.
+"""
 
 import torch
 from hypothesis import given
@@ -16,8 +19,8 @@ CODES = 4
 
 @st.composite
 def quantised(draw, levels=2):
-    """Draws codes with few different prefixes. The residuals and the codebook are small whole numbers, so that there
-    are many ties."""
+    """Draws codes, residuals and a codebook. The codes have few different prefixes. The residuals and the codebook are
+    small whole numbers, so that many distances are equal."""
     count = draw(st.integers(1, 25))
     prefixes = st.lists(st.integers(0, 1), min_size=levels - 1, max_size=levels - 1)
     rows = [draw(prefixes) + [draw(st.integers(0, CODES - 1))] for _ in range(count)]
@@ -47,7 +50,7 @@ def test_the_repair_keeps_prefixes_and_unique_codes_and_uses_all_codes_of_a_cell
         members = cell == number
         assert len(group[members].unique()) == min(int(members.sum()), CODES)
     kept = before[(before == after).all(1)]
-    assert len(kept.unique(dim=0)) == len(before.unique(dim=0))  # one item of each group keeps its code
+    assert len(kept.unique(dim=0)) == len(before.unique(dim=0))  # one of the items with equal codes keeps them
 
 
 @given(quantised())
@@ -62,7 +65,8 @@ def test_chunks_of_cells_change_nothing(case):
 
 @given(quantised(), st.integers(0, 30), st.integers(0, 2))
 def test_few_of_many_identical_items_are_considered(case, count, code):
-    """The repair leaves out some of the identical items in advance. They would not have received a code anyway."""
+    """Of many items with equal codes and residuals, the repair considers only the first ones. There would be no free
+    code for the others."""
     rows, residuals, codebook = case
     rows, residuals = rows + [[0, code]] * count, residuals + [[0, 0]] * count
     assert repaired(rows, residuals, codebook)[:, -1].tolist() == oracle.repair(rows, residuals, codebook)
@@ -72,8 +76,8 @@ def test_few_of_many_identical_items_are_considered(case, count, code):
 
 
 def test_equal_distances_do_not_make_items_identical():
-    """All items have the distance 1 from their centroid, but in different directions. The last two are the items that
-    are nearest to two free centroids, so they must not be left out as copies of the first ones."""
+    """All items have the distance 1 from their centroid, but in different directions. Each of the last two
+    items is the nearest to a free centroid, so it must not be left out as a copy of the first ones."""
     residuals = [[-1, 0], [-1, 0], [0, -1], [-1, 0], [0, -1], [0, 1], [1, 0]]
     codes = repaired([[0, 0]] * 7, residuals, [[0, 0], [9, 0], [0, 9], [-9, 0]])
     assert codes[:, -1].tolist() == [0, 3, 0, 0, 0, 2, 1]

@@ -1,4 +1,4 @@
-"""Co-occurrence counts and associations of items, against slow loops."""
+"""Associations between items, and the popularity of items, against slow loops."""
 
 import numpy as np
 import pytest

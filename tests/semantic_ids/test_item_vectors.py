@@ -13,7 +13,7 @@ from trl_rec.semantic_ids.item_vectors import truncated_svd
 
 @pytest.fixture(scope="module")
 def matrix():
-    """Associations from users who each choose only from one half of the catalogue. The last two items never occur."""
+    """Associations of 60 items. The last two never occur, and each user chooses only from one half of the others."""
     rng = np.random.default_rng(0)
     sequences = [(rng.integers(0, 29, 12) + 29 * (user % 2)).tolist() for user in range(60)]
     return associations(make_split(whole_rows(sequences)), 60)

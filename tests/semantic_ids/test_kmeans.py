@@ -59,7 +59,7 @@ def test_chunks_change_nothing_and_a_small_sample_still_uses_all_codes(monkeypat
 
 
 def test_an_emptied_centroid_is_seeded_again(monkeypatch):
-    """All first seeds are at one point. Without new seeds, most codes would stay empty."""
+    """All initial centroids are the same vector. If no centroid were drawn again, most codes would stay empty."""
     real, points, calls = module._seed_centroids, blobs(), []
 
     def seed_centroids(vectors, centroids, count, generator):

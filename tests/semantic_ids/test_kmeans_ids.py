@@ -155,7 +155,8 @@ def test_a_failure_leaves_a_folder_that_loads(dataset, monkeypatch, broken):
     # Without a card, the settings of the IDs are unknown.
     with pytest.raises(ValueError, match="not made with these settings"):
         make_semantic_ids(dataset, **SMALL, seed=2)
-    make_semantic_ids(dataset, **SMALL, seed=1)  # the settings of the call that failed
+    # With the settings of the call that the full disk stopped, the IDs are made again without `overwrite`.
+    make_semantic_ids(dataset, **SMALL, seed=1)
     assert read_ids_card(dataset.path)["settings"]["seed"] == 1
 
 
@@ -228,8 +229,8 @@ def test_invalid_settings_are_refused(dataset, options, message):
 
 
 def test_items_with_the_same_first_code_have_near_vectors(dataset):
-    """Measured by the oracle's distance, items with the same first code are nearer to each other than to other
-    items."""
+    """On average, items with the same first code are nearer to each other than to other items. The oracle computes the
+    distances."""
     ids = texts(make_semantic_ids(dataset, **SMALL).catalog)
     vectors = cooccurrence_vectors(dataset.train, 50, width=8).tolist()
     same, other = [], []

@@ -42,7 +42,7 @@ def test_the_repair_moves_each_colliding_group_as_if_it_were_alone(case):
     assert torch.equal(once[sizes == 1], codes[sizes == 1]) and torch.equal(once[sizes > 6], codes[sizes > 6])
     for group in group_of(codes).unique():
         items = group_of(codes) == group
-        if 1 < items.sum() <= 6:  # the result equals that of the group by itself
+        if 1 < items.sum() <= 6:  # groups of other sizes do not change
             alone = balanced(torch.cdist(residuals[items], codebook).square().unsqueeze(0))[0].argmax(-1)
             assert torch.equal(once[items, 1], alone)
 

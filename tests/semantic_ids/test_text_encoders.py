@@ -21,7 +21,7 @@ def test_texts_that_share_words_are_near_each_other():
 
 
 def test_vectors_are_cached_in_chunks(tmp_path, monkeypatch):
-    """After a killed call, the next call continues with the chunk at which it stopped."""
+    """The next call after a killed one continues with the chunk at which the killed call stopped."""
     monkeypatch.setattr(text_encoders, "CHUNK", 2)
     encoder, read = load_text_encoder("words"), []
 

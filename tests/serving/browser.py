@@ -19,7 +19,7 @@ KEYS = {"ArrowDown": 40, "ArrowUp": 38, "Enter": 13, "Escape": 27, "Tab": 9, " "
 
 
 class Browser:
-    """A page in Chromium without a window.
+    """A page in Chromium, which runs without a window.
 
     Args:
         profile (`Path`): An empty folder for the browser's files.

@@ -13,7 +13,8 @@ from trl_rec.serving import UserHistories, write_lists
 
 
 def write_all(data: Path, run: Path, output: Path) -> None:
-    """Writes the lists of all users, in parts of 8, alone or together with other processes of a launch."""
+    """Writes the lists of all users, in parts of 8 users. If this process was launched with others, they share the
+    work."""
     PartialState(cpu=True)
     torch.set_num_threads(1)
     output.mkdir(exist_ok=True)

@@ -109,7 +109,7 @@ def wait_for(condition: Any, seconds: float = 30) -> None:
 
 
 class HeldEngine:
-    """An engine with a small model that answers only after it is released."""
+    """An engine that answers only after `is_released` is set. Its model is that of `make_engine`."""
 
     def __init__(self) -> None:
         self._inner = make_engine()

@@ -1,5 +1,5 @@
-"""A server that is started with `--lists` answers with the lists of the file. The tests compute the expected
-answers from the same lists with plain loops."""
+"""A server that is started with `--lists` answers with the lists of the given file. The tests compute the
+expected answers from the same lists with plain loops."""
 
 from __future__ import annotations
 

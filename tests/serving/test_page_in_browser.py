@@ -165,7 +165,8 @@ def test_the_keyboard_alone_is_enough(browser: Browser, server: Running) -> None
     browser.press("Escape")
     assert browser.run("document.querySelector('#results').hidden")
 
-    # Tab goes from the search box through the history, the group and the number to the "Why" of the first item.
+    # Tab goes from the search box through the history, the choice of a group and the number of items to the button
+    # "Why" of the first item in the list.
     browser.wait("document.querySelector('#list .acts button')?.textContent === 'Why'")
     for _ in range(4):
         browser.press("Tab")
@@ -224,7 +225,8 @@ def test_the_page_asks_for_a_token(browser: Browser, engine: ModelEngine) -> Non
                 else "document.querySelector('#facts').textContent === 'This token is wrong.'"
             )
 
-        # The token is asked for once more. The page then shows the same groups, and keeps the chosen one.
+        # If the token is outdated, the page asks for a token again. Then it shows the same groups, and the same group
+        # is selected.
         groups = browser.texts("#group option")
         assert len(set(groups)) == len(groups) > 1
         browser.run("document.querySelector('#group').selectedIndex = 2")

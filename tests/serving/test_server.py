@@ -107,7 +107,8 @@ class OneUser:
 
 
 def test_an_explanation_uses_the_newest_items_of_a_user() -> None:
-    """An explanation needs one prompt per item. A user with a long history would otherwise occupy the only worker."""
+    """An explanation needs one prompt per item of the history. If it used all items of a user with a long history, it
+    would occupy the only worker."""
     recommender = make_recommender("item_token")
     items = [0] * 60 + [row % 20 + 1 for row in range(LONGEST_EXPLAINED)]
     with running(make_service(ModelEngine(recommender, "one", OneUser(items)))) as server:
@@ -138,7 +139,7 @@ def test_the_card_and_the_schema_describe_the_server(server: Running) -> None:
 
 
 SMALL = {"history": ["id 1"]}
-# For each kind of mistake: the body, the expected status, and a part of the error's sentence.
+# For each kind of mistake: the body, the expected status, and a part of the error message.
 MALFORMED = {
     "no JSON": (b"{", 400, "not valid JSON"),
     "nothing": (b"", 422, "the body"),
@@ -351,7 +352,7 @@ def test_a_list_that_is_cut_off_is_reported(
         assert not log.append([answer])
     assert re.search("only 10 of [0-9]+ bytes of lists were appended to .*lists-", caplog.text)
 
-    assert log.append([answer])  # on a line of its own
+    assert log.append([answer])  # the next list gets a line of its own
     (file,) = (tmp_path / "log").iterdir()
     assert json.loads(file.read_text().splitlines()[1])["request_id"] == "a"
 
@@ -382,7 +383,8 @@ def test_metrics_count_requests_items_and_lists() -> None:
 
 
 def test_the_unknown_share_is_that_of_the_histories_in_requests() -> None:
-    """All items of a history in the dataset are known. So a request with only a user id adds to neither count."""
+    """All items of a history in the dataset are known, so such histories would lower the share. A request with only a
+    user id is therefore left out of both counts: of history items, and of unknown items."""
     with running(make_service(ModelEngine(make_recommender("item_token"), "one", OneUser([1, 2, 3])))) as server:
         client = server.client()
         assert client.post("/v1/recommend", {"user": "u1"}).body["unknown"] == 0

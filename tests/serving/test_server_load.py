@@ -88,7 +88,7 @@ def attack(server: Running, number: int) -> None:
 
 
 def disturb(server: Running, is_over: threading.Event) -> None:
-    """Connects, sends a part of a request, and then disconnects or stays connected."""
+    """Repeatedly connects, sends a part of a request, and then disconnects or stays connected."""
     rng = random.Random(0)
     whole = b"POST /v1/recommend HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
     whole += b'{"history":["id 1"]}'

@@ -19,7 +19,7 @@ def test_removed_items_are_not_found_and_stay_readable() -> None:
         ("", [0, 1, 2, 3], [0, 1]),
         ("lamp", [2, 1, 0], [1, 0]),
         ("mug", [3], []),
-        ("c", [2], []),  # the query is an exact id
+        ("c", [2], []),  # the exact id of a removed item
         ("b", [1, 3, 0], [1, 0]),
     ):
         assert sorted(everything.search(query, 9)) == sorted(all_of_them), query

@@ -41,14 +41,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 @pytest.fixture(scope="module")
 def run(dataset: RecDataset) -> Path:
-    """A run folder with a prior, and a model of random weights."""
+    """A run folder with a prior and a model with random weights."""
     folder = dataset.path.parent / "run"
     tokenizer = make_tokenizer(dataset.catalog)
     tokenizer.save_pretrained(folder)
     model = make_model(tokenizer, hidden_size=16)
     with torch.no_grad():
-        for weight in model.parameters():  # so that no two scores differ only by rounding
-            weight.mul_(10 if weight.ndim > 1 else 1)
+        for weight in model.parameters():
+            weight.mul_(10 if weight.ndim > 1 else 1)  # so that no two scores differ only by rounding
     model.save_pretrained(folder)
     settings = {"max_length": 32, "renormalize": True, "length_penalty": 0.0, "num_beams": 10}
     save_recommender(folder, dataset.catalog, {"prompt": {}, **settings})
@@ -118,7 +118,8 @@ def test_an_interrupted_call_resumes(
         write_lists(recommender, given, output, 5, part_size=8)
     assert not output.exists() and sizes == [8, 8, 8]
 
-    # Another file has parts of its own. The first file keeps its finished parts, except a damaged one.
+    # A call for another file uses no parts of the first file. The next call for the first file reuses the finished
+    # parts, except a damaged one.
     write_lists(recommender, given, tmp_path / "other.parquet", 4, part_size=8)
     assert sizes[3:] == [8, 8, 8, 6]
     (tmp_path / ".lists.parquet.parts" / "part-00001.parquet").write_bytes(b"broken")
@@ -217,15 +218,15 @@ def test_users_and_logs_that_cannot_be_read_are_refused(dataset: RecDataset, run
 def test_the_command_under_accelerate_launch_writes_the_same_file(
     dataset: RecDataset, run: Path, tmp_path: Path
 ) -> None:
-    """Compares `accelerate launch -m trl_rec.scripts.recommend` in two processes on a CPU with the command alone.
-    There is more than one part of users, so both processes have work."""
+    """Compares the command in two processes of `accelerate launch` on a CPU with the command in a single process. The
+    users form more than one part, so both processes have work."""
     rng = np.random.default_rng(0)
     number = PART_SIZE + 40
     log = ["user_id,item_id", *(f"u{user},{dataset.catalog.ids[rng.integers(50)]}" for user in range(number))]
     (tmp_path / "log.csv").write_text("\n".join(log) + "\n")
     words = ["--model", str(run), "--histories", str(tmp_path / "log.csv"), "--where", '[["genres", "!=", "Drama"]]']
     alone, together = tmp_path / "alone.parquet", tmp_path / "together.parquet"
-    # With `--cpu`, `accelerate launch` starts one process, whatever `--num_processes` says.
+    # The configuration file chooses the CPU, because with `--cpu`, `accelerate launch` would start only one process.
     config = {**yaml.safe_load(find_recipe("accelerate/ddp").read_text()), "use_cpu": True, "mixed_precision": "no"}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(config))
     options = ["--config_file", str(tmp_path / "two.yaml"), "--num_cpu_threads_per_process", "1", "--tee", "3"]

@@ -1,7 +1,7 @@
-"""Runs that are killed with SIGKILL and started again, some of them while a checkpoint is being written.
+"""Kills runs with SIGKILL, often while a checkpoint is being written, and starts them again.
 
-The test of a trainer provides the work for `tests.processes`. The work trains into a folder, and resumes from the
-checkpoints in it.
+The test of each trainer provides the "work": a function that `tests.processes` runs in a new process. The work trains
+into a folder, and resumes from the checkpoints in the folder.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tests.processes import Work, log_of, run_alone, start
 from trl_rec.trainer.base.saving.checkpoints import MARK
 
 
-# The number of kills per run, and the number of training steps for each kill.
+# The number of kills per run, and the number of training steps per kill.
 KILLS = pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.long)])
 STEPS_PER_KILL = 10
 POLL = 0.0005  # seconds; a tiny model's checkpoint takes about fifty times as long to write
-NUM_FILES = 12  # at most as many files as a checkpoint has; the states of the optimizer and the trainer come last
+NUM_FILES = 12  # not more than a checkpoint has; the states of the optimizer and the trainer are written last
 
 
 def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: float, seed: int = 0) -> list[set[str]]:
@@ -36,7 +36,7 @@ def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: flo
     it is killed.
 
     Returns:
-        For each kill, the checkpoints that it left unfinished.
+        For each kill, the names of the checkpoints that were unfinished after it.
     """
     draw, left = random.Random(seed), []
     for kill in range(num_kills):
@@ -54,7 +54,7 @@ def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: flo
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, (
-            f"the run ended with {process.exitcode} before it was killed\n{log_of(output)}"
+            f"the run ended with exit code {process.exitcode} before it was killed\n{log_of(output)}"
         )
         left.append({path.relative_to(output).parts[0] for path in unfinished(output)})
     run_alone(train, output)
@@ -62,10 +62,10 @@ def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: flo
 
 
 def wait_until(condition: Callable[[], bool], process: BaseProcess, output: Path) -> None:
-    """Waits until the condition holds, and fails if the process ends before."""
+    """Waits until the condition holds, and fails if the process ends before that."""
     while not condition():
         assert process.exitcode is None, (
-            f"the run ended with {process.exitcode} before it was killed\n{log_of(output)}"
+            f"the run ended with exit code {process.exitcode} before it was killed\n{log_of(output)}"
         )
         time.sleep(POLL)
 
@@ -76,7 +76,7 @@ def newest_complete(output: Path) -> int:
 
 
 def unfinished(output: Path) -> dict[Path, int]:
-    """Returns the files of checkpoints that lack the mark of a complete one, and the time at which each was last
+    """Returns the files of the checkpoints that are not marked as complete, and the time at which each file was last
     written."""
     folders = [folder for folder in output.glob("checkpoint-*") if not (folder / MARK).exists()]
     files = [Path(top, name) for folder in folders for top, _, names in os.walk(folder) for name in names]

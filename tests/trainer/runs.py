@@ -84,8 +84,8 @@ def conclude(trainer: Any, output: Path, **told: Any) -> None:
 
 
 def trained(name: str, train: Work, output: Path) -> Trained:
-    """Trains in one process if the name is "alone", or else in two processes under the accelerate recipe of that
-    name."""
+    """Trains in one process if `name` is "alone". Any other `name` is an accelerate recipe, with which two processes
+    train."""
     run_alone(train, output) if name == "alone" else run_in_two(name, train, output)
     told, weights = torch.load(output / "run.pt"), output / "adapter_model.safetensors"
     assert told["ran_under"] == name

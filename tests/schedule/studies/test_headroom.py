@@ -1,5 +1,5 @@
-"""The smallest difference that a study can detect, and the share of rows with a target that an arm can recommend if
-the arm knows items only by their ids."""
+"""Tests the smallest difference that a study can detect, and the share of rows in which an arm that knows items only
+by their ids can recommend a target."""
 
 from dataclasses import fields
 from importlib import import_module

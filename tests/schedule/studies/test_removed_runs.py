@@ -47,7 +47,8 @@ def run(tmp_path: Path) -> Run:
 
 
 def place(run: Run) -> str:
-    """Returns "finished runs/all runs" of a study with this training and two measurements of the test split."""
+    """Returns the numbers of finished runs and of all runs, such as "1/3", of a study. The study has this training and
+    two measurements of the test split."""
     study = SimpleNamespace(
         folder=run.path.parents[2],
         trainings={"sft": Arm("sft", verb="bear", seeds=(0,))},
@@ -159,7 +160,7 @@ def test_ids_that_were_replaced_since_the_study_started_are_refused(
     )
     study = Study(config, read_recipe=lambda name: {}, say=print)
     study._check_plan(dataset)
-    make_semantic_ids(dataset, levels=2, codes=16)  # IDs may be made after the first call
+    make_semantic_ids(dataset, levels=2, codes=16)  # allowed, because the dataset had no IDs before
     study._check_plan(dataset)
     study._check_plan(dataset)
     make_semantic_ids(dataset, levels=2, codes=8, overwrite=True)

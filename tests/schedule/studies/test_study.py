@@ -28,8 +28,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def again(finished: Path, tmp_path: Path) -> Study:
-    """Copies the finished study, so that a test can change it and run it again. A copy is as finished as the
-    original."""
+    """Returns a copy of the finished study, which a test can change and run again. All runs of the copy count as
+    finished."""
     output = finished.with_name(f"{finished.name}-{tmp_path.name}")
     shutil.copytree(finished, output)
     return study(finished.with_name("data"), output, **ONE_ARM)
@@ -110,7 +110,7 @@ def test_an_arm_may_be_the_sequence_baseline(finished: Path, tmp_path: Path, mon
 
 @pytest.mark.slow
 def test_a_policy_is_measured_again_with_other_keys(finished: Path, tmp_path: Path) -> None:
-    """`sft` is trained once per seed, and measured alone, with its prior, and with other keys."""
+    """`sft` is trained once per seed, and measured alone, with its prior, and with other keys of `evaluation`."""
     arms = {
         "counter": ARMS["counter"],
         "sft": {**ARMS["sft"], "set": {"bear_weight": 0, "prior": "popularity"}},

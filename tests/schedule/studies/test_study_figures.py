@@ -11,8 +11,8 @@ from trl_rec.schedule.studies.measuring import Measured
 
 
 def test_a_baseline_in_a_models_folder_has_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an ALRO arm, the measurement of the model also contains the baselines. The training of the model must not
-    be listed for them."""
+    """In a study with an ALRO arm, the measurement of a model also contains the baselines. The training of the model
+    must not be listed for the baselines."""
     folder = tmp_path / "test/sft/seed-0"
     monkeypatch.setattr(results, "_training_entry", lambda *_: {"run": "runs/sft", "seconds": 7.0, "validation": 0.5})
     study = SimpleNamespace(folder=tmp_path, config=SimpleNamespace(metrics=["ndcg@10"], primary="ndcg@10"))

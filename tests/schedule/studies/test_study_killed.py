@@ -32,7 +32,7 @@ def test_a_killed_study_ends_with_the_same_table(finished: Path, tmp_path: Path,
         process = start(work, output)
         records = len(list(output.rglob("seed-*.json")))
         deadline = time.monotonic() + 120
-        # Let every other start finish a run, so that the study makes progress.
+        # After every second start, wait until a run is finished, so that the study makes progress.
         while kill % 2 and len(list(output.rglob("seed-*.json"))) == records and process.exitcode is None:
             assert time.monotonic() < deadline, log_of(output)
             time.sleep(0.01)

@@ -1,4 +1,5 @@
-"""A study is checked strictly before anything runs."""
+"""A malformed study is refused before anything runs. Also tests how grids and comparisons are read, and how the best
+point of a grid is chosen."""
 
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,5 @@
-"""Dual semantic IDs: their training on a small dataset, their inputs, which must not contain held-out data, and their
-files."""
+"""Dual semantic IDs: their training on a small dataset, the inputs of this training, and the files of the IDs. The
+inputs must not contain held-out data."""
 
 import json
 import shutil
@@ -186,8 +186,8 @@ def test_collisions_are_extended(dataset):
 
 
 def test_a_new_item_gets_the_code_of_similar_items(made):
-    """A new item gets its first code from its text alone. The items with this code share a group with it more often
-    than by chance."""
+    """A new item gets its codes from its text alone. The known items with the same first code share a group with the
+    new item more often than by chance."""
     encoder, groups = ItemIdEncoder.from_pretrained(made.path), made.catalog.group_shares()[1] > 0
     names = np.array(made.catalog.group_shares()[0])
     codes = encoder.encode([f"Unheard of; genres: {', '.join(names[row])}" for row in groups])[:, 0]
@@ -240,7 +240,7 @@ def check_same(ours: DualInputs, theirs: DualInputs) -> None:
 @pytest.mark.parametrize("behaviour", ["cooccurrence", "sequence"])
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_no_held_out_interaction_reaches_the_inputs(dataset, split, behaviour):
-    """Changed interactions in validation or test leave pairs, pools, profiles and vectors unchanged."""
+    """Changing the interactions of validation or test does not change pairs, pools, profiles or vectors."""
     plain = inputs_of(dataset, behaviour=behaviour)
     shutil.rmtree(dataset.path / "vectors")
     other = inputs_of(changed(dataset, split), behaviour=behaviour)
@@ -295,7 +295,7 @@ def test_chose_marks_the_items_that_users_chose(dataset):
 
 
 def towers_of(inputs: DualInputs) -> DualTraining:
-    """Returns the training of two untrained towers."""
+    """Returns a `DualTraining` with two untrained towers."""
     shape = {"hidden": 8, "width": 4, "code_width": 4, "levels": 1, "codes": 2}
     sides = [side(inputs, torch.arange(1)).shape[1] for side in (DualInputs.items, DualInputs.users)]
     options = {"align": True, "alpha": 0.1, "learning_rate": 0.1, "batch_size": 8, "max_epochs": 1, "patience": 1}
@@ -443,7 +443,7 @@ def test_known_items_keep_their_ids_when_items_are_added(made, tmp_path):
     assert {item: found[item] for item in ids} == ids and len(found) == 60
     assert all(found[item].startswith("<a_") for item in set(found) - set(ids))
     assert read_ids_card(today.path)["settings"]["method"] == "known"
-    # The new IDs can themselves be continued, and repeating the call changes nothing.
+    # The encoder is copied, so that the new IDs can be continued in turn. Repeating the call changes nothing.
     expected = ItemIdEncoder.from_pretrained(made.path).encode(["A new one"]).tolist()
     assert ItemIdEncoder.from_pretrained(today.path).encode(["A new one"]).tolist() == expected
     assert texts(continue_ids(load(today.path), made.path).catalog.semantic_ids) == list(found.values())

@@ -1,4 +1,5 @@
-"""The U2I loss, the quantiser and the tower of dual semantic IDs, against slow loops."""
+"""Checks the U2I loss, the quantiser and the pooling of dual semantic IDs against slow loops. Also tests that a tower
+learns to rebuild its inputs."""
 
 import pytest
 import torch

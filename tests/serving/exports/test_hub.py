@@ -168,7 +168,7 @@ def test_a_push_deletes_what_an_earlier_one_has_published(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     """A catalogue or prior that a push leaves out is deleted from the repository, because it may belong to another
-    model or may no longer be published. Other files stay."""
+    model, or the user may no longer want to publish it. Other files stay."""
     hub = Hub(tmp_path / "on-the-hub")
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: hub)
     push_run(run, "me/mine", include_catalog=True, include_prior=True)
@@ -207,7 +207,8 @@ def test_invalid_command_lines_are_refused(words: list[str], message: str, run: 
 def test_trainers_push_the_same_files(
     options: dict[str, Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trainers push the same files as the command. Checkpoints also contain the files for resuming.
+    """After training, trainers push the same files as the command. During training, they push checkpoints: the model
+    and the files for resuming.
 
     A catalogue or prior that an earlier push uploaded is deleted if the trainer leaves it out.
     """
@@ -259,7 +260,7 @@ def test_a_pushed_checkpoint_can_be_resumed(
 @pytest.fixture
 def cached(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def push(**options: bool) -> None:
-        """Puts the files that would be pushed into the local cache of the hub. The hub itself is offline."""
+        """Fills the local cache of the hub with the files of a push. The hub itself is offline."""
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         repo = tmp_path / "cache/models--me--mine"
         export_published(run, repo / "snapshots/0123456789abcdef0123456789abcdef01234567", **options)
@@ -343,7 +344,8 @@ def test_prompts_that_name_the_user_need_the_dataset(include_catalog: bool, tmp_
     assert "catalog/user_ids.parquet" not in names_in(tmp_path / "out")
     assert "The prompts of the model name the user" in (tmp_path / "out/README.md").read_text()
 
-    # 2. Without the dataset, the model is refused with the remedy. With it, the lists equal those of the run folder.
+    # 2. Without the dataset, the model is refused, and the message gives the remedy. With the dataset, the lists equal
+    # those of the run folder.
     remedy = "the prompts of .*out name the user .* pass the dataset folder that the model was trained on"
     with pytest.raises(ValueError, match=remedy if include_catalog else "give the dataset that the model was trained"):
         Recommender.from_pretrained(tmp_path / "out", device="cpu")

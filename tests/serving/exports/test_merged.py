@@ -39,7 +39,8 @@ def catalog() -> ItemCatalog:
 @pytest.fixture
 def make_run(catalog: ItemCatalog, tmp_path: Path) -> Callable[..., Path]:
     def make(*, tied: bool = True, quantized: bool = False, adapter: str = "lora") -> Path:
-        """Makes a run folder with an adapter of random weights. The base model is in a folder beside it."""
+        """Makes a run folder, by default with a LoRA adapter of random weights. The base model is in a folder beside
+        the run folder."""
         tokenizer = make_bpe(["a b"], vocab_size=280)
         model = make_family("llama", vocab_size=len(tokenizer))
         model.config.tie_word_embeddings = tied

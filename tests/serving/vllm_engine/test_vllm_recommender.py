@@ -21,7 +21,8 @@ from trl_rec.serving.vllm.recommender import ADAPTER, check_servable
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the same text as an earlier item:UserWarning")
 
-# Lists are always ranked with the softmax over the legal tokens.
+# Pairs of a kind of recommender and `renormalize`. Lists are always ranked with the softmax over the legal tokens, so
+# for them, `renormalize` is only True.
 SEARCHES = [(kind, True) for kind in ("item_token", "semantic_id", "title", "list", "title_list")]
 SEARCHES += [(kind, False) for kind in ("item_token", "semantic_id", "title")]
 FILTERS = [
@@ -34,7 +35,8 @@ FILTERS = [
 
 
 def save_run(kind: str, folder: Path, num_beams: int = 4, **settings: object) -> Recommender:
-    """Saves a recommender of one of the `KINDS` of `recommenders.py` as a run folder, and returns it."""
+    """Saves a recommender of one of the `KINDS` of `recommenders.py` as a run folder, and returns the recommender that
+    is loaded from this folder."""
     here = make_recommender(kind, num_beams=num_beams)
     here.model.save_pretrained(folder)
     here.tokenizer.save_pretrained(folder)

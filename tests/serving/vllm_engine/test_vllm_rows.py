@@ -104,14 +104,14 @@ def test_rows_that_are_added_moved_and_removed_allow_only_legal_tokens(
         slow |= {target: first} if first is not None else {}
         slow |= {source: second} if swap and second is not None else {}
 
-        # 2. Every row allows its legal tokens. Rows without a request are unchanged.
+        # 2. Every row allows its legal tokens. Logits that belong to no row are unchanged.
         logits = torch.randn(6, VOCAB, generator=generator)
         out = rows.apply(logits.clone())
         for index in range(6):
             expected = slow[index].expected(logits[index]) if index in slow else logits[index]
             torch.testing.assert_close(out[index], expected)
 
-        # 3. The engine chooses a token for each row. A row may be removed and added again with its tokens.
+        # 3. The engine chooses a token for each row. Sometimes it replaces a row by a new one with the same tokens.
         for index, one in slow.items():
             one.row.written.append(int(rng.choice((out[index] > -torch.inf).nonzero().flatten().tolist())))
         if slow and rng.random() < 0.3:

@@ -1,4 +1,5 @@
-"""Trained run folders in vLLM itself. `make test-vllm` runs this file in an environment of its own."""
+"""Serves trained models with vLLM, and compares their lists with those of `Recommender`. `make test-vllm` runs this
+file in an environment of its own."""
 
 from __future__ import annotations
 
@@ -169,7 +170,8 @@ def as_ragged(rows: list[list[int]]) -> Any:
 
 
 def read_items(trie: TokenTrie, tokens: list[int], length: int, eos: int) -> list[int]:
-    """Returns the items of a completion. If items share a path, each one is used once."""
+    """Returns the items of a completion. If items share a path, each one is used once, and the excluded item 4 only if
+    no other is left."""
     items: list[int] = []
     node = 0
     for place, token in enumerate(tokens):

@@ -19,8 +19,8 @@ from trl_rec.trainer import rating_values
 
 disable_progress_bars()
 
-# Plain SGD, because Adam would take a step for a gradient that is 0 except for rounding.
 DEFAULTS = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.5, "lr_scheduler_type": "constant"}
+# Plain SGD, because Adam would take a full step for a gradient that is 0 except for rounding.
 DEFAULTS |= {"optim": "sgd", "max_length": 96, "save_strategy": "no", "activation_checkpointing": False, **QUIET}
 DEFAULTS |= {"overwrite": True}  # several runs of a test share a folder
 DEFAULTS |= {"num_candidates": 4, "lambda_weight": 10.0, "eval_ks": [1, 4]}
@@ -29,7 +29,8 @@ PASSED_ON += ("preprocess_logits_for_metrics", "compute_loss_func", "formatting_
 
 
 def make_folder(folder: Path, surface: str = "semantic_id") -> RecDataset:
-    """Saves a rated toy dataset and a model without dropout. An item has two codes, so letters name the candidates."""
+    """Saves a rated toy dataset and a model without dropout. With the default surface, an item has two codes, so
+    letters name the candidates."""
     dataset = prepare("toy", folder / "data", toy_users=24, toy_items=60, split="leave_last", num_held_out=4)
     codes = [[f"<a_{item // 8}>", f"<b_{item % 8}>"] for item in range(60)]
     catalog = dataset.catalog.with_surface(surface, Ragged.from_lists(codes, object))
@@ -58,8 +59,8 @@ def first_batch(trainer: AlroTrainer) -> dict[str, Any]:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """Runs the whole training, in each of its processes. Saves the weights in `output`, and the measurements in
-    `OUTPUT/run.pt`."""
+    """Trains, ranks and measures. Every process of the run calls this function. Saves the weights in `output`, and the
+    measurements in `OUTPUT/run.pt`."""
     trainer = make_trainer(folder, output, **options)
     trainer.train()
     split = load(folder / "data").validation

@@ -23,8 +23,8 @@ SAME_ORDERS = 1e-12  # each list is shown in two orders, but the weight is too s
 
 
 def world(num_users: int, seed: int, name: str) -> Dataset:
-    """Returns users with one rated item in the history and three rated targets. All users rate an item the same, up to
-    one star."""
+    """Returns users with one rated item in the history and three rated targets. Each item has a base rating, and
+    each user's rating differs from it by at most one star."""
     draw, columns = np.random.default_rng(seed), {"user": pa.array(range(num_users), pa.int32())}
     items = [draw.permutation(NUM_ITEMS)[:4] for _ in range(num_users)]
     ratings = [np.clip(1 + some % 5 + draw.integers(-1, 2, 4), 1, 5).astype(float) for some in items]

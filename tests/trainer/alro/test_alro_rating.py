@@ -1,4 +1,5 @@
-"""The rating stage, in which a model from scratch learns to predict ratings: by itself, and within `trl-rec alro`."""
+"""Tests the rating stage alone and as a part of `trl-rec alro`. In this stage, a model that is trained from scratch
+learns to predict ratings."""
 
 import json
 import logging
@@ -151,7 +152,7 @@ def test_invalid_settings_are_refused_before_any_training(
 ) -> None:
     unrated = dataset.test.map(lambda row: {"history_ratings": [], "target_ratings": []})
     monkeypatch.setattr("trl_rec.scripts.alro.load", lambda path: replace(dataset, test=unrated))
-    monkeypatch.setattr("transformers.Trainer.train", lambda *args, **kwargs: pytest.fail("it was trained"))
+    monkeypatch.setattr("transformers.Trainer.train", lambda *args, **kwargs: pytest.fail("the model was trained"))
     with pytest.raises(ValueError, match=message):
         main(write(tmp_path, dataset, **options))
 

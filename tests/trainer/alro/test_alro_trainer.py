@@ -48,7 +48,7 @@ def assert_close(model: torch.nn.Module, expected: dict[str, Tensor], tolerance:
 
 @torch.no_grad()
 def slow_table(trainer: AlroTrainer, batch: dict[str, Tensor], row: int, shown: int) -> tuple[Tensor, list[int]]:
-    """Returns the log-probabilities `(n, V)` at each answer position, with the list in a row of its own, and the
+    """Reads a list in a row of its own. Returns the log-probabilities at each answer position, `(n, V)`, and the
     candidates' names."""
     answer, mask = batch["answer_mask"][row, shown], batch["completion_mask"][row, shown]
     prompt, tokens = batch["prompt_ids"][row][batch["prompt_mask"][row]], batch["completion_ids"][row, shown]
@@ -160,8 +160,8 @@ def test_ranking_costs_the_same_as_after_supervised_fine_tuning(
 
 
 def test_letters_of_titles_are_read_where_they_are_written(tokenizer_copy, tmp_path: Path) -> None:
-    """At the start of the answer, each letter is one token of the tokenized text. It is predicted from the token
-    before it."""
+    """A letter that is written at the start of the answer is one token of the tokenized text. The log-probability
+    of each letter is read at the token before it."""
     dataset = prepare("toy", tmp_path / "data", toy_users=24, toy_items=60, split="leave_last", num_held_out=4)
     model = make_family("llama", vocab_size=len(tokenizer_copy))
     config = AlroConfig(str(tmp_path), **{**DEFAULTS, "max_length": 512, "max_history": 4})

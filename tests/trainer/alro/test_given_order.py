@@ -1,4 +1,5 @@
-"""Training prompts that show the candidates by mean rating, without the ratings of the row's own user."""
+"""Training prompts that show the candidates in the order of their mean ratings. The means leave out the ratings of the
+row's own user."""
 
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_the_order_is_by_the_mean_rating_of_the_other_users(folder: Path) -> Non
 
 
 def test_an_item_that_only_its_user_rated_has_no_mean_of_its_own() -> None:
-    """Its mean would be the rating of this user, so the order would reveal the labels."""
+    """If this user's rating counted, it alone would determine the mean, and the order would reveal the labels."""
     order = GivenOrder(np.array([5.0, 1.0, 30.0]), np.array([1, 1, 10]))
     assert order.slots(np.array([1, 0]), np.array([1.0, 5.0])).tolist() == [0, 1]
     assert order.slots(np.array([0, 1]), np.array([5.0, 1.0])).tolist() == [0, 1]
@@ -68,7 +69,7 @@ def test_the_first_order_is_by_mean_rating_and_the_second_is_random(
             if permutation_weight:
                 assert (names[1] != names[0]).any()
                 seen.add((number, tuple(names[1].tolist())))
-    assert not permutation_weight or len(seen) > 6  # the second order is new in every epoch
+    assert not permutation_weight or len(seen) > 6  # the second order changes with the epoch
 
 
 @pytest.mark.parametrize("num_orders", [1, 2, 3, 4, 7])

@@ -1,4 +1,5 @@
-"""Early stopping: when a run stops, which settings are refused, and how a resumed run continues to count."""
+"""Early stopping: when a run stops, which settings are refused, and how a resumed run continues the count of
+evaluations without an improvement."""
 
 from pathlib import Path
 from typing import Any

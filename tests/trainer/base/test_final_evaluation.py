@@ -77,8 +77,8 @@ class Killed(BaseException):
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Collects the sizes of the batches that are ranked. The ranks of each batch are saved at once, and the
-    fourth batch is interrupted."""
+    """Collects the sizes of the batches that are ranked. The ranking of each batch is saved as soon as it is finished,
+    and the fourth batch is interrupted."""
     sizes: list[int] = []
     usual = rank.rank_items
     monkeypatch.setitem(FinishedRows.of_model.__kwdefaults__, "seconds", 0.0)
@@ -136,7 +136,7 @@ def test_an_interrupted_choice_of_the_prior_continues(data: Path, tmp_path: Path
 def test_an_interrupted_evaluation_of_a_saved_model_continues(
     data: Path, run: Path, tmp_path: Path, batches: list[int], capsys
 ) -> None:
-    """The second call has another batch size. `evaluate` ranks the same seven users as the run did."""
+    """The second call of `evaluate` has another batch size. Both calls rank the seven users that the run ranked."""
     options = {"dataset": data, "model": run, "recall_at": 20, "output_dir": tmp_path / "cut", "max_users": 7}
     with pytest.raises(Killed):
         evaluate.main(words({**options, "batch_size": 4}))

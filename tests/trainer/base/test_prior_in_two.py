@@ -58,7 +58,7 @@ def test_two_processes_choose_and_measure_like_one(data: Path, tmp_path: Path) -
     train(data, 8, tmp_path / "one")
     run_in_two("ddp", partial(train_and_note_files, data, 4), tmp_path / "two")
 
-    # The choice and the rows are the same.
+    # The choice and the results are the same.
     one, two = (json.loads((tmp_path / name / "choice.json").read_text()) for name in ("one", "two"))
     assert two.pop("grid") == [pytest.approx(setting, abs=1e-6) for setting in one.pop("grid")]
     assert two == one and one["how"] == "exact" and one["strength"] > 0
@@ -75,7 +75,8 @@ def test_two_processes_choose_and_measure_like_one(data: Path, tmp_path: Path) -
 
 
 def test_two_processes_refuse_another_choice(data: Path, tmp_path: Path) -> None:
-    """The choice is known only after training, so the error comes then. Both processes raise it, so neither waits."""
+    """The choice is known only after training, so the error comes after training. Both processes raise it, so neither
+    waits for the other."""
     recorded = {"prior": "transition", "strength": 32.0, "eps": 0.0001, "split": "test"}
     write_json(tmp_path / "run/choice.json", recorded)
     run_in_two("ddp", partial(train_and_be_refused, data), tmp_path / "run")

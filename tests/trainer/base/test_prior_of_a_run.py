@@ -104,7 +104,7 @@ def test_a_given_strength_of_a_saved_prior_is_recorded_as_a_choice(run: Path, da
     choice = json.loads((tmp_path / "chosen/choice.json").read_text())
     assert choice["how"] == "exact" and len(choice["grid"]) > 50
 
-    # The strength of an array of weights is not chosen.
+    # For an array of weights, no strength can be chosen.
     shutil.copytree(run, tmp_path / "copy")
     save_run_prior(tmp_path / "copy", ArrayPrior(np.ones(60)))
     words[1] = str(tmp_path / "copy")
@@ -225,7 +225,7 @@ def test_a_run_that_continues_fits_the_prior_again(run: Path, data: Path, tmp_pa
     histories = Ragged.from_lists([[3, 7], [11]])
     weights = [one.weights(histories).dense(2, 60) for one in (prior, replace(fitted, strength=1.5), load_prior(run))]
     assert np.allclose(weights[0], weights[1]) and not np.allclose(weights[0], weights[2])
-    # The recipe names the prior, so it repeats the run.
+    # The new run's recipe names the prior, so training with this recipe repeats the run.
     assert yaml.safe_load((tmp_path / "next/recipe.yaml").read_text())["prior"] == "transition"
 
     # If the earlier run has no recipe with a strength, the strength is chosen again. A prior that the user names takes
@@ -280,7 +280,7 @@ def test_other_verbs_continue_a_prior_or_say_that_there_is_none(
     assert seen == [taken, taken, ("none", "auto", False)]
     assert caplog.text.count("so this run fits a prior of this kind to its own data (strength 1.5)") == 2
 
-    # 2. Without a dataset, and with BLADE, a message says that the new run has no prior.
+    # 2. A new run has no prior if no dataset is given, or if its method is BLADE. A message says so.
     def no_model(*given: object, **options: object) -> None:
         raise Stop
 

@@ -176,7 +176,7 @@ def test_an_order_by_lengths_is_the_same_after_a_resume(
     def make(name: str, **saving: Any) -> BearTrainer:
         options = {"train_sampling_strategy": strategy, "targets": "all", "per_device_train_batch_size": size}
         options |= {"gradient_accumulation_steps": 4 // size, "seed": 3}
-        # Dropout draws random numbers between the orders of two epochs.
+        # Dropout draws random numbers after the order of one epoch is drawn and before that of the next.
         model = load_model(folder / "model", attention_dropout=0.2)
         return make_trainer(folder, tmp_path / name, model=model, max_steps=14, **options, **saving)
 
@@ -195,7 +195,7 @@ def test_every_save_after_the_end_of_a_run_contains_the_prior(folder: Path, tmp_
     trainer, pushed = make_trainer(folder, tmp_path / "run", **PUSHED_PRIOR), []
 
     def upload(**options: Any) -> None:
-        """Keeps the prior in the uploaded folder."""
+        """Records the prior that the uploaded folder contains."""
         pushed.append(Recommender.from_pretrained(options["folder_path"]).prior)
 
     hub = SimpleNamespace(upload_folder=upload, list_repo_files=lambda **place: [])

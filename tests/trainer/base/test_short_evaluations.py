@@ -1,4 +1,4 @@
-"""An evaluation during training prints only the main measures. The log contains all of them."""
+"""An evaluation during training prints only the main measures. The log contains all measures."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,5 @@
-"""Continues training from a run folder after the catalogue has changed, from the source files to the lists."""
+"""Continues training from a run folder after the catalogue has changed. The tests start from source files, and check
+the recommended lists."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ OPTIONS = {**QUIET, "max_length": 32, "save_strategy": "no", "final_split": "non
 
 
 def write_log(folder: Path, items: list[int], unknown_items: str = "drop") -> RecDataset:
-    """Prepares a log in which user u chose u, u + 1, ..., u + 6 (modulo the number of items)."""
+    """Prepares a log in which user u chose the items u, u + 1, ..., u + 6 (modulo `NUM_ITEMS`). The catalogue contains
+    only `items`, in the given order."""
     source = folder / "source"
     source.mkdir(parents=True)
     with (source / "items.csv").open("w", newline="") as file:
@@ -65,7 +67,7 @@ def test_permuting_the_catalog_changes_no_list(yesterday, tmp_path: Path) -> Non
     trainer = continued(today, run, tmp_path / "run")
     assert lists(trainer, today) == before
 
-    # The same is true of the saved run.
+    # The two run folders also recommend the same lists.
     trainer.save_model()
     check_same_items(tmp_path / "run", today.catalog, today.path)
     old, new = Recommender.from_pretrained(run), Recommender.from_pretrained(tmp_path / "run")
@@ -98,7 +100,7 @@ def test_removed_items_are_read_and_never_recommended(yesterday, tmp_path: Path,
     # The model reads i2, which was removed.
     assert {one.item_id: one.score for one in found[2]} != {one.item_id: one.score for one in found[3]}
 
-    # The run can be measured on today's dataset, and tomorrow's training can start from it.
+    # The run can be measured on today's dataset, and tomorrow's training can start from the run.
     check_same_items(tmp_path / "run", today.catalog, today.path)
     back = write_log(tmp_path / "tomorrow", [2, *order[:-1]])
     again = continued(back, tmp_path / "run", tmp_path / "next")

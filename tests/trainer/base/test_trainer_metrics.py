@@ -1,5 +1,5 @@
-"""What trainers log: means over all processes, and rows whose loss is not finite. Also tests what a method must
-define."""
+"""The metrics that trainers log, the check for losses that are not finite, the loss that a trainer class must define,
+and the model card."""
 
 import re
 from pathlib import Path
@@ -68,8 +68,8 @@ def test_rows_with_a_broken_loss_are_counted_and_named() -> None:
 
 
 def test_a_broken_loss_of_an_early_batch_stops_the_run_before_the_step(folder: Path, tmp_path: Path) -> None:
-    """The loss of the second of four accumulated batches is NaN. The error comes in the fourth batch, before the
-    step."""
+    """The loss of the second of four accumulated batches is NaN. The error is raised in the forward pass of the
+    fourth batch, before the optimizer step."""
     trainer = make_trainer(folder, tmp_path, gradient_accumulation_steps=4, per_device_train_batch_size=1)
     compute, batches = trainer.batch_loss, []
 

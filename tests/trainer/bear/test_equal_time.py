@@ -1,4 +1,4 @@
-"""The benchmark that trains with every item a target, or with one row per target, for the same time."""
+"""The benchmark that trains on rows in which every item is a target, and on one row per target, for equal times."""
 
 import json
 import sys

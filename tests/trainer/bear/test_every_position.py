@@ -1,5 +1,5 @@
-"""Rows in which every item of a sequence except the first is a target, on any surface: they have the loss and gradient
-of one row per target."""
+"""Rows in which every item of a sequence except the first is a target. On any surface, they have the same loss and
+gradient as one row per target."""
 
 from copy import deepcopy
 from functools import partial
@@ -39,7 +39,7 @@ CHAT = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor 
 
 
 def make(output: Path, family: Any = "llama", surface: str = "title", **options: Any) -> BearTrainer:
-    """Makes a trainer on HISTORIES, whose batches contain all rows."""
+    """Makes a trainer on HISTORIES. By default, each of its batches contains all rows."""
     ids = Ragged.from_lists([[f"<a_{item % 3}>", f"<b_{item // 3}>"] for item in range(len(TITLES))], object)
     table = pa.table({"item_id": [str(item) for item in range(len(TITLES))], "title": TITLES})
     catalog = ItemCatalog(table, surface=surface, semantic_ids=ids)
@@ -275,7 +275,7 @@ def test_invalid_settings_are_refused(options: dict[str, Any], message: str, tmp
 
 
 def run(options: dict[str, Any], output: Path) -> None:
-    """Runs the whole training, in each of its processes."""
+    """Trains, and saves the weights and the losses. Every process of the run calls this function."""
     trainer = make(output, **options)
     trainer.train()
     trainer.save_model(output)

@@ -33,7 +33,7 @@ def paths(trainer: BearTrainer) -> list[list[int]]:
 
 
 def by_hand(trainer: BearTrainer, batch: dict[str, Tensor], *, decay: float, smoothing: float = 0.0) -> float:
-    """Computes the weighted mean over target tokens in a loop, from the logits of the model."""
+    """Computes the weighted mean of the loss over target tokens in a loop, from the logits of the model."""
     known = paths(trainer)
     names = ("input_ids", "attention_mask", "position_ids")
     logits = trainer.model.eval()(**{name: batch[name] for name in names}).logits.detach().double()

@@ -170,7 +170,7 @@ def test_accumulating_changes_nothing(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_draws_the_same_templates_as_an_uninterrupted_run(folder: Path, tmp_path: Path) -> None:
-    """The run is resumed within its second epoch, and draws the same templates."""
+    """The run is resumed within its second epoch."""
     tasks = {"next_item": 0.2, "id_to_item": 0.2, "query_to_item": 0.2, "user_to_profile": 0.2}
     common: dict[str, Any] = {"tasks": tasks, "max_steps": 5, "per_device_train_batch_size": 8}
     whole = make_trainer(folder, tmp_path / "whole", **common)
@@ -215,7 +215,7 @@ def test_senseless_settings_are_refused(tmp_path: Path, options: dict[str, Any],
 
 
 def test_rows_of_similar_lengths_share_a_forward_pass_and_all_rows_share_a_step(folder: Path, tmp_path: Path) -> None:
-    """With `batch_rebalance`, a step equals that of one large batch, and reads fewer tokens."""
+    """With `batch_rebalance`, a step changes the weights as one large batch does, with less padding."""
     rows = make_trainer(folder, tmp_path).train_dataset
     rows, told = rows.select(np.linspace(0, len(rows) - 1, 16).astype(int)), {}
 

@@ -83,8 +83,8 @@ def other_model(folder: Path) -> Any:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """Runs the whole training, in each of its processes. Saves the weights in `output`, and the measurements in
-    `OUTPUT/run.pt`."""
+    """Trains, ranks and measures. Every process of the run calls this function. Saves the weights in `output`, and the
+    measurements in `OUTPUT/run.pt`."""
     options = dict(options)
     reference_lists.PART_SIZE = options.pop("part_size", reference_lists.PART_SIZE)
     trainer = make_trainer(folder, output, **options)

@@ -169,7 +169,7 @@ def test_checkpointing_changes_nothing(bases: Any, catalog: ItemCatalog, tmp_pat
 
 @pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(bases: Any, catalog: ItemCatalog, tmp_path: Path) -> None:
-    """A checkpoint contains both adapters, and a resumed run finds its reference lists."""
+    """A checkpoint contains the adapters of policy and reference. A resumed run reuses the reference lists."""
     options = {"max_steps": 4, "per_device_train_batch_size": 2}
     whole = make(adapted(bases["untied"]), bases["untied"], catalog, tmp_path / "whole", **options)
     whole.train()

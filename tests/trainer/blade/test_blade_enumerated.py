@@ -92,8 +92,8 @@ def rewards(prompt: int) -> Tensor:
 
 
 def best_of_n(trainer: BladeTrainer, prompt: int, policy: Tensor, coefficient: float) -> Tensor:
-    """Returns the target of each list. The probabilities of the policy replace the rollouts, as if infinitely many
-    rollouts were drawn."""
+    """Returns the target value of each list. The probabilities of the policy replace the rollouts, as if infinitely
+    many rollouts were drawn."""
     own, drawn = rewards(prompt).unsqueeze(1), trainer.train_dataset["references"][prompt]
     references = torch.tensor([WORTH[prompt][tuple(chosen)] for chosen in drawn])
     size = len(references) + 2 * PRIOR

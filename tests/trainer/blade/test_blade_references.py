@@ -1,5 +1,5 @@
-"""Reference lists are drawn once and found again. A killed run continues to draw them, and batches and parts do not
-change them."""
+"""Reference lists are drawn once and then reused. When a killed run is started again, it draws only the missing lists.
+The batch size does not change the lists."""
 
 import shutil
 from functools import partial
@@ -31,7 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drawn_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Collects the rows of each batch for which reference lists or rollouts are drawn. A part has five rows."""
+    """Collects the rows of each batch for which reference lists or rollouts are drawn. Also sets
+    the size of a part to five rows."""
     rows, draw = [], blade_trainer.sample_item_lists
     monkeypatch.setattr(reference_lists, "PART_SIZE", 5)
 
@@ -183,7 +184,8 @@ def test_the_best_reference_list_of_each_prompt_becomes_a_training_row(folder: P
 
 
 def test_references_are_drawn_again_from_the_current_policy(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
-    """The run has four steps and draws twice. Steps 2 and 3 use the lists of the second draw."""
+    """The run has four steps, numbered from 0, and draws reference lists twice. Steps 2 and 3 use the lists of the
+    second draw."""
     options = {"reference_draws": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 3, "target": "best_of_n"}
     once = make_trainer(folder, tmp_path / "once", max_steps=4, target="best_of_n")
     once.train()
@@ -195,7 +197,7 @@ def test_references_are_drawn_again_from_the_current_policy(folder: Path, tmp_pa
     first = np.array(trainer.train_dataset["references"])
     assert trainer._redrawn.shape == first.shape and (trainer._redrawn != first).any()
 
-    # The lists come from the policy of step 2, which a run of two steps ends with.
+    # The second draw is from the policy after two steps. A run of two steps ends with the same policy.
     half = make_trainer(folder, tmp_path / "half", max_steps=2, target="best_of_n")
     half.train()
     with half._generating(half.model) as policy:
@@ -214,7 +216,7 @@ def test_references_are_drawn_again_from_the_current_policy(folder: Path, tmp_pa
     for name, value in resumed.model.state_dict().items():
         assert torch.equal(value, weights[name]), name
 
-    # If these lists are missing, the run cannot be resumed at step 3.
+    # If the lists of the second draw are missing, the run cannot be resumed at step 3.
     shutil.rmtree(tmp_path / "twice" / "checkpoint-4")
     for part in parts(tmp_path / "twice"):
         if part.parent.name not in {path.parent.name for path in parts(tmp_path / "once")}:

@@ -1,4 +1,4 @@
-"""What BLADE refuses in one sentence. If possible, it does so before anything is drawn or trained."""
+"""What BLADE refuses with an error message, if possible before anything is drawn or trained."""
 
 from pathlib import Path
 from typing import Any

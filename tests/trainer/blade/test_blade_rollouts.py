@@ -177,7 +177,7 @@ def test_several_steps_on_the_same_rollouts(folder: Path, tmp_path: Path, monkey
     monkeypatch.setattr(BladeTrainer, "compute_loss", watch)
     monkeypatch.setattr(BladeTrainer, "_valued", lambda *given: valued.append(value(*given)) or valued[-1])
     options = {"num_iterations": 2, "gradient_accumulation_steps": 2, "max_steps": 6, "learning_rate": 0.5}
-    # An epoch has one batch of 8 rows. Three of the 11 rows are left over.
+    # An epoch has one global batch of 8 rows. Three of the 11 rows are left over.
     trainer = make_trainer(folder, tmp_path, **options, max_prompts=11)
     trainer.train()
     steps = [[rows for at, rows in seen if at == step] for step in range(6)]

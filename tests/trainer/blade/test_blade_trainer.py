@@ -85,7 +85,8 @@ def test_the_reference_of_a_named_model_is_a_copy_of_the_loaded_policy(folder: P
     trainer = make_trainer(folder, tmp_path, model=str(folder / "model"))
     rollouts = drawn(trainer, first_batch(trainer))
     assert torch.equal(rollouts.ref_logps, rollouts.old_logps)
-    changed = make_trainer(folder, tmp_path, model=other_model(folder))  # its folder contains a different model
+    # This policy differs from the model in the folder that it was loaded from.
+    changed = make_trainer(folder, tmp_path, model=other_model(folder))
     rollouts = drawn(changed, first_batch(changed))
     assert torch.equal(rollouts.ref_logps, rollouts.old_logps)
 

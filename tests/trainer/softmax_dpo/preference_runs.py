@@ -50,8 +50,8 @@ def preference_table(dataset: RecDataset, *, most: int = 4, seed: int = 0) -> Da
 
 
 def text_rows(*, several: bool = True) -> Dataset:
-    """Returns eight prompts with a chosen text each. If `several`, one to three texts are rejected per prompt, and
-    otherwise a single text."""
+    """Returns eight prompts with a chosen text each. If `several`, each prompt has one to three rejected texts,
+    else a single one."""
     rows = []
     for row, sentence in enumerate(SENTENCES * 2):
         words, cut = sentence.split(), 2 + row % 3
@@ -95,8 +95,8 @@ def loss_of_equals(trainer: SoftmaxDPOTrainer) -> float:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """Runs the whole training, in each of its processes. Saves the weights in `output`, and the measurements in
-    `OUTPUT/run.pt`."""
+    """Trains, ranks and measures. Every process of the run calls this function. Saves the weights in `output`, and the
+    measurements in `OUTPUT/run.pt`."""
     trainer = make_trainer(folder, output, **options)
     trainer.train()
     metrics = trainer.evaluate(load(folder / "data").validation)

@@ -1,4 +1,4 @@
-"""The fingerprint of a run, which compares rows by content, and the lists of fields that affect it."""
+"""The fingerprint of a run, which compares rows by content, and the lists that determine which fields it contains."""
 
 from __future__ import annotations
 
