@@ -17,8 +17,11 @@ class Row(NamedTuple):
 
 
 def row(chosen: float, rejected: list[float], mask: list[bool], *, beta: float) -> Row:
-    """Returns the cross-entropy of the chosen completion, in a softmax over this completion and the negatives that are
-    not masked."""
+    """Returns the loss of one row, with its metrics and gradient.
+
+    The loss is the cross-entropy of the chosen completion in a softmax over this completion and the negatives for
+    which `mask` is True.
+    """
     reward = beta * chosen
     negatives = [beta * value for value, real in zip(rejected, mask, strict=True) if real]
     if not negatives:

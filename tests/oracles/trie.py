@@ -1,8 +1,8 @@
-"""Implements a slow trie with dicts that map each prefix to its children and its items."""
+"""Implements a slow trie with two dicts: of the next tokens of each prefix, and of the items of each sequence."""
 
 
 class DictTrie:
-    """A trie that stores the children and the items of every prefix."""
+    """A trie that stores the next tokens of every prefix, and the items of every complete sequence."""
 
     def __init__(self, sequences: list[list[int]], items: list[int]) -> None:
         self.children: dict[tuple[int, ...], set[int]] = {(): set()}

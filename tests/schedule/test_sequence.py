@@ -130,8 +130,8 @@ def test_item_vectors_start_at_random_if_no_two_items_share_a_sequence(items: li
 
 
 def test_recipe_keys_are_those_of_the_verb(dataset: RecDataset) -> None:
-    """The recipe sets every option of a model from scratch, and how its item vectors start. The other keys are options
-    of the training."""
+    """The recipe sets every option of a model that is trained from scratch, and the option for its initial item
+    vectors. The other keys are options of the training."""
     of_model = sequence_training._model_keys(sequence_recipe(dataset))
     assert set(of_model) == {*scratch_options(RecModelConfig()), "item_vectors"}
     assert sequence_recipe(dataset, seed=3, exclude_history=False)["seed"] == 3

@@ -67,9 +67,9 @@ class Recommender:
         Args:
             folder (`str` or `Path`): The folder or hub id.
             catalog ([`ItemCatalog`], `str` or `Path`, *optional*): The items that the model was trained with, or the
-                dataset folder that contains them. Needed only for a model from the hub, if it was pushed without its
-                catalogue, or if its prompts name users by semantic IDs, which are never pushed. To recommend from a
-                different catalogue, see [`with_catalog`].
+                dataset folder that contains them. Needed only for a model from the hub, and there only in two
+                cases: it was pushed without its catalogue, or its prompts contain semantic IDs of users, which are
+                never pushed. To recommend from a different catalogue, see [`with_catalog`].
             prior ([`Prior`], *optional*, defaults to `"saved"`): A prior that the model is multiplied by. By default,
                 the prior in the run folder is used, if there is one. With `None`, no prior is used.
             device (`torch.device` or `str`, *optional*): Where the model and the trie are kept. Defaults to the
@@ -174,8 +174,8 @@ class Recommender:
 
         If a history is empty, or the catalogue contains none of its items, the list is ranked by the prior alone. The
         score of an item is then `log(w / W)`, where w is its weight and W the sum of all weights, and the list's
-        `fallback` is True. Without a prior, or if the prior has strength 0 or gives equal weights to all items that it
-        does not remove, the model ranks the items after an empty history.
+        `fallback` is True. The model ranks the items after an empty history if there is no prior, if its strength is
+        0, or if all of its weights that are not 0 are equal.
 
         Args:
             histories (lists of `str`): Item ids, oldest first.

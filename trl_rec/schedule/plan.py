@@ -60,9 +60,9 @@ NOT_IN_A_PLAN = (
     "final_split",  # only selects the split on which the finished policy is measured
     "max_test_users",  # only limits the number of users in the final evaluation
     "eval_recall_at",  # only adds a metric to the final evaluation
-    "prior",  # only multiplies the finished policy, as `prior_strength` does
+    "prior",  # the prior and its strength are applied only to the finished policy
     "prior_strength",
-    "include_catalog",  # only decides what is pushed, as `include_prior` does
+    "include_catalog",  # this key and `include_prior` only decide what is pushed
     "include_prior",
 )
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")

@@ -77,7 +77,7 @@ class ScheduleArguments:
         metadata={
             "help": (
                 "settings of trl-rec bear; if set, a policy is trained first. Shared settings that are left out here, "
-                "such as prompts and max_steps, are copied from the stages"
+                "such as prompts and max_steps, are copied from the keys outside this section"
             )
         },
     )

@@ -140,7 +140,8 @@ def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
     Windows with a single item are dropped.
 
     Returns:
-        The windows, and a mask that is True for interactions that no earlier row of the same user contains.
+        The windows, and a mask of the same shape, which is True for the interactions that are not in an earlier row of
+        the same user in the training split.
     """
     sequences, is_new = training_sequences(train)
     count = np.maximum(-(-(sequences.lengths - 1) // (LENGTH - 1)), 1)  # windows per sequence, rounded up
@@ -154,7 +155,7 @@ def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
     if not len(usable):
         raise ValueError(
             "no user of the training split has chosen two items, so there is no next item to predict; use a log "
-            "with longer histories, or set signals='text' and leave the key 'behaviour' out"
+            "with longer histories, or use only texts (signals='text', without the option 'behaviour')"
         )
     return windows.take(usable), is_new_rows.take(usable)
 

@@ -143,9 +143,16 @@ def test_the_legend_names_the_significance_level_of_the_verdicts(alpha: float, w
     assert f"better, worse: the adjusted p is below {written}, and" in comparison_table(RUNS, compared)
 
 
-@pytest.mark.parametrize(("runs", "against"), [(RUNS, "counter"), ({**RUNS, "c": []}, "baseline"), ({}, "baseline")])
-def test_a_missing_reference_or_run_is_an_error(runs: dict, against: str) -> None:
-    with pytest.raises(ValueError, match=f"one run of each recommender, and of '{against}'"):
+@pytest.mark.parametrize(
+    ("runs", "against", "message"),
+    [
+        (RUNS, "counter", "against names 'counter', but there are runs only of "),
+        ({**RUNS, "c": []}, "baseline", "there are no runs of 'c'; give at least one"),
+        ({}, "baseline", "against names 'baseline', but there are runs only of nothing; add its runs"),
+    ],
+)
+def test_a_missing_reference_or_run_is_an_error(runs: dict, against: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         compare(runs, against=against, metric="ndcg@5")
 
 

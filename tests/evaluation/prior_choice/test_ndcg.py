@@ -41,7 +41,9 @@ def test_prompts_without_a_target_near_the_top_are_recognised(monkeypatch: pytes
     items = torch.arange(300).expand(40, -1)
     scores = torch.randn(40, 300, generator=generator).round(decimals=1)
     scores[:, 7] = -torch.inf
-    targets = torch.stack([scores.argsort(1, descending=True)[:, 8], torch.randint(0, 300, (40,), generator=generator)], 1)
+    targets = torch.stack(
+        [scores.argsort(1, descending=True)[:, 8], torch.randint(0, 300, (40,), generator=generator)], 1
+    )
     weights = {eps: torch.randn(40, 300, generator=generator) for eps in (0.1, 1.0)}
     settings = [Setting(0, None), *(Setting(strength, eps) for strength in (0.3, 2.0) for eps in (0.1, 1.0))]
     monkeypatch.setattr(ndcg, "NUM_STRONG", 12)

@@ -97,11 +97,13 @@ def compare(
         num_resamples (`int`, *optional*, defaults to `5000`): Number of bootstrap resamples, and of sign flips.
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap and of the sign flips.
     """
-    if against not in runs or not all(len(of_name) for of_name in runs.values()):
+    if against not in runs:
         raise ValueError(
-            f"there are runs of {', '.join(runs) or 'nothing'}; give at least one run of each recommender, and of "
-            f"{against!r}"
+            f"against names {against!r}, but there are runs only of {', '.join(runs) or 'nothing'}; add its runs"
         )
+    for name, of_name in runs.items():
+        if not len(of_name):
+            raise ValueError(f"there are no runs of {name!r}; give at least one run of each recommender")
     compared = [
         _compare_pair(name, against, runs, metric, num_resamples=num_resamples, seed=seed)
         for name in runs

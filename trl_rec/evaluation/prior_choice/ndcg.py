@@ -14,8 +14,8 @@ from torch import Tensor
 from trl_rec.evaluation.prior_choice.grid import Setting
 
 
-# The targets are first ranked among this number of items with the highest scores, and as many with the highest
-# weights.
+# In a first pass, the targets are ranked only among the `NUM_STRONG` items with the highest scores and the
+# `NUM_STRONG` items with the highest weights.
 NUM_STRONG = 64
 
 
@@ -30,7 +30,8 @@ def ndcg_by_setting(
     """Returns NDCG@k of each prompt under each setting, `(B, len(settings))`.
 
     Args:
-        scores (`torch.Tensor` of shape `(B, P)`): The scores of the items without a prior; -inf if excluded.
+        scores (`torch.Tensor` of shape `(B, P)`): The scores of the items before a prior is applied; -inf for excluded
+            items.
         items (`torch.Tensor` of shape `(B, P)`): The items to rank; -1 is padding. Items with equal scores are ordered
             by their index.
         targets (`torch.Tensor` of shape `(B, T)`): The relevant items, padded with -1.

@@ -26,7 +26,7 @@ from trl_rec.trainer.base.sampling import EpochCounter
 
 @dataclass
 class RatedListCollator(EpochCounter):
-    """Converts rows of [`build_rated_rows`] to tokenized prompts and answers.
+    """Converts rows of [`build_rated_rows`] to tokenized histories, lists and answers.
 
     Args:
         prompt_format (`RatedPromptFormat`): Format of the prompts and answers.
@@ -61,8 +61,8 @@ class RatedListCollator(EpochCounter):
               of the candidate in the answer, counted from 0.
             - `candidate_mask`, `(B, m)`: False for padding.
         """
-        # 1. Randomly draw the order of equally rated candidates in the answer, and the orders of all candidates in the
-        # prompt.
+        # 1. Randomly draw the order of equally rated candidates in the answer, and the orders in which the list shows
+        # all candidates.
         candidates = _column(rows, "candidates", np.int64)
         ratings = _column(rows, "ratings", np.float32)
         keys = [(self.seed, int(self.epoch), row["row"]) for row in rows]
@@ -94,11 +94,12 @@ class RatedListCollator(EpochCounter):
         }
 
     def _orders(self, candidates: np.ndarray, ratings: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
-        """Returns, for each order of a list, the index of the candidate at each position in the prompt, `(S, m)`."""
+        """Returns, for each order, the index of the candidate at each position of the list that is shown, `(S, m)`."""
         if self.given_order is None:
             return draw_slots(len(candidates), self.num_orders, key)
 
-        # Consecutive random orders differ, so at least half of the drawn orders differ from the given order.
+        # `draw_slots` never draws the same order twice in a row, so at least half of its orders differ from the given
+        # order.
         given = self.given_order.slots(candidates, ratings)
         others = [order for order in draw_slots(len(candidates), 2 * self.num_orders, key) if (order != given).any()]
         return np.stack([given, *others[: self.num_orders - 1]])

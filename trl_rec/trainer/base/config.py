@@ -71,8 +71,8 @@ class RecConfig(Base):
         eval_recall_at (`int`, *optional*, defaults to `50`): An additional cutoff for the table at the end of a run.
             Only recall is computed at this cutoff. Computing it takes a second pass over the users with as many beams
             as the cutoff, unless every item is a single token or `eval_num_beams` is at least the cutoff. The second
-            pass does not affect the other metrics. This recall is skipped if the cutoff is 0, at most the largest of
-            `eval_ks`, or at least the number of items. It is also skipped if `list_length` is set.
+            pass does not affect the other metrics. This recall is skipped if the cutoff is 0, if it does not exceed
+            the largest of `eval_ks`, if the catalogue has no more items than the cutoff, or if `list_length` is set.
         eval_num_beams (`int`, *optional*): Beam width when ranking. If `list_length` is set, defaults to 1 (greedy
             decoding). Otherwise, defaults to the largest of `eval_ks`.
         eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether the items of a user's own history are
@@ -88,8 +88,8 @@ class RecConfig(Base):
             evenly over `final_split`, and are the same for every method and seed. Defaults to all users.
         early_stopping_patience (`int`, *optional*): If set, training stops after this number of successive
             evaluations that do not improve `metric_for_best_model`. A resumed run continues the count.
-        early_stopping_threshold (`float`, *optional*, defaults to `0.0`): Smallest improvement of the metric that
-            counts. Early stopping ignores smaller improvements.
+        early_stopping_threshold (`float`, *optional*, defaults to `0.0`): Smallest improvement that counts. Early
+            stopping ignores smaller improvements of the metric.
         overwrite (`bool`, *optional*, defaults to `False`): Whether a run that does not resume may replace the work of
             an earlier run in `output_dir`. The checkpoints, the weights and some other files of that run are removed
             just before the first step.
