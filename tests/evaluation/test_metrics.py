@@ -47,7 +47,7 @@ def test_an_index_above_all_relevant_items_is_not_taken_for_an_item_of_the_next_
     assert not hits.any()
 
 
-def test_a_list_shorter_than_k_has_missing_ranks():
+def test_ranks_beyond_the_end_of_a_list_are_misses():
     hits = np.array([[True, True]])
     np.testing.assert_allclose(metrics.recall(hits, np.array([4]), 10), [0.5])
     np.testing.assert_allclose(metrics.ndcg(hits, np.array([2]), 10), [1.0])

@@ -52,7 +52,7 @@ def before_the_lock(monkeypatch: pytest.MonkeyPatch, module: ModuleType, act: Ca
     monkeypatch.setattr(module, "exclusive", late)
 
 
-def test_a_process_that_finds_the_dataset_already_made_records_its_licence(
+def test_a_licence_is_recorded_if_another_process_makes_the_dataset_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_table(tmp_path / "source")
@@ -75,7 +75,7 @@ def test_a_licence_is_recorded_in_a_dataset_that_was_replaced_meanwhile(
     assert recorded(tmp_path / "data") == ["mit"] * 2 and card["settings"]["min_user_interactions"] == 1
 
 
-def test_formats_with_a_single_source_have_its_licence(tmp_path: Path) -> None:
+def test_a_format_of_one_known_dataset_implies_the_licence_of_that_dataset(tmp_path: Path) -> None:
     prepare("toy", tmp_path / "toy", toy_users=20, toy_items=50)
     assert recorded(tmp_path / "toy") == ["cc0-1.0"] * 2
     source = as_recbole(tmp_path / "source")
@@ -104,8 +104,9 @@ def test_only_known_licences_allow_redistribution(license: str | None, allows: b
     assert allows_redistribution(license) == allows
 
 
-def test_the_licence_is_unknown_after_items_of_another_licence_are_added(tmp_path: Path) -> None:
+def test_the_licence_is_unknown_if_removed_items_have_another_licence(tmp_path: Path) -> None:
     catalog = prepare("toy", tmp_path / "toy", toy_users=20, toy_items=50).catalog
     fewer = ItemCatalog(catalog.items.slice(0, 10), license="mit")
     assert match_items(catalog, fewer).catalog.license is None
+    # No item of `fewer` is removed, so the licence of the new catalogue applies to all items.
     assert match_items(fewer, catalog).catalog.license == "cc0-1.0"

@@ -120,9 +120,11 @@ class CandidateRanker:
         )
         nothing_fits = len(history) > 0 and written.lengths[0] == len(self.prompt_format.prompt_head)
         if room is not None and (nothing_fits or written.lengths[0] > room[0]):
+            needed = len(self.prompt_format.prompt_head) + shown.lengths[0] + count
+            reason = "leaves no room for a rated item" if len(history) else "is too small"
             raise ValueError(
-                f"{count} candidates and the answer take {shown.lengths[0] + count} of the {max_length} tokens of "
-                "max_length, which leaves no room for a rated item; give fewer candidates"
+                f"the prompt without a history, with {count} candidates, and the answer take {needed} tokens, so "
+                f"max_length {max_length} {reason}; give fewer candidates"
             )
         return torch.from_numpy(join(written, shown).padded()), torch.from_numpy(names.padded())
 
