@@ -15,7 +15,7 @@ from latex2mathml.converter import convert
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
-from api_pages import with_reference  # noqa: E402  # can be imported only after the line above
+from api_pages import with_reference  # noqa: E402  # found only after the change of sys.path above
 from site_source import for_site  # noqa: E402
 
 from trl_rec.version import __version__  # noqa: E402
@@ -55,10 +55,10 @@ def setup(app):
         source[0] = with_reference(for_site(docname, source[0]))
 
     def writer(display):
-        """Returns a function that writes a formula as MathML, which browsers show without a script.
+        """Returns two values, as Sphinx expects: a function that writes a formula, and None.
 
-        Sphinx also expects a function for the end of a formula as a second value. It is None, because nothing is
-        written there.
+        The function writes the formula as MathML, which browsers show without a script. The second value could be a
+        function that writes the end of the formula, but nothing is left to write there.
         """
 
         def write(translator, node):

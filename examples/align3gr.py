@@ -4,9 +4,10 @@
 
 This is `trl-rec align3gr` in Python. Items and users get three codes each, made from their texts and from the users'
 choices. A small model learns to read and write these codes. Then it learns, in five stages, to prefer the items that
-users chose to other items: first to wrong items from its own beam search, from easy to hard ones, and then to items
-that users rated lower. If the data is not cached and cannot be downloaded, the program uses a synthetic dataset and
-prints a note. If the program is killed, run the same command again to continue.
+users chose. In the first three stages, the rejected items are wrong items from its own beam search, from easy to hard
+ones. In the last two stages, they are items that users rated lower. If the data is not cached and cannot be
+downloaded, the program uses a synthetic dataset and prints a note. If the program is killed, run the same command
+again to continue.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def load_data(source: str) -> RecDataset:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", default="ml-100k", help="ml-100k, toy, or the folder of a log with ratings")
-    parser.add_argument("--max_steps", type=int, default=-1, help="limit on the steps of each part; -1 sets no limit")
+    parser.add_argument("--max_steps", type=int, default=-1, help="limit on the steps of each training; -1: no limit")
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
 

@@ -21,7 +21,7 @@ from trl_rec.models import make_model, make_tokenizer
 ARMS = {
     "SFT": {"bear_weight": 0, "softmax": "vocabulary"},  # softmax over every token
     "MSL": {"bear_weight": 0},  # softmax over the tokens that continue an item
-    "BEAR": {},  # MSL plus a term for the margin between the target and the last beam
+    "BEAR": {},  # MSL plus a term that keeps the target within the beam
 }
 
 
@@ -47,7 +47,7 @@ def train(name: str, dataset: RecDataset, max_steps: int) -> BearTrainer:
         per_device_train_batch_size=16,
         per_device_eval_batch_size=128,
         save_strategy="no",
-        overwrite=True,  # the folder may contain an earlier call's model
+        overwrite=True,  # the folder may contain the model of an earlier run
         logging_steps=100,
         activation_checkpointing=False,
         report_to="none",

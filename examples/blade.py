@@ -4,8 +4,9 @@
 
 A small model is trained from scratch to write the next ten items. Then it is trained on the rewards of lists that it
 samples: a list is rewarded for items that the user chose next (NDCG), and for genres that match the user's history
-(MGU). This second training is run twice from the same model, with the static Best-of-N target and with BLADE's target.
-The last table shows how the rewards and the accuracy change. The program takes three to eight minutes on a CPU.
+(MGU). This second training is run twice from the same model. One run compares each sampled list only with fixed lists
+of that model (Best-of-8), and the other also with the lists sampled in the same step (BLADE). The last table shows how
+the rewards and the accuracy change. The program takes three to eight minutes on a CPU.
 If the data is not cached and cannot be downloaded, the program uses a synthetic dataset and prints a note.
 """
 
@@ -34,10 +35,10 @@ from trl_rec.trainer import save_run
 
 REWARDS = {"ndcg": 1.0, "mgu": 4.0}
 ARMS = {
-    "Best-of-8": {"target": "best_of_n"},  # a list's rank among fixed lists of the supervised model
-    "BLADE": {"target": "blade"},  # its rank among these fixed lists and the lists sampled in the step
+    "Best-of-8": {"target": "best_of_n"},  # judges a list by its rank among fixed lists of the supervised model
+    "BLADE": {"target": "blade"},  # judges a list by its rank among these lists and those sampled in the same step
 }
-# A model that writes lists of ten items has no recall@50.
+# The table has no recall@50, because the models write lists of only ten items.
 COLUMNS = ["recall@10", "ndcg@10", "ild@10", "coverage@10", "reward/mgu", "reward"]
 REPORT = "runs/example-blade.html"
 REFERENCES = "runs/example-blade-references"
@@ -45,7 +46,7 @@ SHARED: dict[str, Any] = {
     "list_length": 10,
     "max_length": 128,
     "save_strategy": "no",
-    "overwrite": True,  # the folders may contain an earlier call's models
+    "overwrite": True,  # the folders may contain the models of an earlier run
     "per_device_eval_batch_size": 128,
     "activation_checkpointing": False,
     "report_to": "none",
@@ -69,7 +70,7 @@ def supervised(dataset: RecDataset, folder: str, max_steps: int) -> BearTrainer:
     config = BearConfig(
         folder,
         bear_weight=0,
-        targets="all",  # with item tokens a list continues the history, so every item is a target
+        targets="all",  # a sequence is treated as one long list, so every item is a target
         num_train_epochs=8,
         max_steps=max_steps,
         learning_rate=3e-3,
@@ -87,11 +88,11 @@ def supervised(dataset: RecDataset, folder: str, max_steps: int) -> BearTrainer:
 
 
 def aligned(target: dict[str, str], start: str, dataset: RecDataset, folder: str, max_steps: int) -> BladeTrainer:
-    """Returns a trainer whose model, loaded from the folder `start`, has been trained on the rewards of its lists."""
+    """Returns a trainer whose model is loaded from the folder `start` and trained on the rewards of its own lists."""
     config = BladeConfig(
         folder,
         rewards=REWARDS,
-        reference_dir=REFERENCES,  # both arms start from the same model, so its lists are drawn only once
+        reference_dir=REFERENCES,  # both arms start from one model and share its fixed lists
         max_steps=300 if max_steps < 0 else max_steps,
         max_prompts=2400,  # 300 steps of 8 prompts
         learning_rate=1e-3,
@@ -115,7 +116,7 @@ def aligned(target: dict[str, str], start: str, dataset: RecDataset, folder: str
 def measured(
     trainer: BearTrainer | BladeTrainer, name: str, results: dict[str, Evaluation], dataset: RecDataset
 ) -> Any:
-    """Ranks the test users, adds the evaluation to the results, and keeps it with the model in the run folder."""
+    """Ranks items for the test users, adds the evaluation to `results`, and saves the model and the evaluation."""
     save_run(trainer)
     ranked = trainer.rank(dataset.test)
     evaluation = evaluate_split(ranked, dataset, rewards=REWARDS)
@@ -137,7 +138,9 @@ def measured(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", default="ml-100k", help="ml-100k, toy, or the folder of a log")
-    parser.add_argument("--max_steps", type=int, default=-1, help="limit on the steps of each part; -1 sets no limit")
+    parser.add_argument(
+        "--max_steps", type=int, default=-1, help="limit on the steps of each training; -1 sets no limit"
+    )
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
 
@@ -173,7 +176,7 @@ def report(dataset: RecDataset, results: dict[str, Evaluation], before: Any, aft
         )
 
     write_report(["runs/example-blade-sft", *(f"runs/example-{name.lower()}" for name in ARMS)], REPORT)
-    print(f"{REPORT} shows the training signal; open it in a browser")
+    print(f"{REPORT} shows the course of the trainings; open it in a browser")
 
 
 if __name__ == "__main__":

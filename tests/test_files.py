@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from trl_rec import files
 from trl_rec.files import atomic_file, atomic_folder, clean_up, temporary_folder, write_json, write_text
 
 
@@ -151,3 +152,41 @@ def test_a_temporary_folder_is_removed_with_its_contents(tmp_path: Path, error: 
     except KeyError:
         pass
     assert entries(tmp_path) == ["taken"]
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collects the names of the files and folders that are synced, and `rename` at each renaming, in order."""
+    events: list[str] = []
+    sync, rename, replace = files._sync, Path.rename, Path.replace
+
+    def watch(path: Path) -> None:
+        events.append("temporary" if files.is_temporary(path) else path.name)
+        sync(path)
+
+    def watch_rename(path: Path, target: Path) -> Path:
+        events.append("rename")
+        return rename(path, target)
+
+    def watch_replace(path: Path, target: Path) -> Path:
+        events.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(files, "_sync", watch)
+    monkeypatch.setattr(Path, "rename", watch_rename)
+    monkeypatch.setattr(Path, "replace", watch_replace)
+    return events
+
+
+def test_a_file_reaches_the_disk_before_its_name(tmp_path: Path, synced: list[str]) -> None:
+    write_text(tmp_path / "a.txt", "text")
+    assert synced == ["temporary", "rename", tmp_path.name]
+
+
+def test_the_contents_of_a_folder_reach_the_disk_before_its_name(tmp_path: Path, synced: list[str]) -> None:
+    with atomic_folder(tmp_path / "new") as folder:
+        fill(folder, a="1", b="2")
+        fill(folder / "inner", c="3")
+    place = synced.index("rename")
+    assert sorted(synced[:place]) == ["a", "b", "c", "inner", "temporary"]
+    assert synced[place:] == ["rename", tmp_path.name]

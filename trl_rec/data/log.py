@@ -61,9 +61,10 @@ class Log:
             `user_id` and `item_id` (strings, dictionary-encoded), `timestamp: double`, `row: int64` (the row number in
             the file, from 1), `rating: float` if there are ratings, and `exact_time: int64` if different timestamps
             may become equal when they are rounded to float64.
-        windows (`dict[str, pa.Table]`, *optional*): The windows of the splits "train", "validation" and "test", one
-            per row. A reader that is `windowed` returns them instead of `interactions`. The columns are `user_id:
-            string, item_ids: list<string>, timestamp: double, row: int64` (the row number in the file, from 1).
+        windows (`dict[str, pa.Table]`, *optional*): One table for each of the splits "train", "validation" and "test".
+            Each row is a window: a history and its target, which is the last of the `item_ids`. A reader that is
+            `windowed` returns windows instead of `interactions`. The columns are `user_id: string, item_ids:
+            list<string>, timestamp: double, row: int64` (the row number in the file, from 1).
         items (`pa.Table`, *optional*): `item_id: string, title: string`, any further columns, and `semantic_id:
             list<string>` if the source has semantic IDs. Without this table the item ids are used as titles.
         users (`pa.Table`, *optional*): `user_id: string` and any further columns.

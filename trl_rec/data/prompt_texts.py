@@ -29,7 +29,7 @@ TITLE_PROMPT = {
     "prompt_tail": "The item that the user chooses next:\n",
 }
 TITLE_LIST_TAIL = "The items that the user chooses next, one a line:\n"
-COMPACT_PROMPT = {"prompt_head": "", "prompt_item": "{surface}", "prompt_tail": ""}  # item tokens and semantic IDs
+COMPACT_PROMPT = {"prompt_head": "", "prompt_item": "{surface}", "prompt_tail": ""}  # for item tokens and semantic IDs
 
 
 @dataclass(frozen=True)

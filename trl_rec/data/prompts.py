@@ -75,9 +75,9 @@ class PromptFormat:
 
         Args:
             catalog: The items. The default texts depend on `catalog.surface`.
-            tokenizer: The tokenizer. Without `chat_template`, prompts begin with BOS if the tokenizer adds it to
-                texts, and prompts of item tokens and semantic IDs always begin with BOS, or with EOS if there is no
-                BOS.
+            tokenizer: The tokenizer. Without `chat_template`, prompts begin with BOS if the tokenizer adds BOS to
+                texts. Prompts of item tokens and semantic IDs begin with BOS even if the tokenizer does not add it,
+                or with EOS if there is no BOS.
             prompt_head (*optional*): Text before the history. It may contain `{user}` once, which is replaced by the
                 user's semantic ID.
             prompt_item (*optional*): Text of an item in the history. It must contain `{surface}`.

@@ -75,11 +75,11 @@ def build_rows(
             the target gets a row of its own, as with `targets="last"`. Each target is trained once in either case.
         max_row_tokens (*optional*): With `targets="all"`, maximum number of tokens of a row with branches. If the
             targets of a sequence need more tokens, they are divided among several rows.
-        join_windows (*optional*, defaults to `False`): Whether successive windows of a user are joined into one
-            sequence (see `branches/joining.py`). Use it with `targets="all"` if the source consists of windows, such
-            as BIGRec's files.
-        trie (*optional*): Trie of the catalogue. Pass it if the loss is a softmax over legal tokens. The loss of a
-            forced token, which is the only legal token, is then 0, so branches end at the last token that is not
+        join_windows (*optional*, defaults to `False`): Whether successive rows of a user in `split` are joined into
+            one sequence (see `branches/joining.py`). Use it with `targets="all"` if each row of the source is a window
+            (a history and its target), as in BIGRec's files.
+        trie (*optional*): Trie of the catalogue. Pass it if the loss is a softmax over legal tokens. A forced token
+            (the only legal token at its position) then has the loss 0, so branches end at the last token that is not
             forced.
 
     Returns:
@@ -208,7 +208,7 @@ def _rows_with_branches(
     windows, rest = whole_histories(history.lengths, items.lengths, limits)
     _log_long_histories(rest, long_histories)
 
-    # 2. Write the rows. The rest is cut into windows with branches, or gets one row without branches per target.
+    # 2. Write the rows. The other targets are written as windows with branches, or as one row each without branches.
     learned = prompt_format.paths.lengths
     if trie is not None:
         learned = _unforced_lengths(prompt_format.paths, trie)
@@ -282,7 +282,7 @@ def _equal_windows(
     max_length: int | None,
     max_history: int | None,
 ) -> HistoryWindows:
-    """Cuts each sequence that has a target into windows of the same number of items, which overlap by half.
+    """Cuts each sequence that has a target into windows that have the same number of items and overlap by half.
 
     The last window of a sequence may be shorter.
     """

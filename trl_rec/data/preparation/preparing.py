@@ -61,8 +61,8 @@ def prepare(
             incomplete folder.
         format (`str`, *optional*): `table`, `recbole`, `bigrec`, `lcrec`, `ml-100k` or `toy`; detected from the files
             by default.
-        split (`str`, *optional*): `"leave_one_out"` (the default), `"leave_last"` or `"time"`. Sources of windows,
-            such as `bigrec`, are already split and accept only `"windows"`.
+        split (`str`, *optional*): `"leave_one_out"` (the default), `"leave_last"` or `"time"`. Sources whose rows are
+            windows (a history and its target), such as `bigrec`, are already split and accept only `"windows"`.
         num_held_out (`int`, *optional*): With `"leave_last"`, the number of items per user in the test split, which is
             also the number of items per user in the validation split; 10 by default. Users with fewer than
             `2 * num_held_out + 1` items are used for training only.
@@ -93,9 +93,9 @@ def prepare(
             history. A model can read such an item if it was trained on an earlier log that contained the item.
         repeats (`str`, *optional*): Which interactions to keep if a user chose an item several times: `"first"`,
             `"last"`, or `"keep"` for all. By default all are kept, but validation and test targets are checked: a
-            target that is in the history of its row cannot be recommended if histories are excluded. If validation or
-            test has such targets, `prepare` logs a warning. If all targets of a split are in the histories of their
-            rows, `prepare` raises a ValueError, except for windows.
+            target that is in the history of its row cannot be recommended with `exclude_history`, which excludes the
+            items of the history. If validation or test has such targets, `prepare` logs a warning. If all targets of
+            a split are in the histories of their rows, `prepare` raises a ValueError, except for sources of windows.
         license (`str`, *optional*): The licence of the data, such as `"cc-by-4.0"`. It is recorded in the folder, even
             if the folder already exists. By default, the catalogue is pushed to the hub beside a model only if this
             licence allows redistribution ([`allows_redistribution`]). The licences of `ml-100k` and `toy` are known,

@@ -73,7 +73,7 @@ def row_settings(format: str, unknown_items: str, repeats: str | None) -> dict[s
 
 
 def _is_windowed(format: str) -> str:
-    """Returns the error message for settings that would have no effect, because the source consists of windows."""
+    """Returns the error message for settings that have no effect on a source that is already filtered and split."""
     return (
         f"{format} data is already filtered and split by its source; leave out split, min_user_interactions and "
         "min_item_interactions"

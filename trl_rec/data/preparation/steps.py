@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 def read_and_split(reader: Reader, files: dict[str, Path], options: Options, settings: dict[str, Any]) -> Made:
     """Reads a log, filters it and splits it.
 
-    Windows, which the source has already filtered and split, are used unchanged.
+    If the source consists of windows (a history and its target), it is already split, and is used unchanged.
     """
     # 1. Read the log, and replace ids by row numbers.
     log = reader.read(files, options)

@@ -38,7 +38,7 @@ RATINGS_SHA256 = "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca4
 
 
 class FetchError(ValueError):
-    """Raised if a dataset cannot be downloaded, if the download fails verification, or if it cannot be cached."""
+    """Raised if a dataset cannot be downloaded, verified or cached."""
 
 
 def ml_100k_folder() -> Path:

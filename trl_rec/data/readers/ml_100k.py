@@ -1,7 +1,7 @@
 """Reads MovieLens-100k from the files of GroupLens or from RecBole's copy. The log is the same in both cases.
 
-RecBole's copy has the year in a separate column, which contains "unkonwn" for the item with the title "unknown". Two
-items have the genre "unknown", which is converted to an empty list of genres.
+RecBole's copy has the year in a separate column. For the item with the title "unknown", this column contains "unkonwn"
+(sic). Two items have the genre "unknown", which is converted to an empty list of genres.
 """
 
 from __future__ import annotations

@@ -215,7 +215,8 @@ def _read(
         header = read_header(path, delimiter)
         columns = [name for name in header if name in known] if used else None
         table = read_delimited(path, delimiter=delimiter, columns=columns, text=known)
-        if check is not None:  # only now, because the header of a damaged file may be incomplete
+        # Check after reading, so that a damaged file raises an error about the damage, not about a missing column.
+        if check is not None:
             check(header)
         return table
     table = _read_json(path, renames.get("timestamp", "timestamp"))

@@ -106,7 +106,7 @@ def _make_walks(rng: np.random.Generator, tastes: np.ndarray, membership: np.nda
         scores = liking + popularity + rng.gumbel(size=liking.shape)
         drawn = np.where(unseen, scores, -np.inf).argmax(1)
 
-        # 3. Half of the time, take a follower of the last item instead, if the user has not seen it.
+        # 3. Half of the time, take a follower of the last item instead, if the user has not seen that follower.
         follower = followers[last, rng.integers(0, NUM_FOLLOWERS, num_users)]
         last = np.where((rng.random(num_users) < FOLLOWING) & unseen[users, follower], follower, drawn)
         unseen[users, last] = False
