@@ -135,7 +135,7 @@ MEMBERS = (
         TRAINERS,
         "_push_from_checkpoint",
         "self checkpoint_folder",
-        "rankings and values per user are uploaded with a checkpoint",
+        "rankings and per-user metric values are uploaded with a checkpoint",
     ),
     Member(
         DPO,
@@ -229,7 +229,8 @@ def cpu_computes_in(dtype: torch.dtype) -> bool:
 def name_or_path(model: PreTrainedModel | PeftModel) -> str:
     """Returns the hub id or folder that a model was loaded from, or an empty string for a model made in memory.
 
-    Without this name, a trainer that is given a model would also have to be given the model's tokenizer.
+    Trainers load the model's tokenizer from the same place. Without this function, callers would also have to pass the
+    tokenizer.
     """
     name: str = model.config._name_or_path
     return name
@@ -294,10 +295,10 @@ def settle_checkpointing(args: TrainingArguments) -> None:
 
     Call this function before `TrainingArguments.__post_init__`. transformers 5.23 renamed `gradient_checkpointing` to
     `activation_checkpointing`, and warns if the old name is set. TRL 1.16 still sets its own default, True, under the
-    old name. This function copies that default to the new name. With an older transformers, which reads only the old
-    name, this function copies the value of the new name to the old name. If only the old name is set, both names get
-    its value. This function can be removed once TRL uses the new name and transformers 5.23 is the oldest release
-    allowed.
+    old name. Unless the new name is set, this function copies that default to the new name. An older transformers
+    reads only the old name. With such a release, this function copies the value of the new name to the old name, or,
+    if only the old name is set, the value of the old name to the new name. This function can be removed once TRL uses
+    the new name and transformers 5.23 is the oldest release allowed.
     """
     default = next(one.default for one in fields(args) if one.name == "gradient_checkpointing")
     if args.activation_checkpointing is None and args.gradient_checkpointing == default:
@@ -541,7 +542,7 @@ def user_environment() -> Mapping[str, str]:
     """
     import psutil
 
-    if "ACCELERATE_DYNAMO_MODE" not in os.environ:  # set by the launcher alone
+    if "ACCELERATE_DYNAMO_MODE" not in os.environ:  # only `accelerate launch` sets it
         return os.environ
     try:
         parent = psutil.Process().parent()

@@ -269,7 +269,7 @@ def _no_bars() -> Iterator[None]:
 
 
 def _read(path: Path, name: str, read: Callable[[Path], T]) -> T:
-    """Reads one file or split of the dataset folder. If this fails, the error message contains its name."""
+    """Reads one file or split of the dataset folder. If this fails, the error names that file or split."""
     try:
         return read(path / name)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:

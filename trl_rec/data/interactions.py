@@ -1,7 +1,7 @@
 """Checks the interactions of a source, and turns events such as views and purchases into ratings.
 
-Some options drop rows. The number of dropped rows is returned. Error messages contain the row numbers of the file, in
-which dropped rows are counted as well.
+Some options drop rows. The number of dropped rows is returned. The row numbers in error messages count all rows of the
+file, including the dropped ones.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _rate_events(table: Columns, where: str, options: Options) -> pa.ChunkedArra
     for code, event in enumerate(events.to_pylist()):
         if event not in ratings:
             row = int(np.argmax(codes == code))
-            remedy = "add it to event_ratings (if its rating is null, its rows are left out)"
+            remedy = "add it to event_ratings, with a rating, or with null to leave its rows out"
             raise RowError(where, row, f"the event {shown(event)} has no rating; {remedy}")
         values.append(ratings[event])
     return pa.chunked_array([pa.array(values, pa.float64()).take(pa.array(codes))])

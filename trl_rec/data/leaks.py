@@ -7,8 +7,8 @@ is compared with the user's training row. This rules out any leak.
 Windows do not satisfy this rule, because their length is limited and the source may have dropped some of them. Two
 weaker rules apply to windows:
 
-1. All rows of a split precede all rows of the later splits. Equal times are allowed, because published datasets are
-   often cut in the middle of a day.
+1. All rows of a split precede all rows of the later splits. Equal times are allowed, because published datasets often
+   record only the day of an interaction, and are cut in the middle of a day.
 2. No validation or test target occurs in a row of the same user in an earlier split, unless the target also occurs in
    the history of its own row.
 

@@ -6,7 +6,8 @@ where training, validation and test end in the item sequence of each user. The r
 - In a training row, the history is the first item of the sequence. The targets are the following training items.
 - In a validation or test row, the targets are the user's items in that split. The history is all items before them.
 
-Windows are already split. Their last item is the target, and the items before it are the history.
+Some sources contain windows (lists of successive items of one user), which are already split. The last item of a
+window is the target, and the items before it are the history.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ def _ends_by_time(log: IndexedLog, lengths: np.ndarray, moments: tuple[float, fl
 def _cut_rows(
     log: IndexedLog, first_user: int, users: np.ndarray, lengths: np.ndarray, start: np.ndarray, end: np.ndarray
 ) -> pa.Table:
-    """Returns one row for each of `users`. The history ends at position `start`, and the targets end at `end`.
+    """Returns one row for each of `users`. The targets are the items from position `start` up to, but not including,
+    `end`. The history is all items before `start`.
 
     `log`, `lengths`, `start` and `end` cover all users of a block, the first of which is `first_user`. The numbers in
     `users` are counted from the start of the block.

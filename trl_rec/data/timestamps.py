@@ -1,8 +1,8 @@
 """Converts the timestamps of a source to float64. Numbers keep their unit, and dates become seconds since 1970.
 
-Times without a time zone are interpreted as UTC. float64 cannot represent all integers above 2**53, such as
-nanoseconds since 1970. If a column contains such an integer, or if its type is a timestamp in nanoseconds, the
-interactions are therefore sorted by the original values.
+Times without a time zone are interpreted as UTC. float64 cannot represent all integers above 2**53, and times in
+nanoseconds since 1970 are that large. If a column contains an integer above 2**53, or has the type of a timestamp in
+nanoseconds, the interactions are therefore sorted by the original values.
 """
 
 from __future__ import annotations

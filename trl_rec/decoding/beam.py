@@ -82,8 +82,8 @@ def rank_items(
             after the softmax. The softmax is not computed again, so the scores of the other items do not change.
         renormalize (`bool`, *optional*, defaults to `True`): If True, log-probabilities are normalised over the legal
             tokens, as in training under the trie. If False, they are normalised over the whole vocabulary.
-        length_penalty (`float`, *optional*, defaults to `0.0`): The log-probability of an item is divided by the
-            number of its tokens, including EOS, raised to this power.
+        length_penalty (`float`, *optional*, defaults to `0.0`): The log-probability of an item is divided by
+            `n ** length_penalty`, where `n` is the number of tokens of the item, including EOS.
         weights ([`ItemWeights`], *optional*): Weights of the items, such as a prior or a filter. For an item with
             weight `w`, `strength * log(w / W)` is added to the score, where `W` is the sum of the weights of all
             items. Items with weight 0 are left out.
@@ -435,7 +435,7 @@ def best_first(scores: Tensor, ties: Tensor, count: int) -> Tensor:
     """
     # One integer key combines score and tie, so a single top-k sorts by both. The bits of floats, read as integers,
     # are in the order of the floats once the bits of negative numbers, except the sign bits, are flipped. Adding 0.0
-    # turns -0.0 into 0.0, because the bits of the two zeros differ.
+    # turns -0.0 into 0.0. Without this, the two zeros would not count as equal, because their bits differ.
     scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf) + 0.0
     bits = scores.view(torch.int32)
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()

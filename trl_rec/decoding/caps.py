@@ -1,9 +1,9 @@
 """Limits how many items of a list may share a value of a catalogue column, such as two items per brand.
 
 The list is built greedily from a ranking, best item first. An item is left out if the list already contains the
-maximum number of items with one of its values. If a ranking of the catalogue ends before the list is full,
-`requests.py` ranks the catalogue again, without the items that can no longer be chosen. A list that the model writes,
-or that comes from a file, is only shortened.
+maximum number of items that share one of this item's values. If a ranking of the catalogue ends before the list is
+full, `requests.py` ranks the catalogue again, without the items that can no longer be chosen. A list that the model
+writes, or that comes from a file, is only shortened.
 """
 
 from __future__ import annotations

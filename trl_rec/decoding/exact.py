@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# Nodes that are read together for one prompt. The attention mask grows with the square of this number.
+# Maximum number of nodes that are read together per prompt. The attention mask grows with the square of this number.
 MOST_NODES = 1024
-# Tokens in a forward pass, summed over its rows: for example 256 nodes for each of 16 prompts.
+# Maximum number of tokens in a forward pass, over all of its rows: for example 256 nodes for each of 16 prompts.
 MOST_TOKENS = 1 << 12
-# Logits that a forward pass returns. In float32 they take 128 MB.
+# Maximum number of logits that a forward pass returns. In float32, this number of logits takes 128 MB.
 MOST_LOGITS = 1 << 25
 
 

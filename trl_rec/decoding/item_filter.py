@@ -5,8 +5,8 @@ Conditions on columns are written like the filters of PyArrow's Parquet reader, 
 evaluated as code. A column of lists, such as genres, is compared value by value: `["genres", "==", "Drama"]` requires
 that one of the item's genres is Drama.
 
-Each filter is converted to a boolean mask with one value per item, except its `max_per`, which `caps.py` applies.
-`FilterMasks` caches the masks of recent conditions.
+Each filter is converted to a boolean mask with one value per item. Its `max_per` is not part of the mask: `caps.py`
+applies it. `FilterMasks` caches the masks of recent conditions.
 """
 
 from __future__ import annotations

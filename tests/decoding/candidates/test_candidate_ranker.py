@@ -37,7 +37,10 @@ def test_candidates_must_leave_room_for_a_rated_item() -> None:
     with counted(ranker.model) as calls:
         ranker.rank(IDS[:3], [1, 3, 5], IDS[10:15])
     assert calls == [10, 1, 1, 1]
-    message = "with 5 candidates, and the answer take 13 tokens, so max_length {} {}; give fewer candidates"
+    message = (
+        "with 5 candidates and no history, the prompt and the answer take 13 tokens, so max_length {} {}; give fewer "
+        "candidates"
+    )
     ranker.settings["max_length"] = 14
     with pytest.raises(ValueError, match=message.format(14, "leaves no room for a rated item")):
         ranker.rank(IDS[:3], [1, 3, 5], IDS[10:15])

@@ -18,8 +18,8 @@ def join_windows(history: Ragged, target: Ragged, users: np.ndarray) -> tuple[Ra
 
     - Both rows belong to the same user.
     - Both rows have exactly one target.
-    - The history of the row is not empty, and the previous row (its history followed by its target) ends with the
-      same items as this history.
+    - The history of the row is not empty, and its items are the last items of the previous row (the previous row's
+      history followed by its target).
 
     Returns:
         The history, the targets and the user of each sequence. The history of a sequence is the history of its first
@@ -38,7 +38,8 @@ def join_windows(history: Ragged, target: Ragged, users: np.ndarray) -> tuple[Ra
     continues = np.zeros(len(users), bool)
     continues[after[num_differing == 0]] = True
 
-    # 2. A sequence begins with a row that does not continue the previous row, and has the targets of all its rows.
+    # 2. A sequence begins with a row that does not continue the previous row. The targets of the sequence are those of
+    # all its rows.
     firsts = np.flatnonzero(~continues)
     bounds = np.append(firsts, len(users))
     return history.take(firsts), Ragged(target.values, target.offsets[bounds]), users[firsts]

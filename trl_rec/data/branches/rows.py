@@ -1,7 +1,7 @@
 """Builds rows with one branch per target (see `structure.py`).
 
 First, each sequence is cut into windows that are short enough for one prompt. Then each window becomes a row, or
-several rows if it needs more columns than a row may have.
+several rows if it needs more columns (one per token) than a row may have.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def _begins(prefixes: np.ndarray, lengths: np.ndarray, window: np.ndarray, max_c
     # Let `ends` be the cumulative sum of the branch lengths. A row of the branches i to j has prefixes[j] columns (its
     # trunk) + ends[j] - ends[i - 1] (its branches) + 1 (the last token of its last branch). Within a window,
     # prefixes[j] + ends[j] ascends with j. Adding window * step makes the sum ascend across windows, so that each call
-    # of `searchsorted` ends the current row of all windows at once.
+    # of `searchsorted` finds the end of the current row in every window at once.
     ends = np.cumsum(lengths)
     step = prefixes.max(initial=0) + 1
     needed = prefixes + ends + 1 + window * step

@@ -1,10 +1,10 @@
-"""Describes rows that train several targets of one sequence, each predicted from the items before it.
+"""Describes training rows with several targets of one sequence, each predicted from the items before it.
 
 These rows are needed if an item is written with different tokens in a history and in a completion, or if the prompt
 has text between or after the items. Otherwise, an ordinary row, in which the items simply follow each other, is
 enough.
 
-A row with branches begins with a trunk: the head of the prompt and the pieces of the history. One branch per target
+A row with branches begins with a trunk: the head of the prompt and the items of the history. One branch per target
 follows: the tail of the prompt and the target's path up to its last learned token. With a trie, this is the last token
 that is not forced; otherwise it is the last token of the path. A branch continues a prefix of the trunk, namely the
 head and the items before its target. One row with branches replaces the separate rows of all its targets, and contains
@@ -16,8 +16,8 @@ their common beginning only once. A row without branches consists of its trunk a
 A column is the place of one token in its row. Column `c` predicts the label of column `c + 1`. Nothing is predicted
 from the last learned token, so a branch does not contain this token. The token is only the label of the column after
 the branch, whichever token that column contains. The last branch of a row is an exception: it does contain its last
-learned token, because otherwise no column would follow. If the tail is empty, the first token of a path is
-predicted by the last column of the prefix, and is the label of the next column.
+learned token, because otherwise no column would follow that could have this token as its label. If the tail is empty,
+the first token of a path is predicted by the last column of the prefix, and is the label of the next column.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Makes the contents of the rows of a task: the user, the texts in the slots of the prompt, and the answer.
 
-A slot is a placeholder of a prompt template, such as `{title}`. Titles, texts and users' semantic IDs are tokenised
-once, into tables. Slots and answers are token ids that are taken from these tables.
+A slot is a placeholder of a prompt template, such as `{title}`. The texts that fill the slots, and the answers, are
+stored as token ids. Titles and users' semantic IDs are tokenised once, into tables from which the rows are filled.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _query_texts(dataset: RecDataset, items: np.ndarray) -> list[str]:
 
 
 def _prefixes(train: Dataset, numbers: np.ndarray, most: int) -> tuple[np.ndarray, Ragged, np.ndarray]:
-    """Returns the users of the targets with the given numbers, the newest items before each target, and the targets.
+    """For the targets with the given numbers, returns the user, the newest items before the target, and the target.
 
     Args:
         train: The training split.
@@ -202,7 +202,7 @@ def _prefixes(train: Dataset, numbers: np.ndarray, most: int) -> tuple[np.ndarra
     targets = split_rows(train, "targets")
     sequences = join(history, targets)
 
-    # Find the row of each target, and its position in the joined values of all sequences.
+    # Find the row of each target, and the position of the target in the joined values of all sequences.
     source = np.searchsorted(targets.offsets, numbers, side="right") - 1
     stop = sequences.offsets[source] + history.lengths[source] + numbers - targets.offsets[source]
 

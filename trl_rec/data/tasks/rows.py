@@ -1,13 +1,13 @@
 """Builds training rows of several tasks: predicting the next item, and tasks that relate items and users to text.
 
-Align3GR trains a model on these tasks before its preference stages, and calls this the behaviour level. Rows of
-`next_item` are those of `build_rows`. A row of any other task contains the token ids of the answer and of the slots
-(placeholders such as `{title}`) of the prompt. Its prompt template is drawn when the batch is made, and drawn anew in
-every epoch.
+Align3GR trains a model on these tasks before its preference stages, and calls this training the behaviour level. The
+rows of the task `next_item` are made by `build_rows`. A row of any other task contains the token ids of the answer and
+of the texts that fill the slots (placeholders such as `{title}`) of the prompt. The prompt template of a row is drawn
+when a batch is made, and drawn anew in every epoch.
 
-Rows are made from the catalogue, the table of users and the training split. In rows with a target, the user's
-preferences are described only by the items before the target. Only profiles and semantic IDs of users depend on the
-user's whole training sequence.
+Rows are made from the catalogue, the table of users and the training split. In rows with a target, the text about the
+user's preferences describes only the items before the target. Profiles and semantic IDs of users, in contrast, depend
+on the user's whole training sequence.
 
 The number of distinct rows depends on the task:
 
@@ -96,8 +96,8 @@ def build_task_rows(
         targets, max_length, max_history: Same as in [`build_rows`], for `next_item`. `max_length` applies to the other
             tasks too: texts in their prompts are truncated, and the oldest items of the history are dropped.
         longest_history (*optional*, defaults to `20`): Maximum number of items in a history of the other tasks.
-        chat_template (*optional*, defaults to `False`): Whether prompts are formatted as a user message with the
-            tokenizer's chat template.
+        chat_template (*optional*, defaults to `False`): Whether the prompts of the other tasks are formatted as a user
+            message with the tokenizer's chat template. For `next_item`, `prompt_format` determines this.
         seed (*optional*, defaults to `0`): Seed of the samples.
         next_item_options (*optional*): Further arguments of [`build_rows`], for `next_item`.
 
@@ -108,8 +108,9 @@ def build_task_rows(
         - `slots`: the token ids of each slot, a list of lists. Empty for `next_item`.
         - `input_ids`, `labels`: token ids and labels of the answer; for `next_item`, of the whole row.
         - `user`: the user, or -1 in rows about an item.
-        - `length`: upper limit for the number of tokens of the row, for samplers that group by length. It assumes the
-          longest template of the task and all of its slots. The template that is drawn for a batch may be shorter.
+        - `length`: upper limit for the number of tokens of the row, for samplers that group by length. It counts the
+          task's longest template and the texts of all slots of the task. The template that is drawn for a batch may be
+          shorter, or have fewer slots.
         - `row`: the row's number, which seeds the choice of templates.
         - `branch_prefixes`, `branch_lengths`: as in [`build_rows`], if the rows of `next_item` have these columns.
           Rows of other tasks have no branches.
@@ -212,7 +213,7 @@ def _cut_texts(name: str, material: Material, template_length: int, max_length: 
 
     Returns the slots, and the number of tokens left for a history.
     """
-    # 1. Subtract the template, and the slots and answers that are never truncated.
+    # 1. Subtract from `max_length` the template, and the slots and answers that are never truncated.
     uncut = [material.answers, *(material.slots[slot] for slot in UNCUT_SLOTS if slot in material.slots)]
     room = max_length - template_length - sum(_longest(part) for part in uncut)
     if room < 0:
@@ -221,8 +222,8 @@ def _cut_texts(name: str, material: Material, template_length: int, max_length: 
             "the task out"
         )
 
-    # 2. Divide the remaining tokens among the texts and the history. A template with a history may contain several
-    # texts; a template without a history contains only one text.
+    # 2. Divide the remaining tokens. A template without a history contains only one text, which may use all of them. A
+    # template with a history may contain several texts, so each text may use an equal share, and the history the rest.
     texts = {slot: ids for slot, ids in material.slots.items() if slot not in UNCUT_SLOTS}
     share = room if material.histories is None else room // (1 + len(texts))
     cut = {slot: ids.head(share) for slot, ids in texts.items()}

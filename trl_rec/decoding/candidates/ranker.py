@@ -123,7 +123,7 @@ class CandidateRanker:
             needed = len(self.prompt_format.prompt_head) + shown.lengths[0] + count
             reason = "leaves no room for a rated item" if len(history) else "is too small"
             raise ValueError(
-                f"the prompt without a history, with {count} candidates, and the answer take {needed} tokens, so "
+                f"with {count} candidates and no history, the prompt and the answer take {needed} tokens, so "
                 f"max_length {max_length} {reason}; give fewer candidates"
             )
         return torch.from_numpy(join(written, shown).padded()), torch.from_numpy(names.padded())

@@ -88,9 +88,10 @@ def beam_list(
         weights ([`ItemWeights`], *optional*): Weights of the items, as in [`greedy_list`].
 
     Returns:
-        [`RankedItems`]: `(B, K)`. The score at each rank is the joint log-probability of the items up to that rank,
-        plus `strength * log(w / W)` for each of these items if `weights` are given. Both terms are at most 0 for every
-        item, so the scores descend. The last score is that of the whole list.
+        [`RankedItems`]: `(B, K)`. The score at each rank is the joint log-probability of the items up to that rank.
+        If `weights` are given, `strength * log(w / W)` is added for each of these items, where `w` is the weight of
+        the item and `W` the sum of the weights of all items. Both terms are at most 0 for every item, so the scores
+        descend. The last score is that of the whole list.
     """
     COUNT.check("num_beams", num_beams)
     COUNT.check("list_length", list_length)
@@ -99,8 +100,9 @@ def beam_list(
     ) as decoder:
         beams = _search(decoder)
 
-    # Choose among the complete lists only. With item weights, `beams.scores` omits the bonus of the node that an
-    # unfinished item has reached, so an incomplete list may score higher than the best complete list.
+    # Choose among the complete lists only. With item weights, `beams.scores` omits the bonus (see `trie_weights.py`)
+    # of the node that an unfinished item has reached, so an incomplete list may score higher than the best complete
+    # list.
     complete = beams.lists.ranks == list_length
     scores = torch.where(complete | beams.scores.isnan(), beams.scores, -torch.inf)
     best = _best_slots(scores.view(decoder.shape))

@@ -7,7 +7,8 @@ on the trie, the list and the excluded items, so sampling, the policy, the refer
 use the same legal tokens. Lists have a known length, so the EOS at their end is forced and is left out here.
 
 Legend: K: items per list, T: tokens per list (padded), D: tokens of the longest path, E: excluded items per prompt,
-S = E + K, M: tokens at which the trie branches, C: children (padded), B: prompts, G: lists per prompt.
+S = E + K, M: rows, one for each token at which the trie branches or for each list, C: children (padded), B: prompts,
+G: lists per prompt.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class ListTokens(NamedTuple):
         mask (`torch.Tensor`): True for real tokens.
         nodes (`torch.Tensor`): The node before each token, as in `TokenTrie.walk`; -1 is padding.
         ranks (`torch.Tensor`): For each token, the rank of its item in the list.
-        branches (`torch.Tensor`): True for tokens that are not forced, because the trie branches at the node before
-            them.
+        branches (`torch.Tensor`): True for tokens at which the trie branches: the node before them has several
+            children. All other real tokens are forced.
     """
 
     token_ids: Tensor
@@ -132,8 +133,8 @@ def emptied_children(
     Args:
         trie, nodes, taken: As in [`legal_children`].
         num_columns (`int`): C.
-        num_allowed (*optional*): Returns how many items below each of the nodes `(M, S)` a filter allows. `taken` must
-            then contain only allowed items. By default, all items are allowed.
+        num_allowed (*optional*): A function that maps nodes `(M, S)` to the number of items below each node that a
+            filter allows. If it is given, `taken` must contain only allowed items. By default, all items are allowed.
 
     Returns:
         `torch.Tensor` of shape `(M, C)`: True for these children. If a filter allows no item below a child, the value

@@ -201,8 +201,8 @@ class ListDecoder:
         """Adds the constant of the weights (see `TrieWeights.constant`) to the scores `(B, K)` of one list per prompt.
 
         Column `r` is the score of the list's first `r + 1` items and gets the constant `r + 1` times, so that each
-        item contributes `strength * log(w / W)`. The constant is added at the end. Adding it during the search would
-        favour beams that have completed fewer items.
+        item contributes `strength * log(w / W)` (see `weights.py`). The constant is added at the end. Adding it
+        during the search would favour beams that have completed fewer items.
         """
         num_items = torch.arange(1, scores.shape[1] + 1, device=scores.device)
         return scores + num_items * self.weighted.constant
@@ -231,7 +231,7 @@ class ListDecoder:
             reached=torch.where(moves, reached, lists.reached),
             ranks=ranks,
             num_written=num_written,
-            # Before this choice, the model had read all tokens written so far.
+            # Before this choice, the model had read all tokens that had been written by then.
             num_read=torch.where(moves, lists.num_written, lists.num_read),
             items=lists.items.scatter(1, lists.ranks.unsqueeze(1), item.unsqueeze(1)),
             taken=torch.cat([lists.taken[:, :-1], last.unsqueeze(1)], 1).sort(1).values,

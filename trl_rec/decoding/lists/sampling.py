@@ -134,9 +134,10 @@ def greedy_list(
     Args:
         model, prompts, trie, list_length, exclude: As in [`sample_item_lists`].
         weights ([`ItemWeights`], *optional*): Weights of the items. For each item of a list, `strength * log(w / W)`
-            is added to the list's score, as in [`rank_items`]. The best token is chosen by its probability and by the
-            largest weight in its subtree. Excluded items do not count for this largest weight, but items that are
-            already in the list do. Like excluded items, items with weight 0 are removed before the softmax.
+            is added to the list's score, where `w` is the weight of the item and `W` the sum of the weights of all
+            items. The best token is chosen by its probability and by the largest weight in its subtree. Excluded items
+            do not count for this largest weight, but items that are already in the list do. Like excluded items, items
+            with weight 0 are removed before the softmax.
 
     Returns:
         [`RankedItems`]: `(B, K)`. The score at each rank is the joint log-probability of the items up to that rank,

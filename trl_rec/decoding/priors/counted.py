@@ -37,7 +37,8 @@ PRIOR_ITEMS = 1000  # default of the argument `prior_items`
 
 @dataclass(frozen=True, eq=False)
 class PopularityPrior:
-    """A prior that prefers popular items. The weight of an item is `(count + 1) / (total + num_items)`.
+    """A prior that prefers popular items. The weight of an item is `(count + 1) / (total + num_items)`, where `count`
+    is how often the item was chosen in training, and `total` is the sum of the counts of all items.
 
     Args:
         popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen.
@@ -55,8 +56,8 @@ class PopularityPrior:
 
     @classmethod
     def fit(cls, train: Dataset, num_items: int | None = None, *, strength: float = 1.0) -> PopularityPrior:
-        """Counts the items of the training split, each interaction once. `num_items` defaults to the largest item
-        index in `train` plus 1."""
+        """Counts how often each item was chosen in the training split. An interaction that is part of several rows is
+        counted once. `num_items` defaults to the largest item index in `train` plus 1."""
         return cls(TrainInteractions.from_split(train, num_items).popularity, strength)
 
     def weights(self, histories: Ragged) -> ItemWeights:
@@ -128,7 +129,7 @@ class TransitionPrior:
         eps: float = EPS,
         prior_items: int = PRIOR_ITEMS,
     ) -> TransitionPrior:
-        """Counts each training transition once.
+        """Counts the transitions in the training split. A transition that is part of several rows is counted once.
 
         Args:
             train: The training split.
@@ -149,7 +150,7 @@ class TransitionPrior:
 
     @cached_property
     def _shared(self) -> Tensor:
-        """The second term of each item, `(num_items,)`, which does not depend on the history."""
+        """The second term of each item's weight, `(num_items,)`. It does not depend on the history."""
         return torch.from_numpy(self.eps * popularity_shares(self.popularity)).float()
 
     def save(self, path: str | Path) -> None:

@@ -4,7 +4,8 @@ A prior refers to the items of the catalogue that it was fitted on. If items hav
 have different indices, the prior still applies to the items that both catalogues contain.
 
 Legend: I: items that can be recommended, O: items that the prior has weights for, F: filters,
-N: items that can be recommended and that the prior has no weights for, S: as in `ItemWeights`.
+N: items that can be recommended and that the prior has no weights for, S: items with weights of their own per prompt
+(padded).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class MatchedPrior:
     """Gives weights to the items of a catalogue, from a prior that was fitted on another catalogue.
 
     Items that the prior has no weights for are ignored in histories. As recommendations, they get the smallest weight
-    that is not 0, so a prior never excludes them. This weight is taken from the weights that are the same for all
+    that is not 0, so the prior never excludes them. This weight is taken from the weights that are the same for all
     prompts (`ItemWeights.shared`) or, if those are all 0, from the weights of each prompt. If the prior counts how
     often items were chosen, this is the weight of the item that was chosen least often.
 
@@ -102,7 +103,7 @@ class MatchedPrior:
 
 
 def smallest_positive(weights: Tensor) -> Tensor:
-    """Returns the smallest positive weight of the weights `(..., S)`, `(..., 1)`; 1 if all weights are 0."""
+    """Returns the smallest positive one of the weights `(..., S)`, as `(..., 1)`. The result is 1 if all are 0."""
     smallest = torch.where(weights > 0, weights, torch.inf).amin(-1, keepdim=True)
     return torch.where(smallest.isfinite(), smallest, 1)
 

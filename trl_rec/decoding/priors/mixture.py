@@ -65,8 +65,9 @@ class MixturePrior:
         popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
         eps (`float`): Weight of the popularity. [`fit`] determines it.
         strength (`float`, *optional*, defaults to `1.0`): Exponent of the weights.
-        prior_items (`int`, *optional*, defaults to `1000`): Maximum number of items per history that have shares: the
-            items with the largest weighted sum of shares. The shares of all other items are set to 0.
+        prior_items (`int`, *optional*, defaults to `1000`): Maximum number of items per history that keep their
+            shares. The items with the largest weighted sums of shares keep them; the shares of all other items are set
+            to 0.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether the shares of items of the history are 0.
     """
 

@@ -23,7 +23,7 @@ from trl_rec.ranges import NOT_NEGATIVE, POSITIVE
 
 
 KEY = "prior"  # the key of `recommender.json` that contains the settings of the prior
-REMEDY = "restore the file from a copy of the run folder, or remove its key 'prior'"
+REMEDY = f"restore the run folder from a copy, or remove the key 'prior' from {SETTINGS}"
 
 
 def save_run_prior(folder: str | Path, prior: SavedPrior) -> None:
