@@ -13,7 +13,9 @@ taste. A user's further items are drawn independently, so the probability of eve
 The strength of the trap is adjustable. It is the probability of one of the 16 second codes, divided by the mean
 probability of a likely item. The most likely item has 1.45 times this mean. Above a strength of 1.45, a beam search of
 at most 16 beams therefore loses all likely items at the second code, even with the true probabilities, although each
-of these items is much more likely than any item that the search finds. The table shows, for each strength and arm:
+of these items is much more likely than any item that the search finds.
+
+With B beams, the table shows for each strength and arm:
 
 - **recall@B**: the probability that the next item is among the B items that the beam search finds;
 - **every item**: the probability that the next item is among the B items with the highest exact scores;

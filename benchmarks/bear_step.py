@@ -165,7 +165,7 @@ def measure(trainers: dict[str, SFTTrainer], runs: int) -> None:
     time_ratio = median(bear / sft for sft, bear in pairs)
     byte_ratio = peaks["BearTrainer"] / peaks["SFTTrainer"]
     print(
-        f"BEAR takes {time_ratio:.2f} times SFT's time (median of {runs} pairs) and {byte_ratio:.2f} times its bytes"
+        f"BEAR takes {time_ratio:.2f} times SFT's time (median of {runs} pairs) and {byte_ratio:.2f} times SFT's bytes"
     )
 
 

@@ -7,7 +7,7 @@ The argument is the folder of a study. The program only reads its logs and metri
 has one row per setting, averaged over its seeds. It describes the last quarter of each run: tied pairs (share of pairs
 of lists with equal learning targets), dead groups (share of prompts whose lists all have the same target), the
 standard deviation of the target, the KL divergence, and the reward of the lists sampled in training. The column "kept"
-contains NDCG@10 on validation, divided by that of the supervised policy with the same seed (`--against`).
+contains NDCG@10 on validation, divided by that of the supervised policy (the arm `--against`) with the same seed.
 
 `--choose` applies a rule that is fixed beforehand: of the settings that keep at least `--keep` of the supervised NDCG,
 the one with the largest share of tied pairs is chosen. The rule uses means over the seeds. The chosen setting is

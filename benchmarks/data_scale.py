@@ -196,7 +196,7 @@ def main() -> None:
         print(STEPS[options.only](options.folder, options))
         return
 
-    # If an earlier run has kept the log (`--folder`), do not write it again.
+    # Measure each step. If an earlier run has kept the log (`--folder`), do not write the log again.
     passed_on = ["--split", options.split, "--min_interactions", str(options.min_interactions)]
     passed_on += ["--cores", str(options.cores), "--baseline", options.baseline]
     for num_interactions in options.interactions:

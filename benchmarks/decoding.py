@@ -1,16 +1,16 @@
 """Compares the time of `rank_items` with that of `generate` in a beam search over a catalogue of titles.
 
-`generate` is called with `prefix_allowed_tokens_fn`, the usual way to restrict the output in transformers. This
-function walks a trie of Python dicts for every beam and every token. Both methods renormalise log-probabilities over
-the legal tokens, get the same prompts, and should return the same items. The program prints the number of prompts for
-which they return the same items.
+`generate` is called with `prefix_allowed_tokens_fn`, the usual way to restrict the output in transformers. The
+function passed as this argument walks a trie of Python dicts for every beam and every token. Both methods renormalise
+log-probabilities over the legal tokens, get the same prompts, and should return the same items. The program prints the
+number of prompts for which they return the same items.
 
     python benchmarks/decoding.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--prompts 8] [--num_beams 10]
         [--runs 3] [--dtype float32|bfloat16|nf4]
 
 `DATASET_FOLDER` is the output of `trl-rec prepare`. `--tiny` uses the model's tokenizer with a 2-layer model of random
-weights. `--dtype nf4` quantises a model from a folder. With bfloat16 and nf4, some lists differ, because `generate`
-computes its logits in bfloat16.
+weights. `--dtype nf4` quantises a model from a folder. With bfloat16 and nf4, the two methods return different lists
+for some prompts, because `generate` computes its logits in bfloat16, and `rank_items` in float32.
 
     python benchmarks/decoding.py DATASET_FOLDER --weights RUN_FOLDER [--prompts 64] [--num_beams 10] [--runs 20]
 

@@ -170,7 +170,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_title(draw: random.Random, num_words: int) -> str:
-    """Returns a title. Its words have two syllables, and the first syllables of the list are drawn most often."""
+    """Returns a title of words with two syllables. Some syllables are drawn more often than others."""
     syllables = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o")]
     words = []
     for _ in range(num_words):

@@ -6,7 +6,7 @@
 
 Both arms train the language model `--model` on titles, with the loss and the learning rate of the recipe `--config`:
 
-- `every`: a row is a sequence whose items are all targets, so its history is read once;
+- `every`: one row has many targets, so the items before a target are not read again for each target;
 - `rows`: one row per target, with `--rows` rows per step.
 
 Time is the processor time of the steps, without evaluations. It equals the elapsed time with one thread on an idle
@@ -132,7 +132,8 @@ def loss_table(output: str) -> list[str]:
 class HeldOut:
     """Measures the loss per target on validation rows with about `num_targets` targets in total.
 
-    In both arms, the model reads all targets of a row at once. The loss equals that of one row per target.
+    For this measurement, the model reads all targets of a row at once in both arms. The loss equals that of one row
+    per target.
     """
 
     def __init__(self, trainer: BearTrainer, dataset: RecDataset, num_targets: int) -> None:
@@ -183,7 +184,7 @@ class HeldOut:
             batch = {
                 key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()
             }
-            # With 1 as the number of items, the losses of tokens are added instead of averaged.
+            # With `num_items_in_batch` 1, the losses of the tokens are added instead of averaged.
             loss: Any = self.trainer.compute_loss(
                 self.trainer.model, batch, num_items_in_batch=torch.tensor(1, device=device)
             )

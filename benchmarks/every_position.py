@@ -11,12 +11,14 @@ over these targets, in one of three ways:
 - one row per target, with `--batch_size` rows per micro-batch;
 - for TRL, one row per target, packed by TRL into rows of `--max_length` tokens.
 
-These ways take turns on the same user. With the softmax over legal tokens, which TRL does not have, a token that
-is the only legal one is not learned. With the softmax over the vocabulary, all tokens of titles are learned.
+These ways take turns on the same user. They are measured with two kinds of softmax. With the softmax over legal
+tokens, which TRL does not have, a token that is the only legal one is not learned. With the softmax over the
+vocabulary, all tokens of titles are learned.
 
-The program prints the number of tokens per step (without padding), the median number of seconds per step, the ratios
-of both, and the largest difference between the losses. `--tiny` uses 2 layers of random weights with the same
-vocabulary. OMP_NUM_THREADS sets the number of threads.
+The program prints the number of tokens per step (without padding) and the median number of seconds per step. It
+compares the first way with each other way: the ratio of the tokens, the ratio of the seconds, and the largest
+difference between the losses. `--tiny` uses 2 layers of random weights with the same vocabulary. OMP_NUM_THREADS sets
+the number of threads.
 """
 
 from __future__ import annotations

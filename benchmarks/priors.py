@@ -1,4 +1,4 @@
-"""Compares three priors without a model: the `counter` of transitions, and the mixture with and without titles.
+"""Compares rankings by three priors alone: the transition prior ("counter"), and the mixture with and without titles.
 
 A mixture is fitted to one random half of the validation users. All priors are measured on the other half. Each seed
 divides the users differently.
@@ -59,7 +59,7 @@ def mixture(dataset: RecDataset, fitting: Dataset) -> Prior:
 
 
 def mixture_with_titles(dataset: RecDataset, fitting: Dataset) -> Prior:
-    """Returns the mixture that also counts similar titles."""
+    """Returns the mixture that counts interactions, and also compares titles."""
     return MixturePrior.fit(dataset.train, fitting, len(dataset.catalog), titles=dataset.catalog.titles)
 
 

@@ -7,7 +7,7 @@ response to the previous one. Histories have 20 items.
     python benchmarks/serving.py [--model RUN_FOLDER] [--items 2000] [--hidden_size 64] [--num_layers 2]
         [--seconds 10] [--rounds 2]
 
-With `--model`, both serve the model of a run folder instead.
+With `--model`, both servers serve the model of a run folder instead.
 """
 
 from __future__ import annotations

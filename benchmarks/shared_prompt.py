@@ -1,4 +1,4 @@
-"""Compares time and memory of K completions of one prompt in one shared row with those of K separate rows.
+"""Compares time and memory of processing K completions of one prompt in one shared row and in K separate rows.
 
     python benchmarks/shared_prompt.py [--prompt 200] [--tokens 5] [--completions 16 4 3] [--batch_size 1] [--runs 7]
 

@@ -9,9 +9,9 @@ the last 10 % are not in yesterday's catalogue. Three models with one token per 
    model needed to reach the goal, once for each of `--continued_learning_rates`.
 
 Prints the number of steps after which the second and the third model reach the goal. All three models are measured on
-today's validation split. Yesterday's model was not trained on it, because a user's validation item of today is never
-earlier than the user's validation item of yesterday. Yesterday's catalogue is shuffled, so that the third model also
-shows that items are matched by their ids.
+today's validation split. Yesterday's model was not trained on this split: it was trained only on items before a user's
+validation item of yesterday, and the user's validation item of today is never earlier than that one. Yesterday's
+catalogue is shuffled, so that the third model also shows that items are matched by their ids.
 
     OMP_NUM_THREADS=1 python benchmarks/tomorrow.py --dataset data/ml-100k
 

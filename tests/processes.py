@@ -94,8 +94,8 @@ def run_in_two(recipe: str, work: Work, output: Path) -> None:
 
 
 def _launch_environment(name: str) -> dict[str, str]:
-    """Returns the environment that `accelerate launch` sets for a shipped recipe, changed to full precision. The work
-    must set `use_cpu` as well."""
+    """Returns the environment that `accelerate launch` sets for a shipped recipe, changed to the CPU and to full
+    precision. The work must set `use_cpu` in its training arguments as well."""
     recipe = {
         **yaml.safe_load(find_recipe(f"accelerate/{name}").read_text()),
         "use_cpu": True,

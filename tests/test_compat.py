@@ -467,7 +467,7 @@ def test_accelerate_is_launched_in_this_process(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_launcher_sets_the_variables_that_identify_it() -> None:
     """`user_environment` recognises a launched process by `ACCELERATE_DYNAMO_MODE`, and ignores the `OMP_NUM_THREADS`
-    that the launcher sets there."""
+    that the launcher sets for this process."""
     from accelerate.utils import launch
 
     for prepare in (launch.prepare_simple_launcher_cmd_env, launch.prepare_multi_gpu_env):
@@ -512,7 +512,7 @@ def test_the_step_hook_is_removed_and_restored() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chosen_by", ["the launcher", "its option"])
+@pytest.mark.parametrize("chosen_by", ["the launcher", "the option deepspeed"])
 def test_deepspeed_compiles_nothing_on_a_cpu(chosen_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("deepspeed")
     backend = import_module("deepspeed.comm.torch")

@@ -1,5 +1,5 @@
-"""Tests the GPU benchmark with tiny shapes on a CPU, and the tables that `docs/write_device.py` makes from its
-results."""
+"""Tests the GPU benchmark with tiny shapes on a CPU, and the tables that `docs/write_device.py` makes from the
+benchmark's results."""
 
 import json
 import sys

@@ -22,9 +22,9 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert all(cell.execution_count for cell in cells[1:]), "only the installation is left out"
+    assert all(cell.execution_count for cell in cells[1:]), "a cell other than the installation did not run"
     text = "\n".join(str(output) for cell in cells for output in cell.outputs)
     for expected in ("transition", "BEAR", "1. ", "'rank': 1", "serving runs/bear-my-log at", "'score'"):
         assert expected in text
-    # Exactly the cells that have outputs now are stored with outputs. If they are not, run `make notebook`.
+    # The stored notebook has outputs in exactly the cells that had outputs in this run. If not, run `make notebook`.
     assert [len(outputs) > 0 for outputs in stored] == [len(cell.outputs) > 0 for cell in cells]

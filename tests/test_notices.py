@@ -1,4 +1,4 @@
-"""The listed messages of other libraries, which need no action from the user, are hidden. All others are shown."""
+"""The messages in `NOTICES` and `WARNINGS`, which need no action from the user, are hidden. All others are shown."""
 
 import logging
 import warnings
@@ -23,7 +23,7 @@ def test_only_the_named_messages_are_hidden(name: str, caplog: pytest.LogCapture
     levels = [record.levelname for record in caplog.records if record.name == name]
     assert set(levels) == {"ERROR", "WARNING"} and "some reason" not in caplog.text
     hide_notices()
-    assert len(logger.filters) == 1, "the filter is added once"
+    assert len(logger.filters) == 1, "the filter was added more than once"
 
 
 def test_only_the_named_warnings_are_hidden() -> None:

@@ -65,7 +65,7 @@ def test_rows_are_taken_cut_and_joined_like_lists(rows: list[list[int]], data: s
 
 
 @given(rows_of_numbers)
-def test_flatten_replaces_each_value_by_its_row(rows: list[list[int]]) -> None:
+def test_flatten_replaces_each_value_by_the_inner_row_of_that_number(rows: list[list[int]]) -> None:
     inner = [[value] * (value % 3) for value in range(10)]
     expected = [[piece for value in values for piece in inner[value]] for values in rows]
     assert listed(Ragged.from_lists(rows).flatten(Ragged.from_lists(inner))) == expected

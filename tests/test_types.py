@@ -81,7 +81,7 @@ assert_type(BladeConfig("b").max_steps, int)
 assert_type(SoftmaxDPOConfig("c").output_dir, str | None)
 """
 
-# Maps each mistake to a program, and to mypy's error code for its last line.
+# Maps each mistake to a program that makes it, and to the code of the error that mypy reports for the last line.
 BAD = {
     "a name that does not exist": ("from trl_rec import Nothing", "attr-defined"),
     "a name that a subpackage does not have": ("from trl_rec.trainer import Nothing", "attr-defined"),

@@ -128,7 +128,7 @@ def test_the_readme_leads_to_recommendations_and_a_page(installs: bool, releases
 
 def make_environment(folder: Path, wheel: Path, installs: bool) -> None:
     """Makes a virtual environment and installs the wheel. The dependencies are either installed too, or found through
-    a path to the packages of the tests."""
+    a path to the packages that are installed for the tests."""
     if installs:
         run([sys.executable, "-m", "venv", folder], folder.parent)
         pip = [folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -137,9 +137,9 @@ def make_environment(folder: Path, wheel: Path, installs: bool) -> None:
     run([sys.executable, "-m", "venv", "--without-pip", folder], folder.parent)
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "--quiet", "--no-deps"]
     run([*pip, "--disable-pip-version-check", wheel], folder.parent)
-    # The file `dependencies.pth` adds the packages of the tests. The tests find the checkout through another `.pth`
-    # file, in the folder of these packages. Python ignores `.pth` files in a folder that is added in this way, so the
-    # environment does not find the checkout.
+    # The file `dependencies.pth` makes the folder with the packages of the tests importable. This folder contains
+    # another `.pth` file, through which the tests find the checkout. Python ignores `.pth` files in a folder that was
+    # itself added by a `.pth` file, so the new environment does not find the checkout.
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
 

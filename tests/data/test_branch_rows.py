@@ -1,4 +1,5 @@
-"""Reads rows with one branch per target back as texts, and compares these texts with those of one row per target."""
+"""Tests training rows in which the targets of a user share one history, and each target is a branch. The texts of the
+branches must equal those of rows with one target each."""
 
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_histories_that_exceed_a_limit_are_shortened(
         history = seen[head : len(seen) - tail]
         assert fits[len(fits) - len(history) - tail :] == [*history, *prompt_format.prompt_tail]
         if fits != everything:
-            # The room includes the separator before each item, even before the first one.
+            # `room` counts a separator for each item, even for the first one, which is written without a separator.
             separated = len(history) + len(prompt_format.separator)
             enough_tokens = room is not None and 2 * separated >= room
             enough_items = max_history is not None and 2 * count_items(prompt_format, history) >= max_history
@@ -129,7 +130,8 @@ def count_items(prompt_format: PromptFormat, history: list[int]) -> int:
 
 @pytest.mark.parametrize("surface", ["item_token", "semantic_id"])
 def test_compact_formats_obey_the_same_limits(surface: str) -> None:
-    """In a compact format, rows have no branches. Each target of a row is part of the history of the later targets."""
+    """In a compact format, items have the same tokens in histories and completions, and prompts end with the history.
+    Rows then need no branches: each target of a row is part of the history of the later targets."""
     split = make_split([([0], [1, 2, 3, 4, 5, 6, 7]), ([3], [4])])
     built = build_rows(split, FORMATS[surface], targets="all", max_history=3, long_histories="rows")
     exact = build_rows(split, FORMATS[surface], max_history=3)

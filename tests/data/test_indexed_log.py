@@ -31,7 +31,7 @@ def triples(log):
 
 
 @pytest.mark.parametrize("block", [1, 50, 10_000])
-@pytest.mark.parametrize("num_users", [3, 70_000])  # with more than 2**16 users, `_order` puts several in one range
+@pytest.mark.parametrize("num_users", [3, 70_000])  # with over 2**16 users, `_order` sorts by ranges of several users
 def test_the_order_equals_that_of_a_stable_sort(monkeypatch, block, num_users):
     rng = np.random.default_rng(block)
     user = rng.integers(0, num_users, 3000).astype(np.int32)
@@ -52,7 +52,7 @@ def test_a_log_processed_in_blocks_equals_plain_python(monkeypatch, seed):
     expected = sorted(rows, key=lambda row: (order[row[0]], row[2]))
     assert triples(log) == expected
 
-    # 2. Filtering: while a user or an item has too few interactions, one pair of user and item is removed.
+    # 2. Filtering: while a user or an item has too few interactions, one of its pairs of user and item is removed.
     core = expected
     while True:
         few = [row for row in core if min(sum(other[side] == row[side] for other in core) for side in (0, 1)) < 5]

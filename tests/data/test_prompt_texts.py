@@ -1,5 +1,5 @@
-"""Prompts equal the published texts. The parts of a prompt are tokenized separately, and `compare_tokens` counts the
-prompts whose tokens differ from those of the whole text."""
+"""Prompts equal the texts that were published with the papers. The parts of a prompt are tokenized separately, and
+`compare_tokens` counts the prompts whose tokens differ from those of the text tokenized as a whole."""
 
 import json
 from pathlib import Path

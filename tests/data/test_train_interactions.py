@@ -76,7 +76,7 @@ def test_only_the_selected_rows_are_used():
     np.testing.assert_array_equal(TrainInteractions.from_split(train.select([2, 0])).popularity, [1, 1, 0, 0, 1, 1])
 
 
-def test_the_number_of_items_is_one_more_than_the_largest_seen():
+def test_the_number_of_items_is_one_more_than_the_largest_index():
     train = make_split([(0, [7], [2])])
     assert TrainInteractions.from_split(train).num_items == 8
     assert TrainInteractions.from_split(train, 20).num_items == 20

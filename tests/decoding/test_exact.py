@@ -22,7 +22,7 @@ def test_exact_scores_equal_a_beam_search_with_one_beam_per_item(
     monkeypatch: pytest.MonkeyPatch, shared: bool, seed: int, key: tuple[str, str], has_eos: bool, renormalize: bool
 ) -> None:
     """The catalogues contain chains of forced tokens, and leaves that several items share. Some items are excluded.
-    The nodes of the trie are read in small chunks."""
+    The nodes of the trie are read in small chunks. The cache has one row per prompt if `shared` is true."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: None if shared else "for this test")
     rng = random.Random(seed)
     monkeypatch.setattr(exact, "MOST_NODES", rng.choice([1, 2, 5, 1000]))
@@ -41,7 +41,7 @@ def test_exact_scores_equal_a_beam_search_with_one_beam_per_item(
     for ours, theirs in zip(as_rankings(ranked), as_rankings(expected), strict=True):
         assert dict(ours) == pytest.approx(dict(theirs), abs=1e-4)
         assert ours == sorted(ours, key=lambda pair: (-pair[1], pair[0]))
-        if shared:  # with separate rows, rounding differs, and nearly equal scores may change places
+        if shared:  # otherwise, rounding differs, and items with nearly equal scores may change places
             assert_same(ours, theirs)
 
 

@@ -214,7 +214,7 @@ def test_a_mixture_equals_the_weighted_shares_of_its_counts() -> None:
     assert sum(prior.shares.values()) == pytest.approx(1, abs=0.01) and set(prior.shares) <= set(COUNTS)
 
 
-def test_a_mixture_needs_a_target_outside_of_its_history() -> None:
+def test_a_mixture_needs_a_validation_target_outside_of_the_history() -> None:
     train = make_split(whole_rows([[0, 1, 2], [2, 1, 3]]))
     for rows in ([], [(0, [0, 1], [1])]):
         with pytest.raises(ValueError, match="has no target outside of its history; choose another prior"):

@@ -1,5 +1,5 @@
 """Tests that `recommender.json` and `ranker.json` keep their keys, although the options have other names in Python.
-Also tests the remedies for a wrong catalogue."""
+Also tests the remedies in the errors about a wrong catalogue."""
 
 import json
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_the_settings_of_a_ranker_keep_their_keys(run_folder: Path) -> None:
 
 @pytest.mark.parametrize("as_folder", [False, True])
 def test_the_remedy_fits_a_given_catalogue(as_folder: bool, run_folder: Path, tmp_path: Path) -> None:
-    """A catalogue that the user has given cannot be restored from a copy of the run folder."""
+    """If the user gave the wrong catalogue, the error must not advise restoring it from a copy of the run folder."""
     (run_folder / "recommender.json").write_text(RECOMMENDER)
     own = ItemCatalog.load(run_folder / "catalog")
 

@@ -1,4 +1,4 @@
-"""Compares the shares of similar titles with a dense computation."""
+"""Compares the shares that `similar_titles` gives to pairs of items with those of a dense computation."""
 
 import re
 

@@ -53,8 +53,8 @@ def test_random_baseline_ranks_distinct_allowed_items(histories, top_k, exclude_
 
 
 def test_transitions_worked_by_hand():
-    # After item 0, item 1 occurs at distance 1 and item 2 at distances 2 and 1, so the shares are 1/2.5 and 1.5/2.5.
-    # After item 1, only item 2 occurs.
+    # A following item counts 1 / distance. After item 0, item 1 occurs at distance 1 and item 2 at distances 2 and 1,
+    # so their shares are 1/2.5 and 1.5/2.5. After item 1, only item 2 occurs.
     train = make_split([(0, [0], [1, 2]), (1, [0], [2])])
     baseline = TransitionBaseline().fit(train, 5)
     assert baseline.rank([[0]], 5, True).items.tolist() == [[2, 1, 3, 4, -1]]
@@ -77,7 +77,7 @@ def test_ties_are_broken_by_popularity_and_then_by_index():
 
 def test_scores_that_differ_only_by_rounding_are_tied():
     # Item 3 follows item 0 with weight 3/10. Item 4 follows items 0 and 1 with weight 1/10 + 2/5 / 2, which is
-    # 0.30000000000000004 in floats. Both items were chosen three times.
+    # 0.30000000000000004 in floats. Items 3 and 4 were each chosen three times.
     pairs = [(0, 3)] * 3 + [(0, 4)] + [(0, 2)] * 6 + [(1, 4)] * 2 + [(1, 2)] * 3
     train = make_split([(user, [first], [second]) for user, (first, second) in enumerate(pairs)])
     assert TransitionBaseline(window=1).fit(train, 5).rank([[1, 0]], 3, True).items.tolist() == [[2, 3, 4]]

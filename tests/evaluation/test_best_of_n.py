@@ -1,5 +1,5 @@
-"""Compares the expected value of the best of N lists with an enumeration of all subsets of N of the drawn lists. Also
-tests how lists are drawn for a split."""
+"""Compares the expected value of the best of N lists with an enumeration of all ways to choose N of the drawn lists.
+Also tests how lists are drawn for a split."""
 
 from itertools import combinations
 

@@ -1,5 +1,5 @@
-"""Compares what an evaluation computes from a policy (rankings, metrics and the beam gap) with the scores of all
-items."""
+"""Compares what an evaluation computes from a policy (rankings, metrics and the beam gap) with values computed from
+the scores of all items."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -65,7 +65,7 @@ def test_a_prior_multiplies_the_policy_in_every_kind_of_ranking(dataset: RecData
     np.testing.assert_array_equal(wide.items, exact.items)
     np.testing.assert_allclose(wide.scores, exact.scores, atol=1e-4)
 
-    # Compare with the sum of the policy's score and the prior's score.
+    # Each score must be the policy's score, plus 0.8 times the prior's score.
     given = Ragged.from_lists([row[row >= 0] for row in exact.items])
     alone = policy.score(dataset.test, given)
     together = both.score(dataset.test, given)

@@ -1,4 +1,5 @@
-"""Compares the rewards of tensors with those of arrays, for random lists with missing ranks and repeated items."""
+"""Compares the rewards computed from tensors with those computed from arrays, for random lists with missing ranks and
+repeated items."""
 
 import numpy as np
 import pytest

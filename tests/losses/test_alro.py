@@ -334,10 +334,10 @@ def test_invalid_settings_are_refused(changed: dict[str, Any], message: str) -> 
     ],
 )
 def test_permutation_worked_by_hand(distance: str, loss: float, slopes: tuple[float, float]) -> None:
-    """At the first answer position, p = (3/4, 1/4) and q = (1/4, 3/4). At the second position, p and q are equal, so
-    the loss is half of the distance at the first position.
+    """At the first answer position, `logps` gives p = (3/4, 1/4), and `permuted` gives q = (1/4, 3/4). At the second
+    position, p and q are equal, so the loss is half of the distance at the first position.
 
-    M = (1/2, 1/2), so KL(p||M) = KL(q||M) = 3/4 log(3/2) - 1/4 log 2.
+    The mean of p and q is M = (1/2, 1/2), so KL(p||M) = KL(q||M) = 3/4 log(3/2) - 1/4 log 2.
     KL(p||q) = KL(q||p) = 3/4 log 3 - 1/4 log 3 = 1/2 log 3.
     The slope in log p is p (log p - log M) / 2 for `jsd`, (p (log p - log q) + p - q) / 2 for `symkl`, and -q for
     `ce`.
@@ -468,7 +468,7 @@ def test_masked_entries_contribute_nothing(fill: float) -> None:
         assert all(one[outside].eq(0).all() and one.isfinite().all() for one in gradients)
 
 
-def test_lists_without_or_with_one_candidate_give_zeros() -> None:
+def test_lists_of_at_most_one_candidate_give_zeros() -> None:
     batch = random_batch()
     for output, *_ in both(batch):
         assert output.loss[:2].eq(0).all()

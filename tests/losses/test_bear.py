@@ -47,7 +47,7 @@ def expected(batch: Batch, **settings: Any) -> tuple[LossOutput, Tensor]:
 
 
 def random_batch(num_rows: int = 6, num_columns: int = 7, *, masked: bool = True, seed: int = 0) -> Batch:
-    """Returns rows with 1, 2, ... legal columns if `masked`, so that the target of the first row is forced. Otherwise,
+    """Returns rows with 1, 2, ... legal columns if `masked`; in the first row, only the target is legal. Otherwise,
     all columns are legal."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(num_rows, num_columns, generator=generator, dtype=torch.float64)
@@ -208,8 +208,9 @@ def test_the_gradient_of_a_forced_token_is_exactly_0(dtype: torch.dtype, variant
 
 
 def test_the_limits_of_a_large_and_of_a_small_sharpness() -> None:
-    """With weight = lambda * sharpness, the gradient is scaled by 1 + lambda sigmoid(.). The sigmoid tends to 1/2 for
-    a large sharpness, and to 0 or 1 for a small sharpness."""
+    """BEAR multiplies the gradient of cross-entropy by 1 + 0.4 s, where 0.4 is weight / sharpness. Here, s is
+    sigmoid(margin / sharpness) for `paper` and sigmoid(-margin / sharpness) for `survival`. s tends to 1/2 for a
+    large sharpness, and to 0 or 1 for a small sharpness."""
     batch = random_batch(masked=False)
     _, plain = gradient(batch, num_beams=3, weight=0.0, sharpness=1.0)
     pruned = bear_loss(*batch, num_beams=3, weight=0.0, sharpness=1.0).metrics["pruned"]

@@ -44,9 +44,9 @@ def gradient(logps: Tensor, old_logps: Tensor | None, advantages: Tensor, clip: 
 
 
 def test_cdf_worked_by_hand() -> None:
-    """Rollouts have the rewards 0, 1/2 and 1, and references have 0, 0, 1/2 and 7/10. With tau 1/4 and prior 1/2,
-    F = 3/4 (S_ref + 1/2) / 5 + 1/4 S_on / 3. S_ref and S_on are the numbers of references and of rollouts whose reward
-    is at most that of a rollout (for `at_most`) or below it (for `below`).
+    """Rollouts have the rewards 0, 1/2 and 1, and references have 0, 0, 1/2 and 7/10. With tau (`dynamic_coefficient`)
+    1/4 and prior 1/2, the estimate is 3/4 (S_ref + 1/2) / 5 + 1/4 S_on / 3. S_ref and S_on are the numbers of
+    references and of rollouts whose reward is at most that of a rollout (for `at_most`) or below it (for `below`).
 
     S_ref at most: 2, 3, 4    S_on at most: 1, 2, 3    at_most = 11/24, 83/120, 37/40
     S_ref below:   0, 2, 4    S_on below:   0, 1, 2    below   = 3/40, 11/24, 101/120
@@ -57,8 +57,8 @@ def test_cdf_worked_by_hand() -> None:
 
 
 def test_reward_worked_by_hand() -> None:
-    """A list hits with probability 1/20. The best of 8 lists misses only if all of them miss. The rewards of a hit and
-    of a miss differ by 2.27. The formula 7 log F, which ignores ties, gives a difference of only 0.36."""
+    """A list hits with probability 1/20. The best of 8 lists misses only if all of them miss. The Best-of-8
+    rewards of a hit and of a miss differ by 2.27. The formula 7 log F, which ignores ties, gives only 0.36."""
     found = best_of_n_reward(doubles([1, 0.95]), doubles([0.95, 0]), best_of=8)
     assert_close(found, doubles([math.log((1 - 0.95**8) / 0.05), 7 * math.log(0.95)]))
     assert (found[0] - found[1]).item() == pytest.approx(2.27, abs=0.005)
@@ -103,7 +103,7 @@ def test_coefficient_0_gives_the_static_reward_that_counts_ties(batch: tuple[Ten
     assert_close(found, doubles(wanted).view_as(found), rtol=1e-12, atol=1e-12)
 
 
-def test_without_ties_the_static_reward_is_the_bound_and_log_n() -> None:
+def test_without_ties_the_static_reward_is_n_minus_1_times_log_f_plus_log_n() -> None:
     references, rewards = normal(5, 16), normal(5, 8, seed=1)
     at_most, below = posterior_cdf(rewards, references, dynamic_coefficient=0.0)
     assert at_most.equal(below)
@@ -271,7 +271,7 @@ def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float,
     for values, figure in zip(measured, figures.split(), strict=True):
         wanted = float(figure)
         rounding = 0.5 * 10.0 ** -len(figure[1:]) if wanted else 0.0
-        # A share below 0.001 may not occur in the sample, so its variance is also computed from the figure.
+        # The sample may lack what has a share below 0.001, so the variance is also computed from the figure.
         variance = max(values.var().item(), wanted * (1 - wanted) if wanted < 0.001 else 0.0)
         assert values.mean().item() == pytest.approx(wanted, abs=4 * math.sqrt(variance / len(values)) + rounding)
 
@@ -293,7 +293,8 @@ def test_the_probability_of_saturation_equals_its_closed_form() -> None:
     [(4, (4.0, 4.4, 5.4, 7.2, 11.3)), (8, (8.0, 9.7, 15.6, 28.6, 63)), (16, (16, 24, 58, 133, 313))],
 )
 def test_the_oracle_reproduces_known_fixed_points(best_of: int, effective: tuple[float, ...]) -> None:
-    """The known values were computed separately. Because the oracle reproduces them, the next test can use the
+    """`effective` contains the effective N at the fixed point, for each tau. An effective N of 8 means that the policy
+    is as good as the best of 8 lists. The values were computed without the oracle, so the next test can rely on the
     oracle."""
     for tau, wanted in zip((0.0, 0.1, 0.3, 0.5, 0.7), effective, strict=True):
         found, _ = oracle.fixed_point(best_of, tau)
@@ -305,7 +306,7 @@ def test_the_estimator_leads_to_the_fixed_point(best_of: int, tau: float) -> Non
     """On a fine grid of quantiles, repeatedly moves the log of the policy halfway to R plus the log of the starting
     policy. Each R is computed from rollouts of the latest policy.
 
-    The effective N and the KL must agree with the oracle. For the static target, the effective N equals N.
+    The effective N and the KL must agree with the oracle. For the static target (tau 0), the effective N equals N.
     """
     num_levels, num_rollouts = 4000, 1000
     quantiles = (np.arange(num_levels) + 0.5) / num_levels
@@ -439,8 +440,8 @@ GROUPS = torch.tensor(list(product(range(5), repeat=3)))
 def expected_gradient(
     learned: Tensor, beta: float, old_preferences: Tensor | None = None, clip: float = 0.2
 ) -> Tensor:
-    """Returns the gradient of the expected loss over all groups with respect to the preferences. `learned` contains
-    the rewards of each group."""
+    """Returns the gradient of the expected loss over all groups with respect to the policy's logits, `PREFERENCES`.
+    `learned` contains the rewards of each group."""
     preferences = PREFERENCES.clone().requires_grad_()
     logps = preferences.log_softmax(-1)
     sampled_by = logps.detach() if old_preferences is None else old_preferences.log_softmax(-1)
@@ -473,8 +474,9 @@ def test_the_gradient_equals_that_of_reward_minus_kl(beta: float, kind: str) -> 
 
 @pytest.mark.parametrize("tau", [0.1, 0.3, 0.5])
 def test_a_moving_target_overestimates_the_gradient_of_the_reward(tau: float) -> None:
-    """Compares the gradient with that for constant rewards, which are the mean R of each list over its groups. Both
-    gradients have almost the same direction, but the gradient for the moving target is up to 1.5 times as long."""
+    """With tau above 0, the reward R of a list also depends on the other rollouts of its group. The test compares the
+    gradient with the gradient for constant rewards: the mean R of each list over all groups that begin with this list.
+    Both gradients have almost the same direction, but the first is up to 1.5 times as long."""
     references = doubles([[0.2, 0.4, 0.4, 0.7, 0.1] * 3]).expand(len(GROUPS), -1)
     learned = target(ITEM_REWARDS[GROUPS], references, tau=tau)
     others = PREFERENCES.log_softmax(-1)[GROUPS[:, 1:]].sum(-1).exp()

@@ -52,7 +52,7 @@ def make_rows(shape: list[tuple[int, list[tuple[int, int]]]], seed: int = 0) -> 
 
 
 def logps(model: PreTrainedModel, inputs: dict[str, Tensor], max_length: int | None = None) -> tuple[Tensor, Tensor]:
-    """Returns the log-probability of each label of a batch, and the row that it belongs to."""
+    """Returns the log-probability of each label of a batch, and the row of the batch that contains the label."""
     inputs, mask, owners = prepare_branches(model, inputs, max_length)
     labels = inputs.pop("labels")
     predicts = torch.zeros_like(labels, dtype=torch.bool)

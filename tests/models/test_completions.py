@@ -1,5 +1,5 @@
-"""Compares completions that share a row with one forward pass per completion, and tests the models that need separate
-rows."""
+"""Tests that completions in a shared row get the same log-probabilities as in separate forward passes. Also tests the
+models that need a separate row for each completion."""
 
 import logging
 from collections.abc import Callable
@@ -172,7 +172,7 @@ def test_a_window_shorter_than_the_text_still_applies(kind: str, lengths: list[t
 
 
 @pytest.mark.parametrize(("longest", "reasons"), [(2, []), (3, ["do not fit into the attention window of 4 tokens"])])
-def test_prompt_and_longest_completion_must_fit_the_window(
+def test_completions_share_a_row_only_if_prompt_and_longest_completion_fit_the_window(
     longest: int, reasons: list[str], warnings: list[str]
 ) -> None:
     model, case = tiny("mistral-window"), make_case([(2, [1, longest, 2, 2])])

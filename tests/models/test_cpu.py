@@ -84,7 +84,7 @@ def test_a_model_on_a_device_changes_nothing(cores: Cores) -> None:
 
 @pytest.mark.parametrize("supported", [True, False])
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
-def test_a_type_without_instructions_is_reported_once(
+def test_a_dtype_without_cpu_instructions_is_reported_once(
     kind: torch.dtype, supported: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cpu, "cpu_computes_in", lambda dtype: dtype == kind and supported)

@@ -43,7 +43,7 @@ def test_spare_embeddings_are_used_before_resizing(catalog: ItemCatalog, tokeniz
     assert model.config.vocab_size == len(tokenizer_copy) + 7
 
 
-def test_padding_is_on_the_left_and_with_eos_if_there_is_no_padding_token(tokenizer_copy, tmp_path: Path) -> None:
+def test_padding_is_on_the_left_and_eos_replaces_a_missing_padding_token(tokenizer_copy, tmp_path: Path) -> None:
     tokenizer_copy.pad_token, tokenizer_copy.padding_side = None, "right"
     tokenizer_copy.save_pretrained(tmp_path)
     make_family("llama", vocab_size=len(tokenizer_copy)).save_pretrained(tmp_path)

@@ -138,7 +138,7 @@ def test_rankings_equal_those_of_an_output_layer_in_float64(name: str, ranking: 
 
 @pytest.mark.parametrize("name", ["plain", "capped", "scaled"])
 def test_rounded_logits_would_change_the_order(name: str) -> None:
-    """Rounding must be able to change the order of items here, because otherwise the test above could not fail."""
+    """Rounding the logits of these models changes the order of items, so the test above can detect rounded logits."""
     model = low_precision(name)
     items = rank_items(model, prompts(), catalogue(), num_beams=20).items
     with product(F.linear):
@@ -161,7 +161,8 @@ def test_logits_of_some_tokens_are_columns_of_all_logits(name: str, dtype: torch
 
 
 def losses(model: Any) -> dict[str, Tensor]:
-    """Returns losses of BEAR, BLADE and Softmax-DPO, from shared rows or from the logits at chosen positions."""
+    """Returns the loss of BEAR, from the logits at chosen positions, and the losses of BLADE and Softmax-DPO, from
+    completions that share rows."""
     trie = catalogue()
     items = torch.arange(48).view(12, 2, 2) * 4
     lists = list_tokens(trie, items)
@@ -228,7 +229,7 @@ def test_no_copy_of_the_output_embedding_is_made(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(product.double(), exact_linear(hidden_states, weight, None), atol=1e-5, rtol=1e-5)
 
 
-def test_an_output_embedding_without_positions_has_a_gradient() -> None:
+def test_without_positions_the_gradient_of_the_output_embedding_is_zero() -> None:
     hidden_states = torch.zeros(0, 32, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(200, 32).bfloat16().requires_grad_()
     precision.precise_linear(hidden_states, weight, None).sum().backward()

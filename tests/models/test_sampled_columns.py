@@ -63,7 +63,7 @@ def test_sampled_logits_are_columns_of_all_logits(family: str, tied: bool, colle
     if collects:
         collect_rows(model)
         collect_rows(model)  # a second call has no effect
-    for _ in range(2):  # if the model collects rows, the second round reuses the memory of the gradient
+    for _ in range(2):  # after `collect_rows`, the second round reuses the memory of the first round's gradient
         found = sampled(model)
         assert_close(found, expected, rtol=1e-5, atol=1e-6)
         assert_close(gradients(model, found), expected_gradients, rtol=1e-4, atol=1e-5)

@@ -105,7 +105,7 @@ def test_the_codes_of_an_item_add_up_to_its_vector() -> None:
     torch.testing.assert_close(sums, vectors)
 
 
-def test_a_later_code_starts_from_the_mean_remainder_of_the_earlier_codes(vectors: Tensor) -> None:
+def test_a_later_code_starts_from_the_mean_of_what_the_earlier_codes_leave(vectors: Tensor) -> None:
     catalog = make_catalog("semantic_id")
     tokens, found = _token_vectors(catalog, make_tokenizer(catalog), vectors)
     place = {token: index for index, token in enumerate(tokens.tolist())}

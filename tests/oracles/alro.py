@@ -8,7 +8,8 @@ Table = list[list[float]]
 
 
 class Ranked(NamedTuple):
-    """The result of `soft_lambda_loss` for one list, and the gradient of its loss with respect to each table entry."""
+    """The result of `soft_lambda_loss` for one list, and the gradient of its loss with respect to the table of
+    log-probabilities."""
 
     loss: float
     position: list[float]
@@ -16,7 +17,8 @@ class Ranked(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """The result of `permutation_loss` for one list, and the gradient of its loss with respect to both tables."""
+    """The result of `permutation_loss` for one list, and the gradients of its loss with respect to both tables of
+    log-probabilities."""
 
     loss: float
     gradient: Table

@@ -79,8 +79,9 @@ def fixed_point(best_of: int, coefficient: float, num_points: int = 20_001) -> t
     """Returns the effective N of the policy that BLADE's target no longer changes, and the KL of this policy to the
     starting policy.
 
-    The quantiles U of this policy's rewards have the density g(u) = c ((1 - tau) u + tau G(u))^(N-1), where G' = g and
-    tau is `coefficient`. The effective N is E[U] / (1 - E[U]).
+    Let U be the quantile of a reward of this policy among the rewards of the starting policy. U has the density
+    g(u) = c ((1 - tau) u + tau G(u))^(N-1), where G' = g and tau is `coefficient`. The effective N is
+    E[U] / (1 - E[U]).
 
     With h = (1 - tau) u + tau G, dh/du = (1 - tau) + tau c h^(N-1). Bisection finds the c for which G rises from 0 to
     1 while h rises from 0 to 1.

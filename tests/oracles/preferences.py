@@ -1,6 +1,7 @@
 """Computes the negatives of preference training for one row and one item at a time.
 
-A training split is a list of `(user, history, targets)`; its scores are lists with one score per item of a row.
+A training split is a list of rows `(user, history, targets)`. The scores of a split are a list with one entry per row:
+a list with one score for each item of the history, followed by one for each target.
 """
 
 

@@ -1,4 +1,5 @@
-"""Implements a slow trie with two dicts: of the next tokens of each prefix, and of the items of each sequence."""
+"""Implements a slow trie with two dicts: one from each prefix to its next tokens, one from each sequence to its
+items."""
 
 
 class DictTrie:

@@ -11,7 +11,8 @@ from trl_rec.semantic_ids import make_semantic_ids
 
 
 def make_start(output: Path) -> None:
-    """Makes the folder that the verbs replace: a dataset with semantic IDs, made with settings other than theirs."""
+    """Makes the folder that the verbs replace: a dataset with semantic IDs, made with other settings than the verbs
+    use."""
     prepare("toy", output, toy_users=30, toy_items=50)
     make_semantic_ids(load(output), levels=2, codes=10)
 

@@ -448,8 +448,8 @@ def test_the_remedy_depends_on_why_a_folder_could_not_be_written(
 def test_a_full_disk_ends_in_a_sentence_and_leaves_the_older_checkpoint(
     limit: int, fails: str, world: Path, tmp_path: Path
 ) -> None:
-    """A limit on file sizes simulates the full disk. It is below the size of the model, or below the size of the
-    optimizer's state."""
+    """A limit on file sizes simulates the full disk. In the first case, the file of the model is above the limit. In
+    the second case, only the file of the optimizer's state is."""
     output, whole = tmp_path / "run", tmp_path / "whole"
     options = {"optim": "adamw_torch", "learning_rate": 0.01}
     make_trainer(world, output, **SAVING, **options, max_steps=2).train()

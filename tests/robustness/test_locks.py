@@ -73,7 +73,7 @@ def test_a_second_process_is_refused_and_the_error_names_the_first_one(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_process_holds_no_lock_and_the_next_one_removes_its_file(tmp_path: Path) -> None:
+def test_a_killed_process_holds_no_lock_and_the_next_process_removes_the_lock_file(tmp_path: Path) -> None:
     with held(tmp_path / "run") as process:
         process.kill()
         process.wait()

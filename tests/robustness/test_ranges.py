@@ -62,7 +62,7 @@ def test_the_configurations_are_found() -> None:
 def test_every_number_has_a_range(kind: type[Any]) -> None:
     without = [name for name, field in numeric_fields(kind).items() if field.range is None]
     assert not without, (
-        f"{kind.__name__}: give {without} a range, or list them in INHERITED if they are not our fields"
+        f"{kind.__name__}: declare a range for {without}; fields of transformers and TRL get theirs in INHERITED"
     )
 
 
@@ -99,8 +99,8 @@ def set_field(config: Any, name: str, value: object) -> Any:
 
 
 def example(kind: type[Any]) -> Any:
-    """Returns an instance with the defaults. `__init__` is not called, because it chooses a device in the
-    configurations of trainers."""
+    """Returns an instance with the defaults. `__init__` is not called, because a trainer's configuration chooses a
+    device there."""
     made = object.__new__(kind)
     for name, field in kind.__dataclass_fields__.items():
         if field.default_factory is not importlib.import_module("dataclasses").MISSING:

@@ -103,7 +103,7 @@ TABLE = [
     Attack("gzip of nothing", "interactions.csv is empty", put(CSV, gzip.compress(b""))),
     Attack("half a gzip header", "interactions.csv cannot be read", put(CSV, b"\x1f\x8b")),
     Attack("ragged rows", "interactions.csv cannot be read", put(CSV, "user_id,item_id,timestamp\nu,a\n")),
-    Attack("no Parquet", "interactions.parquet cannot be read", become(CSV, "interactions.parquet", "PAR1")),
+    Attack("not Parquet", "interactions.parquet cannot be read", become(CSV, "interactions.parquet", "PAR1")),
     Attack("truncated Parquet", "items.parquet cannot be read", become(ITEMS, "items.parquet", b"PAR1" * 9)),
     Attack("parts that differ", "interactions cannot be read", parts),
     Attack(
@@ -117,7 +117,7 @@ TABLE = [
         become(CSV, "interactions.jsonl", "[1, 2]\n"),
     ),
     Attack(
-        "no JSON",
+        "not JSON",
         "interactions.jsonl, line 1: the file must have one object per line",
         become(CSV, "interactions.jsonl", "hello\n"),
     ),
@@ -149,7 +149,7 @@ TABLE = [
     Attack("repeated column", "has several columns named 'user_id'", swap(CSV, "item_id", "user_id")),
     Attack("no title", "items.csv has no column title", swap(ITEMS, "title", "name")),
     Attack(
-        "columns to nothing",
+        "columns to a missing name",
         "the option 'columns' maps user_id to 'nobody'",
         words=["--columns", '{"user_id": "nobody"}'],
     ),
@@ -171,7 +171,11 @@ TABLE = [
     Attack("columns in words", "is not a mapping", words=["--columns", "user_id"]),
     Attack("grouped by title", "group_column cannot be title", words=["--group_column", "title"]),
     Attack("grouped by id", "group_column cannot be item_id", words=["--group_column", "item_id"]),
-    Attack("grouped by nothing", "the items have no column 'brand' to group by", words=["--group_column", "brand"]),
+    Attack(
+        "grouped by a missing column",
+        "the items have no column 'brand' to group by",
+        words=["--group_column", "brand"],
+    ),
     Attack("grouped without items", "there is no item table", drop(ITEMS), words=["--group_column", "brand"]),
     Attack("empty separator", "group_separator must be a non-empty string", words=["--group_separator", ""]),
     Attack(
@@ -233,14 +237,14 @@ TABLE = [
     Attack("word as time", "row 1: the timestamp 'soon' is neither a number nor ISO 8601", swap(CSV, ",1,", ",soon,")),
     Attack("empty time", "row 1: the timestamp '' is neither", swap(CSV, ",1,", ",,")),
     Attack("infinite time", "row 1: the timestamp 'inf' is neither", swap(CSV, ",1,", ",inf,")),
-    Attack("other format", "(for other text, set timestamp_format)", swap(CSV, ",1,", ",28/03/2024,")),
+    Attack("date in another format", "(for other text, set timestamp_format)", swap(CSV, ",1,", ",28/03/2024,")),
     Attack(
-        "zone in one row",
+        "zone in the first row only",
         "row 2: the timestamp '2024-01-02T00:00:00' has no time zone, but the timestamps before it have one",
         put(CSV, "user_id,item_id,timestamp\nu,a,2024-01-01T00:00:00Z\nu,b,2024-01-02T00:00:00\n"),
     ),
     Attack(
-        "no zone in others",
+        "zone in the last row only",
         "row 3: the timestamp '2024-01-02T00:00:00+01:00' has a time zone, but the timestamps before it have none",
         put(
             CSV, "user_id,item_id,timestamp\nu,a,2024-01-01\nu,a,2024-01-01T00:00:00\nu,b,2024-01-02T00:00:00+01:00\n"
@@ -256,7 +260,7 @@ TABLE = [
     Attack("empty rating", "row 1: the rating is empty", swap(CSV, ",1,5", ",1,")),
     Attack("huge rating", "the rating '1e300' is out of float32's range", swap(CSV, ",1,5", ",1,1e300")),
     Attack(
-        "repeats alone",
+        "only repeats",
         "is in its user's history, so nothing can be measured",
         put(CSV, "user_id,item_id,timestamp\n" + "u,a,1\n" * 5),
     ),
@@ -345,7 +349,7 @@ RECBOLE = [
     Attack("word as time", "X.inter, row 1: the timestamp 'x'", swap("X.inter", "\t4\t3\n", "\t4\tx\n")),
     Attack("rows of other widths", "X.inter cannot be read", swap("X.inter", "\t4\t3\n", "\t4\n")),
     Attack("truncated gzip", "X.inter cannot be read", put("X.inter", gzip.compress(b"user_id:token\n" * 99)[:-9])),
-    Attack("other title column", "set title_column to one of", words=["--title_column", "colour"]),
+    Attack("unknown title column", "set title_column to one of", words=["--title_column", "colour"]),
     Attack("grouped by name", "the items have no column 'name' to group by", words=["--group_column", "name"]),
 ]
 

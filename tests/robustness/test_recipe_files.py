@@ -1,4 +1,4 @@
-"""Attacks on recipes: malformed YAML, wrong types, and files that would hang or run code."""
+"""Attacks on recipes: malformed YAML, wrong types, and files that make a careless parser hang or run code."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ RECIPES = [
     text("word for a number", "argument --batch_size/--batch-size: invalid int value", GOOD + "batch_size: many\n"),
     text("nothing for a number", "mine.yaml: seed must be a whole number, not null", GOOD + "seed:\n"),
     text("infinite number", "length_penalty must be a finite number, not inf", GOOD + "length_penalty: .inf\n"),
-    text("no number", "length_penalty must be a finite number, not nan", GOOD + "length_penalty: .nan\n"),
+    text("not a number", "length_penalty must be a finite number, not nan", GOOD + "length_penalty: .nan\n"),
     text("number for a list", "mine.yaml: ks must be a list (each entry a whole number), not 5", GOOD + "ks: 5\n"),
     text(
         "words in a list", 'mine.yaml: ks must be a list (each entry a whole number), not ["5"]', GOOD + "ks: ['5']\n"
@@ -88,7 +88,7 @@ RECIPES = [
     ),
     text("word for a flag", "argument --exclude_history", GOOD + "exclude_history: perhaps\n"),
     text("list for a mapping", "mine.yaml: rewards must be a mapping or empty", GOOD + "rewards: [ndcg]\n"),
-    text("keys that are no texts", "mine.yaml: rewards must be a mapping or empty", GOOD + "rewards: {1: 2}\n"),
+    text("keys that are not texts", "mine.yaml: rewards must be a mapping or empty", GOOD + "rewards: {1: 2}\n"),
     text("text in a mapping", "rewards: ndcg must be a number, not 'x'", GOOD + "rewards: {ndcg: x}\n"),
     text(
         "env is not a mapping",

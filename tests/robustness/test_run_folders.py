@@ -65,7 +65,8 @@ def changed(**values: object) -> Callable[[Path], None]:
 
 
 def old_with_titles(folder: Path) -> None:
-    """Removes the record of the catalogue, which earlier versions did not write, and changes the surface."""
+    """Changes the surface of the catalogue, and removes the key `catalog` from `recommender.json`. Earlier versions
+    did not write this key."""
     changed(catalog=None)(folder)
     with_surface("title")(folder)
 
@@ -87,7 +88,7 @@ RUN_FOLDERS = [
         with_surface("title"),
     ),
     Attack(
-        "the same in an old folder",
+        "catalogue of the dataset in an old folder",
         "the surface 'title', but the model was trained with 'item_token'",
         old_with_titles,
     ),

@@ -113,8 +113,8 @@ def test_the_report_names_stages_and_baselines(finished: Any, folder: Path, caps
 def test_the_prior_of_the_first_policy_is_not_that_of_the_last(
     is_run_folder: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """`choice.json` of the first policy is not copied either. With it, the last policy would look as if it had been
-    measured on the test split."""
+    """Neither the prior nor `choice.json` is copied from the first policy. A copy of this `choice.json` would say that
+    the last policy had been measured on the test split."""
     dataset = load(folder / "data")
     shutil.copytree(folder / "sft", tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*"))
     save_run_prior(tmp_path / "start", TransitionPrior.fit(dataset.train, len(dataset.catalog)))

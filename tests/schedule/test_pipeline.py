@@ -207,7 +207,7 @@ def test_several_processes_load_ids_but_do_not_make_them(
         give_ids(load(tmp_path / "data"), replace(config, seed=1), overwrite=True)
 
 
-def test_stages_must_prompt_and_rank_the_policy_like_its_training(source: Path, tmp_path: Path) -> None:
+def test_stages_must_use_the_prompts_and_the_softmax_of_the_supervised_training(source: Path, tmp_path: Path) -> None:
     """If the stages ranked with a different softmax, or did not name the users in prompts, the policy would look worse
     than it is."""
     supervised = BearConfig(str(tmp_path / "policy"), **SHARED)

@@ -223,7 +223,7 @@ def test_a_damaged_model_is_trained_again(
     assert said in caplog.text and "so the model is trained again" in caplog.text
 
 
-def test_damaged_checkpoints_are_replaced_and_weights_without_a_mark_are_not_used(
+def test_damaged_checkpoints_are_replaced_and_weights_without_the_file_complete_are_not_used(
     fitted: SequenceBaseline, dataset: RecDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = copied(fitted, tmp_path)

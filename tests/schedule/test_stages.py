@@ -27,7 +27,7 @@ def test_numbers_may_be_written_as_text() -> None:
     assert stage.max_prompts == 1000 and isinstance(stage.max_prompts, int)
 
 
-def test_the_default_difficulty_is_the_last_of_the_source() -> None:
+def test_the_default_difficulty_is_the_last_one_that_the_source_has() -> None:
     assert [PreferenceStage(source).difficulty for source in ("self_play", "feedback", "random")] == [
         "any",
         "hard",

@@ -113,7 +113,8 @@ def test_the_reference_can_be_a_run_a_name_or_a_baseline(
 ) -> None:
     rows = compared(world, capsys, *words).splitlines()
     assert rows[4].split()[0] == reference and rows[4].endswith("reference")
-    assert rows[5].endswith(", one seed") == (reference != "bear")  # the lists are paired with all seeds of bear
+    # If the reference is bear, the lists are paired with both of its seeds.
+    assert rows[5].endswith(", one seed") == (reference != "bear")
 
 
 def test_runs_with_the_same_name_are_one_arm(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,7 +68,7 @@ def test_sampled_negatives_approximate_the_full_softmax(monkeypatch):
     exact = float(collaborative._next_item_loss(encoder, items, mask))
     monkeypatch.setattr(collaborative, "NEGATIVES", 100)
     sampled = torch.stack([collaborative._next_item_loss(encoder, items, mask) for _ in range(60)])
-    # Without the correction factor, the error would be about log(299 / 100).
+    # If the terms of the 100 drawn items were not multiplied by 299 / 100, the error would be about log(299 / 100).
     assert abs(float(sampled.mean()) - exact) < 0.1 < math.log(299 / 100)
 
 

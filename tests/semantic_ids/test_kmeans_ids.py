@@ -152,10 +152,11 @@ def test_a_failure_leaves_a_folder_that_loads(dataset, monkeypatch, broken):
     left = {path.name for path in (dataset.path / "catalog").iterdir()}
     assert left == {"catalog.json", "items.parquet", "semantic_ids.unfinished"}
     assert load(dataset.path).catalog.semantic_ids is not None
-    # Without a card, the settings of the IDs are unknown.
+    # Without a card, the settings of the existing IDs are unknown, so a call with new settings is refused.
     with pytest.raises(ValueError, match="not made with these settings"):
         make_semantic_ids(dataset, **SMALL, seed=2)
-    # With the settings of the call that the full disk stopped, the IDs are made again without `overwrite`.
+    # `semantic_ids.unfinished` contains the settings of the failed call. A call with these settings makes the IDs
+    # again, without `overwrite`.
     make_semantic_ids(dataset, **SMALL, seed=1)
     assert read_ids_card(dataset.path)["settings"]["seed"] == 1
 

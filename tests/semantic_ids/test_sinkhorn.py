@@ -48,7 +48,7 @@ def test_the_repair_moves_each_colliding_group_as_if_it_were_alone(case):
 
 
 def test_fewer_items_collide():
-    """At first, many of the 400 items collide, because they use only 4 of the 16 last codes in each of 40 cells."""
+    """At first, many of the 400 items collide, because they use only 40 first codes, and 4 of the 16 last codes."""
     generator = torch.Generator().manual_seed(0)
     codes = torch.stack(
         [torch.randint(40, (400,), generator=generator), torch.randint(4, (400,), generator=generator)], 1

@@ -121,7 +121,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("message", BROKEN)
-def test_a_file_that_contains_no_lists_is_refused(message: str, tmp_path: Path) -> None:
+def test_a_file_without_valid_lists_is_refused(message: str, tmp_path: Path) -> None:
     pq.write_table(changed(**BROKEN[message]), tmp_path / "recs.parquet")
     with pytest.raises(ValueError, match=message):
         read_lists(tmp_path / "recs.parquet")

@@ -24,7 +24,9 @@ from trl_rec.trainer.base.saving.checkpoints import MARK
 KILLS = pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.long)])
 STEPS_PER_KILL = 10
 POLL = 0.0005  # seconds; a tiny model's checkpoint takes about fifty times as long to write
-NUM_FILES = 12  # not more than a checkpoint has; the states of the optimizer and the trainer are written last
+# The most files of a checkpoint for which a kill waits. Every checkpoint has at least this many. The states of the
+# optimizer and the trainer are written last.
+NUM_FILES = 12
 
 
 def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: float, seed: int = 0) -> list[set[str]]:

@@ -29,7 +29,7 @@ from trl_rec.models import attention, load_model
 
 Make = Callable[..., Any]  # makes a trainer from a folder, an output folder and options
 
-# There are two steps, because the second batch has another shape, for which torch compiles code that accepts any
+# A second step is needed: its batch has another shape than the first batch, so torch compiles code that accepts any
 # length.
 SHORT = {"max_steps": 2, "per_device_train_batch_size": 2, "eval_ks": [3]}
 LORA = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["qkv_proj"])

@@ -1,7 +1,7 @@
 """Counts how often each trainer makes the host wait for a value on the device, per micro-batch. Such a wait is called
 a read.
 
-Only the third micro-batch is counted, because tries fill their caches in the first.
+Reads are counted only in the third micro-batch, because tries have extra reads in the first, to fill their caches.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def test_blade(surface: str, folders: dict[str, Path], tmp_path: Path) -> None:
     places = reads(blade_runs.make_trainer, folders[surface], tmp_path, rewards=REWARDS)
     in_rounds = sum(count for place, count in places.items() if place.startswith("decoding/lists/decoder.py"))
     assert places.total() - in_rounds <= 12
-    # With titles, each round of sampling reads the sizes of its forward pass. A list of 3 titles takes at most 3 * 20
-    # rounds, because each round chooses at least one token.
+    # With titles, each round of sampling reads the sizes of its forward pass. Each round chooses at least one token,
+    # and a title has fewer than 20 tokens, so a list of 3 titles takes at most 3 * 20 rounds.
     longest = 3 * 20 if surface == "title" else 0
     assert in_rounds <= longest
 

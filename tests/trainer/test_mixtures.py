@@ -56,7 +56,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def mixture(folder: Path, *, asked: bool = False) -> Any:
-    """Returns the folder's model. Its `output_router_logits` is `asked`, as if the model had been saved with it."""
+    """Returns the folder's model with `output_router_logits` set to `asked`, as if it had been saved that way."""
     model = load_model(folder / "model")
     model.config.output_router_logits = asked
     return model
@@ -95,7 +95,7 @@ def test_a_mixture_trains_ranks_and_recommends(
     else:
         assert_recommends_alike(case, tmp_path, split, ranked.items, trainer.catalog.ids)
     if "peft_config" not in CASES[case][2]:
-        # If the setting were on, other libraries could not generate for a batch of prompts.
+        # If `output_router_logits` were on, other libraries could not generate for a batch of prompts.
         assert not AutoConfig.from_pretrained(tmp_path).output_router_logits
 
 
@@ -142,7 +142,7 @@ def test_the_load_balancing_term_is_added_with_trls_weight(
     assert first[2.0] == pytest.approx(first[0.0] + 2 * term, abs=1e-5)
 
 
-def test_weight_zero_over_the_vocabulary_is_trls_sft(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_bear_with_weight_zero_over_the_vocabulary_is_trls_sft(folders: dict[str, Path], tmp_path: Path) -> None:
     """With accumulated batches, the losses, load-balancing terms and final weights equal those of `SFTTrainer`."""
     folder = folders["items"]
     dataset = load(folder / "data")

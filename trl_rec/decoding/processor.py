@@ -91,7 +91,7 @@ class TrieLogitsProcessor(LogitsProcessor):
             return scores
 
         # 2. Add to each child the difference between its bonus and that of its parent (see `trie_weights.py`). If the
-        # parent is the root, add the whole bonus, and the constant that divides the weights by the sum of all weights.
+        # parent is the root, add the whole bonus and `constant`, which makes the weights relative to their sum.
         nodes = nodes.view(num_prompts, -1)
         reached = torch.where(nodes == 0, -weighted.constant, weighted.bonus(nodes)).view(-1, 1)
         gains = weighted.bonus(below).view_as(scores) - reached

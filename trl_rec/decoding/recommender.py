@@ -174,8 +174,8 @@ class Recommender:
 
         If a history is empty, or the catalogue contains none of its items, the list is ranked by the prior alone. The
         score of an item is then `log(w / W)`, where w is its weight and W the sum of all weights, and the list's
-        `fallback` is True. The model ranks the items after an empty history if there is no prior, if its strength is
-        0, or if all of its weights that are not 0 are equal.
+        `fallback` is True. But if there is no prior, if the prior's strength is 0, or if all positive weights of the
+        prior are equal, the model ranks the items instead.
 
         Args:
             histories (lists of `str`): Item ids, oldest first.

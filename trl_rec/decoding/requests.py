@@ -408,9 +408,11 @@ def _finished(one: CappedList, request: Request, search: _Search) -> Ranked:
 def _why_short(number: int, request: Request, search: _Search) -> str:
     """Returns a sentence that says why a list has fewer items than were asked for."""
     if search.kind == "lists" and request.limits:
-        why = "the list that the model writes contains no more items that max_per allows"
-    elif request.mask is not None or request.limits or len(request.exclude):
+        why = "max_per allows no more items of the list that the model writes"
+    elif request.mask is not None or request.limits:
         why = "the filters allow no more items"
+    elif len(request.exclude):
+        why = "all other items are excluded"
     else:
         why = "the catalogue has no other items that may be recommended"
     return f"the list has {number} of {request.wanted} items, because {why}"

@@ -105,7 +105,7 @@ def load_run(
 
 def missing_catalog(folder: Path, dataset: str | Path | None) -> str | Path | None:
     """Returns `dataset` if the run folder was published without its catalogue, or without the semantic IDs of the
-    users that its prompts name. The dataset then has to supply them. Returns None otherwise."""
+    users that its prompts name. The dataset then has to supply what is missing. Returns None otherwise."""
     has_catalog = (folder / CATALOG / "catalog.json").is_file()
     lacks_users = names_users(folder) and not (folder / CATALOG / USER_IDS).is_file()
     return None if has_catalog and not lacks_users else dataset

@@ -130,7 +130,7 @@ class TrieWeights:
     bound in place of `w`. Only excluded items can have a positive bonus, because the bounds ignore excluded items.
 
     A table stores the bonus of every node for every prompt. The table is first computed from the weights that all
-    prompts share. Then, for each prompt, its entries are raised along the paths of the items with weights of their
+    prompts share. Then the entries of each prompt are raised along the paths of the items with weights of their
     own, and lowered along the paths of the excluded items. The bonus of a node is -inf exactly if every item below the
     node is excluded or has weight 0, because the largest of several weights is 0 only if all of these weights are 0.
 

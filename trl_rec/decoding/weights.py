@@ -5,9 +5,9 @@ The score of an item is
 
     log p(item | prompt) / length ** length_penalty + strength * log(w(item | prompt) / W)
 
-Here `length` is the number of tokens of the item, including EOS, and W is the sum of the weights of all items. W does
-not depend on which items are excluded. W does not contain the weights of items that a filter removes, so a filter
-shifts the scores of all items that it allows by the same number.
+Here `length` is the number of tokens of the item, including EOS, and W is the sum of the weights of all items. Items
+that are excluded by the argument `exclude` of a search still count in W. Items that a filter (`allowed`) removes do
+not, so a filter shifts the scores of all items that it allows by the same number.
 
 Legend: B prompts, F filters, I items, S items with weights of their own per prompt (padded).
 """
@@ -105,8 +105,8 @@ class ItemWeights:
         return replace(self, **{name: tensor[index] for name, tensor in own.items() if tensor is not None})
 
     def filtered(self, allowed: Tensor, allowed_of: Tensor) -> ItemWeights:
-        """Returns the weights with further filters `(F, I)`, of which row `allowed_of` `(B,)` applies to each
-        prompt."""
+        """Returns the weights with the further filters `allowed` `(F, I)`. `allowed_of` `(B,)` contains the row of
+        `allowed` that applies to each prompt."""
         if self.allowed is None:
             return replace(self, allowed=allowed, allowed_of=allowed_of)
         before = self.allowed[torch.zeros_like(allowed_of) if self.allowed_of is None else self.allowed_of]

@@ -49,11 +49,11 @@ class BeamGap:
         beam_seconds (`float`): Time of the beam search.
         exhaustive_seconds (`float`): Time of the exact ranking.
         per_user (`dict[str, np.ndarray]`, *optional*): Values per user, `(len(split),)` each. They are not part of
-            `to_dict`. A target is reachable if it is among the k items with the highest exact scores, and pruned if it
-            is reachable but not among the first k items of the beam search. `pruned@k` is the number of a user's
-            pruned targets, divided by the number of all targets of the user. `pruning_rate@k` is the number of a
-            user's pruned targets, divided by the number of reachable targets; it is NaN if no target is reachable.
-            Both are NaN for users who were not ranked.
+            `to_dict`. Here, the cutoff is k instead of B: a target is reachable if it is among the k items with the
+            highest exact scores, and pruned if it is reachable but not among the first k items of the beam search.
+            `pruned@k` is the number of a user's pruned targets, divided by the number of all targets of the user.
+            `pruning_rate@k` is the number of a user's pruned targets, divided by the number of reachable targets; it
+            is NaN if no target is reachable. Both are NaN for users who were not ranked.
     """
 
     num_users: int

@@ -3,7 +3,7 @@
 An evaluation makes one or more passes over the users, such as one with 10 beams and one with 50. The time per user
 depends on the model, the beams and the device, so it is measured. First, one user per process is ranked in every pass.
 If ranking all users seems to take long, batches of growing size are ranked for a better estimate. The first estimate
-is too high, because a device ranks a batch in less time than its users one by one.
+is too high, because a device ranks a batch of users in less time than the same users one by one.
 """
 
 from __future__ import annotations

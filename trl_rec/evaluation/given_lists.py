@@ -164,7 +164,7 @@ def _items(table: pa.Table, dataset: RecDataset, where: str) -> np.ndarray:
     """Returns for each line the catalogue index of its item."""
     line_ids = ids(table["item_id"], "item_id", where)
     items = pc.index_in(line_ids, value_set=pa.array(dataset.catalog.ids, pa.string()))
-    message = f"the item {{}} is not in the catalogue of {dataset.path}; recommend only items of its catalogue"
+    message = f"the item {{}} is not in the catalogue of {dataset.path}; recommend only items of this catalogue"
     check_none(items.is_null(), line_ids, where, message)
     indices: np.ndarray = items.to_numpy().astype(np.int64)
     return indices

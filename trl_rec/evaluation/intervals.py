@@ -160,7 +160,8 @@ def _p_value(differences: np.ndarray, num_resamples: int, seed: int) -> float:
     slack = 1e-9 * max(observed, sizes[-1])  # sums that differ only by rounding errors count as equal
 
     rng = np.random.default_rng(seed)
-    errors = len(means) * seed_errors(differences, num_resamples, rng)  # (num_resamples,), for sums over users
+    # `seed_errors` returns errors of means. Multiplied by the number of users, they are errors of sums.
+    errors = len(means) * seed_errors(differences, num_resamples, rng)  # (num_resamples,)
     num_as_far = 0
     start = 0
     for chunk in _chunks(num_resamples, len(sizes)):

@@ -294,7 +294,7 @@ def evaluate_policy(
         recall_at (`int`, *optional*): A further cutoff above `ks`, for recall alone. Usually, this recall is computed
             in a separate pass over the users, with `recall_at` beams, which does not affect the other metrics. There
             is no separate pass if every item is a single token, or if the policy has at least `recall_at` beams. This
-            recall is left out if the model writes lists, or if a list of this length would contain the whole
+            recall is left out if the model writes lists, or if a ranking of `recall_at` items would contain the whole
             catalogue.
         rewards, reward_functions, seed (*optional*): As in [`evaluate_split`].
 

@@ -182,7 +182,7 @@ def evaluate_baselines(
             seed=seed,
         )
 
-        # Add the metrics that need more than the first ranks.
+        # Add recall at the further cutoff, and the accuracy, which is computed from scores instead of ranks.
         values = recall_far_down(ranked, rows, further)
         if rated is not None:
             values["preference_accuracy"] = rated.accuracy(baseline.score(histories, rated.items))

@@ -79,7 +79,8 @@ class ListBatch:
 
     @cached_property
     def hits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Whether each rank contains a target, `(B, G, K)`, and the number of targets of the list's user, `(B, G)`.
+        """Whether each rank contains a target for the first time in its list, `(B, G, K)`, and the number of distinct
+        targets of the list's user, `(B, G)`.
 
         Raises `ValueError` if a user has no target.
         """

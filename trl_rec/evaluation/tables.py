@@ -37,7 +37,7 @@ MEANINGS = {
     ),
     "dgu": (
         -1,
-        "among the groups of items, largest minus smallest (share of the recommendations - share of the histories)",
+        "largest minus smallest value of (a group's share of the recommendations - its share of the histories)",
     ),
     "invalid": (-1, "number of recommendations that are not in the catalogue"),
     "duplicates": (-1, "number of recommendations that repeat an item of the same list"),
@@ -110,9 +110,9 @@ def metrics_table(
 def default_columns(results: Mapping[str, Evaluation]) -> list[str]:
     """Returns the metrics that are shown by default and that at least one recommender has.
 
-    These are `DEFAULT_NAMES` at k, recall at cutoffs above k, the reward, `preference_accuracy` with `liked` and
-    `disliked` at k, and the error counts that are not 0. Here, k is the largest value at which a metric other than
-    recall was computed.
+    Let k be the largest cutoff at which a metric other than recall was computed. The metrics are `DEFAULT_NAMES` at k,
+    recall at cutoffs above k, the reward, `preference_accuracy` with `liked` and `disliked` at k, and the error counts
+    that are not 0.
     """
     known = {column for evaluation in results.values() for column in evaluation.metrics}
 

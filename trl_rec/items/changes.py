@@ -6,7 +6,7 @@ those in a dataset, are therefore also indices into the joint catalogue.
 
     old    A B C D            (indices 0 1 2 3)
     new    D X B              X is new, A and C were removed
-    joint  D X B | A C        sources 3 -1 1 | 0 2; the items after the bar are retired
+    joint  D X B | A C        old indices (`sources`) 3 -1 1 | 0 2; the items after the bar are retired
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Prepares batches of rows with branches for a forward pass.
 
-A row with branches contains the trunk, which is the head of the prompt and a history, and then one branch per target.
-A branch consists of the tail of the prompt and the target, and continues a prefix of the trunk (see
-`trl_rec/data/branches`).
-A branch attends to its prefix and to itself, and its position ids continue those of its prefix. The logits are
-therefore the same as with one row per target, up to rounding. The mask is computed from columns, not from position
-ids, because later items of the history can have lower position ids than the branches of earlier targets.
+A row with branches consists of a trunk, followed by one branch per target. The trunk is the head of the prompt and a
+history. A branch is the tail of the prompt and one target, and continues a prefix of the trunk (see
+`trl_rec/data/branches`). A branch attends to its prefix and to itself, and its position ids continue those of its
+prefix. The logits are therefore the same as with one row per target, up to rounding. The mask is computed from
+columns, not from position ids, because later items of the history can have lower position ids than the branches of
+earlier targets.
 
 A model that cannot read such rows, for example because it does not accept a custom mask, gets one row per branch.
 The choice is made before the forward pass, and its reason is logged once. In a mixture of experts, every column that
@@ -59,8 +59,8 @@ def prepare_branches(model: PreTrainedModel, inputs: dict[str, Tensor], max_leng
         model: The model itself, not the wrapper of a distributed engine.
         inputs: `input_ids`, `attention_mask`, `position_ids` and `labels`, `(B, T)` each. If the rows have branches,
             also `seen` and `starts`, `(B, T)` each: a column attends to the columns before its `seen`, and to the
-            columns from its `starts` up to and including the column. Without `seen` and `starts`, the batch is
-            returned unchanged. All further entries have one value per label or one value per row.
+            columns from its `starts` up to and including itself. Without `seen` and `starts`, the batch is returned
+            unchanged. All further entries have one value per label or one value per row.
         max_length (*optional*): An upper bound of the number of tokens of a prefix and its branch together.
     """
     inputs = dict(inputs)

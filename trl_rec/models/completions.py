@@ -206,8 +206,9 @@ def legal_completion_logps(
         `torch.Tensor` of shape `(B, K, C)`: The log-probabilities, in at least float32; 0 where masked.
     """
     places = read.places_in(completion_mask.bool())  # (M,)
-    # Pad to the number of children of the widest node. Counting the children of the given nodes would need a copy from
-    # the device. The widest node is nearly always the root, at which every completion begins.
+    # Pad to the number of children of the widest node of the trie. Counting the children of the given nodes instead
+    # would need a copy from the device, and would rarely save columns: the widest node is nearly always the root, at
+    # which every completion begins.
     tokens, _, legal = trie.children(nodes.flatten()[places], trie.max_width)
     chosen = chosen_legal_logps(read, completion_ids.flatten()[places], tokens, legal, temperature)
     return unpacked(chosen, places, completion_ids.shape)
@@ -348,8 +349,8 @@ def lay_out(
 
 
 def _predicting(positions: Tensor, owners: Tensor, real: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns for each column the column that predicts its token, and whether a column predicts a scored token,
-    `(R, W)` each.
+    """Returns two tensors `(R, W)`. For each column, the first contains the index of the column that predicts its
+    token. The second is True if the column itself predicts a scored token.
 
     A token is predicted at the previous column, except that the first token of a completion is predicted at the last
     column of the prompt.

@@ -71,7 +71,10 @@ def choose_threads(model: nn.Module) -> None:
 
 @cache
 def _default_threads() -> int | None:
-    """Returns torch's number of threads at the first call, or None if the user has chosen this number."""
+    """Returns the number of threads that torch had when this function was first called.
+
+    Returns None if the user had chosen this number.
+    """
     threads = torch.get_num_threads()
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return threads if threads in (available, _physical_cores()) else None

@@ -36,9 +36,9 @@ def start_from_vectors(
     """Overwrites the embeddings of the items' tokens, in place.
 
     With item tokens, the vector of a token is the item's vector. With semantic IDs, the first code of an item gets the
-    mean vector of all items with this code. A later code gets the mean remainder of its items, where the remainder of
-    an item is its vector minus the vectors of its earlier codes. Therefore the sum of the vectors of an item's codes
-    is close to the item's vector.
+    mean vector of all items with this code. A later code gets the mean remainder of all items with this code. The
+    remainder of an item is the item's vector minus the vectors of the item's earlier codes. Therefore the sum of the
+    vectors of an item's codes is close to the item's vector.
 
     The vectors are projected onto their principal components, partly whitened, rotated at random, and mixed with a
     little noise. Then they are scaled to the variance of the model's embeddings. The new embedding of a token is its

@@ -1,9 +1,9 @@
 """Computes logits in float32, even if the model computes in bfloat16 or float16.
 
-Near 20, bfloat16 numbers are 0.125 apart, so rounding gives different beams equal scores or changes their order.
-Hidden states and the output embedding can be converted to float32 exactly, so that only float32 rounding affects their
-product. On a CUDA device, one matrix product reads both in low precision and returns float32. On other devices, the
-output embedding is converted in parts, so that memory never holds a float32 copy of the whole embedding.
+In bfloat16, a logit near 20 is rounded to a multiple of 0.125, which can give different beams equal scores or change
+their order. Hidden states and the output embedding can be converted to float32 exactly, so that only float32 rounding
+affects their product. On a CUDA device, one matrix product reads both in low precision and returns float32. On other
+devices, the output embedding is converted in parts, so that memory never holds a float32 copy of the whole embedding.
 
 Legend: N positions, H hidden size, V vocabulary, U tokens whose logits are computed.
 """

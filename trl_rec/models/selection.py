@@ -103,7 +103,8 @@ def _precise(head: nn.Module, tokens: Tensor | SampledColumns | None) -> Iterato
     forward = head.forward
 
     def forward_precisely(*inputs: Any) -> Tensor:
-        """Returns the logits. If the output embedding is quantised, its own logits are converted to float32."""
+        """Returns the logits. If the output embedding is quantised, the logits that it returns are converted to
+        float32."""
         if quantized:
             logits: Tensor = at_least_float32(forward(*inputs))
             if isinstance(tokens, SampledColumns):

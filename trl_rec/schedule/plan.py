@@ -62,7 +62,7 @@ NOT_IN_A_PLAN = (
     "eval_recall_at",  # only adds a metric to the final evaluation
     "prior",  # the prior and its strength are applied only to the finished policy
     "prior_strength",
-    "include_catalog",  # this key and `include_prior` only decide what is pushed
+    "include_catalog",  # this key and `include_prior` only decide what is pushed to the Hub
     "include_prior",
 )
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")

@@ -155,8 +155,8 @@ def _policy(folder: str | Path, schedule: Schedule) -> Policy:
 
 
 def _keeping(policy: Policy, schedule: Schedule) -> Policy:
-    """Returns a copy of the policy. Its evaluation saves finished rows in the output folder, so that an interrupted
-    evaluation can resume."""
+    """Returns a copy of the policy that saves finished rows in the output folder while it is evaluated, so that an
+    interrupted evaluation can resume."""
     return replace(policy, finished=FinishedRows.of_model(schedule.output, policy.model))
 
 

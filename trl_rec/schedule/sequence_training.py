@@ -37,12 +37,12 @@ SAMPLE_SECONDS = 5.0  # after this training time, the remaining time is estimate
 
 def train_sequence(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) -> None:
     """Trains the model in a folder, from the newest checkpoint if there is one, and marks the training as complete."""
-    # 1. Remove the mark of a damaged model, because a folder has a mark only when its training is complete.
+    # 1. Remove the file `MARK` if a damaged model has left one. This file says that the training is complete.
     start = time.monotonic()
     (folder / MARK).unlink(missing_ok=True)
 
-    # 2. Train, and save the model. Training starts from scratch if it cannot resume from the checkpoints, because they
-    # are damaged or were written by other versions of the dependencies. The user does not have to act.
+    # 2. Train, and save the model. If the checkpoints are damaged or were written by other versions of the
+    # dependencies, training starts from scratch. The user does not have to act.
     trainer = _build_trainer(folder, dataset, recipe)
     trainer.describe_run()
     try:

@@ -117,7 +117,7 @@ def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:
         )
 
     if config.save_strategy == config.eval_strategy == "steps":
-        # A multiple of eval_steps does not suffice, because the best evaluation could fall between two checkpoints.
+        # If save_steps were a multiple of eval_steps, the best evaluation could fall between two checkpoints.
         eval_steps = config.eval_steps or config.logging_steps
         if config.save_steps != eval_steps:
             raise ValueError(

@@ -87,7 +87,7 @@ def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) ->
 
     Returns the text to print, and the metric to show by slice.
     """
-    # 1. Before the model is loaded, refuse a prior that differs from the one recorded for the test split.
+    # 1. Before the model is loaded, refuse a prior that differs from the one that `output` records for the test split.
     prior = kind_and_strength(config)
     if prior is not None:
         on_main_process(lambda: check_choice(output, *prior))
@@ -116,7 +116,10 @@ def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) ->
 
 
 def _order_candidates(dataset: RecDataset, config: EvaluationConfig, output: str) -> tuple[str, str]:
-    """Evaluates a model that orders rated candidates. Returns the same as [`_rank_catalog`]."""
+    """Evaluates a model that orders rated candidates, and writes the results.
+
+    Like [`_rank_catalog`], returns the text to print, and the metric to show by slice.
+    """
     results = evaluate_ranker(dataset, config, output)
     count = int(next(iter(results.values())).metrics["num_users"])
     caption = f"{dataset.path}, {config.split} split, rated items of {count} users"

@@ -1,4 +1,4 @@
-"""`trl-rec export`: writes a run folder as a model that needs no PEFT, or pushes it to the Hugging Face hub."""
+"""`trl-rec export`: writes a run folder as a model that needs no PEFT, or pushes the run to the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     )
     arguments = parser.parse_args(argv)
 
-    # 2. Write the page. The import takes seconds, so it comes after the help.
+    # 2. Write the page. The import takes seconds, so it comes after `parse_args`, which exits after printing help.
     from trl_rec.evaluation.report import write_report
 
     write_report(

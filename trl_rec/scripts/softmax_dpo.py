@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     elif config.is_prior_open:
         leave_prior(
             model_config.model_name_or_path,
-            "a prior is fitted to a dataset, and none is given; to have a prior, set 'dataset'",
+            "a prior is fitted to a dataset, but no dataset is given; to have a prior, set 'dataset'",
         )
     preferences = read_preferences(data.preferences, catalog)
     if dataset is not None and {"user", "history"} <= set(preferences.column_names):

@@ -31,7 +31,7 @@ from trl_rec.semantic_ids.index_files import check_index_path
 
 
 KMEANS = ("width", "window", "iterations")  # keys of TokenizeArguments that only the method kmeans uses
-SHARED = ("levels", "codes", "collisions", "seed")  # keys of DualIdsConfig that both methods use
+SHARED = ("levels", "codes", "collisions", "seed")  # keys of DualIdsConfig that both kmeans and dual use
 
 
 @dataclass
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
 
 
 def _with_ids(dataset: RecDataset, arguments: TokenizeArguments, dual: DualIdsConfig) -> RecDataset:
-    """Returns the dataset with IDs that are imported, continued from a known dataset, or made by the chosen method.
+    """Returns the dataset with IDs from the file `import_index`, from the folder `known`, or from the chosen method.
 
     Raises `ValueError` if a key is set that has no effect on these IDs.
     """

@@ -9,7 +9,7 @@ VERBS = {
     "softmax_dpo": "train on preferences: one chosen and several rejected completions per prompt",
     "align3gr": "make semantic IDs, fine-tune on several tasks, train on preferences in stages; or do only the stages",
     "study": "train and compare several arms over several seeds, and measure every arm once on the test split",
-    "evaluate": "measure baselines on a split and, if given, a model or lists made elsewhere; keep values per user",
+    "evaluate": "measure baselines on a split and, if given, a model or lists made elsewhere; save metrics per user",
     "compare": "compare runs over the same users: differences with intervals, p-values and a verdict",
     "recommend": "print what a trained model recommends to a user, or write the lists of all users to a file",
     "serve": "answer requests for recommendations over HTTP, and show a page to try the model in a browser",

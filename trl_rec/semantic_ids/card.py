@@ -205,7 +205,7 @@ def _summary(card: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{card['num_items']:,} items, {settings['levels']} levels of {settings['codes']} codes, "
         f"{card['num_tokens']:,} tokens",
-        f"distinct IDs, as a share of the items: {distinct['found']:.2%} before the repair, {spread}"
+        f"distinct IDs, as a share of the items: {distinct['found']:.2%} before any repair, {spread}"
         f"{distinct['repaired']:.2%} after the repair of the last code, {distinct['written']:.2%} in the catalogue",
     ]
     if card["moved"]:

@@ -87,9 +87,9 @@ def _waiting_items(codes: Tensor, distance: Tensor, residuals: Tensor, num_codes
     """Returns the indices of the items that need another code, ascending.
 
     Items with equal codes form a group. All items of a group need another code, except the item nearest to the
-    centroid. If items of a group also have equal residuals (such as items without a vector), they get codes in the
-    order of their indices. Only the first `num_codes` of these items are returned, because the later ones, which can
-    be most of the catalogue, would find no free code.
+    centroid of their last code. If items of a group also have equal residuals (such as items without a vector), they
+    get codes in the order of their indices. Only the first `num_codes` of these items are returned, because the later
+    ones, which can be most of the catalogue, would find no free code.
     """
     # 1. Sort by group, and within a group by distance. Every item except the first of its group needs another code.
     group = group_of(codes)

@@ -47,10 +47,11 @@ class SparseRows:
 def associations(train: Dataset, num_items: int, *, window: int = 5) -> SparseRows:
     """Computes the positive pointwise mutual information of all pairs of items, a symmetric matrix.
 
-    Two items at distance d <= `window` in a training sequence add 1/d to the count of their pair. The transition
-    baseline also weights pairs by 1/d, but distinguishes the order of the two items. Pairs of an item with itself are
-    ignored. The total of an item is the sum of the counts of its pairs. The entry of a pair is log(count of the pair *
-    sum of all totals / (total of the first item * total of the second item)) if this logarithm is positive.
+    Two items at distance d <= `window` in a training sequence add 1/d to the count of their pair. Pairs of an item
+    with itself are ignored. The total of an item is the sum of the counts of its pairs. The entry of a pair is
+    log(count of the pair * sum of all totals / (total of the first item * total of the second item)) if this logarithm
+    is positive. The transition baseline (`TransitionCounts`) also weights pairs by 1/d, but distinguishes which of the
+    two items comes first.
 
     Args:
         train (`Dataset`): The training split. Any other split raises a ValueError. The rows of a user must be in

@@ -21,7 +21,7 @@ from trl_rec.semantic_ids.tokens import ids_fingerprint
 
 
 def check_index_path(path: str | Path) -> None:
-    """Raises ValueError if the path is a folder or lies below a file.
+    """Raises ValueError if the path is a folder, or if one of its parent folders is in fact a file.
 
     `trl-rec tokenize` calls this function first, so that it reports an unusable path before it makes any IDs.
     """

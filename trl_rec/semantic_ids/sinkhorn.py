@@ -3,8 +3,8 @@
 The method follows the released code of LC-Rec, LETTER and Align3GR. It processes each group of colliding items
 separately. The distances from the items to the centroids of the last level are centred and scaled to [-1, 1]. The
 Sinkhorn algorithm turns these distances into a soft assignment: each item is divided among the codes, so that all
-codes receive the same total. Then each item gets the code that receives its largest share. Further rounds repeat these
-steps for the items that still collide.
+codes receive the same total. Then each item gets the code to which its largest part was assigned. Further rounds
+repeat these steps for the items that still collide.
 
 The repair may change the code of every item in a group. It ignores which codes other items with the same leading codes
 already have, so it can create new collisions. [`repair_last_level`] resolves the collisions that remain after the last

@@ -81,8 +81,8 @@ def make_app(service: Service, token: bytes | None = None, state: State | None =
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        """Starts the worker thread. At the end, waits until the thread has finished the waiting requests, for at most
-        `stop_seconds`."""
+        """Starts the worker thread. When the server stops, waits at most `stop_seconds` for the thread to finish the
+        requests in the queue."""
         service.batcher.start()
         watching = asyncio.create_task(watch(service, state)) if service.config.reload else None
         try:

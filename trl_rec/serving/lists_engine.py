@@ -39,7 +39,7 @@ class ListsEngine:
     Args:
         catalog (`ItemCatalog`): The items.
         lists (`pa.Table`): The columns `user_id`, `rank` (from 1), `item_id` and `score`.
-        run (`str`): Name of the file.
+        run (`str`): Name of the file of lists, followed by a hash of the file.
         users ([`KnownUsers`], *optional*): The histories of users. The items of a user's history are left out of the
             user's list.
     """

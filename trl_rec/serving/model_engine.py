@@ -70,8 +70,8 @@ class ModelEngine:
     def explain(self, request: ExplainRequest) -> list[Explanation]:
         """Returns the history items that changed the score of an item most."""
         history, _ = history_of(request, self.items, self._users)
-        # The history of a user in the dataset may have any length. As in prompts that become too long, the newest
-        # items are kept.
+        # A history that is read from the dataset may have any length. Keep only its newest items, as is also done
+        # when a prompt would be too long.
         newest = history[-LONGEST_EXPLAINED:]
         return self._recommender.explain(
             newest, request.item_id, request.k, user=self._row_of(request.user), batch_size=self._batch_size

@@ -69,7 +69,7 @@ class UserHistories:
                 raise ValueError(f"user {user_ids[row]!r:.80} is not in {dataset.path}; users.parquet lists the users")
             users = found.to_numpy().astype(np.int64)
 
-        # 2. Read the interactions, which are sorted by user and time, in batches.
+        # 2. Read the interactions in batches. The file is sorted by user and time.
         file = pq.ParquetFile(dataset.path / "interactions.parquet")
         items = np.empty(file.metadata.num_rows, np.int32)
         lengths = np.zeros(len(every), np.int64)

@@ -1,4 +1,5 @@
-"""Runs `benchmarks/data_scale.py`, which measures large logs, with only 200,000 interactions."""
+"""Runs `benchmarks/data_scale.py`, which measures the time and memory that large logs take, with only 200,000
+interactions."""
 
 import os
 import re

@@ -119,7 +119,8 @@ def test_time_split_keeps_ties_together_and_counts_cold_users(tmp_path):
 
 
 def test_k_core_repeats_until_nothing_changes(tmp_path):
-    chain = ["pe", "pf", "qf", "qg", "rg", "rh", "sh"]  # each interaction is dropped after the one that follows it
+    # The interactions of the chain are dropped one after another, from the last to the first.
+    chain = ["pe", "pf", "qf", "qg", "rg", "rh", "sh"]
     log = [(user, item, 0, 1) for user, item in ["ua", "ub", "ue", "va", "vb", "ve", *chain]]
     source = write_table(tmp_path / "source", log, [(item, item) for item in "abefgh"])
     dataset = prepare(source, tmp_path / "out", min_user_interactions=2, min_item_interactions=2)
@@ -273,7 +274,9 @@ def test_a_failure_while_writing_changes_nothing(tmp_path, monkeypatch, overwrit
         assert load(tmp_path / "out").card == before
 
 
-@pytest.mark.parametrize("end", [".old", "out"])  # how the target paths of the first and of the second rename end
+# To replace a dataset, `prepare` renames twice: first to a path that ends with `.old`, then to one that ends with
+# `out`.
+@pytest.mark.parametrize("end", [".old", "out"])
 def test_a_failure_while_swapping_restores_the_old_files(tmp_path, monkeypatch, end):
     source = write_table(tmp_path / "source")
     before = prepare(source, tmp_path / "out").card

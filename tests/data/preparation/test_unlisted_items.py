@@ -16,8 +16,8 @@ START = 1_700_000_000_000_000_000  # nanoseconds since 1970; neighbouring intege
 
 
 def make_log(seed: int) -> list[tuple[str, str, int, int]]:
-    """Returns a log of five users with repeated items and the rare item `a`. Some times are equal, and some become
-    equal only when they are rounded."""
+    """Returns a log of five users with repeated items and the rare item `a`. Some timestamps are equal, and others
+    become equal only when they are rounded."""
     draw = random.Random(seed)
     return [
         (f"u{draw.randrange(5)}", draw.choice("a" + 7 * "bcdefgh"), START + draw.choice([0, 1, 2, 3, 10**9]), 1)
@@ -36,8 +36,7 @@ def test_unlisted_items_have_the_same_place_as_listed_items(tmp_path, seed, repe
     options = {"unknown_items": "keep", "repeats": repeats, "min_item_interactions": minimum}
     dataset = prepare(source, tmp_path / "data", **options)
 
-    # 1. The histories equal those of `whole`, whose item table lists all items, except that the dropped items are
-    # missing.
+    # 1. The histories equal those of `whole`, whose item table lists all items. Only the dropped items are missing.
     dropped = set(listed) - set(dataset.catalog.ids)
     assert dropped == ({"a"} if minimum else set())
     expected = {

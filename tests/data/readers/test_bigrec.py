@@ -1,4 +1,4 @@
-"""Tests the reader of BIGRec's files."""
+"""Tests the reader of BIGRec's files, whose rows are windows: a part of a user's history and one target."""
 
 import csv
 import json

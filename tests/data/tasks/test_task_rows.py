@@ -1,5 +1,5 @@
-"""Tests the rows of several tasks: their contents, lengths and shares, and that they contain nothing from the
-validation and test splits."""
+"""Tests the training rows of several tasks, such as `item_to_id`: their contents, lengths and shares, and that they
+contain nothing from the validation and test splits."""
 
 import re
 from collections import Counter
@@ -141,7 +141,7 @@ def test_histories_end_before_their_targets(dataset: RecDataset, task: str) -> N
             assert [read.text(slots["preference"]), read.text(slots["query"])] == [likes, asked]
 
 
-def test_next_item_rows_have_the_prompts_of_decoding(dataset: RecDataset) -> None:
+def test_next_item_rows_equal_those_of_build_rows(dataset: RecDataset) -> None:
     rows, read = build(dataset, targets="all", max_length=60)
     prompt_format = PromptFormat.for_catalog(dataset.catalog, read.tokenizer, prompt_head="{user}")
     plain = build_rows(dataset.train, prompt_format, targets="all", max_length=60)
@@ -253,8 +253,8 @@ def test_senseless_tasks_are_refused(dataset: RecDataset) -> None:
 def held_out(dataset: RecDataset) -> RecDataset:
     """Returns the dataset with different targets in validation and test: new items that no user chose in training.
 
-    Every item has a genre of its own. The genres of the new items come first in alphabetical order, so that a text
-    about a leaked item contains its genre.
+    Every item has a genre of its own. A text about several items contains only the first few genres in alphabetical
+    order. The genres of the new items come first, so that a leaked item can be recognised by its genre.
     """
     catalog, count = dataset.catalog, len(dataset.catalog)
     names = [f"Secret{split}{user}" for split in ("validation", "test") for user in range(NUM_USERS)]
@@ -297,7 +297,8 @@ def test_no_task_contains_validation_or_test_items(dataset: RecDataset) -> None:
         planted.append({**row, "targets": [*row["targets"], *later["targets"], row["targets"][0]]})
     train = Dataset.from_list(planted, features=dataset.train.features, split="train")
     leaking = tasks_with_secrets(dataset, *build(replace(dataset, train=train)))
-    # The planted items are found in all of these tasks, so the first assertion would notice a leak in each of them.
+    # The planted items are found in every task whose rows have a user, so the first assertion would notice a leak in
+    # each of these tasks.
     assert leaking == set(TASKS) - {"item_to_id", "id_to_item"}
 
 

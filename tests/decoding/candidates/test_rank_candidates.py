@@ -23,8 +23,8 @@ def model() -> PreTrainedModel:
 
 
 def make_batch(num_lists: int, width: int, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Returns padded prompts of 1 to 6 tokens, and the padded names and the mask of lists with 1 to `width`
-    candidates."""
+    """Returns padded prompts of 1 to 6 tokens, and the names and the mask of lists with 1 to `width` candidates. The
+    name of a candidate is the token that identifies it in the answer."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 7, (num_lists, 1), generator=generator)
     attention_mask = (torch.arange(6) >= 6 - lengths).long()

@@ -51,10 +51,8 @@ def test_titles_are_written_in_plain_text(catalog: ItemCatalog, tokenizer: PreTr
     text = tokenizer.decode(shown[0])
     assert text.startswith("Candidates:\n") and text.endswith("best first:")
     assert '. "Red Pen"\n' in text and text.index("Red Pen") < text.index("Stapler")
-    assert tokenizer.convert_ids_to_tokens(names[0].tolist()) == [
-        letters[1],
-        letters[0],
-    ]  # names are in the order of the candidates, not of the slots
+    # The names are in the order of the candidates, not in the order of the slots (the places in the prompt).
+    assert tokenizer.convert_ids_to_tokens(names[0].tolist()) == [letters[1], letters[0]]
 
 
 def test_the_order_of_the_ratings_does_not_matter(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -76,7 +74,7 @@ def test_a_letter_is_one_token_where_the_answer_begins(
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == [*tail, name]
 
 
-def test_another_alphabet_is_tried_if_its_letters_are_not_single_tokens(catalog: ItemCatalog) -> None:
+def test_another_alphabet_is_tried_if_capital_letters_are_not_single_tokens(catalog: ItemCatalog) -> None:
     """The first vocabulary has capital letters, the second has small letters, and the third has none. Each letter has
     a space before it."""
     for letters, found in (("ABCDEFGHIJKLMNOPQRSTUVWXYZ", " A"), ("abcdefghijklmnopqrstuvwxyz", " a"), ("", None)):

@@ -1,5 +1,5 @@
-"""Compares the legal children of nodes with sets of the remaining items, and the tokens of lists with the paths of
-their items."""
+"""Compares the legal children of trie nodes with those that follow from the set of remaining items, and the tokens of
+lists with the paths of their items."""
 
 import random
 
@@ -16,7 +16,7 @@ from trl_rec.items import TokenTrie
 
 @given(st.integers(0, 2**32), st.booleans())
 def test_a_child_is_legal_as_long_as_an_item_below_it_remains(seed: int, has_eos: bool) -> None:
-    """Checks every inner node. The list may contain any items, even only some of the items that share a path."""
+    """Checks every inner node. The list so far may contain any items, even only some of those that share a path."""
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     trie = TokenTrie.from_sequences(sequences)
@@ -47,7 +47,7 @@ def test_a_child_is_legal_as_long_as_an_item_below_it_remains(seed: int, has_eos
 
 
 @given(st.integers(0, 2**32), st.booleans())
-def test_lists_become_their_paths_with_the_node_before_each_token(seed: int, has_eos: bool) -> None:
+def test_lists_become_the_paths_of_their_items_with_the_node_before_each_token(seed: int, has_eos: bool) -> None:
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     trie = TokenTrie.from_sequences(sequences)

@@ -62,8 +62,8 @@ def test_rewards_rated_lists_and_the_starting_model_have_their_own_lines() -> No
     ]
     assert "a longer run or a higher learning rate may help" in lines[2]
 
-    # There are two comparisons, one with the baseline and one with the starting model. Holm's adjustment therefore
-    # doubles the smallest possible p value, which is about 0.001 with 1,000 random sign flips.
+    # In each metric, there are two comparisons: one with the baseline and one with the starting model. Holm's
+    # adjustment therefore doubles the smallest possible p value, which is about 0.001 with 1,000 random sign flips.
     assert all(line.count("p 0.002, one seed") == 1 for line in lines)
 
     rated = {name: evaluation(mean, "graded_ndcg@5") for name, mean in {"item mean": 0.9, "ALRO": 0.8}.items()}

@@ -28,7 +28,7 @@ def test_equal_seeds_give_two_point_eight_standard_errors() -> None:
     assert resolved(PILOT[:1] * 6) == pytest.approx(resolved(PILOT[:1]), rel=0.05)
 
 
-def test_more_seeds_and_users_resolve_smaller_differences_and_more_comparisons_larger_ones() -> None:
+def test_more_seeds_and_users_resolve_smaller_differences_and_more_comparisons_only_larger_ones() -> None:
     three = resolved()
     assert resolved(num_seeds=5) < three
     assert resolved(num_users=800) < three < resolved(num_comparisons=4)

@@ -23,9 +23,9 @@ def draw_study(
 ) -> Study:
     """Returns the runs of a reference, and of arms whose expected NDCG@10 is higher by `effect`.
 
-    Some users are easier to serve than others, and each arm serves different users well. About four in five values are
-    0. Besides its random hits, each run has a random shift of its mean. The standard deviation of this shift is
-    `seed_sd`.
+    Some users are easier to serve than others, and each arm serves different users well. NDCG@10 is 0 for about four
+    in five users. Each run has random hits, and its expected NDCG@10 also has a random shift. The standard deviation
+    of this shift is `seed_sd`.
     """
     easy = rng.normal(size=users)
     runs: Study = {}
@@ -52,8 +52,8 @@ def share_of_false_alarms(num_studies: int, **size: float) -> float:
 
 
 def share_of_findings(num_studies: int, **size: float) -> tuple[float, float]:
-    """Simulates studies whose true difference is twice the smallest difference that is estimated from a pilot. Returns
-    the share of the studies that call arm 1 better, and the median of the smallest differences.
+    """Simulates studies whose true difference is twice the smallest difference that they can detect, as estimated from
+    a pilot. Returns the share of the studies that call arm 1 better, and the median of these smallest differences.
 
     The pilot of a study is another study of the same size, with one arm and without a difference.
     """
@@ -70,7 +70,7 @@ def share_of_findings(num_studies: int, **size: float) -> tuple[float, float]:
     return float(np.mean(found)), float(np.median(printed))
 
 
-# A verdict from one seed holds only for the models that were compared, so studies with one seed have no `seed_sd`.
+# A verdict from one seed holds only for the models that were compared, so studies with one seed have `seed_sd` 0.
 SIZES = [
     {"users": users, "seeds": seeds, "arms": arms, "seed_sd": seed_sd}
     for users, seeds, arms, seed_sd in itertools.product([200, 1000], [1, 3, 6], [1, 3], [0.0, 0.02])
@@ -95,6 +95,9 @@ def test_twice_the_smallest_difference_is_found(size: dict[str, float]) -> None:
 def test_rates_of_many_studies(size: dict[str, float]) -> None:
     false_alarms = share_of_false_alarms(1000, **size)
     found, resolved = share_of_findings(1000, **size)
-    print(f"\n{size}: better without {false_alarms:.1%}, better with {found:.1%}, smallest difference {resolved:.4f}")  # noqa: T201
+    print(  # noqa: T201
+        f"\n{size}: called better without a difference {false_alarms:.1%}, with a difference {found:.1%}; "
+        f"median smallest difference {resolved:.4f}"
+    )
     assert false_alarms <= 0.05
     assert found >= 0.9

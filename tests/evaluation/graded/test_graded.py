@@ -80,6 +80,7 @@ def test_the_best_order_has_ndcg_one_and_the_reverse_has_tau_minus_one() -> None
 
 
 def test_the_slot_profile_is_flat_for_an_order_that_ignores_the_slots() -> None:
+    """A slot is the place of a candidate in the prompt."""
     draw = np.random.default_rng(0)
     counts = [3, 4] * 2000
     places = np.repeat(orders(counts, 1, draw), 2, 1)
@@ -127,7 +128,7 @@ def test_baselines_order_by_popularity_and_by_mean_rating(dataset: RecDataset) -
 
 
 def test_the_bias_baseline_removes_users_rating_habits(dataset: RecDataset) -> None:
-    """Item 1 has a higher mean than item 0 only because the users who rated it give high ratings."""
+    """Item 1 has a higher mean than item 0 only because the users who rated item 1 give high ratings."""
     rows = [([0, 2, 3], [2, 1, 1])] * 5 + [([1, 2, 3], [4, 5, 5])] * 5
     table = {
         "user": list(range(10)),

@@ -1,5 +1,5 @@
-"""A pass over rows that was interrupted and then resumed gives the same results as an uninterrupted pass. It reuses
-only the finished rows of exactly the same pass."""
+"""A pass over rows that was interrupted and then resumed gives the same results as an uninterrupted pass. A resumed
+pass reuses only the finished rows of a pass of the same kind with the same inputs."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -70,7 +70,7 @@ def run(
 def test_an_interrupted_pass_computes_each_row_once(
     tmp_path_factory: pytest.TempPathFactory, kills_after: int, before: int, after: int, seconds: float
 ) -> None:
-    """Rows are written either after each batch, or only when the pass is interrupted."""
+    """Depending on `seconds`, rows are written after each batch, or only when the pass is interrupted."""
     folder = tmp_path_factory.mktemp("kept")
     first, second = Work(kills_after), Work()
     try:
@@ -104,7 +104,7 @@ def test_the_rows_of_a_damaged_file_are_computed_again(tmp_path: Path, caplog) -
     assert f"{paths[0].name} cannot be read" in caplog.text
 
 
-def test_rows_that_cannot_be_written_are_computed_all_the_same(tmp_path: Path, caplog) -> None:
+def test_rows_are_computed_even_if_they_cannot_be_written(tmp_path: Path, caplog) -> None:
     (tmp_path / FINISHED).write_text("a file, not a folder")
     assert (run(tmp_path, Work()) == run(None, Work())).all()
     assert caplog.text.count("cannot save finished rows") == 1

@@ -38,7 +38,7 @@ def test_reachable_targets_occur_in_training_and_may_be_recommended(exclude_hist
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
-def test_the_pilot_measures_two_baselines_on_validation_for_the_users_of_the_studys_split(
+def test_the_estimate_uses_two_baselines_on_validation_and_the_number_of_users_of_the_studys_split(
     split: str, tmp_path: Path
 ) -> None:
     dataset = prepare("toy", tmp_path / "toy", toy_users=30, toy_items=60).with_surface("item_token")

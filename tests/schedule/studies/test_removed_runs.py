@@ -47,8 +47,8 @@ def run(tmp_path: Path) -> Run:
 
 
 def place(run: Run) -> str:
-    """Returns the numbers of finished runs and of all runs, such as "1/3", of a study. The study has this training and
-    two measurements of the test split."""
+    """Returns how many runs of a study are finished, such as "1/3". The study consists of this training and two
+    measurements on the test split: of the trained model, and of the baselines."""
     study = SimpleNamespace(
         folder=run.path.parents[2],
         trainings={"sft": Arm("sft", verb="bear", seeds=(0,))},

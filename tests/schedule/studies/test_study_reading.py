@@ -36,11 +36,11 @@ def read(**changes: Any) -> None:
         ),
         (
             {"arms": {"a": {"baseline": "counter"}}},
-            "this study ranks the whole catalogue, for which there is no baseline 'counter'; choose one of random",
+            "this study ranks the whole catalogue, and has no baseline 'counter'; choose one of random",
         ),
         (
             {"arms": {"a": {"baseline": "sequence"}, "b": {**SFT, "verb": "alro"}}},
-            "arms: a: baseline: this study orders rated candidates, for which there is no baseline 'sequence'",
+            "arms: a: baseline: this study orders rated candidates, and has no baseline 'sequence'",
         ),
         ({"arms": {"a": SFT, "b": {"policy": "a"}}}, "b: this arm would repeat the measurement of its policy"),
         ({"arms": {"a": SFT, "b": {"policy": "a", "row": "both"}}}, "b: row: 'both' is not a row of an evaluation"),

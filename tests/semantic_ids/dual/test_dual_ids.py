@@ -120,8 +120,8 @@ def test_the_same_seed_gives_the_same_ids(made, dataset):
     assert texts(again.catalog.user_ids) == texts(made.catalog.user_ids)
 
 
-def test_a_killed_run_ends_with_the_same_ids(dataset, tmp_path, monkeypatch):
-    """Finished vectors are read from the cache, and everything else is computed again."""
+def test_the_call_after_a_killed_one_makes_the_same_ids(dataset, tmp_path, monkeypatch):
+    """The call after a killed one reads finished vectors from the cache, and computes everything else again."""
     config = DualIdsConfig(**SMALL, behaviour="sequence")
     whole = make_dual_ids(load(shutil.copytree(dataset.path, tmp_path / "whole")), config)
     with monkeypatch.context() as patched:
@@ -139,7 +139,7 @@ def test_a_killed_run_ends_with_the_same_ids(dataset, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("last", ["items.parquet", "semantic_ids.json"])
-def test_a_call_killed_while_writing_starts_over(made, dataset, monkeypatch, last):
+def test_ids_are_made_again_after_a_call_was_killed_while_writing(made, dataset, monkeypatch, last):
     replacing = Path.replace
 
     def killed(self, target):
@@ -180,14 +180,14 @@ def test_ablations(dataset, options):
     assert describe_ids(read_ids_card(dataset.path))
 
 
-def test_collisions_are_extended(dataset):
+def test_colliding_ids_are_extended(dataset):
     made = make_dual_ids(dataset, DualIdsConfig(**{**SMALL, "codes": 4, "collisions": "extend"}))
     assert len(set(texts(made.catalog.semantic_ids))) == 50
 
 
 def test_a_new_item_gets_the_code_of_similar_items(made):
-    """A new item gets its codes from its text alone. The known items with the same first code share a group with the
-    new item more often than by chance."""
+    """A new item gets its codes from its text alone. Known items with the same first code as the new item share a
+    group (a genre) with it more often than by chance."""
     encoder, groups = ItemIdEncoder.from_pretrained(made.path), made.catalog.group_shares()[1] > 0
     names = np.array(made.catalog.group_shares()[0])
     codes = encoder.encode([f"Unheard of; genres: {', '.join(names[row])}" for row in groups])[:, 0]
@@ -205,7 +205,7 @@ def test_new_items_need_a_text_encoder(dataset):
         ItemIdEncoder.from_pretrained(dataset.path)
 
 
-def test_known_items_often_get_the_same_code_without_behaviour(made):
+def test_known_items_often_get_their_own_first_code_from_their_text_alone(made):
     encoder = ItemIdEncoder.from_pretrained(made.path)
     codes = encoder.encode(item_texts(made.catalog))
     same = [f"<a_{code}>" == made.catalog.semantic_ids[item][0] for item, code in enumerate(codes[:, 0].tolist())]
@@ -240,7 +240,7 @@ def check_same(ours: DualInputs, theirs: DualInputs) -> None:
 @pytest.mark.parametrize("behaviour", ["cooccurrence", "sequence"])
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_no_held_out_interaction_reaches_the_inputs(dataset, split, behaviour):
-    """Changing the interactions of validation or test does not change pairs, pools, profiles or vectors."""
+    """Changing the targets of validation or test changes no training pair, pooled item, user profile or vector."""
     plain = inputs_of(dataset, behaviour=behaviour)
     shutil.rmtree(dataset.path / "vectors")
     other = inputs_of(changed(dataset, split), behaviour=behaviour)
@@ -303,7 +303,7 @@ def towers_of(inputs: DualInputs) -> DualTraining:
     return DualTraining(inputs, *towers, **options, without_behaviour=0.0, generator=torch.Generator())
 
 
-def test_alignment_leaves_the_chosen_item_out_of_the_users_pool(dataset, monkeypatch):
+def test_alignment_leaves_the_chosen_item_out_of_the_users_pooled_items(dataset, monkeypatch):
     inputs, calls = inputs_of(dataset), []
     training, users = towers_of(inputs), DualInputs.users
 
@@ -335,7 +335,7 @@ def test_held_out_items_are_ranked_among_items_that_the_user_did_not_choose(data
     assert measured.won == pytest.approx(np.mean(shares))
 
 
-def test_an_item_can_be_left_out_of_a_users_pool(dataset):
+def test_an_item_can_be_left_out_of_a_users_pooled_items(dataset):
     inputs = inputs_of(dataset)
     user = torch.tensor([0])
     own = inputs.histories[0][inputs.mask[0]]
@@ -409,7 +409,7 @@ def test_without_users_align_may_be_false_too(dataset):
 
 
 def test_an_encoder_of_other_ids_is_refused(dataset):
-    """The tower belongs to earlier IDs, and does not fit the IDs that replaced them."""
+    """The saved encoder was trained with earlier IDs, and does not fit the IDs that replaced them."""
     make_dual_ids(dataset, DualIdsConfig(**SMALL))
     make_semantic_ids(load(dataset.path), codes=6, overwrite=True)
     with pytest.raises(ValueError, match="does not belong to the semantic IDs"):
@@ -423,7 +423,7 @@ def test_a_training_that_diverges_writes_nothing(dataset):
 
 
 def test_holding_out_takes_the_last_target_of_a_users_rows():
-    """The rows have one target each. Every second user loses the target of the last row, unless it is the user's only
+    """The rows have one target each. Every second user loses the target of their last row, unless they have only one
     row."""
     rows = {
         "user": [0, 1, 1, 1, 3],

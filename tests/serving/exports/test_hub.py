@@ -164,7 +164,7 @@ def test_the_command_pushes_the_published_files(
     assert not [path for path in run.parent.iterdir() if path not in (run, hub.folder)]  # no temporary folder remains
 
 
-def test_a_push_deletes_what_an_earlier_one_has_published(
+def test_a_push_deletes_files_of_an_earlier_push_that_it_leaves_out(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     """A catalogue or prior that a push leaves out is deleted from the repository, because it may belong to another
@@ -207,8 +207,8 @@ def test_invalid_command_lines_are_refused(words: list[str], message: str, run: 
 def test_trainers_push_the_same_files(
     options: dict[str, Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After training, trainers push the same files as the command. During training, they push checkpoints: the model
-    and the files for resuming.
+    """After training, trainers push the same files as `trl-rec export`. During training, they push checkpoints: the
+    model and the files for resuming.
 
     A catalogue or prior that an earlier push uploaded is deleted if the trainer leaves it out.
     """

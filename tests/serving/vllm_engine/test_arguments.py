@@ -84,7 +84,7 @@ def test_malformed_arguments_are_refused(arguments: dict[str, Any], message: str
         ({"items": 1, "exclude": ["gone"]}, "exclude: 'gone' is not in the catalogue of 24 items; leave it out"),
         ({"items": 1, "where": [["colour", "==", "red"]]}, "the catalogue has no column 'colour'"),
         ({"items": 1, "where": "{}"}, "where must be a list of conditions"),
-        ({"items": 1, "mask": b"1"}, "'mask' has 1 bytes, but the catalogue has 24 items"),
+        ({"items": 1, "mask": b"1"}, "'mask' has 1 bytes, but needs one bit for each of the catalogue's 24 items"),
     ],
 )
 def test_arguments_that_do_not_fit_the_run_are_refused(

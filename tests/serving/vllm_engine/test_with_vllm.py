@@ -77,13 +77,13 @@ def check_same(some: list[RecommendedList], others: list[RecommendedList]) -> No
             assert item.item_id == twin.item_id or tied
 
 
-def test_lists_are_those_of_rank_items(served: Served) -> None:
+def test_lists_are_those_of_the_recommender(served: Served) -> None:
     histories = make_histories(served.here.catalog)
     for k in (LIST_LENGTH, 3):
         check_same(served.here.recommend_batch(histories, k), served.there.recommend_batch(histories, k))
 
 
-def test_filters_are_the_same(served: Served) -> None:
+def test_filters_have_the_same_effect(served: Served) -> None:
     catalog = served.here.catalog
     histories = make_histories(catalog)
     genre = served.here.recommend(histories[0], 1)[0].item_id
@@ -170,8 +170,8 @@ def as_ragged(rows: list[list[int]]) -> Any:
 
 
 def read_items(trie: TokenTrie, tokens: list[int], length: int, eos: int) -> list[int]:
-    """Returns the items of a completion. If items share a path, each one is used once, and the excluded item 4 only if
-    no other is left."""
+    """Returns the items of a completion. If several items share a path, the first one that is not yet in the list is
+    used. The excluded item 4 is used only if no other is left."""
     items: list[int] = []
     node = 0
     for place, token in enumerate(tokens):

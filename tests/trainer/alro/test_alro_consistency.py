@@ -19,7 +19,7 @@ from trl_rec.trainer import build_rated_rows
 pytestmark = pytest.mark.slow
 NUM_ITEMS = 10
 RATINGS = [1.0, 2.0, 3.0, 4.0, 5.0]
-SAME_ORDERS = 1e-12  # each list is shown in two orders, but the weight is too small for the comparison to matter
+SAME_ORDERS = 1e-12  # a permutation weight that shows each list in two orders, but is too small to affect training
 
 
 def world(num_users: int, seed: int, name: str) -> Dataset:
@@ -77,7 +77,7 @@ def test_answers_depend_less_on_the_order_and_ndcg_hardly_changes(tmp_path: Path
     in them.
 
     After 160 steps, SFT has overcome this with some seeds and not with others. With each of 8 seeds, the distance of
-    SFT was at least 4 times the distance with the permutation loss, and its NDCG was higher by at most .004.
+    SFT was at least 4 times the distance with the permutation loss, and the NDCG of SFT was higher by at most .004.
     """
     sft, sft_ndcg = train(tmp_path, 2, (0.0, SAME_ORDERS))
     for weights in ((0.0, 3.0), (10.0, 3.0)):

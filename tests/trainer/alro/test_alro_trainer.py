@@ -159,9 +159,9 @@ def test_ranking_costs_the_same_as_after_supervised_fine_tuning(
     assert calls[0] == calls[1] and len(calls[0]) > 0
 
 
-def test_letters_of_titles_are_read_where_they_are_written(tokenizer_copy, tmp_path: Path) -> None:
-    """A letter that is written at the start of the answer is one token of the tokenized text. The log-probability
-    of each letter is read at the token before it."""
+def test_letters_that_name_titles_are_read_where_they_are_written(tokenizer_copy, tmp_path: Path) -> None:
+    """A letter after the list is one token, even if the list and the letter are tokenized together. The
+    log-probability of each letter of the answer is read at the token before it."""
     dataset = prepare("toy", tmp_path / "data", toy_users=24, toy_items=60, split="leave_last", num_held_out=4)
     model = make_family("llama", vocab_size=len(tokenizer_copy))
     config = AlroConfig(str(tmp_path), **{**DEFAULTS, "max_length": 512, "max_history": 4})
@@ -187,8 +187,8 @@ def test_letters_of_titles_are_read_where_they_are_written(tokenizer_copy, tmp_p
 
 
 def test_the_permutation_loss_compares_the_same_candidate_in_both_orders(folder: Path, tmp_path: Path) -> None:
-    """The permutation loss compares the same candidate in both orders, so it changes if the names of the orders are
-    swapped."""
+    """The permutation loss compares the same candidate in both orders, so it changes if the letters of the two
+    orders are swapped."""
     trainer = make_trainer(folder, tmp_path, lambda_weight=0.0, **WHOLE)
     batch = first_batch(trainer)
     right = trainer.loss_parts(trainer._answers(trainer.model, batch), batch)["permutation"]
@@ -200,7 +200,9 @@ def test_the_permutation_loss_compares_the_same_candidate_in_both_orders(folder:
 @pytest.mark.parametrize(
     "options", [{}, {"softmax": "vocabulary"}, {"lambda_weight": 0.0}, {"permutation_weight": 0.0}]
 )
-def test_training_moves_every_tensor_and_logs_its_parts(folder: Path, tmp_path: Path, options: dict) -> None:
+def test_training_moves_every_tensor_and_logs_the_parts_of_the_loss(
+    folder: Path, tmp_path: Path, options: dict
+) -> None:
     trainer = make_trainer(folder, tmp_path, **options)
     before = weights(trainer.model)
     trainer.train()
@@ -211,7 +213,7 @@ def test_training_moves_every_tensor_and_logs_its_parts(folder: Path, tmp_path: 
     assert ("alro/permutation" in logged) == ("permutation_weight" not in options)
 
 
-def test_the_lambda_weight_rises_over_its_share_of_the_steps(folder: Path, tmp_path: Path) -> None:
+def test_the_lambda_weight_rises_during_its_warmup(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, max_steps=6, lambda_warmup=0.5)
     trainer.train()
     rising = [entry["alro/lambda_weight"] for entry in trainer.state.log_history if "loss" in entry]

@@ -199,7 +199,7 @@ def test_a_run_prints_the_estimated_time_of_choosing_the_prior(
     assert "choice of the prior: 9 users, about 36 s; set max_users to shorten it" in said
 
 
-def test_a_run_says_that_nothing_is_evaluated(
+def test_a_run_says_that_it_has_no_final_evaluation(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setattr(cost, "SHORT", 1e-9)

@@ -1,4 +1,4 @@
-"""Models that, like OPT, store dropout as a number, which TRL's `disable_dropout` misses."""
+"""Models that store their dropout rate as a number, as OPT does. TRL's `disable_dropout` misses such dropout."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_supervised_training_keeps_its_dropout_and_ranks_without(
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_every_method_trains_such_a_model(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_every_method_trains_opt(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     trainer = make(name, folders, tmp_path, max_steps=2)
     before = {key: weight.clone() for key, weight in trainer.model.named_parameters()}
     trainer.train()

@@ -288,7 +288,7 @@ def test_other_verbs_continue_a_prior_or_say_that_there_is_none(
     monkeypatch.setattr(blade_building, "build_policy", no_model)
     with pytest.raises(Stop):
         softmax_dpo.main(["--preferences", "p.jsonl", *words])
-    assert "this run has none, because a prior is fitted to a dataset, and none is given; to have a" in caplog.text
+    assert "this run has none, because a prior is fitted to a dataset, but no dataset is given; to" in caplog.text
     with pytest.raises(Stop):
         blade.main([*on_data, *words, "--list_length", "10"])
     assert f"{run} has a transition prior, but this run has none, because the method BLADE makes no pr" in caplog.text

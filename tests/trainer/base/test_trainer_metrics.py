@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_means_are_sums_over_counts_and_a_count_of_0_is_left_out() -> None:
+def test_a_mean_is_a_sum_divided_by_a_count_and_is_left_out_if_the_count_is_0() -> None:
     means = {
         "rows": Mean.of(torch.tensor([1.0, 2.0, 6.0])),
         "tensors": Mean(torch.tensor(5, dtype=torch.int64), torch.tensor(2)),

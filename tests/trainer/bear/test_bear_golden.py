@@ -48,7 +48,7 @@ def test_ten_steps_equal_the_stored_ones(run: str, folder: Path, tmp_path: Path)
 
 @pytest.mark.long  # on a busy machine, threads wait for each other
 @pytest.mark.usefixtures("other_threads")
-def test_the_number_of_threads_stays_within_the_tolerance(folder: Path, tmp_path: Path) -> None:
+def test_another_number_of_threads_stays_within_the_tolerance(folder: Path, tmp_path: Path) -> None:
     compare("bear", "paper", trajectory(make("paper", folder, tmp_path)))
 
 

@@ -15,7 +15,7 @@ from trl_rec.models import load_model
 
 
 pytestmark = pytest.mark.slow
-# As in the recipes, the best checkpoint is kept and older ones are deleted.
+# As in the recipes, only the best and the newest checkpoint are kept.
 OPTIONS = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 OPTIONS |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "max_users": 4, "eval_ks": [3]}
 # The run depends on all state that a resume must restore: dropout's random numbers, the optimizer's moments, the

@@ -72,7 +72,7 @@ def test_a_run_whose_prompts_name_users_recommends_what_it_ranks(
     assert again.items.tolist() == ranked.tolist()
 
 
-def test_a_prompt_that_names_the_user_only_adds_the_tokens_of_the_user(folder: Path, tmp_path: Path) -> None:
+def test_naming_the_user_in_the_prompt_adds_only_the_tokens_of_the_user(folder: Path, tmp_path: Path) -> None:
     named, plain = (make_trainer(folder, tmp_path, targets="all", prompt_head=head) for head in ("{user}", None))
     assert len(named.train_dataset) == len(plain.train_dataset)
     for row, other in zip(named.train_dataset, plain.train_dataset, strict=True):

@@ -105,7 +105,7 @@ def assert_same_as_rows(every: BearTrainer, rows: BearTrainer) -> None:
         ("phi3", "title", {}),
         ("gemma2", "title", {}),
         ("mistral-window", "title", {}),
-        # The load-balancing loss depends on how often a token is read.
+        # The load-balancing loss is off, because it depends on how often a token is read.
         ("qwen3_moe", "title", {"router_aux_loss_coef": 0.0}),
         ("llama", "semantic_id", {}),
         ("llama", "semantic_id", {"prompt_item": "{surface}\n", "prompt_tail": "Next:"}),
@@ -211,7 +211,7 @@ def test_targets_of_a_row_share_sampled_items(family: str, tmp_path: Path) -> No
     trainer.model.train()
     shared = trainer.compute_loss(trainer.model, dict(batch))
     if family == "llama":
-        trainer.model.config.sliding_window = 1  # makes the trainer read one row per target; Llama ignores it
+        trainer.model.config.sliding_window = 1  # the trainer now reads one row per target; Llama ignores this setting
         warn_once.cache_clear()
         torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), shared, atol=1e-5, rtol=0)
     shared.backward()

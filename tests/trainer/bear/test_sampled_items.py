@@ -86,7 +86,7 @@ def test_the_loss_is_that_of_a_loop(make: Make, sampled_from: str, temperature: 
 
 
 @pytest.mark.parametrize("sampled_from", ["uniform", "popularity"])
-def test_the_negatives_of_a_target_have_the_probability_q_without_the_target(sampled_from: str) -> None:
+def test_negatives_are_drawn_from_the_sampling_distribution_without_the_target(sampled_from: str) -> None:
     tokens = np.array([3, 4, 5, 6])
     sampler = ItemSampler(tokens, np.array([4, 4, 4, 4, 4, 6]), K, sampled_from)
     q = {"uniform": [1, 1, 1, 1], "popularity": [1, 6, 1, 2]}[sampled_from]
@@ -108,7 +108,7 @@ def test_the_negatives_of_a_target_have_the_probability_q_without_the_target(sam
             assert abs(found.count(token) / len(found) - share) < 4 * error
 
 
-def test_many_items_approach_the_full_softmax(make: Make) -> None:
+def test_many_sampled_items_approach_the_full_softmax(make: Make) -> None:
     def loss_and_gradients(trainer: BearTrainer) -> tuple[Tensor, list[Tensor]]:
         loss = trainer.compute_loss(trainer.model.train(), one_batch(trainer))
         loss.backward()
@@ -121,7 +121,7 @@ def test_many_items_approach_the_full_softmax(make: Make) -> None:
         torch.testing.assert_close(found[1], full[1], rtol=0, atol=5e-3)
 
 
-def test_evaluation_compares_with_all_items(make: Make) -> None:
+def test_evaluation_uses_the_softmax_over_all_items(make: Make) -> None:
     sampled = make(max_steps=1, logging_steps=1)
     full = make(sampled_items=None)
     found = sampled.evaluate()

@@ -89,7 +89,7 @@ def test_accumulating_changes_nothing(folder: Path, tmp_path: Path, padding_side
         torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
 
 
-def test_a_checkpoint_of_other_targets_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_other_settings_of_targets_is_refused(folder: Path, tmp_path: Path) -> None:
     options = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
     make(folder, tmp_path, target_smoothing=0.1, target_age_decay=0.8, **options).train()
     for changed, name in (({"target_smoothing": 0.2}, "target_smoothing"), ({"target_age_decay": 0.9}, "target_age")):

@@ -58,7 +58,7 @@ def ce_of_each_task(trainer: BearTrainer, count: int = 6) -> dict[str, float]:
 
 
 def legal_positions(paths: list[list[int]], tokens: list[int]) -> list[list[int]]:
-    """Returns the legal tokens at each token of a sequence of items."""
+    """Returns the tokens that are legal at each position of a sequence of items."""
     legal, prefix = [], []
     for token in tokens:
         legal.append(
@@ -190,7 +190,7 @@ def test_texts_alone_can_be_trained(folder: Path, tmp_path: Path) -> None:
     assert np.isfinite(losses(trainer)).all() and "bear/ce" not in trainer.state.log_history[0]
 
 
-def test_a_split_is_refused_as_the_rows_of_tasks(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+def test_a_split_is_refused_if_tasks_are_set(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tasks cannot be built from a split alone; pass train_dataset="):
         make_trainer(folder, tmp_path, train_dataset=dataset.train)
     config = BearConfig(str(tmp_path), **{**task_runs.DEFAULTS, "tasks": None, "task_history": 20})

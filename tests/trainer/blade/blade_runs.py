@@ -51,8 +51,8 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BladeTrainer:
 
 
 def logged(trainer: BladeTrainer, name: str) -> list[float]:
-    """Returns the value that each training step logged under a name. Do not compare the loss if each rollout is used
-    once, because it is then 0 except for rounding."""
+    """Returns the value that each training step logged under a name. Do not compare losses if each rollout is used
+    once: all losses are then 0 except for rounding."""
     return [entry[name] for entry in trainer.state.log_history if "loss" in entry]
 
 

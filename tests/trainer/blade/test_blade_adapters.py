@@ -1,4 +1,4 @@
-"""Adapters that also train the embeddings of new tokens: which reference they have, and which model draws the
+"""Adapters that also train the embeddings of new tokens: which policy is their reference, and which model draws the
 reference lists."""
 
 from pathlib import Path
@@ -124,7 +124,7 @@ def test_the_reference_of_an_existing_adapter_is_its_initial_state(
     assert not torch.allclose(trainer._logps(trainer.model, inputs, rollouts.items), rollouts.ref_logps, atol=1e-2)
     trainer.train_dataset = trainer.train_dataset.remove_columns("references")
     trainer.draw_references()
-    assert trainer.train_dataset["references"] == lists  # the reference draws them, so training has not changed them
+    assert trainer.train_dataset["references"] == lists  # drawn by the reference, which training has not changed
     trainer.save_model()
     assert_recommends(trainer, tmp_path)
     next_stage = make(load_policy(tmp_path), bases[tie], catalog, tmp_path / "next")

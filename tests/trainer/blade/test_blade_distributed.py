@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def references(output: Path) -> list[list]:
-    """Returns the reference lists of each part."""
+    """Returns the reference lists in each part file."""
     return [pq.read_table(path)["rows"].to_pylist() for path in sorted(output.glob("references-*/*.parquet"))]
 
 

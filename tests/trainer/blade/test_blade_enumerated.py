@@ -112,7 +112,7 @@ def tilted(start: Tensor, values: Tensor) -> Tensor:
 
 
 def fixed_point(trainer: BladeTrainer, prompt: int, start: Tensor) -> Tensor:
-    """Returns the policy that equals `start` tilted by the policy's own targets."""
+    """Returns the policy that equals `start` tilted by the policy's own target values."""
     policy = start
     for _ in range(300):
         policy = (policy * tilted(start, best_of_n(trainer, prompt, policy, COEFFICIENT))).sqrt()
@@ -137,7 +137,7 @@ def test_best_of_n_converges_to_the_policy_tilted_by_the_reference_lists(tmp_pat
         assert divergence(policy, expected) < 0.01
 
 
-def test_blade_converges_to_its_fixed_point_and_not_to_the_static_policy(tmp_path: Path) -> None:
+def test_blade_converges_to_its_fixed_point_and_not_to_the_policy_of_best_of_n(tmp_path: Path) -> None:
     trainer = make(tmp_path, target="blade", dynamic_coefficient=COEFFICIENT, **CONVERGING)
     starts = laws(trainer.model)
     trainer.train()
@@ -149,7 +149,7 @@ def test_blade_converges_to_its_fixed_point_and_not_to_the_static_policy(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_plain_reward_converges_to_the_policy_tilted_by_it(tmp_path: Path) -> None:
+def test_training_on_a_plain_reward_converges_to_the_policy_tilted_by_it(tmp_path: Path) -> None:
     options = {"target": "reward", "beta": 0.5, "standardize": False, "num_references": 0}
     trainer = make(tmp_path, **{**CONVERGING, **options, "max_steps": 80})
     starts = laws(trainer.model)

@@ -31,8 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drawn_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Collects the rows of each batch for which reference lists or rollouts are drawn. Also sets
-    the size of a part to five rows."""
+    """Collects the rows of each batch for which reference lists or rollouts are drawn. Reference lists
+    are stored in parts; this fixture sets the size of a part to five rows."""
     rows, draw = [], blade_trainer.sample_item_lists
     monkeypatch.setattr(reference_lists, "PART_SIZE", 5)
 
@@ -162,7 +162,7 @@ def test_a_part_that_a_process_cannot_see_is_an_error(folder: Path, tmp_path: Pa
         trainer.train()
 
 
-def test_a_run_that_finds_its_lists_learns_the_same(folder: Path, tmp_path: Path) -> None:
+def test_a_run_that_reuses_reference_lists_learns_the_same(folder: Path, tmp_path: Path) -> None:
     told = [make_trainer(folder, tmp_path, max_steps=2) for _ in range(2)]
     told[0].train(), told[1].train()
     for name in ("reward", "kl", "blade/quantile", "grad_norm"):

@@ -116,7 +116,7 @@ def test_defaults_follow_the_target(tmp_path: Path) -> None:
         config = BladeConfig(str(tmp_path), **QUIET, **LISTS, target=target, beta=0.5, standardize=target != "reward")
         assert (config.beta, config.standardize) == (0.5, target != "reward")
     assert (config.learning_rate, config.pad_to_multiple_of) == (1e-5, None)
-    # If this fails, BladeConfig no longer needs its own default.
+    # If the next line fails, BladeConfig may no longer need its own default of the learning rate.
     assert DPOConfig(str(tmp_path), **QUIET).learning_rate == 1e-6
 
 

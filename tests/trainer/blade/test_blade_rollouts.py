@@ -40,8 +40,8 @@ def worth(items: list[int], targets: list[int], history: list[int], shares: list
 def test_log_probabilities_equal_those_of_single_lists(
     folder: Path, tmp_path: Path, exclude: bool, temperature: float
 ) -> None:
-    """The expected values are computed for one list at a time without padding, under the policy and under a different
-    reference."""
+    """The expected values are computed for one list at a time, without padding, under the policy and under a reference
+    with other weights."""
     options = {"eval_exclude_history": exclude, "temperature": temperature, "num_generations": 3, "max_prompts": 4}
     trainer = make_trainer(folder, tmp_path, model=other_model(folder), ref_model="loaded", **options)
     inputs = first_batch(trainer)
@@ -132,7 +132,7 @@ def test_advantages_agree_with_loops(folder: Path, tmp_path: Path, options: dict
     assert (rollouts.old_logps - rollouts.ref_logps).abs().max() > 0.1
 
 
-def test_a_prompt_learns_the_same_in_any_batch(folder: Path, tmp_path: Path) -> None:
+def test_the_advantages_of_a_prompt_do_not_depend_on_its_batch(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, model=other_model(folder), ref_model="loaded", max_prompts=8)
     trainer.draw_references()
     rows = list(trainer.train_dataset)
@@ -165,8 +165,8 @@ def test_a_second_training_draws_from_its_current_policy(folder: Path, tmp_path:
 
 
 def test_several_steps_on_the_same_rollouts(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rollouts are drawn once for two steps of two batches each. In the second step, the ratio is no longer 1, and
-    some lists are clipped."""
+    """Rollouts are drawn once for two steps of two batches each. In the second step, the probability ratios are no
+    longer 1, and some are clipped."""
     seen, valued, compute = [], [], BladeTrainer.compute_loss
     value = BladeTrainer._valued
 

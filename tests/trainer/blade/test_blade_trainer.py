@@ -81,7 +81,7 @@ def test_before_the_first_step_the_policy_equals_its_reference(folder: Path, tmp
     assert logged(trainer, "blade/tied_pairs")[0] < 0.02 and logged(trainer, "blade/logps")[0] < -9
 
 
-def test_the_reference_of_a_named_model_is_a_copy_of_the_loaded_policy(folder: Path, tmp_path: Path) -> None:
+def test_the_default_reference_equals_the_loaded_policy(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, model=str(folder / "model"))
     rollouts = drawn(trainer, first_batch(trainer))
     assert torch.equal(rollouts.ref_logps, rollouts.old_logps)

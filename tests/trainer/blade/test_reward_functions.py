@@ -49,7 +49,7 @@ def test_a_run_learns_from_a_function_of_the_user(module: str, tmp_path: Path) -
     assert novelty < 0 and np.isclose(total, ndcg + 0.5 * novelty, atol=1e-6)
 
 
-def test_a_recipe_and_the_command_line_name_functions(module: str, tmp_path: Path) -> None:
+def test_functions_are_named_in_a_recipe_or_on_the_command_line(module: str, tmp_path: Path) -> None:
     path = f"{module}.novelty"
     recipe = {"dataset": "d", "model_name_or_path": "m", "output_dir": "o", "use_cpu": True, "bf16": False}
     recipe |= {"rewards": {"novelty": 2.0}, "reward_functions": {"novelty": path}}

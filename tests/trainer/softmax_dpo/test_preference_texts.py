@@ -108,7 +108,7 @@ TOOL_CHAT = "{% if tools %}[{{ tools[0]['function']['name'] }}]{% endif %}{{ moo
 
 
 @pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL])])
-def test_a_template_is_given_the_rows_tools_and_options(tools: Any) -> None:
+def test_a_template_is_given_the_tools_and_options_of_the_row(tools: Any) -> None:
     tokenizer, rows = chat(TOOL_CHAT)
     plain = tokenize_preferences(rows, tokenizer)[0]
     told = Dataset.from_list([{**rows[0], "tools": tools, "chat_template_kwargs": {"mood": "calm "}}])
@@ -135,7 +135,7 @@ def test_rows_left_out_are_counted_by_their_reason(caplog: pytest.LogCaptureFixt
     assert not caplog.messages
 
 
-def test_repeated_completions_and_the_chosen_one_are_not_rejected(caplog: pytest.LogCaptureFixture) -> None:
+def test_rejected_completions_that_repeat_another_one_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
     rejected = [[" on", " sat", " on", " red"], [" or<eos>", " red"], []]
     with caplog.at_level(logging.WARNING, "trl_rec"):
         made = tokenize_preferences(

@@ -45,7 +45,7 @@ ROWS: dict[str, list] = {"prompt_ids": [[1], [2, 9]], "chosen_ids": [[3, 3], [4]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rows_without_any_token_are_refused(name: str) -> None:
+def test_rows_with_an_empty_list_of_tokens_are_refused(name: str) -> None:
     rows = {"prompt_ids": [[1], [2]], "chosen_ids": [[3], [4]], "rejected_ids": [[], [[5], [6]]]}
     check_not_empty(Dataset.from_dict(rows))
     check_not_empty(Dataset.from_dict({**rows, "rejected_ids": [[], []]}))

@@ -189,7 +189,7 @@ def test_a_table_without_a_column_is_refused(catalog: ItemCatalog, tmp_path: Pat
         ("empty.parquet", "", "Parquet file size is 0 bytes"),
     ],
 )
-def test_a_file_without_rows_is_refused_by_name(tmp_path: Path, name: str, text: str, reason: str) -> None:
+def test_a_file_that_cannot_be_read_is_named_in_the_message(tmp_path: Path, name: str, text: str, reason: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=rf"{name} cannot be read as \w+ preferences \({reason}.*\); correct"):
         read_preferences(str(tmp_path / name))

@@ -58,7 +58,7 @@ def bases(catalog: ItemCatalog, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 def adapted(base: tuple[Path, list[int]], model: Any = None) -> PeftModel:
-    """Returns the base with an adapter that seems trained: each of its tensors differs from its initial value."""
+    """Returns the base with an adapter that looks trained: no tensor of the adapter has its initial value."""
     folder, new = base
     model = load_model(folder) if model is None else model
     torch.manual_seed(0)

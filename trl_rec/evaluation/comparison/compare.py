@@ -99,7 +99,8 @@ def compare(
     """
     if against not in runs:
         raise ValueError(
-            f"against names {against!r}, but there are runs only of {', '.join(runs) or 'nothing'}; add its runs"
+            f"against names {against!r}, but there are runs only of {', '.join(runs) or 'nothing'}; "
+            f"add the runs of {against!r}"
         )
     for name, of_name in runs.items():
         if not len(of_name):

@@ -1,8 +1,8 @@
 """Estimates, from a pilot, the smallest difference that a study with given numbers of users and seeds can detect.
 
 If the pilot or the study has one seed, this difference is 2.8 times the paired standard error of the pilot, rescaled
-to the study's number of users. The factor 2.8 is the sum of 1.96, for tests at the level of 5 %, and 0.84, so that
-80 % of studies detect a true difference of this size.
+to the study's number of users. The factor 2.8 is 1.96 + 0.84. An observed difference of 1.96 standard errors is
+significant at the level of 5 %. Adding 0.84 lets 80 % of studies detect a true difference of this size.
 
 If the pilot and the study both have several seeds, the difference is larger, because a few seeds give only a rough
 estimate of the variance between seeds. To account for this, the module simulates studies with variances that agree

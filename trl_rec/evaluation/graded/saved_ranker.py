@@ -50,7 +50,8 @@ def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str |
 
     Args:
         dataset: The dataset, which must have ratings.
-        config: The settings. `config.model` must be a run folder of `trl-rec alro`.
+        config: The settings. `config.model` must be a run folder of `trl-rec alro`, or a hub repository made from such
+            a folder.
         output: Folder for the results, as described in [`write_evaluation`].
 
     Returns:

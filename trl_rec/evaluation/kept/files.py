@@ -1,9 +1,9 @@
 """Defines the names of the files in which an evaluation is stored, and a hash that identifies files of the same
 evaluation.
 
-The folder holds `metrics.json`, which is written last, and three Parquet files. In the Parquet files, the column `row`
-(the row number in the split) identifies a user, because user ids are not stored. These are the files and their
-columns:
+The folder of an evaluation holds `metrics.json`, which is written last, and three Parquet files. In the Parquet files,
+the column `row` (the row number in the split) identifies a user, because user ids are not stored. These are the files
+and their columns:
 
 - `per_user.parquet`: `recommender`, `row`, and one column per metric; null where a recommender lacks the metric.
 - `rankings.parquet`: `recommender`, `row`, `rank` (from 1), `item` (its index in the catalogue) and `score` (null

@@ -15,7 +15,7 @@ from trl_rec.decoding.priors import SavedPrior
 
 
 AnyPrior = TypeVar("AnyPrior", bound=SavedPrior)
-# Positions on the axes are whole numbers n: strengths are 2 ** (n / 2), and values of eps are 10 ** (n / 2), both
+# A step on an axis is a whole number n. At step n, the strength is 2 ** (n / 2), and eps is 10 ** (n / 2). Both are
 # rounded to two digits.
 STRENGTH_STEPS = range(-4, 4)  # 0.25 to 2.8
 EPS_STEPS = range(-4, 3)  # 0.01 to 10

@@ -35,8 +35,8 @@ def choice_table(choice: PriorChoice) -> str:
         "lists": "with new lists for every setting",
     }[choice.how]
     caption = (
-        f"prior {choice.prior}: {choice.metric} of the product, averaged over {choice.num_users} validation users, "
-        f"{how} (strength 0: the policy alone)"
+        f"prior {choice.prior}: {choice.metric} of the policy times the prior, averaged over "
+        f"{choice.num_users} validation users, {how} (strength 0: the policy alone)"
     )
     lines = [caption, "", *aligned(rows), "", f"*: chosen, {setting_in_words(choice.setting)}"]
     if choice.at_limit:

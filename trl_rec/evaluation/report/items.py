@@ -70,8 +70,8 @@ def groups_section(material: Material) -> Section | None:
     return Section(
         "groups",
         "Share per group",
-        "A fair recommender shows each group as often as users chose the group. Each mark of such a "
-        "recommender is at the end of a bar, which shows the share in the histories.",
+        "A fair recommender shows each group as often as users chose the group. The upright bars show each group's "
+        "share in the histories. The marks of a fair recommender lie on these bars.",
         [Charts([Panel(svg)], legend, is_wide=True), *blocks],
     )
 
@@ -94,7 +94,7 @@ def codes_section(material: Material) -> Section | None:
     for level in range(int(catalog.semantic_ids.lengths.max())):
         title = f"level {level + 1}"
         counts = _code_counts(catalog, level, [material.ranked[arm] for arm in arms])
-        # Sort the shares of each line in descending order, so that a line is the steeper, the less equal the use.
+        # Sort the shares of each line in descending order, so that less equal use of the codes gives a steeper line.
         shares = [np.sort(count)[::-1] / max(count.sum(), 1) for count in counts]
         rows += [_code_row(f"{title}, {name}", share) for (name, _), share in zip(legend, shares, strict=True)]
         if len(counts[0]) > 1:

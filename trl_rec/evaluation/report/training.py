@@ -41,7 +41,11 @@ BLADE = [
         "share of lists at least as good as all references",
         "if it is near 1, comparing lists with the references gives almost no signal",
     ),
-    Signal("blade/tied_pairs", "tied pairs of lists", "share of pairs of lists with equal learning targets"),
+    Signal(
+        "blade/tied_pairs",
+        "tied pairs of lists",
+        "share of the pairs of lists for one prompt whose rewards give the same learning target",
+    ),
     Signal("blade/zero_advantages", "zero-advantage share", "share of lists that affect training only by the KL term"),
     Signal("kl", "distance from the reference (KL)", "a fast rise means that the policy drifts from the reference"),
 ]
@@ -87,8 +91,9 @@ def signal_sections(material: Material) -> list[Section]:
             Section(
                 "blade",
                 "BLADE's signal",
-                "BLADE learns from the differences between the lists of a prompt. The reward should rise, while ties "
-                "and the zero-advantage share stay low and the distance from the reference stays moderate.",
+                "BLADE learns from the differences between the lists that it samples for the same prompt. The reward "
+                "should rise, while ties and the zero-advantage share stay low and the distance from the reference "
+                "stays moderate.",
                 [Charts([*_panels(material, BLADE), *([] if over is None else [over])], _legend(material))],
             )
         )

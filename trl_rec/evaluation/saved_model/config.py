@@ -55,11 +55,11 @@ class EvaluationConfig:
         renormalize (`bool`, *optional*): Whether the softmax is over legal tokens rather than over the vocabulary.
         batch_size (`int`, *optional*, defaults to `16`): Prompts per forward pass.
         max_length (`int`, *optional*): Maximum number of tokens of the prompt and the completion together.
-        num_orders (`int`, *optional*): For a model of `trl-rec alro`, the number of orders in which each list of
-            candidates is shown; 2 by default.
-        combined_orders (`int`, *optional*): For a model of `trl-rec alro`, the number of random prompt orders whose
-            rankings are combined into one by Borda count. By default, rankings are not combined. With 5, each of the
-            `num_orders` rankings takes five times as long.
+        num_orders (`int`, *optional*): For a model of `trl-rec alro`, the number of rankings that the model makes of
+            each list of candidates, each with another random order in the prompt; 2 by default.
+        combined_orders (`int`, *optional*): For a model of `trl-rec alro`, the number of random prompt orders per
+            ranking. With 5, the model ranks the list in five prompt orders, and Borda count combines the five results
+            into one ranking. Each of the `num_orders` rankings then takes five times as long. 1 by default.
         dtype (`str`, *optional*, defaults to `"auto"`): Data type of the model's weights. `"auto"` is the type in
             which they were saved.
         prior (`str`, *optional*): A prior to multiply the model by: `"popularity"`, `"transition"`, `"mixture"`,
@@ -67,8 +67,8 @@ class EvaluationConfig:
             used, if there is one. With a prior, three recommenders are evaluated: the model alone, the prior alone,
             and the product of both.
         prior_strength (`str`, *optional*): Exponent of the prior, as a number. `"auto"` chooses the exponent on the
-            validation split, as in [`choose_prior`]. By default, a saved prior keeps its saved strength and
-            eps, and the exponent of any other prior is chosen as with `"auto"`.
+            validation split, as in [`choose_prior`]. By default, a saved prior keeps its saved exponent and its saved
+            eps (the weight of the popularity), and the exponent of any other prior is chosen as with `"auto"`.
         seed (`int`, *optional*, defaults to `0`): Seed of the baselines `random` and `sequence`, of drawn lists and of
             the bootstrap.
     """
@@ -168,7 +168,9 @@ class EvaluationConfig:
     )
     num_orders: Annotated[int | None, COUNT] = field(
         default=None,
-        metadata={"help": "for a model of trl-rec alro: number of orders in which candidates are shown; 2 if unset"},
+        metadata={
+            "help": "for a model of trl-rec alro: rankings per list, each with another prompt order; 2 if unset"
+        },
     )
     combined_orders: Annotated[int | None, COUNT] = field(
         default=None,

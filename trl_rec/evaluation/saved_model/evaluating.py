@@ -46,10 +46,12 @@ def evaluate_with_baselines(
         config: The settings, as returned by [`evaluation_settings`].
         keep (`Callable`, *optional*): Function that is called on every process with the [`PriorChoice`], before the
             prior is evaluated on `config.split`. The function can save the choice, or raise an error to stop the
-            evaluation. It is not called for a saved prior that keeps its saved strength and eps.
-        recorded (*optional*): The choice that the output folder contains, as in [`given_choice`].
+            evaluation. It is not called for a saved prior that keeps its saved strength and its saved eps (the weight
+            of the popularity).
+        recorded (*optional*): The choice of the prior's setting that the output folder already contains, as in
+            [`given_choice`].
         sequence (`Callable`, *optional*): Function that trains the baseline `"sequence"` on the dataset, such as
-            `SequenceBaseline().fit`. Required if `config.baselines` contains it.
+            `SequenceBaseline().fit`. Required if `config.baselines` contains `"sequence"`.
         output (*optional*): The output folder. If it is given, finished rows are stored in this folder until
             [`write_results`] has written the results, so that an interrupted evaluation can be resumed.
 

@@ -90,7 +90,7 @@ def evaluate_model(
             finished=policy.finished,
         )
         results |= {f"{name}, {kind}": evaluation for kind, evaluation in drawn.items()}
-        # The means over the drawn lists are also metrics of the model, so that models can be compared by them.
+        # Add the means over the drawn lists to the model's own metrics, for comparisons between models.
         of_one = drawn["drawn"].per_user
         ndcg = next(metric for metric in of_one if metric.startswith("ndcg@"))
         values = {"drawn_reward": of_one["reward"], f"drawn_{ndcg}": of_one[ndcg]}

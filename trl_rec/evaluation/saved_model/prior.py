@@ -1,4 +1,7 @@
-"""Loads or fits the prior that a saved model is multiplied by, and sets the strength and eps of the prior."""
+"""Loads or fits the prior that a saved model is multiplied by, and sets the strength and eps of the prior.
+
+The strength is the exponent of the prior. eps, which not every prior has, is the weight of the popularity.
+"""
 
 from __future__ import annotations
 

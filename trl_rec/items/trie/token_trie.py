@@ -397,7 +397,7 @@ class TokenTrie:
         return torch.stack(nodes, -1)
 
     def unforced_lengths(self, paths: Tensor) -> Tensor:
-        """Returns the number of tokens of each path up to its last token that is not forced, `(...)`.
+        """Returns the number of tokens of each path up to and including its last token that is not forced, `(...)`.
 
         A token is forced if it is the only continuation of its node. If all tokens of a path are forced, the number is
         0.

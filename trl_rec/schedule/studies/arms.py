@@ -19,7 +19,7 @@ from trl_rec.schedule.studies.config import StudyConfig
 
 TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")
 # Maps each kind of arm to the keys that such an arm may have. The name of a kind, such as `baseline`, is also a key
-# that all arms of this kind have. An arm of none of these kinds is a training, with the keys `OF_A_TRAINING`.
+# that all arms of this kind have. An arm of none of these kinds is a training, and may have the keys `OF_A_TRAINING`.
 KINDS = {
     "baseline": {"baseline"},
     "lists": {"lists", "needs"},
@@ -57,7 +57,7 @@ class Arm:
         start (*optional*): Name of the arm whose policy this training starts from.
         seeds: The seeds of the training. If `policy` is set, the seeds of the arm that it names.
         headroom (*optional*): Upper bound, measured beforehand, on how far this arm can exceed the arm named by
-            `against` in the primary measure.
+            `StudyConfig.against` in the primary measure.
         needs: What the data must have: `users` (a minimum number of test users), `ratings`, `titles`.
     """
 
@@ -96,7 +96,9 @@ def default_surface(verb: str) -> str:
 
 
 def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]]) -> dict[str, Arm]:
-    """Returns the arms by name, each after the arm that it starts from. Raises `ValueError` if arms are inconsistent.
+    """Returns the arms by name. An arm that starts from another arm comes after the other arm.
+
+    Raises `ValueError` if arms are inconsistent.
 
     Args:
         config: The configuration of the study.
@@ -245,7 +247,7 @@ def _read_policy(where: str, name: str, entry: Mapping[str, Any]) -> Arm:
 
 
 def _check_measured(arms: dict[str, Arm], config: StudyConfig) -> None:
-    """Raises `ValueError` if an arm would not be measured."""
+    """Raises `ValueError` if `only_validation` is set, and an arm would therefore not be measured."""
     for name, arm in arms.items():
         if config.only_validation and (arm.policy is not None or arm.lists is not None):
             raise ValueError(
@@ -276,8 +278,8 @@ def _check_baselines(arms: Mapping[str, Arm]) -> None:
         if arm.baseline is not None and arm.baseline not in known:
             what = "orders rated candidates" if is_rated else "ranks the whole catalogue"
             raise ValueError(
-                f"arms: {name}: baseline: this study {what}, for which there is no baseline {arm.baseline!r}; choose "
-                f"one of {', '.join(known)}"
+                f"arms: {name}: baseline: this study {what}, and has no baseline {arm.baseline!r}; choose one of "
+                f"{', '.join(known)}"
             )
 
 

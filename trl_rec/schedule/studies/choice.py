@@ -1,6 +1,6 @@
 """Chooses a point (one combination of values) of each arm's grid on validation, before the test split is used.
 
-Points are compared by the measure `choose_by` of the study or, by default, by its primary measure.
+Points are compared by the measure in the study's key `choose_by` or, by default, by the study's primary measure.
 
 The best value of a measure is the highest one or, for measures such as `disliked@10`, the lowest one.
 

@@ -47,9 +47,9 @@ class StudyConfig:
             `config` names a recipe.
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`): Seeds of the trainings.
         primary (`str`, *optional*, defaults to `"ndcg@10"`): Measure used to test comparisons.
-        choose_by (`str`, *optional*): Measure on validation by which the study chooses the points of grids and, if
-            several arms are better, the one to recommend. Defaults to `primary`. Set it if `primary` is a measure that
-            trainings do not compute on validation, such as `pruned@10`.
+        choose_by (`str`, *optional*): Measure on validation by which the study chooses the points of grids. It also
+            chooses the arm to recommend, if several arms are better than the arm named by `against`. Defaults to
+            `primary`. Set `choose_by` if trainings do not compute `primary` on validation, as for `pruned@10`.
         only_validation (`bool`, *optional*, defaults to `False`): Whether the study ends after the trainings, and
             compares them on validation. No arm is then measured on the test split.
         metrics (`list[str]`, *optional*, defaults to `["recall@10"]`): Other measures to show in the table.
@@ -58,8 +58,8 @@ class StudyConfig:
         evaluation (`dict`, *optional*): Keys of `trl-rec evaluate` for the measurements on the test split, such as
             `rewards`.
         recommend (`bool`, *optional*, defaults to `False`): Whether to end with a recommendation: "use ARM"; "use one
-            of ARMS", if several arms are better and not all of them have a validation measure; or "no difference from
-            X", where X is the arm named by `against`.
+            of ARMS", if several arms are better than X and not all of them have a validation measure; or "no
+            difference from X". X is the arm named by `against`.
         threads (`int`, *optional*, defaults to `1`): Threads per process.
         jobs (`int`, *optional*, defaults to `1`): Number of runs at the same time.
     """

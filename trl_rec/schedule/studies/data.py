@@ -16,8 +16,9 @@ from trl_rec.semantic_ids.storage import CARD as IDS_CARD
 if TYPE_CHECKING:
     from trl_rec.schedule.studies.study import Study
 
-# The file that each verb writes last into the dataset folder. While it is missing, the verb's run does not count as
-# finished: the dataset was removed or, if only the card of the IDs is missing, prepared again.
+# The last file that each verb writes into the dataset folder. A verb whose file is missing is run again, even if an
+# earlier call finished it. The file is missing if the dataset was removed, or if `prepare` has replaced the dataset by
+# one without semantic IDs.
 LAST_FILE = {"prepare": "card.json", "tokenize": f"catalog/{IDS_CARD}"}
 
 
@@ -49,14 +50,14 @@ def make_ids(study: Study) -> None:
         keys = {**arm.tokenize, "dataset": str(folder)}
         run = Run(f"semantic IDs of {arm.name}", "tokenize", keys, folder.with_name(f"{folder.name}-ids"))
         if not folder.is_dir():
-            run.record.unlink(missing_ok=True)  # a finished run does not count once its copy has been removed
+            run.record.unlink(missing_ok=True)  # if the copy was removed, its IDs must be made again
             with atomic_folder(folder) as copy:
                 shutil.copytree(study.dataset_folder, copy, dirs_exist_ok=True)
         study.finish([replace(run, has_folder=False, study=study.folder)], None, "tokenize")
 
 
 def _prepare(study: Study, run: Run) -> None:
-    """Runs `trl-rec prepare` or `trl-rec tokenize`, unless it is finished and the dataset still has its result."""
+    """Runs `trl-rec prepare` or `trl-rec tokenize`, unless this run is finished and its last file still exists."""
     run = replace(run, path=study.folder / "data" / run.verb)
     keys = {"output_dir": study.dataset_folder} if run.verb == "prepare" else {}
     run = replace(run, keys={**run.keys, **keys}, has_folder=False, study=study.folder)

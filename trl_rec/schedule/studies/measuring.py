@@ -66,7 +66,7 @@ def measure(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str,
 def measure_on_validation(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str, Measured]:
     """Returns the measurements on validation that the trainings made at their end. The test split is not read.
 
-    The arguments are those of [`measure`]. The results of the baselines are those in the measurement of the first
+    The arguments are those of [`measure`]. The results of the baselines are taken from the measurement of the first
     training.
     """
     if not trained:

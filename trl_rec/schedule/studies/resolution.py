@@ -2,7 +2,7 @@
 
 Both are computed before the first training, from the baselines on the validation split. If the study's recipe sets the
 headroom of an arm, this value is used instead. A headroom can be computed only for arms whose models read item ids and
-no item texts, because such models cannot recommend an item that is not in the training split.
+no item texts. Such models cannot recommend an item that is not in the training split, which limits their measures.
 """
 
 from __future__ import annotations

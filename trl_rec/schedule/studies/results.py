@@ -198,8 +198,8 @@ def _figures(
         "none" if seed is None else str(seed): {
             "test": str(folder.relative_to(study.folder)),
             "row": evaluations[seed][1],
-            # The measurement of a baseline may be in the folder of a model. Do not record the model's training for the
-            # baseline.
+            # A baseline, or an arm that measures another arm's policies, may have its results in the folder of a
+            # training's measurement. Do not record this training for such an arm.
             **({} if measured.row or measured.part else _training_entry(study, folder)),
         }
         for seed, folder in measured.folders.items()

@@ -79,7 +79,7 @@ class Run:
 def write_recipe(run: Run) -> None:
     """Writes the recipe file that is given to the verb.
 
-    The file contains the run's keys. If the verb writes to the run folder, it also contains `output_dir`.
+    The file contains the run's keys. If the verb writes to the run folder, the file also contains `output_dir`.
     """
     keys = {**run.keys, "output_dir": str(run.path)} if run.has_folder else run.keys
     write_text(run.recipe, yaml.safe_dump(keys, sort_keys=False, allow_unicode=True))

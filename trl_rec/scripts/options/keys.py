@@ -137,7 +137,7 @@ COMMON: dict[str, dict[str, str]] = {
         "eval_strategy": "when to evaluate on the validation split: no, steps or epoch",
         "eval_steps": "with eval_strategy=steps: number of steps between two evaluations",
         "per_device_eval_batch_size": "prompts per device and forward pass of an evaluation",
-        "load_best_model_at_end": "end with the best checkpoint by metric_for_best_model instead of the last",
+        "load_best_model_at_end": "end with the best checkpoint (see metric_for_best_model) instead of the last",
         "metric_for_best_model": "metric that compares checkpoints, such as eval_ndcg@10",
     },
     "output": {

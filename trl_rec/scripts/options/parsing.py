@@ -63,8 +63,8 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     Returns:
         An instance of the dataclass, or a tuple with an instance of each.
     """
-    # 1. Print the help if a script that was started directly is asked for it. `trl-rec` prints the help without
-    # starting a script. Separate the recipe from the other words.
+    # 1. Print the help if the words ask for it. This happens only in a script that was started directly, because
+    # `trl-rec` prints the help without starting a script. Separate the recipe from the other words.
     if wants_help(argv):
         print_help(verb, argv)
         sys.exit()

@@ -1,4 +1,4 @@
-"""Computes the training data of the towers: vectors of texts and behaviour, and pairs of a user and a chosen item.
+"""Computes the training data of the item and user towers: text vectors, behaviour vectors, and user-item pairs.
 
 All interactions come from the training split. For every fifth user, the last training target is held out, unless it is
 the user's only target. The held-out targets are used to measure how well the towers match users with items. They are

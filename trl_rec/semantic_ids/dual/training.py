@@ -101,7 +101,7 @@ class DualTraining:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self) -> None:
-        """Trains the towers in three phases, or in two phases without alignment.
+        """Trains the towers in three phases, or in the last two of them if `align` is False.
 
         Each phase ends with the weights of its best epoch.
         """

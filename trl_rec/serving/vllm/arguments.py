@@ -81,7 +81,7 @@ class RunArguments:
         self.list_length: int | None = settings["prompt"].get("list_length")
 
     def row(self, arguments: Mapping[str, Any], written: list[int]) -> Row:
-        """Returns the [`Row`] that a request asks for. Raises `ValueError` if the catalogue does not allow it.
+        """Returns the [`Row`] that a request asks for. Raises `ValueError` if an argument does not fit the catalogue.
 
         Args:
             arguments: The request's `extra_args`, with `items`.
@@ -102,8 +102,8 @@ class RunArguments:
         )
 
     def _excluded(self, arguments: Mapping[str, Any]) -> Sequence[int]:
-        """Returns the indices of the excluded items, without duplicates, because the longest such list in a batch
-        determines the memory of all requests."""
+        """Returns the indices of the excluded items. Duplicates are dropped to save memory: every request of a batch
+        takes as much memory as the request with the most excluded items."""
         positions = self.catalog.positions
         rows = list(arguments.get("exclude_rows", ()))
         for item_id in arguments.get("exclude", ()):
@@ -122,7 +122,8 @@ class RunArguments:
         number = self.catalog.num_recommendable
         if len(bits) != -(-number // 8):
             raise ValueError(
-                f"'mask' has {len(bits)} bytes, but the catalogue has {number} items; use 'allowed' or 'where' instead"
+                f"'mask' has {len(bits)} bytes, but needs one bit for each of the catalogue's {number} items; use "
+                "'allowed' or 'where' instead"
             )
         return Mask(np.unpackbits(bits, count=number).astype(bool))
 

@@ -100,7 +100,7 @@ class VllmPrompts:
         prompts (lists of `int`): The prompts.
         arguments (list of `dict`): The `extra_args` of each prompt.
         trie (`TokenTrie`): The catalogue, on the CPU.
-        num_beams (`int`): Number of tokens that are returned per beam.
+        num_beams (`int`): For each beam, vLLM returns the log-probabilities of this many tokens.
 
     Attributes:
         logits (`torch.Tensor` of shape `(B, 1, U)`): The log-probabilities after the prompts, of the best `num_beams`
@@ -163,8 +163,8 @@ class VllmPrompts:
         ]
         written = ask(self._llm, asks, 1, logprobs=self._num_returned)
 
-        # Drop tokens with log-probability -inf, which are arbitrary, and tokens that are not in the trie. EOS is
-        # the only token that the trie may lack. The processor allows it if no item is left.
+        # Drop tokens with log-probability -inf: vLLM adds arbitrary illegal tokens if there are too few legal ones.
+        # Also drop EOS if the trie lacks it. The processor allows EOS if no item is left.
         logps = torch.full((len(asks), len(self._trie.tokens)), -torch.inf)
         known = self._trie.tokens.numpy()
         for row, one in enumerate(written):

@@ -7,7 +7,7 @@ RUN_VARIABLE = "TRL_REC_RUN"
 
 
 def check_runner(is_v2: bool) -> None:
-    """Raises `ValueError` if vLLM uses its V2 model runner, which is its default where Triton works."""
+    """Raises `ValueError` if vLLM uses its V2 model runner, which is the default where Triton works."""
     if is_v2:
         raise ValueError(
             "CatalogProcessor needs vLLM's V1 model runner; set the environment variable VLLM_USE_V2_MODEL_RUNNER=0"

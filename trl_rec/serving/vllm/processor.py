@@ -91,7 +91,10 @@ class CatalogProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM may not b
             self._rows.move(source, target, swap=direction == MoveDirectionality.SWAP)
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Returns the logits `(rows, V)` with the log-probabilities of the legal tokens, and -inf for the others."""
+        """Returns the logits `(rows, V)` after the restriction to the catalogue.
+
+        In restricted rows, legal tokens get their log-probabilities, and all other tokens get -inf.
+        """
         return self._rows.apply(logits)
 
     def _row(self, params: SamplingParams, written: list[int]) -> Row:

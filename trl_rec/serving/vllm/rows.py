@@ -75,7 +75,7 @@ class CatalogRows:
         self._renormalize = renormalize or are_lists
         self._filters = FilterTables(trie)
 
-        # One entry per row of the batch. The tables grow when a row needs it.
+        # One entry per row of the batch. The tables grow when a row needs more room.
         empty = torch.zeros(0, dtype=torch.int64, device=trie.items.device)
         self._nodes = empty  # (R,): the node that each row has reached; -1 after a token that was not legal
         self._ranks = empty  # (R,): number of complete items
@@ -85,7 +85,7 @@ class CatalogRows:
         self._excluded = empty.view(0, 0)  # (R, E): places of excluded items that the filter allows, in order
 
     def add(self, index: int, row: Row) -> None:
-        """Begins a row. If the index already has a row, this row is replaced."""
+        """Begins a row at an index. If the index already has a row, the old row is replaced."""
         trie = self.trie
         self.rows.pop(index, None)
         number = self._filters.number(row.mask, self._used_filters())
@@ -228,7 +228,7 @@ class CatalogRows:
         self._nodes[index] = torch.where(ended, 0, torch.where(is_end, -1, nodes))
 
     def _first_left(self, index: Tensor, leaves: Tensor) -> Tensor:
-        """Returns the first item of each leaf `(M,)` that the row can still recommend, or -1 if there is none.
+        """Returns, for each leaf `(M,)`, the first of the leaf's items that is left in the row, or -1 if none is left.
 
         For nodes that are not leaves, the result is arbitrary.
         """

@@ -40,9 +40,9 @@ class AlroConfig(RecConfig, SFTConfig):
             loss (gamma). Use 8 to 10 with `score="prob"`.
         pair_sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the pairwise comparison of expected
             positions in the soft lambda loss (sigma).
-        delta (`str`, *optional*, defaults to `"target"`): The soft lambda loss weights each pair of candidates by the
-            distance between their positions in an order, which this option selects. `"target"`: the order of the
-            target answer. `"model"`: the order that the model predicts.
+        delta (`str`, *optional*, defaults to `"target"`): Order of the candidates that determines the weight of each
+            pair in the soft lambda loss. The weight depends on the distance between the two candidates in this order.
+            `"target"`: the order of the target answer. `"model"`: the order that the model predicts.
         distance (`str`, *optional*, defaults to `"jsd"`): Distance in the permutation-sensitive loss: `"jsd"`
             (Jensen-Shannon divergence), `"symkl"` (symmetric KL divergence) or `"ce"` (cross-entropy).
         softmax (`str`, *optional*, defaults to `"legal"`): Tokens over which the supervised loss computes the softmax.
@@ -111,7 +111,8 @@ class AlroConfig(RecConfig, SFTConfig):
     softmax: Literal["legal", "vocabulary"] = field(
         default="legal",
         metadata={
-            "help": "tokens that the softmax is computed over: legal (names of the remaining candidates) or vocabulary"
+            "help": "tokens over which the supervised loss computes the softmax: legal (names of the remaining "
+            "candidates) or vocabulary"
         },
     )
     num_candidates: Annotated[int, NUM_CANDIDATES] = field(

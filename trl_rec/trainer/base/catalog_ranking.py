@@ -69,7 +69,7 @@ class CatalogRankingMixin(RecTrainerMixin):
             self.trie = TokenTrie.from_catalog(catalog, processing_class, lists=args.list_length is not None)
 
     def _check_ranking(self) -> None:
-        """Same as in the parent. Also raises `ValueError` if a prior is set under FSDP, where it could not be made."""
+        """Same as in the parent. Under FSDP, where no prior can be made, also raises `ValueError` if one is set."""
         super()._check_ranking()
         if self.is_fsdp_enabled and wants_prior(self.args):
             raise ValueError(

@@ -93,9 +93,9 @@ class RecConfig(Base):
         overwrite (`bool`, *optional*, defaults to `False`): Whether a run that does not resume may replace the work of
             an earlier run in `output_dir`. The checkpoints, the weights and some other files of that run are removed
             just before the first step.
-        include_catalog (`bool`, *optional*, defaults to `False`): Whether `push_to_hub` pushes the catalogue even if
-            the recorded licence of the data does not allow redistribution, or if no licence is recorded. By default,
-            the catalogue is pushed only if the recorded licence allows redistribution.
+        include_catalog (`bool`, *optional*, defaults to `False`): Whether `push_to_hub` pushes the catalogue in any
+            case. By default, the catalogue is pushed only if a licence of the data is recorded, and if this licence
+            allows redistribution.
         logging_nan_inf_filter (`bool`, *optional*, defaults to `False`): Whether losses that are not finite are left
             out of the logged loss. The filter is off by default, because such losses stop the run anyway, and because
             the filter makes the host wait for the device after every batch.
@@ -246,7 +246,7 @@ def check_early_stopping(config: RecConfig) -> None:
 
 
 def check_inert(config: RecConfig, names: tuple[str, ...], why: str) -> None:
-    """Raises `ValueError` if an option that has no effect in our trainer does not have its default value.
+    """Raises `ValueError` if the user has set an option that has no effect in our trainer.
 
     Args:
         config: The configuration.

@@ -45,7 +45,7 @@ def announce_cost(trainer: RecTrainerMixin, dataset: RecDataset) -> None:
 
 
 class CostEstimate(TrainerCallback):
-    """Callback that measures how long a few users and the first batches take, and prints how long the run will take.
+    """Callback that measures the time per user and per batch, and prints how long the run will take.
 
     Args:
         trainer ([`RecTrainerMixin`]): The trainer.

@@ -80,7 +80,7 @@ def continue_prior(args: RecConfig, folder: str | Path | None) -> None:
 
     Args:
         args: The configuration of the new run, which is changed.
-        folder: The folder of the earlier run, or any other source of the model, which is ignored.
+        folder: The folder of the earlier run. Nothing is set if the model comes from anywhere else.
     """
     if not isinstance(args, PriorConfig) or not args.is_prior_open:
         return
@@ -112,7 +112,7 @@ def leave_prior(folder: str | Path | None, why: str) -> None:
 
     Args:
         folder: As in [`continue_prior`].
-        why: The reason and the remedy, as the end of the sentence.
+        why: The reason and the remedy, as the end of the logged sentence.
     """
     kind = _kind_of(folder)
     if kind is not None:

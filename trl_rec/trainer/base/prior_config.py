@@ -24,8 +24,8 @@ class PriorConfig(RecConfig):
             that has a prior, a prior of the same kind is fitted to the new data (see [`continue_prior`]).
         prior_strength (`str`, *optional*, defaults to `"auto"`): Exponent of the prior, as a number. With `"auto"`,
             [`choose_prior`] chooses the exponent on the validation split.
-        include_prior (`bool`, *optional*, defaults to `False`): Whether `push_to_hub` pushes the prior, which consists
-            of counts of users' choices.
+        include_prior (`bool`, *optional*, defaults to `False`): Whether `push_to_hub` pushes the prior, which contains
+            counts of users' choices.
     """
 
     may_change = (*RecConfig.may_change, "prior", "prior_strength", "include_prior")

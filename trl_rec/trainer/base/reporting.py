@@ -1,7 +1,8 @@
 """Ends a run: saves the model, evaluates it and the baselines on a held-out split, and writes the run folder.
 
-The config field `final_split` selects the split. By default, it is the test split. If an evaluation is killed, its
-finished rows stay in the run folder. When the run is resumed, the evaluation continues with the remaining rows.
+The config field `final_split` selects the split. By default, it is the test split. If an evaluation is killed, the
+results of the rows that it has finished stay in the run folder. When the run is resumed, the evaluation continues with
+the remaining rows.
 """
 
 from __future__ import annotations

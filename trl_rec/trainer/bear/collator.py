@@ -66,8 +66,8 @@ class NextItemCollator:
         weight of each label, or 0 where there is no label.
 
         If the rows have branches (targets that are written after a common history, see [`Branches`]), the batch also
-        contains `seen` and `starts`, `(B, T)` each. A column attends to the columns before `seen`, and to the columns
-        from `starts` to itself.
+        contains the column numbers `seen` and `starts`, `(B, T)` each. A column attends to the columns before `seen`,
+        and to the columns from `starts` to itself.
         """
         # 1. Pad the rows.
         tokens = Ragged.from_lists([row["input_ids"] for row in rows])

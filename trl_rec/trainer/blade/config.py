@@ -60,10 +60,10 @@ class BladeConfig(RecConfig, DPOConfig):
         num_generations (`int`, *optional*, defaults to `8`): Number of rollouts per prompt and step, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`): Sampling temperature of rollouts and reference lists.
         beta (`float`, *optional*): Weight of the KL divergence from the reference policy. Defaults to 0.001 with
-            `target="reward"`, and to 1 otherwise. With weight 1, and if ranks were exact instead of estimated,
-            sampling from the optimal policy would be equivalent to sampling `best_of` lists from the reference policy
-            and keeping the best one. If no two lists have the same reward, the divergence of the optimal policy from
-            the reference policy depends only on `best_of`.
+            `target="reward"`, and to 1 otherwise. If the target is a Best-of-N reward with exact instead of
+            estimated ranks, and the weight is 1, sampling from the optimal policy is equivalent to sampling `best_of`
+            lists from the reference policy and keeping the best one. If, in addition, no two lists have the same
+            reward, the divergence of the optimal policy from the reference policy depends only on `best_of`.
         standardize (`bool`, *optional*): Whether to divide the advantages of a prompt's rollouts by the standard
             deviation of the rollouts' values. The value of a rollout is its learning target minus its KL penalty.
             Defaults to `True` with `target="reward"`, and to `False` otherwise.
@@ -258,7 +258,7 @@ class BladeConfig(RecConfig, DPOConfig):
         saved, so a run resumed from that checkpoint would end with other weights than an uninterrupted run."""
         if self.num_iterations == 1:
             return
-        check_inert(self, ("train_sampling_strategy",), "each batch is used num_iterations times in a row")
+        check_inert(self, ("train_sampling_strategy",), "rows are always shuffled if num_iterations is above 1")
 
         # Checkpoints are saved at regular steps and at the last step.
         every = {"steps": self.save_steps, "best": self.eval_steps}.get(SaveStrategy(self.save_strategy).value) or 0

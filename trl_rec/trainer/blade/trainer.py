@@ -280,7 +280,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def _redraw(self, number: int, step: int) -> np.ndarray:
         """Returns the reference lists of a later draw, `(num_rows, M, K)`. Lists on disk are read, and missing lists
         are sampled."""
-        # 1. Open the store. The lists depend on the policy, which the settings of the run determine.
+        # 1. Open the store. The lists depend on the policy, and the policy depends on the settings of the run.
+        # Therefore the name of the store contains a hash of these settings.
         args = self.args
         rows = self.train_dataset
         of_run = run_entries(args, self.accelerator.num_processes)

@@ -178,8 +178,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
                 )
             return dataset
 
-        # Convert the preferences to token ids. Check that the tokens are in the model's vocabulary and, with a softmax
-        # over legal tokens, that each completion is an item.
+        # Convert the preferences to token ids. Check that the tokens are in the model's vocabulary and, with
+        # `normalize="catalogue"`, that each completion is an item.
         columns = set(dataset.column_names)
         is_table = self.catalog is not None and columns >= TABLE
         if not (is_table or columns >= TEXT or columns >= TOKENS):

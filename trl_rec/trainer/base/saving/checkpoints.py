@@ -137,8 +137,8 @@ def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Map
             "%s does not record which run wrote it; it is read without checking that it belongs to this run", folder
         )
 
-    # 2. Compare the launches. Sharded files can only be read by the number of processes that wrote them. Other files
-    # can be read by any number of processes.
+    # 2. Compare the launches. Sharded files can only be read by as many processes as wrote them. Other files can be
+    # read by any number of processes.
     different = difference(mark.launch, as_json(launch))
     if different is None:
         return

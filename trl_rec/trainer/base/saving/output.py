@@ -115,7 +115,8 @@ def default_output(model: str | PreTrainedModel | PeftModel | None, method: str)
 
 
 def check_output(args: RecConfig) -> None:
-    """Raises `ValueError` if `output_dir` contains the work of an earlier run that may not be replaced."""
+    """Raises `ValueError` if `output_dir` contains the work of an earlier run, unless `overwrite` or
+    `resume_from_checkpoint` is set."""
     if not args.overwrite and not args.resume_from_checkpoint:
         check_no_work(Path(str(args.output_dir)))
 
@@ -197,7 +198,7 @@ class RunStart(TrainerCallback):
     ) -> None:
         """Removes the work of an earlier run, and sets the logging, saving and evaluation intervals from `args`.
 
-        If the run was finished when the checkpoint was saved, no further step is trained.
+        If the run resumes from a checkpoint that has already reached the last step, no further step is trained.
         """
         if self.replaced is not None and PartialState().is_main_process:
             remove_work(self.replaced)

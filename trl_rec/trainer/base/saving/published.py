@@ -70,9 +70,9 @@ REPLACED = (*WHOLE_CATALOG, *OF_PRIOR)
 WITHOUT_USERS = """
 ## The semantic IDs of users are not included
 
-The prompts of the model name the user by a semantic ID. These IDs are never published. To use the model, pass the
-dataset folder that it was trained on, which contains them, as `catalog=` of `from_pretrained`, or as `--dataset` of
-`trl-rec recommend` and `trl-rec serve`.
+The prompts of the model name the user by a semantic ID. These IDs are never published, but the dataset folder that the
+model was trained on contains them. To use the model, pass this folder as `catalog=` of `from_pretrained`, or as
+`--dataset` of `trl-rec recommend` and `trl-rec serve`.
 """
 # Further files of a checkpoint. They are needed to resume from it, and `hub_strategy: checkpoint` pushes them.
 RESUME = (

@@ -1,4 +1,4 @@
-"""Recipes whose item embeddings start from vectors."""
+"""The setting `item_vectors`: item embeddings start from vectors of texts, of behaviour or of both."""
 
 from __future__ import annotations
 
