@@ -31,7 +31,7 @@ from trl_rec.items import TokenTrie
 
 
 EOS = 1  # token 0 is padding, and token 2 begins a prompt
-FIRST = 3  # the first token of the items
+FIRST = 3  # the smallest token id that is used in items
 
 
 class ListProcessor(LogitsProcessor):

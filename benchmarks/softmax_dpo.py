@@ -9,8 +9,8 @@ forward passes of the model and of the reference model, the backward pass and th
 turns on the same prompts. The program prints the median seconds per step, and the peak bytes of all tensors except
 those of the model and the optimizer.
 
-The comparison favours trl-rec in three ways. First, on a CPU but not on a GPU, TRL's output layer also scores the
-prompt's positions; with `--vocabulary 512`, the output layer takes little time. Second, TRL also measures entropy,
+The comparison favours trl-rec in three ways. First, on a CPU (not on a GPU), TRL also applies the output layer to the
+positions of the prompt. To make this difference small, run with `--vocabulary 512`. Second, TRL also measures entropy,
 mean logits and token accuracy. Third, users of `DPOTrainer` would seldom make a pair for every rejected completion.
 """
 
@@ -104,7 +104,7 @@ def make_model(vocabulary: int) -> PreTrainedModel:
 
 
 def measure(trainers: dict[str, DPOTrainer], runs: int) -> None:
-    """Prints time and memory of steps, each on all rows of its trainer."""
+    """Prints the time and memory of a step of each trainer, on a batch of all rows of the trainer's dataset."""
     # 1. Make one batch of all rows and an optimizer for each trainer.
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     batches = {}
@@ -132,7 +132,10 @@ def measure(trainers: dict[str, DPOTrainer], runs: int) -> None:
 
     theirs, ours = trainers
     ratio = median(a / b for a, b in zip(seconds[theirs][1:], seconds[ours][1:], strict=True))
-    print(f"  {ratio:.1f} times faster (median of {runs} turns), {peaks[ours] / peaks[theirs]:.3f} times the bytes")
+    print(
+        f"  {ours} is {ratio:.1f} times as fast as {theirs} (median of {runs} turns), and uses "
+        f"{peaks[ours] / peaks[theirs]:.3f} times the bytes"
+    )
 
 
 def step(trainer: DPOTrainer, batch: dict[str, torch.Tensor]) -> None:

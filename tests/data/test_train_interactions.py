@@ -81,7 +81,7 @@ def test_the_number_of_items_is_one_more_than_the_largest_index():
     assert TrainInteractions.from_split(train).num_items == 8
     assert TrainInteractions.from_split(train, 20).num_items == 20
     assert TrainInteractions.from_split(make_split([])).num_items == 0
-    with pytest.raises(ValueError, match="train, row 0: 7 is not an item index; give whole numbers from 0 below 7"):
+    with pytest.raises(ValueError, match="train, row 0: 7 is not an item index; give whole numbers from 0 to 6"):
         TrainInteractions.from_split(train, 7)
 
 

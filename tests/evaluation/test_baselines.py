@@ -128,9 +128,7 @@ def test_bad_input_is_an_error(baseline):
     with pytest.raises(ValueError, match="call fit with a training split first"):
         baseline.rank([[0]], 1, True)
     baseline.fit(make_split([(0, [0], [1])]))
-    with pytest.raises(
-        ValueError, match="histories, row 1: 2.* is not an item index; give whole numbers from 0 below 2"
-    ):
+    with pytest.raises(ValueError, match="histories, row 1: 2.* is not an item index; give whole numbers from 0 to 1"):
         baseline.rank([[0], [1, 2]], 1, True)
     with pytest.raises(ValueError, match="top_k must be at least 1, not 0"):
         baseline.rank([[0]], 0, True)

@@ -1,8 +1,9 @@
 """Implements Softmax-DPO, a preference loss for one chosen completion and several negatives.
 
-Rows may have different numbers of negatives, and missing negatives are masked. If a row were filled up with copies of
-one of its negatives instead, the loss would change, because log m would be added to the exponent of a negative that
-occurs m times. The inputs are log-ratios between policy and reference, so this file needs neither a model nor tokens.
+Rows may have different numbers of negatives, and missing negatives are masked. To pad a row with copies of one of its
+negatives instead would change the loss, because the loss sums over the negatives, and a negative that occurs m times
+would count m times. The inputs are log-ratios between policy and reference, so this file needs neither a model nor
+tokens.
 
 Legend: B rows, K negatives (padded).
 """
@@ -78,6 +79,6 @@ def check_beta(beta: float) -> None:
     """Raises ValueError if `beta` is not positive."""
     if beta <= 0:
         raise ValueError(
-            f"`beta` must be positive, but is {beta}; otherwise the chosen completion would not be preferred. Set it "
-            "to 1, for example."
+            f"`beta` must be positive, but is {beta}. With this value, the chosen completion would not be preferred. "
+            "Set beta to 1, for example."
         )

@@ -1,4 +1,7 @@
-"""`trl-rec compare`: compares runs over the same users, with intervals, p-values and a verdict for each comparison."""
+"""`trl-rec compare`: compares runs over the same users, with intervals, p-values and a verdict for each comparison.
+
+Runs with the same name, which differ only in the seed, form an arm. Arms are compared with each other.
+"""
 
 from __future__ import annotations
 

@@ -5,10 +5,11 @@ has text between or after the items. Otherwise, an ordinary row, in which the it
 enough.
 
 A row with branches begins with a trunk: the head of the prompt and the items of the history. One branch per target
-follows: the tail of the prompt and the target's path up to its last learned token. With a trie, this is the last token
-that is not forced; otherwise it is the last token of the path. A branch continues a prefix of the trunk, namely the
-head and the items before its target. One row with branches replaces the separate rows of all its targets, and contains
-their common beginning only once. A row without branches consists of its trunk alone.
+follows: the tail of the prompt, and the tokens of the target's path before the last learned token. If decoding is
+restricted by a trie, the last learned token is the last one for which the trie allows an alternative. Otherwise, it is
+the last token of the path. (The last branch of a row also contains this token, see below.) A branch continues a prefix
+of the trunk, namely the head and the items before its target. One row with branches replaces the separate rows of all
+its targets, and contains their common beginning only once. A row without branches consists of its trunk alone.
 
     trunk                        branches
     head | item 1 | item 2 | ... | tail, path of target 1 | tail, path of target 2 | ...
@@ -17,7 +18,8 @@ A column is the place of one token in its row. Column `c` predicts the label of 
 from the last learned token, so a branch does not contain this token. The token is only the label of the column after
 the branch, whichever token that column contains. The last branch of a row is an exception: it does contain its last
 learned token, because otherwise no column would follow that could have this token as its label. If the tail is empty,
-the first token of a path is predicted by the last column of the prefix, and is the label of the next column.
+the last column of the prefix predicts the first token of the path. This token is then the label of the next column of
+the row, which usually belongs to the trunk.
 """
 
 from __future__ import annotations
