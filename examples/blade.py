@@ -139,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", default="ml-100k", help="ml-100k, toy, or the folder of a log")
     parser.add_argument(
-        "--max_steps", type=int, default=-1, help="limit on the steps of each training; -1 sets no limit"
+        "--max_steps", type=int, default=-1, help="maximum number of steps of each training; -1 runs all steps"
     )
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
@@ -167,7 +167,7 @@ def report(dataset: RecDataset, results: dict[str, Evaluation], before: Any, aft
     print("\n" + metrics_table(results, columns=COLUMNS, caption=caption))
 
     best, other = sorted(ARMS, key=lambda name: -results[name].metrics["reward"])
-    print(f"\n{best} has the higher reward of the two targets.")
+    print(f"\nOf the two runs, {best} has the higher reward.")
     for name in (other, "SFT"):
         gain = paired_comparison(results[best].per_user["reward"], results[name].per_user["reward"])
         print(

@@ -1,8 +1,8 @@
 """Ranks the catalogue for requests. A request is a history with its own filter, limits and number of items.
 
 Requests that need the same search are ranked together in batches, sorted by the length of their histories. The filters
-of a batch become a boolean table in its item weights, with one row per distinct filter. A request with limits
-(`max_per`) may need several rounds, see `caps.py`.
+of a batch form a boolean table with one row per distinct filter. This table is part of the item weights of the batch.
+A request with limits (`max_per`) may need several rounds, see `caps.py`.
 
 Legend: B: prompts, P: prompt tokens (padded), E: excluded items per prompt (padded), F: distinct filters, I: items.
 """
@@ -345,7 +345,8 @@ class RequestRanker:
         if all(mask is None for mask in batch.masks):
             return batch.weights
 
-        # With strength 0, weights only remove items. So a filter alone changes no score.
+        # Without a prior, use weights of strength 0. They remove the items that the filter does not allow, and change
+        # no score.
         weights = ItemWeights(strength=0.0) if batch.weights is None else batch.weights
         masks = [mask or self._everything for mask in batch.masks]
         distinct = {mask.key: mask for mask in masks}

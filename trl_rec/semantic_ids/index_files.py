@@ -53,7 +53,8 @@ def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = Fal
             If False, such IDs raise a ValueError, unless they come from an import of the same tokens.
 
     Returns:
-        [`RecDataset`]: The dataset with the IDs in its catalogue. Users have no IDs.
+        [`RecDataset`]: The dataset with the semantic IDs of the items in its catalogue. Semantic IDs of users are not
+        imported.
     """
     tokens = read_index(Path(path), dataset.catalog.ids)
     _check_prefixes(tokens, dataset.catalog.ids, Path(path).name)
@@ -83,7 +84,8 @@ def card_of_tokens(dataset: RecDataset, semantic_ids: Ragged) -> dict[str, Any]:
     columns = [np.unique(column, return_inverse=True)[1] for column in padded.T]
     codes = torch.from_numpy(np.stack(columns, 1))
 
-    # 2. Describe these numbers as codes that were not repaired and whose quantisation errors are unknown.
+    # 2. Store these numbers as codes. No collisions were resolved, so the codes before and after are the same. The
+    # quantisation errors are unknown.
     no_extra = torch.full((len(semantic_ids),), -1)
     id_codes = IdCodes(codes, codes, no_extra, errors=None, num_codes=int(codes.max()) + 1)
     settings = {

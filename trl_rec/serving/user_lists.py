@@ -1,4 +1,5 @@
-"""Writes the lists of all users to a Parquet file, with one row per user and rank: `user_id, rank, item_id, score`.
+"""Recommends items to all users, and writes the lists to a Parquet file, with one row per user and rank: `user_id,
+rank, item_id, score`.
 
 Users are divided into parts of a fixed size, and the processes share the parts. A finished part is stored next to the
 output until the file is complete. After an interruption, the same call therefore computes only the missing parts, even
@@ -76,8 +77,8 @@ def write_lists(
 ) -> WrittenLists:
     """Recommends to all users, as [`Recommender.recommend_batch`] does, and writes the lists to a Parquet file.
 
-    Every process calls this function, and the users are divided among the processes. The number of processes changes
-    at most the rounding of the scores in the file. Users are written in the order of `given`.
+    Every process calls this function, and the users are divided among the processes. The file does not depend on the
+    number of processes, except for the rounding of the scores. Users are written in the order of `given`.
 
     Args:
         recommender ([`Recommender`]): The recommender.
@@ -105,7 +106,7 @@ def write_lists(
         raise ValueError("there are no users to recommend to; give at least one user")
     if recommender.prompt_format.users is not None and given.users is None:
         raise ValueError(
-            "the prompts of the model name the user; take the users from the dataset that the model was trained on"
+            "the model's prompts contain the user; take the users from the dataset that the model was trained on"
         )
     one_filter = one_filter or ItemFilter()
     recommender.check_filter(one_filter)

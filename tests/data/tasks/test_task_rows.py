@@ -247,11 +247,12 @@ def test_senseless_tasks_are_refused(dataset: RecDataset) -> None:
     assert rows["labels"][0][-1] == tokenizer.eos_token_id
 
 
-# No row may contain anything from the validation or test split.
+# No row of a user may contain an item from the validation or test split.
 
 
 def held_out(dataset: RecDataset) -> RecDataset:
-    """Returns the dataset with different targets in validation and test: new items that no user chose in training.
+    """Returns the dataset with the targets of validation and test replaced by new items, which no user chose in
+    training.
 
     Every item has a genre of its own. A text about several items contains only the first few genres in alphabetical
     order. The genres of the new items come first, so that a leaked item can be recognised by its genre.

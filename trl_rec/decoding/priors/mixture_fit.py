@@ -4,7 +4,7 @@ The weights maximise the likelihood of the targets. They are found by expectatio
 best weights because the log-likelihood is concave in the weights. With a dozen weights and thousands of targets, the
 fit does not depend much on single users.
 
-Legend: N targets, M components of the mixture: the counts, then the popularity.
+Legend: N targets, M components of the mixture (one per table of transition counts, and then one for the popularity).
 """
 
 from __future__ import annotations
@@ -64,13 +64,14 @@ def target_shares(
 ) -> np.ndarray:
     """Returns the share that each component gives to each target after its history, `(N, M)`.
 
-    The columns are those of the counts, then that of the popularity. With `exclude_history`, targets that are in their
-    own history are left out, and items of the history have no share.
+    There is one column per table of counts, and then one for the popularity. With `exclude_history`, targets that are
+    in their own history are left out, and items of the history have no share.
 
     Args:
         counts: The counts by name.
         popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
-        histories, targets: The histories and the targets of the validation rows, one row each per validation row.
+        histories, targets: The histories and the targets of the validation split. Both have one row per row of this
+        split.
         exclude_history (*optional*, defaults to `True`): Whether the shares of items of the history are 0.
     """
     # 1. Make one row per target.

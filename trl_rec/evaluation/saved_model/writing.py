@@ -1,4 +1,5 @@
-"""Writes the results of [`evaluate_with_baselines`], and chooses the name of the model or lists in the results."""
+"""Writes the results of [`evaluate_with_baselines`], and chooses the name under which they show the evaluated
+model or the evaluated lists."""
 
 from __future__ import annotations
 
