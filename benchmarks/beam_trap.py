@@ -15,7 +15,7 @@ probability of a likely item. The most likely item has 1.45 times this mean. Abo
 at most 16 beams therefore loses all likely items at the second code, even with the true probabilities, although each
 of these items is much more likely than any item that the search finds.
 
-With B beams, the table shows for each strength and arm:
+With B beams, the table shows for each strength and each arm (MSL or a variant of BEAR):
 
 - **recall@B**: the probability that the next item is among the B items that the beam search finds;
 - **every item**: the probability that the next item is among the B items with the highest exact scores;

@@ -8,8 +8,8 @@ model, the backward pass and the optimizer update.
 
 `GRPOTrainer` is timed in two ways. Without changes, it samples from the whole vocabulary, so its lists may contain
 duplicates and tokens that are not items. With a logits processor, it samples only distinct items of the catalogue. In
-both cases, its lists may contain items of the history, and each list is scored in a separate row. The trainers take
-turns. The program prints the median number of seconds per step.
+both cases, its lists may contain items of the history, and the forward passes read the prompt again for each list. The
+trainers take turns. The program prints the median number of seconds per step.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/busy_machine.py [--others 4] [--steps 3] [--items 1682] [--hidden 64]
 
-The first setting is torch's default. In the second, threads that wait sleep instead of spinning (passive waiting). The
+The first setting is torch's default. In the second, waiting threads sleep instead of spinning (passive waiting). The
 third combines passive waiting with a single thread for a small model. `trl-rec` uses the third setting. In programs
 of your own, trainers choose the number of threads, but do not set passive waiting.
 

@@ -107,7 +107,7 @@ def as_option(pair: str) -> tuple[str, str]:
 
 
 def has_windows(dataset: RecDataset) -> bool:
-    """Returns whether the source consists of windows, as BIGRec's does."""
+    """Returns whether the source's rows are windows (one target and the items before it), as BIGRec's are."""
     return bool(dataset.card["split"] == "windows")
 
 

@@ -16,7 +16,7 @@ tokens, which TRL does not have, a token that is the only legal one is not learn
 vocabulary, all tokens of titles are learned.
 
 The program prints the number of tokens per step (without padding) and the median number of seconds per step. It
-compares the first way with each other way: the ratio of the tokens, the ratio of the seconds, and the largest
+compares the first way with each of the others: the ratio of the tokens, the ratio of the seconds, and the largest
 difference between the losses. `--tiny` uses 2 layers of random weights with the same vocabulary. OMP_NUM_THREADS sets
 the number of threads.
 """

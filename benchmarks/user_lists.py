@@ -1,4 +1,4 @@
-"""Compares the speed of `write_lists`, which writes the lists of all users to a file, with that of `rank_split`.
+"""Compares the speed of `write_lists`, which writes one list per user to a file, with that of `rank_split`.
 
 `rank_split` ranks the test split in one pass, with all prompts in memory. `write_lists` ranks the same histories in
 parts, stores each part on disk, and writes the lists to a Parquet file. Both use the same model, exclude the items of

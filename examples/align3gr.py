@@ -26,7 +26,7 @@ from trl_rec.semantic_ids import DualIdsConfig, describe_ids, read_ids_card
 IDS = DualIdsConfig(text_encoder="words", codes=32, max_epochs=4)
 TASKS = {"next_item": 1.0, "item_to_id": 0.1, "id_to_item": 0.1, "profile_to_user": 0.1, "history_to_preference": 0.1}
 SHARED: dict[str, Any] = {
-    "prompt_head": "{user}",  # every prompt names the user
+    "prompt_head": "{user}",  # prompts for the next item begin with the user's semantic ID
     "max_length": 192,  # enough for the codes of 62 items and of the user
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 64,

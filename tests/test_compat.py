@@ -466,8 +466,8 @@ def test_accelerate_is_launched_in_this_process(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_launcher_sets_the_variables_that_identify_it() -> None:
-    """`user_environment` recognises a launched process by `ACCELERATE_DYNAMO_MODE`, and ignores the `OMP_NUM_THREADS`
-    that the launcher sets for this process."""
+    """`compat.user_environment` recognises a launched process by `ACCELERATE_DYNAMO_MODE`, and ignores the
+    `OMP_NUM_THREADS` that the launcher sets for this process."""
     from accelerate.utils import launch
 
     for prepare in (launch.prepare_simple_launcher_cmd_env, launch.prepare_multi_gpu_env):

@@ -2,8 +2,8 @@
 model.
 
 All recipes in the folder `recipes` are tested, so a new recipe needs no entry here. The recipes run in a folder that
-contains the datasets that they name. If a recipe starts from the output of another recipe, that recipe is run before
-it.
+contains the datasets that they name. If a recipe starts from the output of another recipe, the other recipe runs
+first.
 """
 
 import csv

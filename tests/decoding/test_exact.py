@@ -94,7 +94,7 @@ def test_only_nodes_with_several_children_are_read(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(exact, "MOST_NODES", 3)
         sequences = [[first, second, third, EOS] for first in (4, 5) for second in (6, 7, 8) for third in (9, 10)]
         score_catalog(model, pad([[5, 6, 7]]), TokenTrie.from_sequences(sequences))
-        # Besides the root, 8 nodes have several children. The last two chunks also read the parent of their first
+        # Besides the root, 8 nodes have several children. The last two passes also read the parent of their first
         # node.
         assert widths == [3, 3, 4, 3]
     finally:

@@ -242,8 +242,8 @@ def test_shared_weights_apply_to_every_prompt_of_the_processor() -> None:
 
 
 def weighed_lists(sequences: list[list[int]], length: int, given: list[float], excluded: list[int]) -> list:
-    """Returns every list without items of weight 0. Items with the same path occur in the order of descending
-    weight."""
+    """Returns all lists that contain neither excluded items nor items of weight 0. Items with the same path occur in
+    the order of descending weight."""
     order = sorted(range(len(sequences)), key=lambda item: (-given[item], item))
     gone = [order.index(item) for item in {*excluded, *(item for item in order if given[item] == 0)}]
     lists = all_lists([sequences[item] for item in order], length, gone)

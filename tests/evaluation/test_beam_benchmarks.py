@@ -26,7 +26,7 @@ def test_the_true_probabilities_have_a_trap_of_the_given_strength(strength: floa
     np.testing.assert_allclose(second, strength * likely.mean())
     assert likely.min() > unlikely.max()
     # A beam search with the true probabilities keeps a likely item only if the item is more probable than all unlikely
-    # items of one second code together.
+    # items with the same second code together.
     assert (likely > second[0]).any() == (strength < 1.45) and (likely > second[0]).all() == (strength < 0.55)
 
 

@@ -107,7 +107,7 @@ def test_recall_at_a_larger_cutoff_uses_its_own_beam_search(dataset: RecDataset,
     np.testing.assert_array_equal(evaluation.per_user["recall@20"], far)
     assert evaluation.metrics["recall@20"] == far.mean() and "recall@20" in evaluation.intervals
 
-    # The other metrics and the kept ranking are computed with five beams.
+    # The other metrics and the returned ranking are computed with five beams.
     near = evaluate_policy(policy, dataset, ks=[2, 5])
     assert {name: evaluation.metrics[name] for name in near.metrics} == near.metrics
     np.testing.assert_array_equal(evaluation.rankings.items, policy.rank(dataset.test, 5).items)

@@ -1,4 +1,5 @@
-"""Compares expected metrics with the mean over all orders of the items within each leaf."""
+"""Compares the expected metrics with plain recall and NDCG, averaged over all orders of the items that share a leaf of
+the trie."""
 
 import numpy as np
 import torch

@@ -371,7 +371,7 @@ def test_equal_distributions_have_no_gradient(distance: str) -> None:
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_slots_that_are_mapped_back_to_candidates_give_0_and_unmapped_slots_do_not(distance: str) -> None:
     """A slot is the place of a candidate in the prompt. The model of this test ignores the order of the prompt, so
-    every candidate has the same score in every slot."""
+    the score of a candidate does not depend on its slot."""
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(1, 5, 5, generator=generator, dtype=torch.float64)
     order = torch.tensor([3, 0, 4, 1, 2])

@@ -292,7 +292,7 @@ def test_illegal_tokens_contribute_nothing(fill: float, dtype: torch.dtype, vari
 def test_padding_columns_change_nothing(variant: str, masked: bool) -> None:
     batch = random_batch(masked=masked)
     legal = torch.ones_like(batch.logits, dtype=torch.bool) if batch.legal is None else batch.legal
-    # With 10 beams, there are fewer tokens than beams, and padding columns must not count as beams.
+    # With 10 beams, there are fewer tokens than beams. Padding columns must not fill the remaining beams.
     for num_beams in (2, 10):
         settings = {**SETTINGS, "num_beams": num_beams, "variant": variant}
         output, found = gradient(batch, **settings)

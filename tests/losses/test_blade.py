@@ -45,8 +45,9 @@ def gradient(logps: Tensor, old_logps: Tensor | None, advantages: Tensor, clip: 
 
 def test_cdf_worked_by_hand() -> None:
     """Rollouts have the rewards 0, 1/2 and 1, and references have 0, 0, 1/2 and 7/10. With tau (`dynamic_coefficient`)
-    1/4 and prior 1/2, the estimate is 3/4 (S_ref + 1/2) / 5 + 1/4 S_on / 3. S_ref and S_on are the numbers of
-    references and of rollouts whose reward is at most that of a rollout (for `at_most`) or below it (for `below`).
+    1/4 and prior 1/2, the estimate for a rollout is 3/4 (S_ref + 1/2) / 5 + 1/4 S_on / 3. S_ref and S_on are the
+    numbers of references and of rollouts whose reward is at most that of this rollout (for `at_most`) or below it (for
+    `below`).
 
     S_ref at most: 2, 3, 4    S_on at most: 1, 2, 3    at_most = 11/24, 83/120, 37/40
     S_ref below:   0, 2, 4    S_on below:   0, 1, 2    below   = 3/40, 11/24, 101/120
@@ -58,7 +59,8 @@ def test_cdf_worked_by_hand() -> None:
 
 def test_reward_worked_by_hand() -> None:
     """A list hits with probability 1/20. The best of 8 lists misses only if all of them miss. The Best-of-8
-    rewards of a hit and of a miss differ by 2.27. The formula 7 log F, which ignores ties, gives only 0.36."""
+    rewards of a hit and of a miss differ by 2.27. With F = `at_most`, the formula 7 log F, which ignores ties, gives a
+    difference of only 0.36."""
     found = best_of_n_reward(doubles([1, 0.95]), doubles([0.95, 0]), best_of=8)
     assert_close(found, doubles([math.log((1 - 0.95**8) / 0.05), 7 * math.log(0.95)]))
     assert (found[0] - found[1]).item() == pytest.approx(2.27, abs=0.005)
@@ -148,8 +150,8 @@ def test_only_ranks_within_a_prompt_count() -> None:
 def test_the_reward_is_finite_and_increasing_for_n_in_the_hundreds(
     best_of: float, tau: float, dtype: torch.dtype
 ) -> None:
-    """The rewards lie below, among and above those of 300 references. The error of float32 is about N times its
-    precision."""
+    """The rewards lie below, among and above those of 300 references. In float32, the error is about `best_of` times
+    the precision of float32."""
     rewards = torch.linspace(-0.5, 1.5, 9).expand(2, -1).to(dtype)
     references = torch.linspace(0, 1, 300).expand(2, -1).to(dtype)
     found = target(rewards, references, tau=tau, best_of=best_of)
@@ -271,7 +273,8 @@ def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float,
     for values, figure in zip(measured, figures.split(), strict=True):
         wanted = float(figure)
         rounding = 0.5 * 10.0 ** -len(figure[1:]) if wanted else 0.0
-        # The sample may lack what has a share below 0.001, so the variance is also computed from the figure.
+        # An event with a probability below 0.001 may be missing from the sample, so its variance is also computed from
+        # the figure.
         variance = max(values.var().item(), wanted * (1 - wanted) if wanted < 0.001 else 0.0)
         assert values.mean().item() == pytest.approx(wanted, abs=4 * math.sqrt(variance / len(values)) + rounding)
 
@@ -293,9 +296,9 @@ def test_the_probability_of_saturation_equals_its_closed_form() -> None:
     [(4, (4.0, 4.4, 5.4, 7.2, 11.3)), (8, (8.0, 9.7, 15.6, 28.6, 63)), (16, (16, 24, 58, 133, 313))],
 )
 def test_the_oracle_reproduces_known_fixed_points(best_of: int, effective: tuple[float, ...]) -> None:
-    """`effective` contains the effective N at the fixed point, for each tau. An effective N of 8 means that the policy
-    is as good as the best of 8 lists. The values were computed without the oracle, so the next test can rely on the
-    oracle."""
+    """At the fixed point, BLADE no longer changes the policy. `effective` contains the effective N of this policy, for
+    each tau. An effective N of 8 means that the policy is as good as the best of 8 lists. The values were computed
+    without the oracle, so the next test can rely on the oracle."""
     for tau, wanted in zip((0.0, 0.1, 0.3, 0.5, 0.7), effective, strict=True):
         found, _ = oracle.fixed_point(best_of, tau)
         assert found == pytest.approx(wanted, abs=0.05 if wanted < 60 and wanted != round(wanted) else 0.5)

@@ -160,7 +160,8 @@ def test_adapters_keep_what_was_learned_when_saved_and_loaded(base: Path, kind: 
     assert_known_items_are_alike(before, next_items(model, tokenizer, change.catalog))
     assert trained <= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
-    # A saved adapter does not contain the base model, so all embeddings that moved must be in the adapter.
+    # A saved adapter does not contain the base model, so all embeddings that `follow_items` changed must be in the
+    # adapter.
     model.save_pretrained(tmp_path / "today"), tokenizer.save_pretrained(tmp_path / "today")
     again = next_items(load_policy(tmp_path / "today"), load_tokenizer(tmp_path / "today"), change.catalog)
     assert again == pytest.approx(next_items(model, tokenizer, change.catalog), abs=1e-4)

@@ -105,8 +105,9 @@ def weighted_cross_entropy(
 ) -> Tensor:
     """Returns the loss `(N,)` of the published code, before the code divides it by the sum of the weights.
 
-    The loss of a token is its cross-entropy times a detached weight:
-    1 + topk_weight * sigmoid((log p - log p_(b)) / topk_tau).
+    The loss of a token is its cross-entropy times a detached weight,
+    1 + topk_weight * sigmoid((log p - log p_(b)) / topk_tau). Here p is the probability of the token, and p_(b) is the
+    b-th largest probability.
     """
     losses = []
     for row, gold, allowed in zip(logits, target, legal, strict=True):

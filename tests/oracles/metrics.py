@@ -110,9 +110,9 @@ def preferences(lists, scores, rows, k):
 
 
 def orders_of_leaves(ranking, leaves, allowed):
-    """Yields every ranking that results from reordering the items of each leaf of the trie, which have the same path.
-    If the given ranking contains only some of the allowed items of a leaf, other allowed items of this leaf may take
-    their places."""
+    """Yields every ranking that results from reordering the items within each leaf of the trie. The items of a leaf
+    have the same path. If the given ranking contains only some of the allowed items of a leaf, other allowed items of
+    this leaf may take their places."""
     lists = [[]]
     for leaf in dict.fromkeys(leaves[item] for item in ranking if item >= 0):
         places = [place for place, item in enumerate(ranking) if item >= 0 and leaves[item] == leaf]

@@ -1,4 +1,4 @@
-"""Checks preference tables that are made from ratings against slow loops. Invalid scores and ranges raise errors."""
+"""Preference tables that are made from ratings equal those of slow loops. Invalid scores and ranges raise errors."""
 
 import numpy as np
 import pytest

@@ -113,7 +113,7 @@ def test_the_reference_can_be_a_run_a_name_or_a_baseline(
 ) -> None:
     rows = compared(world, capsys, *words).splitlines()
     assert rows[4].split()[0] == reference and rows[4].endswith("reference")
-    # If the reference is bear, the lists are paired with both of its seeds.
+    # If the reference is the arm bear, the run `lists` is paired with both seeds of this arm.
     assert rows[5].endswith(", one seed") == (reference != "bear")
 
 

@@ -1,4 +1,4 @@
-"""Writes the lists of all users, for tests that do this in other processes."""
+"""Writes one list per user, for tests that do this in other processes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from trl_rec.serving import UserHistories, write_lists
 
 
 def write_all(data: Path, run: Path, output: Path) -> None:
-    """Writes the lists of all users, in parts of 8 users. If this process was launched with others, they share the
-    work."""
+    """Writes one list per user, in parts of 8 users. Processes that are launched together share the work."""
     PartialState(cpu=True)
     torch.set_num_threads(1)
     output.mkdir(exist_ok=True)

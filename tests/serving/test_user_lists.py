@@ -1,4 +1,4 @@
-"""Lists of all users in a file: they equal those of `recommend_batch`, also after an interruption and with two
+"""Files with one list per user: the lists equal those of `recommend_batch`, also after an interruption and with two
 processes."""
 
 from __future__ import annotations

@@ -24,18 +24,18 @@ from trl_rec.trainer.base.saving.checkpoints import MARK
 KILLS = pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.long)])
 STEPS_PER_KILL = 10
 POLL = 0.0005  # seconds; a tiny model's checkpoint takes about fifty times as long to write
-# The most files of a checkpoint for which a kill waits. Every checkpoint has at least this many. The states of the
-# optimizer and the trainer are written last.
+# A kill may wait until this many files of a checkpoint are written, and no more. Every checkpoint has at least this
+# many. The states of the optimizer and the trainer are written last.
 NUM_FILES = 12
 
 
 def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: float, seed: int = 0) -> list[set[str]]:
     """Starts the run and kills it, `num_kills` times. Then starts it once more, and lets it finish.
 
-    The times of the kills are random. About half of the starts first complete a checkpoint, so that the run makes
-    progress. Every other kill comes as soon as 1 to `NUM_FILES` files of the next checkpoint are written. The kills in
-    between come within `most_seconds` after the first file of that checkpoint. The test fails if the run ends before
-    it is killed.
+    The times of the kills are random. About half of the starts complete a checkpoint before the kill, so that the run
+    makes progress. The first, third, fifth ... kill comes as soon as 1 to `NUM_FILES` files of the next checkpoint are
+    written. The second, fourth, sixth ... kill comes within `most_seconds` after the first file of that checkpoint.
+    The test fails if the run ends before it is killed.
 
     Returns:
         For each kill, the names of the checkpoints that were unfinished after it.

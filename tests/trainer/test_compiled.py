@@ -108,7 +108,7 @@ CASES = {
 
 
 def both(case: str, backend: str, folders: dict[str, Path], output: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the results of a run compiled by a backend, and of the same run uncompiled."""
+    """Returns the results of a run whose model a backend compiles, and of the same run without compilation."""
     kind, make, options = CASES[case]
     make_model = options.get("model", one_layer)
     compile_options = {"torch_compile": True, "torch_compile_backend": backend}

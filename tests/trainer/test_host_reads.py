@@ -103,7 +103,8 @@ def test_blade(surface: str, folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_the_counter_counts_every_kind_of_read() -> None:
-    """Each call in `one` is a read. In the calls in `none`, the host already knows the sizes."""
+    """Each call in `one` is one read. The calls in `none` are no reads, because the host knows the sizes of their
+    results."""
     values = torch.tensor([3, 1, 1])
     mask = values > 1
     one: list[Callable[[], object]] = [

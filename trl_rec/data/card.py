@@ -43,8 +43,8 @@ def make_card(
     - `rows`, `targets`: numbers of rows and targets per split.
     - `sparsity`: 1 - interactions / (users x items).
     - `tied_timestamps`: share of the interactions that have the same timestamp as another interaction of the same
-      user. If the source consists of windows, the share of the windows that have the same timestamp as another window
-      of the same user.
+      user. If the source consists of windows (each a history and one target), the share of the windows that have the
+      same timestamp as another window of the same user.
     - `cold_users`: for validation and test, the number of users who have items in the split but no history before it,
       and therefore no row. If the source consists of windows, the number of users who have a row in the split but no
       training row.

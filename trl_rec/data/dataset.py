@@ -57,7 +57,8 @@ class RecDataset:
         users (`pa.Table`): One row per user, `user_id` first.
         train (`Dataset`): Training rows.
         validation (`Dataset`): Validation rows.
-        test (`Dataset`): Test rows. Unless they are windows, their histories include the validation targets.
+        test (`Dataset`): Test rows. Their histories include the validation targets, unless the source consists of
+            windows (each a history and one target), which are used unchanged.
         card (`dict`): Counts, rules, sources and settings; see `trl_rec.data.card.make_card` for its fields.
     """
 

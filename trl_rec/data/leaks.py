@@ -4,16 +4,17 @@ Under leave-one-out, leave-last-m and a split by time, the history of a validati
 and targets of the same user's row in the previous split. If a user has a test row but no validation row, the test row
 is compared with the user's training row. This rules out any leak.
 
-Windows do not satisfy this rule, because their length is limited and the source may have dropped some of them. Two
-weaker rules apply to windows:
+A source may also consist of windows: rows with a history and one target, of which a user may have several. Windows do
+not satisfy this rule, because their length is limited and the source may have dropped some of them. Two weaker rules
+apply to windows:
 
 1. All rows of a split precede all rows of the later splits. Equal times are allowed, because published datasets often
    record only the day of an interaction, and are cut in the middle of a day.
 2. No validation or test target occurs in a row of the same user in an earlier split, unless the target also occurs in
    the history of its own row.
 
-Rule 2 also rejects a source if a user chooses an item again and the window is too short to contain the item's previous
-occurrence. Such a source has to be prepared from a table of its interactions.
+Rule 2 also rejects a source if a user chooses an item again, and the window with the second choice as its target is
+too short to contain the first choice. Such a source has to be prepared from a table of its interactions.
 """
 
 from __future__ import annotations

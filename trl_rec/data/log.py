@@ -89,8 +89,8 @@ class Reader(ABC):
     Attributes:
         options (`frozenset[str]`): Names of the fields of [`Options`] that the reader uses. Setting any other
             field except `seed` is an error.
-        windowed (`bool`): Whether the source contains windows that are already split, so that it can be neither
-            filtered nor split again.
+        windowed (`bool`): Whether the source contains windows that it has already assigned to the three splits. Such a
+            source can be neither filtered nor split again.
         has_timestamps (`bool`): Whether the source has timestamps, which a split by time requires.
         license (`str`, *optional*): The licence of the data, if it is the same for every source of this format.
         needs_folder (`bool`): Whether the source must be a folder. If False, the name of the format can also be given

@@ -1,8 +1,8 @@
 """Collects the interactions of a training split. Each interaction is counted once, even if several rows contain it.
 
-In windowed data a user has many overlapping rows, because the history of a row contains the targets of the user's
-earlier rows. In the first row of each user, both the history and the targets are new interactions. In later rows, only
-the targets are new.
+If the source consists of windows (each a history and one target), a user has many overlapping rows: the history of a
+row contains the targets of the user's earlier rows. In the first row of each user, both the history and the targets
+are new interactions. In later rows, only the targets are new.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ PAIRS = 1 << 24  # approximate number of pairs that are sorted together
 class Pairs(NamedTuple):
     """Pairs of items of the same row, sorted by first item, second item and kind.
 
-    The first items of all pairs are in one range of item indices.
+    The kind of a pair is the position of the second item relative to the first. The first items of all pairs are in
+    one range of item indices.
 
     Args:
         keys (`np.ndarray` of shape `(P,)`): `first * num_items + second` for each pair, where `first` is counted from

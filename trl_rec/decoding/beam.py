@@ -85,8 +85,8 @@ def rank_items(
         length_penalty (`float`, *optional*, defaults to `0.0`): The log-probability of an item is divided by
             `n ** length_penalty`, where `n` is the number of tokens of the item, including EOS.
         weights ([`ItemWeights`], *optional*): Weights of the items, such as a prior or a filter. For an item with
-            weight `w`, `strength * log(w / W)` is added to the score, where `W` is the sum of the weights of all
-            items. Items with weight 0 are left out.
+            weight `w`, `weights.strength * log(w / W)` is added to the score, where `W` is the sum of the weights of
+            all items. Items with weight 0 are left out.
 
     Returns:
         [`RankedItems`]: Items and scores of shape `(B, top_k)`. Equal scores are ordered by ascending item index.
@@ -107,7 +107,7 @@ class BeamCache(Protocol):
 
     Attributes:
         logits (`torch.Tensor` of shape `(B, 1, V)`): The logits after the prompt.
-        shared (`bool`): Whether beams may have different numbers of pending tokens.
+        shared (`bool`): Whether beams may have different numbers of pending tokens, which the model has not read yet.
         has_logps (`bool`): Whether `logits` and the result of `extend` contain log-probabilities instead of logits,
             one for each token of `trie.tokens`. Log-probabilities that are not among the best `num_beams` of their
             beam may be replaced by -inf.

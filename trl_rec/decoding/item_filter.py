@@ -5,8 +5,9 @@ Conditions on columns are written like the filters of PyArrow's Parquet reader, 
 evaluated as code. A column of lists, such as genres, is compared value by value: `["genres", "==", "Drama"]` requires
 that one of the item's genres is Drama.
 
-Each filter is converted to a boolean mask with one value per item. Its `max_per` is not part of the mask: `caps.py`
-applies it. `FilterMasks` caches the masks of recent conditions.
+Each filter is converted to a boolean mask with one value per item. A filter may also limit how many items of a list
+share a value (`max_per`). These limits are not part of the mask: `caps.py` applies them. `FilterMasks` caches the
+masks of recent conditions.
 """
 
 from __future__ import annotations

@@ -384,7 +384,7 @@ class _Search(NamedTuple):
 
     Args:
         kind: `"items"`, `"lists"` or, if the prior alone ranks the items, `"prior"`.
-        num_beams: Number of beams for single items; 0 if this number has no effect.
+        num_beams: Number of beams of a search of the kind `"items"`. 0 if it has no effect, and for the other kinds.
     """
 
     kind: str

@@ -112,7 +112,7 @@ def missing_catalog(folder: Path, dataset: str | Path | None) -> str | Path | No
 
 
 def check_users(name: str | Path, catalog: ItemCatalog, prompt: dict[str, Any]) -> None:
-    """Raises ValueError if the prompts of a model name the user, and the catalogue has no semantic IDs of users.
+    """Raises ValueError if a model's prompts contain the user, and the catalogue has no semantic IDs of users.
 
     Args:
         name: The run folder or hub id of the model.
@@ -121,7 +121,7 @@ def check_users(name: str | Path, catalog: ItemCatalog, prompt: dict[str, Any]) 
     """
     if "{user}" in (prompt.get("prompt_head") or "") and catalog.user_ids is None:
         raise ValueError(
-            f"the prompts of {name} name the user by a semantic ID, and these IDs are never published with a model; "
+            f"{name} was trained on prompts that contain the user's semantic ID, and these IDs are never published; "
             "pass the dataset folder that the model was trained on, which contains them, as catalog= (--dataset of "
             "'trl-rec recommend' and 'trl-rec serve')"
         )

@@ -84,7 +84,7 @@ class Unweighted:
 
 
 class Filtered(Unweighted):
-    """Replaces [`TrieWeights`] if weights only remove items. It needs no table of all nodes and prompts.
+    """Replaces [`TrieWeights`] if weights only remove items. It needs no table with an entry per node and prompt.
 
     The items below a node are a slice of `trie.items`. So the number of allowed items below a node is a difference of
     two running counts. No item is left below the node if all of its allowed items are excluded.

@@ -34,7 +34,7 @@ def seconds_per_user(passes: Sequence[RankSome], lengths: np.ndarray, batch_size
     All processes must call this function. It returns the same times on every process.
 
     Args:
-        passes: Functions that rank some of the rows, divided among the processes.
+        passes: Functions that rank the given rows. Each divides these rows among the processes.
         lengths: The length of each row's prompt, `(num_rows,)`, in any unit.
         batch_size: Number of rows that a process ranks at once.
     """

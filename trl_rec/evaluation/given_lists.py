@@ -64,8 +64,8 @@ def read_lists(
         `Rankings`: the items `(len(rows), K)`, with scores if the file has them. K is the length of the longest list,
         but at most the larger of `top_k` and `at_most`.
     """
-    # 1. Read all lines and check their values. Lines about rows that are not in `row_numbers` get the place -1. These
-    #    lines are ignored in the following steps.
+    # 1. Read all lines and check their values. `place` is the position of each line's row in `row_numbers`, or -1 if
+    #    the row is not in `row_numbers`. Lines with the place -1 are ignored in the following steps.
     held = held_out(dataset, split)
     row_numbers = np.arange(len(held)) if rows is None else rows
     table, where = _read(Path(path))

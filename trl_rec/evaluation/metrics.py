@@ -195,7 +195,7 @@ def _mean_distance(lists: np.ndarray, units: np.ndarray) -> np.ndarray:
 def group_share(items: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Computes the share of each group in the given items, `(G,)`. Items that belong to no group are left out.
 
-    The shares sum to 1. If no item belongs to a group, they are all 0.
+    The shares sum to 1. If none of the items belongs to any group, all shares are 0.
 
     Args:
         items (`np.ndarray`): Item indices, of any shape. Indices outside the catalogue are ignored.

@@ -182,7 +182,7 @@ def evaluate_baselines(
             seed=seed,
         )
 
-        # Add recall at the further cutoff, and the accuracy, which is computed from scores instead of ranks.
+        # Add recall at the further cutoff, and `preference_accuracy`, which is computed from scores instead of ranks.
         values = recall_far_down(ranked, rows, further)
         if rated is not None:
             values["preference_accuracy"] = rated.accuracy(baseline.score(histories, rated.items))

@@ -258,7 +258,7 @@ def mgu(batch: ListBatch) -> np.ndarray:
 def _group_shares(items: Ragged, shares: np.ndarray) -> np.ndarray:
     """Computes the share of each group in each row of items, `(len(items), num_groups)`.
 
-    All shares are 0 for rows without items, and for rows in which no item belongs to a group.
+    All shares are 0 for rows without items, and for rows in which no item belongs to any group.
     """
     mass = np.zeros((len(items), shares.shape[1]))
 

@@ -125,7 +125,8 @@ def default_columns(results: Mapping[str, Evaluation]) -> list[str]:
     recall, *names = (f"{name}@{k}" for name in DEFAULT_NAMES)
     wanted = [recall, *further, *names, "reward"]
 
-    # Show `liked` and `disliked` only together with the accuracy, which exists if some users have items of both kinds.
+    # Show `liked` and `disliked` only together with `preference_accuracy`, which exists if some users have both liked
+    # and disliked items.
     if "preference_accuracy" in known:
         wanted += ["preference_accuracy", f"liked@{k}", f"disliked@{k}"]
 

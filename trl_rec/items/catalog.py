@@ -296,7 +296,7 @@ class ItemCatalog:
         return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path) -> None:
-        """Writes `items.parquet`, `catalog.json` and, if there are user IDs, `user_ids.parquet`."""
+        """Writes `items.parquet`, `catalog.json` and, if users have semantic IDs, `user_ids.parquet`."""
         folder = Path(folder)
 
         # 1. Write the tables.

@@ -1,8 +1,9 @@
 """Matches the items of two catalogues by their ids: which items are kept, which are new, and which were removed.
 
-A removed item stays in the joint catalogue as a retired item, so that a model can still read it in histories. The
-first rows of the joint catalogue are exactly the rows of the new catalogue. Indices into the new catalogue, such as
-those in a dataset, are therefore also indices into the joint catalogue.
+The joint catalogue contains the items of both. A removed item stays in it as a retired item: a model can still read
+the item in histories, but never recommends it. The first rows of the joint catalogue are exactly the rows of the new
+catalogue. Indices into the new catalogue, such as those in a dataset, are therefore also indices into the joint
+catalogue.
 
     old    A B C D            (indices 0 1 2 3)
     new    D X B              X is new, A and C were removed

@@ -42,7 +42,8 @@ def soft_lambda_loss(
 ) -> LossOutput:
     r"""Computes the soft lambda loss (after ALRO, arXiv 2403.19181): LambdaLoss's NDCG-Loss2 on expected positions.
 
-    Positions are counted from 1. Let $y$ be the log-probabilities or the probabilities, depending on `score`:
+    Positions are counted from 1. Let $s$ be the expected positions of the candidates, $r$ their ratings, and $y$ the
+    log-probabilities or the probabilities (see `score`):
 
     $$ s_i = \sum_k k \frac{\exp(\gamma y_{ki})}{\sum_l \exp(\gamma y_{li})} \qquad
        L = \frac{1}{P} \sum_{r_i > r_j} \delta_{ij} |G_i - G_j| \log_2(1 + \exp(\sigma (s_i - s_j))) $$

@@ -66,7 +66,7 @@ def bear_loss(
         legal (`torch.Tensor` of shape `(N, C)` or `None`): True where a token is legal; `None` if all tokens are
             legal. The logits of illegal tokens have no effect, even if infinite or NaN.
         num_beams (`int`): Number of beams of the beam search used for decoding, the paper's B.
-        weight (`float`): Weight of the margin term, the paper's lambda.
+        weight (`float`): Weight of the margin term: w in the formulas above, lambda in the paper.
         sharpness (`float`): Divisor of the margin, the paper's xi.
         temperature (`float`, *optional*, defaults to `1.0`): Divisor of the logits, applied before the softmax.
         variant (`str`, *optional*, defaults to `"paper"`): `"paper"` or `"survival"`.

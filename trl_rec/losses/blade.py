@@ -49,7 +49,7 @@ def posterior_cdf(
             `rewards`, because the same reward in float32 and in float64 would not compare as equal.
         dynamic_coefficient (`float`): Weight of the rollouts in the estimate, from 0 to 1; the paper's tau.
         prior (`float`, *optional*, defaults to `0.5`): Parameter a of the prior Beta(a, a). It must be positive, so
-            that `at_most` is never 0. 0.5 is Jeffreys' prior.
+            that the returned `at_most` is never 0. The value 0.5 gives Jeffreys' prior.
 
     Returns:
         `at_most` and `below`, `(B, G)` each: the estimates $F_\tau$ at the reward of each rollout. For `at_most`, $S$
@@ -67,6 +67,7 @@ def posterior_cdf(
 def best_of_n_reward(at_most: Tensor, below: Tensor, *, best_of: float) -> Tensor:
     r"""Computes the Best-of-N reward R: the log of a list's probability under Best-of-N sampling from a policy, minus
     the log of its probability under that policy. Lists with equal rewards are handled exactly.
+    Let $F$ and $F_-$ be the two estimates of [`posterior_cdf`], `at_most` and `below`:
 
     $$ R = \log \frac{F^N - F_-^N}{F - F_-} $$
 

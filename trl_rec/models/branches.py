@@ -1,11 +1,11 @@
 """Prepares batches of rows with branches for a forward pass.
 
-A row with branches consists of a trunk, followed by one branch per target. The trunk is the head of the prompt and a
-history. A branch is the tail of the prompt and one target, and continues a prefix of the trunk (see
-`trl_rec/data/branches`). A branch attends to its prefix and to itself, and its position ids continue those of its
-prefix. The logits are therefore the same as with one row per target, up to rounding. The mask is computed from
-columns, not from position ids, because later items of the history can have lower position ids than the branches of
-earlier targets.
+A row with branches consists of a trunk, followed by one branch per target. The trunk is the head of the prompt,
+followed by a history. A branch is the tail of the prompt, followed by one target. Each branch continues a prefix of
+the trunk (see `trl_rec/data/branches`). A branch attends to its prefix and to itself, and its position ids continue
+those of its prefix. The logits are therefore the same as with one row per target, up to rounding. The mask is computed
+from columns, not from position ids, because later items of the history can have lower position ids than the branches
+of earlier targets.
 
 A model that cannot read such rows, for example because it does not accept a custom mask, gets one row per branch.
 The choice is made before the forward pass, and its reason is logged once. In a mixture of experts, every column that
@@ -40,7 +40,7 @@ class Prepared(NamedTuple):
     """A batch that a model can read.
 
     Args:
-        inputs (`dict[str, torch.Tensor]`): The batch without `seen` and `starts`.
+        inputs (`dict[str, torch.Tensor]`): The batch without `seen` and `starts` (see [`prepare_branches`]).
         mask (`torch.Tensor`, *optional*): The attention mask of the rows with branches, in the model's format. None
             if the `attention_mask` of the batch is enough.
         owners (`torch.Tensor` of shape `(R,)`, *optional*): The original row of each separate row. None if the rows

@@ -1,8 +1,8 @@
 """Initialises the embeddings of item tokens and semantic IDs with vectors of the items.
 
-New embeddings are random, so a model has to learn from scratch which items are similar. On a small log, learning this
-takes most of the training. If the embeddings start from vectors of texts or of co-occurrences, similar items have
-similar embeddings from the first step.
+By default, new embeddings are random, so a model has to learn from scratch which items are similar. On a small log,
+learning this takes most of the training. If the embeddings start from vectors of texts or of co-occurrences, similar
+items have similar embeddings from the first step.
 
 Legend: I items, D width of the vectors, U distinct tokens of the items, W width of the embeddings.
 """
@@ -35,10 +35,10 @@ def start_from_vectors(
 ) -> None:
     """Overwrites the embeddings of the items' tokens, in place.
 
-    With item tokens, the vector of a token is the item's vector. With semantic IDs, the first code of an item gets the
-    mean vector of all items with this code. A later code gets the mean remainder of all items with this code. The
-    remainder of an item is the item's vector minus the vectors of the item's earlier codes. Therefore the sum of the
-    vectors of an item's codes is close to the item's vector.
+    With item tokens, the vector of a token is the item's vector. With semantic IDs, the tokens of an item are called
+    its codes. The first code of an item gets the mean vector of all items with this code. A later code gets the mean
+    remainder of all items with this code. The remainder of an item is the item's vector minus the vectors of the
+    item's earlier codes. Therefore the sum of the vectors of an item's codes is close to the item's vector.
 
     The vectors are projected onto their principal components, partly whitened, rotated at random, and mixed with a
     little noise. Then they are scaled to the variance of the model's embeddings. The new embedding of a token is its

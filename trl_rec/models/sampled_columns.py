@@ -1,8 +1,8 @@
-"""Computes the logits of a few tokens per row, at a cost that does not grow with the size of the vocabulary.
+"""Computes the logits of targets and of a few negatives, at a cost that does not grow with the size of the vocabulary.
 
-All positions of a batch row share the same negatives. Therefore the embeddings of the negatives are gathered only once
-per batch row, and one matrix product computes the logits of the negatives at all positions of the row. Separate
-negatives for each position would need one gathered embedding per logit.
+The negatives are sampled tokens. All positions of a batch row share the same negatives. Therefore the embeddings of
+the negatives are gathered only once per batch row, and one matrix product computes the logits of the negatives at all
+positions of the row. Separate negatives for each position would need one gathered embedding per logit.
 
 The gradient of an embedding matrix is collected as a sparse tensor. It becomes dense only once per backward pass,
 after autograd has added up the gradients of all uses of the matrix. If the input and the output embedding are tied,

@@ -1,4 +1,4 @@
-"""Computes the current policy's recommendations for each training prefix.
+"""Computes the current policy's recommendations for each training prefix (the history before a training target).
 
 Self-play negatives are selected from these recommendations. The prefixes are processed in parts of a few thousand. If
 a folder is given, the recommendations for each finished part are saved to a file, so that the same call can resume
@@ -117,7 +117,8 @@ def _read_or_rank(store: PartStore, part: range, rank: Callable[[range], np.ndar
 
 
 def _digest(settings: str, prompt_format: PromptFormat, trie: TokenTrie, users: np.ndarray) -> str:
-    """Returns a hash of the settings, the prompt format, the trie and, if the prompts name the users, the users."""
+    """Returns a hash of the settings, the prompt format and the trie, and of the users if the prompts contain the
+    users' semantic IDs."""
     texts = [array for part in (prompt_format.pieces, prompt_format.paths) for array in (part.offsets, part.values)]
     if prompt_format.users is not None:  # the prompts contain the semantic IDs of users
         texts += [users, prompt_format.users.offsets, prompt_format.users.values]

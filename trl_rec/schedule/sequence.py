@@ -51,8 +51,8 @@ class SequenceBaseline:
     """Recommends the most likely next items according to a small sequence model that is trained on the training split.
 
     The model resembles SASRec: it is a causal transformer with one token per item, trained with cross-entropy at every
-    position. Its checkpoint is chosen by NDCG@10 on the validation split. The user does not have to set anything,
-    because [`sequence_recipe`] derives all sizes and the number of steps from the log.
+    position. Its checkpoint is chosen by NDCG@10 on the validation split. The caller does not have to choose any
+    sizes, because [`sequence_recipe`] derives them and the number of steps from the log.
 
     `fit` sets the attributes `recipe` and `folder`. `recipe` contains the settings with which `trl-rec bear` trains
     the same model, except `dataset` and `output_dir`. `folder` is the folder of the trained model.

@@ -36,7 +36,8 @@ def stage_preferences(
         number: Number of the stage, starting at 1. Added to the seed, so that the stages sample different prompts and
             negatives.
         stage: The stage.
-        policy, tokenizer: The policy that the stage starts from, and its tokenizer. Only self-play uses them.
+        policy, tokenizer: The policy that the stage starts from, and its tokenizer. Only a stage with the source
+            `self_play` uses them.
         start: Folder of this policy.
         schedule: The settings that all stages share.
     """
@@ -45,7 +46,8 @@ def stage_preferences(
         table = feedback_table(number, stage, schedule)
         return table, bucket_report(table)
 
-    # 2. For the other sources, sample prefixes, and find negatives for each prefix.
+    # 2. For the other sources, sample prefixes (each is the history before a training target), and find negatives for
+    # each prefix.
     dataset = schedule.dataset
     seed = schedule.config.seed + number
     prefixes = training_prefixes(dataset.train, max_prompts=stage.max_prompts, seed=seed)

@@ -1,4 +1,4 @@
-"""`trl-rec recommend`: prints what a trained model recommends to one user, or writes the lists of all users to a file.
+"""`trl-rec recommend`: prints what a trained model recommends to one user, or writes one list per user to a file.
 
 Under `accelerate launch -m trl_rec.scripts.recommend`, the users whose lists are written to a file are
 divided among the processes.
@@ -184,7 +184,9 @@ def _history(arguments: RecommendArguments, recommender: Recommender) -> tuple[l
         return dataset.history_of(arguments.user), dataset.user_index(arguments.user)
 
     if recommender.prompt_format.users is not None:
-        raise ValueError(f"the prompts of {arguments.model} name the user; give --user with --dataset, not --titles")
+        raise ValueError(
+            f"{arguments.model} was trained on prompts that contain the user; give --user with --dataset, not --titles"
+        )
     return recommender.catalog.ids_of(arguments.titles or []), None
 
 

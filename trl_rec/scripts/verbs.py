@@ -11,7 +11,7 @@ VERBS = {
     "study": "train and compare several arms over several seeds, and measure every arm once on the test split",
     "evaluate": "measure baselines on a split and, if given, a model or lists made elsewhere; save metrics per user",
     "compare": "compare runs over the same users: differences with intervals, p-values and a verdict",
-    "recommend": "print what a trained model recommends to a user, or write the lists of all users to a file",
+    "recommend": "print what a trained model recommends to a user, or write one list per user to a file",
     "serve": "answer requests for recommendations over HTTP, and show a page to try the model in a browser",
     "export": "write a run folder as a model that needs no PEFT, or push it to the Hugging Face hub without user data",
     "report": "write one HTML page on runs, evaluations or a study: verdicts, tables, charts, lists",

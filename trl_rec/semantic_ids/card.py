@@ -29,6 +29,8 @@ NEIGHBOURS = 5  # maximum number of neighbours per item
 class IdCodes:
     """The codes of a catalogue's items at each step from vectors to tokens.
 
+    A repair changes codes so that fewer items have the same codes.
+
     Args:
         quantized (`torch.Tensor` of shape `(num_items, levels)`): The codes before any repair. In the card, this step
             is called `found`.

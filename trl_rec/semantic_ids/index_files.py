@@ -84,8 +84,8 @@ def card_of_tokens(dataset: RecDataset, semantic_ids: Ragged) -> dict[str, Any]:
     columns = [np.unique(column, return_inverse=True)[1] for column in padded.T]
     codes = torch.from_numpy(np.stack(columns, 1))
 
-    # 2. Store these numbers as codes. No collisions were resolved, so the codes before and after are the same. The
-    # quantisation errors are unknown.
+    # 2. Store these numbers as codes. Collisions are not repaired here, so the codes before and after a repair are the
+    # same. The quantisation errors are unknown.
     no_extra = torch.full((len(semantic_ids),), -1)
     id_codes = IdCodes(codes, codes, no_extra, errors=None, num_codes=int(codes.max()) + 1)
     settings = {

@@ -54,9 +54,9 @@ def make_semantic_ids(
         window (`int`, *optional*, defaults to `5`): Maximum distance at which two items of a user count as near each
             other.
         iterations (`int`, *optional*, defaults to `25`): Maximum number of k-means iterations per level.
-        collisions (`str`, *optional*, defaults to `"share"`): What to do with items that still have the same codes
-            after the repair of the last level. With `"share"` they have the same ID. With `"extend"` an additional
-            token is appended to each of their IDs.
+        collisions (`str`, *optional*, defaults to `"share"`): The last code of some items is changed, so that fewer
+            items have the same codes. This option says what to do with items that still have the same codes. With
+            `"share"` they have the same ID. With `"extend"` an additional token is appended to each of their IDs.
         seed (`int`, *optional*, defaults to `0`): Random seed. The same seed gives the same IDs on the same machine.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that were made with other settings
             or came with the data. If False, such IDs raise a ValueError.

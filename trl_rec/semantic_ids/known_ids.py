@@ -79,8 +79,8 @@ def kept_ids(catalog: ItemCatalog, known: ItemCatalog, folder: str | Path | None
             "dataset folder whose saved encoder gives them IDs"
         )
 
-    # Give IDs to the new items. `extra` maps codes that need an additional token to the next unused number of this
-    # token.
+    # Give IDs to the new items. `extra` contains the codes that need an additional token, each with the next unused
+    # number of this token.
     encoder = ItemIdEncoder.from_pretrained(folder)
     some = ItemCatalog(catalog.items.take(pa.array(new)), group_column=catalog.group_column)
     encoded = encoder.tokens(item_texts(some, _template(folder)))

@@ -1,14 +1,14 @@
 """Reads and writes the semantic IDs of a dataset folder. The folder stores them in these places:
 
-- a column of `catalog/items.parquet`: the IDs of the items;
-- `catalog/user_ids.parquet`: the IDs of the users, if they have any;
-- `catalog/semantic_ids.json`: the card;
+- a column of `catalog/items.parquet`: the semantic IDs of the items;
+- `catalog/user_ids.parquet`: the semantic IDs of the users, if users have any;
+- `catalog/semantic_ids.json`: the card, which contains the settings of the IDs and statistics about them;
 - `vectors/`: cached vectors, which are slow to compute (see [`cached_tensor`]).
 
 Each file is replaced atomically. The old card is deleted first and the new card is written last, so a card always
 describes the IDs in its folder. While the files are being replaced, `catalog/semantic_ids.unfinished` contains the
-settings of the new IDs. If the process is killed in the meantime, a call with the same settings makes the IDs again.
-Only one process at a time can make IDs in a folder.
+settings of the new IDs. If the process is killed in the meantime, [`make_once`] makes the IDs again when it is next
+called with the same settings. Only one process at a time can make IDs in a folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Writes codes as tokens, such as `<a_12><b_7><c_201>`, with one letter per level.
+"""Writes the codes of semantic IDs as tokens: the codes 12, 7 and 201 of an item's three levels become
+`<a_12><b_7><c_201>`.
 
 With `collisions="extend"`, the ID of each item whose codes are not unique gets an additional token with the next
-letter. The ID of a user looks like `<ua_3><ub_40><uc_7>`.
+letter. The semantic ID of a user looks like `<ua_3><ub_40><uc_7>`.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def user_tokens(codes: Tensor) -> Ragged:
 
 
 def ids_fingerprint(semantic_ids: Ragged, user_ids: Ragged | None = None) -> str:
-    """Returns a hash of the IDs of all items, and of all users if they have IDs."""
+    """Returns a hash of the semantic IDs of all items, and of those of all users if `user_ids` is given."""
     digest = hashlib.sha256()
     for ids in [semantic_ids] if user_ids is None else [semantic_ids, user_ids]:
         digest.update("\0".join(ids.values.tolist()).encode())
@@ -69,7 +70,7 @@ def ids_fingerprint(semantic_ids: Ragged, user_ids: Ragged | None = None) -> str
 def check_codes(settings: Mapping[str, Any], num_items: int) -> None:
     """Raises ValueError if `levels`, `codes` or `collisions` is invalid.
 
-    Also raises ValueError if the codes form fewer distinct IDs than the catalogue has items.
+    Also raises ValueError if `levels` and `codes` allow fewer distinct IDs than the catalogue has items.
     """
     hint = f"the catalogue has {num_items} items"
     Range(1, MOST_LEVELS, whole=True, hint=hint).check("levels", settings["levels"])

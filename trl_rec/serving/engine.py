@@ -1,4 +1,4 @@
-"""Defines the interface of an engine, which computes the results of requests from a model or from a file of lists.
+"""Defines the interface of an engine, which uses a model or a file of lists to answer requests.
 
 Only one thread at a time calls `answer` or `explain`. All threads may use `items`, `run` and `card`, because these do
 not change after `warm_up`.

@@ -116,12 +116,12 @@ class ModelEngine:
         return history, unknown, one, self._row_of(request.user)
 
     def _row_of(self, user: str | None) -> int | None:
-        """Returns the user's row in `RecDataset.users`, if the prompts name the user."""
+        """Returns the user's row in `RecDataset.users`, or None if the model's prompts do not contain the user."""
         if not self._names_users:
             return None
         if user is None or self._users is None:
             missing = "add 'user' to the request" if self._users is not None else "start the server with --dataset"
-            raise ValueError(f"the prompts of this model name the user; {missing}")
+            raise ValueError(f"this model's prompts contain the user; {missing}")
         return self._users.row_of(user)
 
     def _recommend(self, requests: Sequence[RecommendRequest], prepared: Any) -> list[RecommendedList]:

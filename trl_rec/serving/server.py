@@ -84,7 +84,7 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def _hang_up(server: _Server) -> Iterator[None]:
-    """Treats a closed terminal (SIGHUP) like the other signals, unless the process ignores it, as under `nohup`."""
+    """Treats SIGHUP (a closed terminal) like other signals, unless the process ignores SIGHUP, as under `nohup`."""
     number = getattr(signal, "SIGHUP", None)
     is_main = threading.current_thread() is threading.main_thread()
     if number is None or not is_main or signal.getsignal(number) == signal.SIG_IGN:

@@ -1,5 +1,5 @@
-"""Tests the training rows of several tasks, such as `item_to_id`: their contents, lengths and shares, and that they
-contain nothing from the validation and test splits."""
+"""Tests the training rows of several tasks, such as `item_to_id`: their contents, lengths and shares, and that the
+rows of a user contain nothing from the validation and test splits."""
 
 import re
 from collections import Counter
@@ -45,7 +45,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 
 class Read:
-    """Decodes the slots and the answer of a row."""
+    """Decodes the answer of a row, and its slots: the parts that are inserted into the template of the prompt."""
 
     def __init__(self, dataset: RecDataset, tokenizer: Any) -> None:
         self.catalog, self.tokenizer = dataset.catalog, tokenizer

@@ -217,7 +217,8 @@ def test_noise_differs_between_lists_and_between_equal_rows() -> None:
 
 @pytest.mark.parametrize("surface", sorted(CATALOGUES))
 def test_one_cache_row_per_list_gives_the_same_lists(surface: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one cache row per list, forced tokens are read one by one, but each choice still gets the same noise."""
+    """With one cache row per list, forced tokens are read one by one. Each choice still uses the same random
+    numbers as with one row per prompt."""
     shared = draw(ROWS, surface, seed=4)
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test")
     separate = draw(ROWS, surface, seed=4)

@@ -50,7 +50,7 @@ def test_evaluate_chooses_on_validation_and_keeps_the_results_of_three_recommend
     assert list(kept.results)[3:] == names and kept.recommender == names[0]
     assert all(kept.rankings_of(name) is not None and kept.results[name].per_user for name in names)
 
-    # The grid is printed, and the best setting is marked.
+    # The grid of settings (strength and eps) is printed, and the best setting is marked.
     assert f"chosen, transition with strength {choice['strength']}" in printed
     assert {"prior", "strength", "eps", "metric", "grid", "num_users", "how", "at_limit", "split"} == set(choice)
     assert choice["split"] == "test" and choice["metric"] == "ndcg@5" and choice["num_users"] == 30

@@ -1,4 +1,4 @@
-"""Compares the values in the grid of settings with the metric of one ranking per setting."""
+"""Compares the values in the grid of prior settings (strength and eps) with the metric of one ranking per setting."""
 
 from dataclasses import replace
 

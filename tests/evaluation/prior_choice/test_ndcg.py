@@ -36,7 +36,8 @@ def test_ndcg_by_setting_equals_a_ranking_per_setting(seed: int) -> None:
 
 
 def test_prompts_without_a_target_near_the_top_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranking the targets first among a few items with high scores or weights saves time, and changes no value."""
+    """To save time, the targets are first ranked only among a few items with high scores or weights. This changes no
+    value."""
     generator = torch.Generator().manual_seed(0)
     items = torch.arange(300).expand(40, -1)
     scores = torch.randn(40, 300, generator=generator).round(decimals=1)

@@ -91,8 +91,8 @@ def interrupted(*_: object) -> Ended:
 
 
 def test_semantic_ids_of_a_removed_copy_are_made_again(tmp_path: Path) -> None:
-    """The record of the run that makes the IDs is beside the copy of the dataset. If the copy is removed, the record
-    must not prevent a new run."""
+    """An arm with its own IDs trains on a copy of the dataset. The record of the run that makes the IDs is beside this
+    copy. If the copy is removed, the record must not prevent a new run."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "card.json").write_text("{}")
     has_record = []

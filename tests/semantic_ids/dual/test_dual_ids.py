@@ -240,7 +240,8 @@ def check_same(ours: DualInputs, theirs: DualInputs) -> None:
 @pytest.mark.parametrize("behaviour", ["cooccurrence", "sequence"])
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_no_held_out_interaction_reaches_the_inputs(dataset, split, behaviour):
-    """Changing the targets of validation or test changes no training pair, pooled item, user profile or vector."""
+    """Changing the targets of validation or test changes no training pair, no user profile and no vector. It also
+    changes none of the items that are pooled into a user's vector."""
     plain = inputs_of(dataset, behaviour=behaviour)
     shutil.rmtree(dataset.path / "vectors")
     other = inputs_of(changed(dataset, split), behaviour=behaviour)

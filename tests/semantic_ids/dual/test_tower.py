@@ -1,5 +1,5 @@
-"""Checks the U2I loss, the quantiser and the pooling of dual semantic IDs against slow loops. Also tests that a tower
-learns to rebuild its inputs."""
+"""Checks the U2I (user-to-item) loss, the quantiser and the pooling of dual semantic IDs against slow loops. Also
+tests that a tower learns to rebuild its inputs."""
 
 import pytest
 import torch

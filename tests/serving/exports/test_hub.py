@@ -342,11 +342,11 @@ def test_prompts_that_name_the_user_need_the_dataset(include_catalog: bool, tmp_
     names = export_published(tmp_path / "run", tmp_path / "out", include_catalog=include_catalog)
     assert CATALOG & set(names) == (CATALOG if include_catalog else set())
     assert "catalog/user_ids.parquet" not in names_in(tmp_path / "out")
-    assert "The prompts of the model name the user" in (tmp_path / "out/README.md").read_text()
+    assert "The model's prompts contain a semantic ID of the user" in (tmp_path / "out/README.md").read_text()
 
     # 2. Without the dataset, the model is refused, and the message gives the remedy. With the dataset, the lists equal
     # those of the run folder.
-    remedy = "the prompts of .*out name the user .* pass the dataset folder that the model was trained on"
+    remedy = "out was trained on prompts that contain the user's semantic ID.* pass the dataset folder that the model"
     with pytest.raises(ValueError, match=remedy if include_catalog else "give the dataset that the model was trained"):
         Recommender.from_pretrained(tmp_path / "out", device="cpu")
     with pytest.raises(ValueError, match=remedy):

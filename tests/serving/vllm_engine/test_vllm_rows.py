@@ -1,5 +1,5 @@
-"""Compares our logits processor with sets of legal tokens. The processor keeps one row per request, and vLLM adds,
-moves and removes rows between the steps."""
+"""Compares our logits processor with a slow search for the legal tokens. The processor keeps one row per request, and
+vLLM adds, moves and removes rows between the steps."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def random_row(rng: random.Random, sequences: list[list[int]], are_lists: bool) 
 
 
 @given(st.integers(0, 2**32), st.booleans(), st.booleans(), st.booleans())
-# With this seed, no allowed item starts with the prefix, so only EOS is legal. EOS is also the last token of a path.
+# With this seed, no allowed item starts with the prefix, so only EOS is legal. In this catalogue, EOS is also the last
+# token of every path.
 @example(438, True, True, False)
 def test_rows_that_are_added_moved_and_removed_allow_only_legal_tokens(
     seed: int, has_eos: bool, are_lists: bool, renormalize: bool

@@ -27,7 +27,8 @@ from trl_rec.trainer.base.saving.published import copy_published
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset whose items have several tokens, so that a final evaluation makes two passes."""
+    """A dataset whose items have several tokens. A final evaluation therefore ranks the users in two passes: one for
+    recall@20, with more beams, and one for all other metrics."""
     folder = tmp_path_factory.mktemp("final-evaluation")
     make_folder(folder)
     return folder / "data"

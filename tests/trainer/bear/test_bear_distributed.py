@@ -49,7 +49,8 @@ def test_two_processes_weight_targets_like_one(folder: Path, tmp_path: Path) -> 
 
 
 def test_two_processes_resume_within_an_epoch_in_the_same_order(folder: Path, tmp_path: Path) -> None:
-    """When a resumed run skips batches, Accelerate does not pass the epoch to the sampler. `EpochOrder` does."""
+    """When a resumed run skips batches, Accelerate does not pass the epoch to the sampler. The callback `EpochOrder`
+    passes it."""
     epochs = options(2, train_sampling_strategy="batch_rebalance", seed=3, max_steps=14, targets="all")
     epochs |= {"save_strategy": "steps", "save_steps": 11}  # step 11 is in the second epoch
     whole, _ = trained("ddp", partial(run, folder, epochs), tmp_path / "whole")

@@ -211,7 +211,8 @@ def test_targets_of_a_row_share_sampled_items(family: str, tmp_path: Path) -> No
     trainer.model.train()
     shared = trainer.compute_loss(trainer.model, dict(batch))
     if family == "llama":
-        trainer.model.config.sliding_window = 1  # the trainer now reads one row per target; Llama ignores this setting
+        # With such a short window, the trainer reads one row per target. The model itself ignores the window.
+        trainer.model.config.sliding_window = 1
         warn_once.cache_clear()
         torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), shared, atol=1e-5, rtol=0)
     shared.backward()
@@ -231,7 +232,8 @@ def test_mixtures_of_experts_count_each_token_once(tmp_path: Path) -> None:
 
 
 def test_next_items_of_several_tasks(tmp_path: Path) -> None:
-    """Rows of other tasks have no branches. Next-item rows have the same loss as without other tasks."""
+    """Next-item rows have one branch per target, and rows of other tasks have none. The loss of next-item rows is the
+    same as without other tasks."""
     dataset = prepare("toy", tmp_path / "data", toy_users=6, toy_items=60)
     tokenizer = make_tokenizer([*dataset.catalog.titles, "genres"], vocab_size=320)
     tasks = {"next_item": 1.0, "history_to_preference": 1.0}

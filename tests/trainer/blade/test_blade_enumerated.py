@@ -92,8 +92,8 @@ def rewards(prompt: int) -> Tensor:
 
 
 def best_of_n(trainer: BladeTrainer, prompt: int, policy: Tensor, coefficient: float) -> Tensor:
-    """Returns the target value of each list. The probabilities of the policy replace the rollouts, as if infinitely
-    many rollouts were drawn."""
+    """Returns the learning target of each list: the quantity that training maximises, without the KL penalty. The
+    probabilities of the policy replace the rollouts, as if infinitely many rollouts were drawn."""
     own, drawn = rewards(prompt).unsqueeze(1), trainer.train_dataset["references"][prompt]
     references = torch.tensor([WORTH[prompt][tuple(chosen)] for chosen in drawn])
     size = len(references) + 2 * PRIOR
@@ -112,7 +112,7 @@ def tilted(start: Tensor, values: Tensor) -> Tensor:
 
 
 def fixed_point(trainer: BladeTrainer, prompt: int, start: Tensor) -> Tensor:
-    """Returns the policy that equals `start` tilted by the policy's own target values."""
+    """Returns the policy that equals `start` tilted by the policy's own learning targets."""
     policy = start
     for _ in range(300):
         policy = (policy * tilted(start, best_of_n(trainer, prompt, policy, COEFFICIENT))).sqrt()

@@ -1,4 +1,4 @@
-"""What a BLADE step draws, what it computes from the rollouts, and how often it learns from them."""
+"""What a BLADE step draws, what it computes from the rollouts, and how many steps learn from the same rollouts."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -99,8 +99,8 @@ def test_a_low_temperature_draws_likelier_lists(folder: Path, tmp_path: Path) ->
     ids=lambda options: "-".join(map(str, options.values())),
 )
 def test_advantages_agree_with_loops(folder: Path, tmp_path: Path, options: dict) -> None:
-    """The expected rewards, targets and advantages are computed in loops, one prompt at a time, from the items and the
-    log-probabilities of the rollouts."""
+    """The expected rewards, learning targets and advantages are computed in loops, one prompt at a time, from the
+    items and the log-probabilities of the rollouts."""
     rewards = {"ndcg": 1.0, "mgu": 2.0}
     trainer = make_trainer(folder, tmp_path, model=other_model(folder), ref_model="loaded", rewards=rewards, **options)
     inputs, shares, args = first_batch(trainer), trainer.catalog.group_shares()[1].tolist(), trainer.args
@@ -225,7 +225,7 @@ def test_metrics_agree_with_a_slow_loop(num_references: int) -> None:
     references = torch.from_numpy(draw.integers(0, 5, (num_rows, num_references)) / 2)
     logps, ref_logps, targets = (torch.randn(num_rows, num_rollouts, generator=generator) for _ in range(3))
     targets = targets.round()
-    targets[2] = targets[2, 0]  # a group whose targets are all equal
+    targets[2] = targets[2, 0]  # a prompt whose rollouts all have the same learning target
     rewards = RewardTensors(parts["ndcg"] + parts["own"], parts)
     rollouts = Rollouts(items, rewards, references, targets, ref_logps, logps, logps)
     told = rollout_metrics(rollouts, num_items)

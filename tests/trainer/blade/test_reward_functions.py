@@ -29,7 +29,8 @@ def novelty(batch):
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Writes a module with a reward function, and returns its name. Also writes a module that fails when imported."""
+    """Writes a module with a reward function, and returns the module's name. Also writes a module that fails when
+    imported."""
     name = f"rewards_of_{re.sub('[^a-z]', '', tmp_path.name)}"
     (tmp_path / f"{name}.py").write_text(MODULE)
     (tmp_path / f"broken_{name}.py").write_text("1 / 0\n")

@@ -481,7 +481,7 @@ def test_options_without_effect_and_wrong_values_are_refused(options: dict, mess
 def test_defaults_that_differ_from_trls(tmp_path: Path) -> None:
     config = SoftmaxDPOConfig(str(tmp_path), **QUIET)
     assert (config.learning_rate, config.pad_to_multiple_of) == (1e-5, None)
-    # If this fails, TRL has changed its default learning rate. SoftmaxDPOConfig may then no longer need another one.
+    # If this fails, TRL has changed its default learning rate. SoftmaxDPOConfig may then no longer need its own.
     assert DPOConfig(str(tmp_path), **QUIET).learning_rate == 1e-6
     assert SoftmaxDPOConfig(str(tmp_path), pad_to_multiple_of="none", **QUIET).pad_to_multiple_of is None
 

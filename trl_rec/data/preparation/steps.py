@@ -114,7 +114,7 @@ def checked_splits(tables: dict[str, pa.Table], rule: str) -> dict[str, Dataset]
 
 
 def make_catalog(items: pa.Table, group_column: str | None, license: str | None) -> ItemCatalog:
-    """Makes the catalogue. If `items` has a column `semantic_id`, it contains the semantic IDs of the catalogue."""
+    """Makes the catalogue. Its semantic IDs are taken from the column `semantic_id` of `items`, if there is one."""
     if "semantic_id" not in items.column_names:
         return ItemCatalog(items, group_column=group_column, license=license)
     tokens = Ragged.from_arrow(items["semantic_id"])

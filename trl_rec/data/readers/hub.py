@@ -62,7 +62,7 @@ def hub_folder(source: str) -> Path:
 
 
 def _download(name: str, revision: str | None) -> dict[str, DatasetDict]:
-    """Downloads the configurations with the names of tables.
+    """Downloads the configurations that are called `interactions`, `items` or `users`.
 
     If no configuration is called `interactions`, the default configuration is downloaded instead.
     """

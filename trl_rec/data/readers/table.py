@@ -201,9 +201,9 @@ def _read(
 ) -> pa.Table:
     """Reads a file without renaming its columns.
 
-    If `used` is given, only the columns in `used`, the columns that already have our names and the columns to be
-    renamed are read. Tables that are not text are read as a whole. `check` is called with the names of all columns of
-    a text file.
+    If `used` is given and the file is text, only some columns are returned: those in `used`, those that already have
+    our names, and those to be renamed. Otherwise, all columns are returned. If the file is text, `check` is called
+    with the names of all its columns.
     """
     if not _is_text(path):
         return _read_columns(path, _column_names(path))

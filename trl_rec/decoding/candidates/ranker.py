@@ -82,8 +82,8 @@ class CandidateRanker:
                 history is empty, at least one item must fit.
             ratings (list of `float`): The rating of each item in the history. Ratings that do not occur in the
                 training data are written as the nearest rating that occurs there.
-            candidates (list of `str`): Ids of two or more different items. If letters name the candidates, there may
-                be at most as many candidates as letters.
+            candidates (list of `str`): Ids of two or more different items. If the prompt names the candidates by
+                letters, there may be at most as many candidates as letters.
 
         Returns:
             One [`Recommendation`] per candidate, most preferred first.
@@ -103,7 +103,7 @@ class CandidateRanker:
         return [Recommendation(self.catalog.ids[item], self.catalog.titles[item], score) for item, score in ranks]
 
     def _prompt(self, history: Sequence[str], ratings: Sequence[float], indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Returns the prompt, `(1, P)`, and the candidates' names, `(1, m)`."""
+        """Returns the prompt, `(1, P)`, and the token that names each candidate, `(1, m)`."""
         # 1. Write the candidates. The tokens that remain of `max_length` are left for the history.
         count = len(indices)
         shown, names = self.prompt_format.encode_candidates(

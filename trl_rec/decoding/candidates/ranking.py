@@ -1,8 +1,9 @@
 """Orders a list of candidates with a model that writes the candidates' names, best first.
 
-Only names that have not been written yet are legal, so the answer is always a permutation. The prompt is read once.
-After a name is written, one forward pass reads this name to predict the next one. The last two names are never read,
-because no prediction is needed after them: after the second to last name, only one name is left.
+Each name is one token. Only names that have not been written yet are legal, so the answer is always a permutation.
+The prompt is read once. After a name is written, one forward pass reads this name to predict the next one. The last
+two names are never read, because no prediction is needed after them: after the second to last name, only one name is
+left.
 
 Legend: B: lists, m: candidates of the longest list, P: prompt tokens, U: distinct names in the batch.
 """

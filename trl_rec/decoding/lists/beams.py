@@ -89,9 +89,9 @@ def beam_list(
 
     Returns:
         [`RankedItems`]: `(B, K)`. The score at each rank is the joint log-probability of the items up to that rank.
-        If `weights` are given, `strength * log(w / W)` is added for each of these items, where `w` is the weight of
-        the item and `W` the sum of the weights of all items. Both terms are at most 0 for every item, so the scores
-        descend. The last score is that of the whole list.
+        If `weights` are given, `weights.strength * log(w / W)` is added for each of these items, where `w` is the
+        weight of the item and `W` the sum of the weights of all items. Both terms are at most 0 for every item, so the
+        scores descend. The last score is that of the whole list.
     """
     COUNT.check("num_beams", num_beams)
     COUNT.check("list_length", list_length)

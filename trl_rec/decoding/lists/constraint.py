@@ -7,7 +7,7 @@ on the trie, the list and the excluded items, so sampling, the policy, the refer
 use the same legal tokens. Lists have a known length, so the EOS at their end is forced and is left out here.
 
 Legend: K: items per list, T: tokens per list (padded), D: tokens of the longest path, E: excluded items per prompt,
-S = E + K, M: rows, one for each token at which the trie branches or for each list, C: children (padded), B: prompts,
+S = E + K, M: rows (one per list, or one per token at which the trie branches), C: children (padded), B: prompts,
 G: lists per prompt.
 """
 
@@ -48,7 +48,7 @@ def list_tokens(trie: TokenTrie, items: Tensor) -> ListTokens:
     """Returns the tokens of lists.
 
     Args:
-        trie (`TokenTrie`): The catalogue's list paths.
+        trie (`TokenTrie`): The items' paths as they are written in lists.
         items (`torch.Tensor` of shape `(..., K)`): Item indices; -1 pads shorter lists.
 
     Returns:
@@ -214,7 +214,7 @@ def list_logps(
             `list_tokens(trie, items)`, with `scored=branches`. Only the logits of the trie's tokens are used, so pass
             `tokens=trie.tokens` to save memory.
         items (`torch.Tensor` of shape `(B, G, K)`): Item indices; -1 pads shorter lists.
-        trie (`TokenTrie`): The catalogue's list paths, on the same device.
+        trie (`TokenTrie`): The items' paths as they are written in lists, on the same device as `items`.
         exclude (`torch.Tensor` or lists of `int`, *optional*): Indices of items that no list of a prompt may contain:
             one Python list of integers per prompt, or a tensor of shape `(B, E)` padded with -1.
         temperature (`float`, *optional*, defaults to `1.0`): Divides the logits before the softmax.

@@ -85,7 +85,7 @@ class ListDecoder:
     Args:
         cache (`SharedPrompt` or `SeparateRows`): The key-value cache. It must already contain the prompts and give
             the logits of `trie.tokens`.
-        trie (`TokenTrie`): The catalogue's list paths.
+        trie (`TokenTrie`): The items' paths as they are written in lists.
         excluded (`torch.Tensor` of shape `(B, E)`): The excluded items, and the items of weight 0, as in
             `Excluded.places`.
         weighted (`TrieWeights` or `Unweighted`): The weights of the items. Of the items that share a leaf, a list gets

@@ -2,10 +2,10 @@
 
 All lists of all prompts advance together, and no prefix is read twice. Excluded items and items that are already in
 the list are removed before the softmax (see `constraint.py`), so the log-probabilities are those of the distribution
-that was sampled from. The random number for a token depends on the seed, the prompt's row number, the index of the
-list, the rank of the item in the list and the depth of the token in the item's path. It does not depend on the
-prompt's position in the batch or on the process. So the lists of a prompt depend neither on the other prompts of its
-batch nor on the number of processes.
+that was sampled from. The random number for a token depends on the seed, the number that identifies the prompt (the
+argument `rows`), the index of the list, the rank of the item in the list and the depth of the token in the item's
+path. It does not depend on the prompt's position in the batch or on the process. So the lists of a prompt depend
+neither on the other prompts of its batch nor on the number of processes.
 
 Legend: B: prompts, G: lists per prompt, K: items per list, D: tokens of the longest path, T: tokens of the longest
 list.
@@ -133,16 +133,16 @@ def greedy_list(
 
     Args:
         model, prompts, trie, list_length, exclude: As in [`sample_item_lists`].
-        weights ([`ItemWeights`], *optional*): Weights of the items. For each item of a list, `strength * log(w / W)`
-            is added to the list's score, where `w` is the weight of the item and `W` the sum of the weights of all
-            items. The best token is chosen by its probability and by the largest weight in its subtree. Excluded items
-            do not count for this largest weight, but items that are already in the list do. Like excluded items, items
-            with weight 0 are removed before the softmax.
+        weights ([`ItemWeights`], *optional*): Weights of the items. For each item of a list,
+            `weights.strength * log(w / W)` is added to the list's score, where `w` is the weight of the item and `W`
+            the sum of the weights of all items. The best token is chosen by its probability and by the largest weight
+            in its subtree. Excluded items do not count for this largest weight, but items that are already in the list
+            do. Like excluded items, items with weight 0 are removed before the softmax.
 
     Returns:
         [`RankedItems`]: `(B, K)`. The score at each rank is the joint log-probability of the items up to that rank,
-        plus `strength * log(w / W)` for each of these items if `weights` are given. Both terms are at most 0 for every
-        item, so the scores descend.
+        plus `weights.strength * log(w / W)` for each of these items if `weights` are given. Both terms are at most 0
+        for every item, so the scores descend.
     """
     COUNT.check("list_length", list_length)
     with open_lists(

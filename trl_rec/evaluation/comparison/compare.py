@@ -182,7 +182,7 @@ def _compare_pair(
     name: str, against: str, runs: Mapping[str, Runs], metric: str, *, num_resamples: int, seed: int
 ) -> Comparison:
     """Compares one recommender with the reference. The p-value is not adjusted, and there is no verdict yet."""
-    values, reference = paired_values(name, against, runs, metric)  # each (S, N), or (1, N) for a single run
+    values, reference = paired_values(name, against, runs, metric)  # (S, N) for S seeds and N users, or (1, N)
     result = paired_comparison(values, reference, num_resamples=num_resamples, seed=seed)
     signs = np.sign((values - reference).mean(1))  # (S,)
     return Comparison(

@@ -15,8 +15,8 @@ Runs: TypeAlias = Sequence[PerUser] | Mapping[int | None, PerUser]
 def paired_values(name: str, against: str, runs: Mapping[str, Runs], metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the values of a metric for the paired runs of two recommenders.
 
-    Only users for whom each of these runs has a value are kept. Each array has the shape `(S, N)`, or `(1, N)` for a
-    single run that is paired with all runs of the other recommender.
+    Only users for whom each of these runs has a value are kept. Each array has the shape `(S, N)`, with one row per
+    run and one column per user, or `(1, N)` for a single run that is paired with all runs of the other recommender.
     """
     first, second = _paired_runs(by_seed(runs[name]), by_seed(runs[against]))
     values = _values(first, name, metric)

@@ -56,7 +56,7 @@ def smallest_difference(
     values, of_reference = paired_values(
         "the pilot", "the reference", {"the pilot": pilot, "the reference": reference}, metric
     )
-    differences = values - of_reference  # (S, N)
+    differences = values - of_reference  # (S, N): seeds, users
     COUNT.check("num_comparisons", num_comparisons)
     seeds_of_pilot, users_of_pilot = differences.shape
     num_seeds = seeds_of_pilot if num_seeds is None else num_seeds

@@ -82,7 +82,7 @@ def _with_interval(of_seeds: Sequence[PerUser], metric: str) -> str:
     """
     if any(metric not in per_user for per_user in of_seeds):
         return "-"
-    values = np.stack([per_user[metric] for per_user in of_seeds])  # (S, N)
+    values = np.stack([per_user[metric] for per_user in of_seeds])  # (S, N): seeds, users
     values = values[:, np.isfinite(values).all(0)]
     if values.size == 0:
         return "-"

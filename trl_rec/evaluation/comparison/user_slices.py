@@ -9,7 +9,7 @@ from trl_rec.evaluation.kept.reading import KeptEvaluation
 from trl_rec.evaluation.tables import aligned
 
 
-MOST_GROUPS = 10  # maximum number of groups with a slice of their own; all other users share one slice
+MOST_GROUPS = 10  # maximum number of item groups with a slice of their own; all other users share one slice
 NUM_HISTORIES = 3  # maximum number of slices by history length
 
 

@@ -4,7 +4,8 @@ An order is given as `places`, the place of each candidate, starting from 0 for 
 the candidates in the prompt, starting from 0. Places, slots and ratings are padded with -1 for lists of fewer than m
 candidates. numpy is the only dependency.
 
-Legend: N: lists, S: orders in which each list was shown, m: candidates of the longest list.
+Legend: N: lists, S: rankings of each list, from prompts that show its candidates in different orders, m: candidates of
+the longest list.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ranks the candidates of rated rows with a model. Prompts are batched by length and divided among the processes.
+"""Ranks the rated candidates of each row with a model. Prompts are batched by length and divided among the processes.
 
 Every process returns the results of all rows, in the order of the rows. The place of a candidate is its position in
 the model's ranking, and its slot is its position in the prompt. Slots are drawn randomly and depend only on the seed
@@ -47,7 +47,7 @@ def combine_orders(lists: RankedLists, count: int) -> RankedLists:
     """Combines every `count` consecutive rankings of a list into one, by [`borda`].
 
     Args:
-        lists: Rankings of `S * count` orders per list.
+        lists: `S * count` rankings per list.
         count: Number of rankings to combine into one.
     """
     num_lists, num_orders, width = lists.places.shape

@@ -19,7 +19,7 @@ from trl_rec.evaluation.results import Evaluation
 def evaluate_orders(
     lists: RankedLists, rows: Dataset, *, ks: Sequence[int] = (1, 3, 5, 10), seed: int = 0
 ) -> Evaluation:
-    """Evaluates the orders of the candidates of rated rows, with bootstrap intervals over the rows.
+    """Evaluates the orders of the rated candidates of each row, with bootstrap intervals over the rows.
 
     Args:
         lists: The orders, as returned by [`rank_rated_rows`] for these rows.

@@ -1,8 +1,8 @@
 """Writes a report on one or several runs, or on a study: one HTML file that needs no other file and no network.
 
 The page has no scripts. A Content-Security-Policy in its head forbids scripts, frames, images and all connections, in
-case a title is not escaped correctly. Nothing in the page depends on the time of writing, so the same folders always
-give the same page.
+case an item's title is not escaped correctly. Nothing in the page depends on the time of writing, so the same folders
+always give the same page.
 """
 
 from __future__ import annotations

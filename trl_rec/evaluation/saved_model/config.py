@@ -36,9 +36,9 @@ class EvaluationConfig:
         list_length (`int`, *optional*): Number of items in a list, for a model that writes lists.
         rewards (`dict`, *optional*): Weights of the rewards that score whole lists, as in [`score_lists`].
         best_of (`int`, *optional*): If set, also draws this number of lists per user and evaluates the list with the
-            highest reward. The mean reward of these best lists is an upper bound for a policy that BLADE trains from
-            this model with `target="best_of_n"`, the same `best_of` and the default `beta`. Requires `rewards` and
-            `list_length`.
+            highest reward. The mean reward of these best lists is an upper bound for the mean reward of a policy that
+            BLADE trains from this model with `target="best_of_n"`, the same `best_of` and the default `beta`. Requires
+            `rewards` and `list_length`.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         max_users (`int`, *optional*): Maximum number of rows of the split to evaluate, spread evenly over the split.
             Defaults to all rows.
@@ -51,7 +51,8 @@ class EvaluationConfig:
         exclude_history (`bool`, *optional*, defaults to `True`): Whether to exclude the items of a user's history.
         num_beams (`int`, *optional*): Number of beams. Defaults to the largest of `ks`, or to 1 for a model that
             writes lists.
-        length_penalty (`float`, *optional*): Exponent p of the length penalty. Scores are divided by length ** p.
+        length_penalty (`float`, *optional*): Exponent p of the length penalty. The log-probability of an item is
+            divided by n ** p, where n is the number of tokens of the item.
         renormalize (`bool`, *optional*): Whether the softmax is over legal tokens rather than over the vocabulary.
         batch_size (`int`, *optional*, defaults to `16`): Prompts per forward pass.
         max_length (`int`, *optional*): Maximum number of tokens of the prompt and the completion together.

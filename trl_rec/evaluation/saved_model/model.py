@@ -73,7 +73,7 @@ def evaluate_model(
     if prior is not None:
         results |= evaluate_product(policy, prior, dataset, name, **metric_options(config))
 
-    # 3. Evaluate a single drawn list, and the best of N.
+    # 3. Evaluate a single drawn list, and the best of `best_of` drawn lists.
     if config.best_of is not None and config.folder is not None:
         drawn = best_of_split(
             policy.model,

@@ -399,8 +399,8 @@ class TokenTrie:
     def unforced_lengths(self, paths: Tensor) -> Tensor:
         """Returns the number of tokens of each path up to and including its last token that is not forced, `(...)`.
 
-        A token is forced if it is the only continuation of its node. If all tokens of a path are forced, the number is
-        0.
+        A token is forced if the node before it has no other continuation. If all tokens of a path are forced, the
+        number is 0.
 
         Args:
             paths (`torch.Tensor` of shape `(..., T)`): Paths of items, padded on the right with -1.

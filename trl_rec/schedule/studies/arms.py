@@ -271,7 +271,10 @@ def _check_policies(arms: dict[str, Arm], config: StudyConfig) -> None:
 
 
 def _check_baselines(arms: Mapping[str, Arm]) -> None:
-    """Raises `ValueError` if a baseline does not exist. Studies of rated candidates have baselines of their own."""
+    """Raises `ValueError` if a baseline does not exist.
+
+    Studies with an `alro` arm, which orders rated candidates, have baselines of their own.
+    """
     is_rated = any(arm.verb == "alro" for arm in arms.values())
     known = tuple(RATED_BASELINES) if is_rated else (*BASELINES, SEQUENCE)
     for name, arm in arms.items():

@@ -58,8 +58,8 @@ class StudyConfig:
         evaluation (`dict`, *optional*): Keys of `trl-rec evaluate` for the measurements on the test split, such as
             `rewards`.
         recommend (`bool`, *optional*, defaults to `False`): Whether to end with a recommendation: "use ARM"; "use one
-            of ARMS", if several arms are better than X and not all of them have a validation measure; or "no
-            difference from X". X is the arm named by `against`.
+            of ARMS", if several arms are better than the arm named by `against` and not all of them have a validation
+            measure; or "no difference from X", where X is the arm named by `against`.
         threads (`int`, *optional*, defaults to `1`): Threads per process.
         jobs (`int`, *optional*, defaults to `1`): Number of runs at the same time.
     """

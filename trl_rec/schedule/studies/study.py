@@ -221,7 +221,7 @@ class Study:
         return Run(title, arm.verb, keys, folder / f"seed-{seed}", study=self.folder)
 
     def finish(self, runs: Sequence[Run], kinds: Mapping[Path, str] | None, kind: str = "") -> None:
-        """Finishes runs that do not depend on each other. After each run, reports how many runs remain.
+        """Finishes runs that do not depend on each other. Reports each run, unless it was finished before.
 
         Args:
             runs: The runs.

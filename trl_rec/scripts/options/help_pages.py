@@ -21,7 +21,8 @@ class Key(TypedDict):
 
     Args:
         value (`str`): Placeholder for the value, such as `N`.
-        default (`str` or `None`): The default value, or "" if there is no default, or None if the key is required.
+        default (`str` or `None`): The default value. "" if the key is optional and there is no value to show; None if
+            the key is required.
         help (`str`): What the key does.
     """
 

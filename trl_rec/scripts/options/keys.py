@@ -197,7 +197,7 @@ def _title(owner: type, name: str) -> str | None:
 def _default(field: Field[Any]) -> str | None:
     """Returns the default of a field as it is written on the command line.
 
-    Returns "" if there is no default, and None if the key is required.
+    Returns "" if the default is `None` or empty, and returns None if the key is required.
     """
     default = field.default if field.default_factory is MISSING else field.default_factory()
     return None if default is MISSING else _shown(default)

@@ -1,4 +1,7 @@
-"""Makes Align3GR's semantic IDs for items and users. The IDs are learned from texts and interactions."""
+"""Makes Align3GR's semantic IDs for items and users. The IDs are learned from texts and interactions.
+
+Two trained models compute the codes: the item tower and the user tower (see [`Tower`]).
+"""
 
 from __future__ import annotations
 
@@ -160,8 +163,8 @@ def _make(dataset: RecDataset, config: DualIdsConfig) -> None:
     semantic_ids = id_tokens(codes.repaired, codes.extra)
     user_ids = None if user_codes is None else user_tokens(user_codes)
 
-    # 3. Write the tower, then the IDs. If the process is killed in between, the next call trains the tower and makes
-    # the IDs again.
+    # 3. Write the item tower, then the IDs. If the process is killed in between, the next call trains the towers and
+    # makes the IDs again.
     card = make_card(
         codes,
         semantic_ids,

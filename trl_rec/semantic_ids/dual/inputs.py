@@ -1,8 +1,11 @@
 """Computes the training data of the item and user towers: text vectors, behaviour vectors, and user-item pairs.
 
+The towers are the models that compute the codes of items and of users (see `tower`).
+
 All interactions come from the training split. For every fifth user, the last training target is held out, unless it is
 the user's only target. The held-out targets are used to measure how well the towers match users with items. They are
-excluded from collaborative vectors, user profiles, pooled items and training pairs.
+excluded from collaborative vectors, user profiles, training pairs, and the items that are pooled into the behaviour
+vector of a user.
 
 Legend: I items, U users, T items in the longest history, P training pairs, H held-out pairs, W width of tower inputs.
 """
@@ -29,7 +32,7 @@ from trl_rec.semantic_ids.text_encoders import TextEncoder, text_vectors
 
 NEWEST = 50  # maximum number of training items that are pooled per user
 EVERY = 5  # an item is held out for one user in EVERY
-MOST_SCALED = 100_000  # maximum number of users from which mean and scale are computed
+MOST_SCALED = 100_000  # maximum number of users from which mean and scale of the pooled vectors are computed
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Trains the two towers: first aligns users with the items they chose, then learns the codes of users and items.
+"""Trains the item and user towers (see `tower`): first aligns users with the items they chose, then learns the codes.
 
     L = alpha U2I + gamma (RQ of users + RQ of items)
 

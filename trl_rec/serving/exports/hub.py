@@ -19,9 +19,9 @@ def push_run(
 ) -> str:
     """Pushes a run folder to the hub, and returns the address of the commit.
 
-    The model, its settings and its card are pushed. Ranked items, values per user, interactions and the semantic IDs
-    of users are never pushed. `trainer.push_to_hub` pushes the same files. If the repository contains a catalogue or
-    prior that this push leaves out, the push deletes it, but earlier commits still contain it.
+    The model, its settings and its card are pushed. Rankings and metric values per user, interactions and the semantic
+    IDs of users are never pushed. `trainer.push_to_hub` selects files in the same way. If the repository contains a
+    catalogue or prior that this push leaves out, the push deletes it, but earlier commits still contain it.
 
     Args:
         run (`str` or `Path`): The run folder, such as one that [`export_merged`] wrote.

@@ -81,7 +81,7 @@ class RunArguments:
         self.list_length: int | None = settings["prompt"].get("list_length")
 
     def row(self, arguments: Mapping[str, Any], written: list[int]) -> Row:
-        """Returns the [`Row`] that a request asks for. Raises `ValueError` if an argument does not fit the catalogue.
+        """Returns the [`Row`] that describes a request. Raises `ValueError` if an argument does not fit the catalogue.
 
         Args:
             arguments: The request's `extra_args`, with `items`.
@@ -157,7 +157,7 @@ def _check_list(arguments: Mapping[str, Any], name: str, kind: type, what: str) 
 def _check_prefix(arguments: Mapping[str, Any], most: int) -> None:
     """Raises `ValueError` if `prefix` has too many tokens.
 
-    The processor reads these tokens one after the other, and all other requests wait in the meantime.
+    [`CatalogProcessor`] reads these tokens one after the other, and all other requests wait in the meantime.
     """
     length = len(arguments.get("prefix", ()))
     if length > most:

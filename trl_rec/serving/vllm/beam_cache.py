@@ -156,7 +156,10 @@ class VllmPrompts:
         return logps, slots, valid
 
     def _logps(self, beams: Iterable[tuple[int, list[int]]]) -> Tensor:
-        """Returns the log-probabilities after the given tokens of each prompt, one row per beam."""
+        """Returns the log-probabilities after each beam, one row per beam.
+
+        A beam is given by the index of its prompt, and its tokens after the prompt.
+        """
         asks = [
             Ask(self._prompts[row] + tokens, {**self._arguments[row], "items": 1, "prefix": tokens})
             for row, tokens in beams

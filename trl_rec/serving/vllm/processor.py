@@ -98,7 +98,7 @@ class CatalogProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM may not b
         return self._rows.apply(logits)
 
     def _row(self, params: SamplingParams, written: list[int]) -> Row:
-        """Returns the [`Row`] that a request asks for.
+        """Returns the [`Row`] that describes a request.
 
         If the arguments are wrong, the request ends without an item, because an error at this point would stop vLLM.
         """

@@ -1,7 +1,7 @@
 """Orders the candidates of training lists as a retriever would show them: by mean rating in training, best first.
 
 The ratings of the user whose list is ordered are left out of the means. Otherwise the order of items with few ratings
-would reveal the labels.
+would reveal the user's ratings, which are the labels.
 """
 
 from __future__ import annotations

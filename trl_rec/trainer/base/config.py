@@ -56,7 +56,8 @@ class RecConfig(Base):
 
     Args:
         prompt_head (`str`, *optional*): Text before the history. It may contain `{user}`, which is replaced by the
-            user's semantic ID. This field and the next two default to texts that suit the catalogue's surface.
+            user's semantic ID. This field and the next two default to texts that suit the catalogue's surface, that
+            is, the way in which items are written in prompts.
         prompt_item (`str`, *optional*): Text of each item in the history. It contains `{surface}`, which is replaced
             by the item's surface.
         prompt_tail (`str`, *optional*): Text between the history and the completion.

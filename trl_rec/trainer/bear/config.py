@@ -19,8 +19,9 @@ from trl_rec.trainer.base.prior_config import PriorConfig
 class BearConfig(PriorConfig, SFTConfig):
     """Arguments of [`BearTrainer`], in addition to those of [`PriorConfig`] and [`~trl.SFTConfig`].
 
-    With `bear_weight=0`, the loss is that of MSL, the cross-entropy over the legal tokens. With `bear_weight=0` and
-    `softmax="vocabulary"`, training is plain SFT.
+    The loss is cross-entropy plus the beam term, which depends on whether beam search keeps the target token. With
+    `bear_weight=0`, the loss is that of MSL: the cross-entropy over the legal tokens, those that can come next in an
+    item. With `bear_weight=0` and `softmax="vocabulary"`, training is plain SFT.
 
     If `list_length` is set and `targets` is `"last"`, the model learns to write lists of distinct items, namely the
     next new items that a user chooses, in order. The legal tokens are then the same as in decoding: items
@@ -39,7 +40,7 @@ class BearConfig(PriorConfig, SFTConfig):
         temperature (`float`, *optional*, defaults to `1.0`): Divisor of the logits in the loss.
         target_smoothing (`float`, *optional*, defaults to `0.0`): Label smoothing: the share of the target token's
             probability that is spread evenly over all tokens of the softmax. Tokens of texts are not smoothed. With
-            `softmax="legal"`, forced tokens are not trained at all.
+            `softmax="legal"`, a target token that is the only legal token is not trained at all.
         sampled_items (`int`, *optional*): Number of sampled items that each target is compared with in training,
             instead of all items. Meant for catalogues of many thousands of items. The draws depend only on the seed,
             the epoch and the row, so a resumed run draws the same items. In an evaluation, each target is compared

@@ -43,8 +43,8 @@ def list_choices(
             group are.
 
     Returns:
-        - `trie_nodes`, `(B, T)`: The node before each label, or -1 where there is no label or the label is forced. The
-          EOS after a list is forced.
+        - `trie_nodes`, `(B, T)`: The node before each label, or -1 where there is no label or the label is forced (the
+          only legal token). The EOS after a list is forced.
         - `ranks`, `(B, T)`: The rank of the label's item in the list, from 0. Arbitrary where there is no label.
         - `items`, `(B, K)`: The lists, padded with -1.
         - `excluded`, `(B, E)`: The items of the history that are illegal, in the format of `Excluded.places`.

@@ -34,7 +34,8 @@ class ItemSampler:
 
     With `"uniform"`, all items are equally likely. With `"popularity"`, the probability of an item is proportional to
     1 plus the number of times that the item is a training target. The 1 is added because an item with probability 0
-    would never be a negative, and the corrected sum over negatives would be too small on average.
+    would never be a negative. The loss estimates a sum over all items from the negatives, and without this item, the
+    estimate would be too small on average.
 
     Args:
         item_tokens (`np.ndarray` of shape `(num_items,)`): Token of each item.

@@ -144,8 +144,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     def _collator(self, tokenizer: PreTrainedTokenizerBase, args: BearConfig) -> NextItemCollator:
         """Builds the collator.
 
-        With several tasks or sampled items, the collator draws at random in each epoch. In these cases, it is also
-        added as a callback, so that it is given the current epoch.
+        With several tasks, the collator draws prompt templates anew in each epoch; with sampled items, it draws
+        negatives. In these cases, the collator is also added as a callback, so that it is given the current epoch.
         """
         common: dict[str, Any] = {
             "pad_token_id": tokenizer.pad_token_id,
@@ -248,7 +248,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         )
 
     def _evaluation_rows(self, split: Dataset, args: BearConfig) -> Dataset:
-        """Builds the rows of a split on which the loss is evaluated, for at most `max_users` users."""
+        """Builds the rows for evaluating the loss on a split, for at most `max_users` users."""
         split = at_most(args.max_users, split)
         if args.list_length is not None:
             return evaluation_list_rows(split, self.prompt_format, max_length=args.max_length)
@@ -281,8 +281,9 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     ) -> BatchLoss:
         """Computes BEAR's loss, averaged over the target tokens of the accumulated batch on all processes.
 
-        The average is weighted if `target_age_decay` is not 1. Under the softmax over legal tokens, forced tokens are
-        not target tokens. The loss of target tokens that are not part of an item is cross-entropy over the vocabulary.
+        The average is weighted if `target_age_decay` is not 1. Under the softmax over legal tokens, a token that is
+        the only legal one (a forced token) does not count as a target token. The loss of target tokens that are not
+        part of an item is cross-entropy over the vocabulary.
         """
         bare = self.bare(model)
         num_rows = len(inputs["labels"])
@@ -429,7 +430,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     def _means(self, output: LossOutput, rows: Tensor, learned: Tensor, tasks: Tensor | None) -> dict[str, Mean]:
         """Computes the metrics: means over item tokens, the share of rows with a pruned token, and means per task.
 
-        `rows`, `(N,)`, is the row of each target token.
+        A token is pruned if it is outside the beam. `rows`, `(N,)`, is the row of each target token.
         """
         # 1. Average over item tokens. With tasks, the values of other tokens are set to 0. Leaving them out would make
         # the host wait for the number of item tokens.

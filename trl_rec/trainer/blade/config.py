@@ -28,8 +28,8 @@ TARGETS = {"blade": "BLADE", "best_of_n": "static Best-of-N", "rank": "rank in t
 class BladeConfig(RecConfig, DPOConfig):
     """Arguments of [`BladeTrainer`], besides those of [`RecConfig`] and [`~trl.DPOConfig`].
 
-    A batch contains prompts, and the policy samples `num_generations` lists per prompt. With `eval_exclude_history`,
-    items of the history are excluded from sampled lists as well as from evaluated lists.
+    A batch contains prompts, and the policy samples `num_generations` lists (rollouts) per prompt. With
+    `eval_exclude_history`, items of the history are excluded from sampled lists as well as from evaluated lists.
 
     Args:
         list_length (`int`, *optional*, defaults to `10`): Number of items per list, the paper's K.
@@ -45,8 +45,8 @@ class BladeConfig(RecConfig, DPOConfig):
         target (`str`, *optional*, defaults to `"blade"`): The learning target, which is the quantity that the policy
             learns to maximise. `"blade"`, `"best_of_n"` and `"rank"` are Best-of-N rewards, which depend on how a
             list's reward ranks among the rewards of lists for the same prompt. `"blade"` estimates the rank from
-            reference lists and rollouts, `"best_of_n"` from reference lists only, and `"rank"` from rollouts only.
-            `"reward"` is the reward itself, as in GRPO.
+            reference lists (see `num_references`) and rollouts, `"best_of_n"` from reference lists only, and `"rank"`
+            from rollouts only. `"reward"` is the reward itself, as in GRPO.
         dynamic_coefficient (`float`, *optional*, defaults to `0.3`): Weight of the rollouts in the rank estimate with
             `target="blade"`, the paper's tau.
         best_of (`float`, *optional*, defaults to `8`): The N of Best-of-N.
@@ -70,8 +70,8 @@ class BladeConfig(RecConfig, DPOConfig):
         num_iterations (`int`, *optional*, defaults to `1`): Number of optimizer steps per batch of rollouts.
         clip (`float`, *optional*, defaults to `0.2`): Clip range of the policy gradient. Probability ratios
             are clipped to [1 - clip, 1 + clip].
-        every_position (`bool`, *optional*, defaults to `False`): Whether a training list starts at every new item of a
-            sequence. By default, a training list starts where the previous one ends.
+        every_position (`bool`, *optional*, defaults to `False`): Whether there is a training prompt before every new
+            item of a sequence. By default, the prompts are `list_length` new items apart.
         max_prompts (`int`, *optional*): Maximum number of training prompts. They are evenly spaced among all prompts.
             By default, all prompts are used. `num_references` lists are sampled for each prompt before training, so a
             short run saves time if `max_prompts` is the number of prompts that it trains on.

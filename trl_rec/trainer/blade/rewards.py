@@ -1,8 +1,8 @@
 """Computes rewards for the lists of a training batch, and the policy's learning targets from these rewards.
 
 If only rewards of this package are used, they are computed on the device. Additional reward functions take NumPy
-arrays. If there are such functions, all rewards are computed on the host, and the lists and the data of the users are
-copied there together, once per call.
+arrays. If there are such functions, all rewards are computed on the host. Each call of `BatchRewards.score` then
+copies the lists and the data of the users to the host together.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items per list.
 """

@@ -1,9 +1,12 @@
 """Trains a policy that writes lists. The policy learns by policy gradient, by default from BLADE's Best-of-N rewards.
 
-In each step, the policy samples several lists per prompt. By default, the Best-of-N reward of a list depends on the
-rank of the list's reward, such as NDCG, among the rewards of the prompt's reference lists and sampled lists. Each
-prompt is processed once to sample all of its lists, and once by each model that scores the lists (see `decoding.lists`
-and `models.completions`). Scoring uses the same softmax over legal tokens as sampling.
+In each step, the policy samples several lists per prompt (the rollouts). By default, the reference policy samples
+further lists per prompt before training (the reference lists). The Best-of-N reward of a rollout then depends on the
+rank of the rollout's reward, such as NDCG, among the rewards of the prompt's reference lists and rollouts.
+
+Each prompt is processed once to sample all of its lists, and once by each model that computes the log-probabilities of
+the lists (see `decoding.lists` and `models.completions`). The log-probabilities are those of the softmax over legal
+tokens that sampling uses.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items per list.
 """
@@ -346,7 +349,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         else:
             items = rollouts.items
 
-        # 2. Score the lists with the policy. New lists also get their rewards and advantages.
+        # 2. Compute the log-probabilities of the lists. New lists also get their rewards and advantages.
         lists = list_tokens(self.trie, items)
         read = self._read(model, inputs, lists, balanced=self.aux_loss_enabled)
         choices = self._choices(read, inputs, items, lists)
@@ -476,7 +479,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def _exclusions(self, args: BladeConfig) -> Callable[[Ragged], Ragged] | None:
         """Returns a function that maps histories to excluded items.
 
-        Returns None if no items are excluded, or if they are exactly the items of the history.
+        Returns None if no items are excluded, or if exactly the items of the history are excluded.
         """
         needed = args.eval_exclude_history and self.prompt_format.twins is not None
         return self.prompt_format.exclusions if needed else None

@@ -1,5 +1,5 @@
-"""The fingerprint of a run, which compares rows by content. The lists `DECIDING` and `may_change` determine which
-settings the fingerprint contains."""
+"""The fingerprint of a run identifies training rows by their content. The lists `DECIDING` and `may_change` determine
+which settings the fingerprint contains."""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@ Only files that match a pattern in this module are published. All other files st
 values per user, ranked items, reports, lists of users, files that the user has added, and `training_args.bin`, a
 pickle that contains the hub token.
 
-The published files contain nothing about single users. Two of them belong to the data rather than to the model: the
-catalogue, and the prior, which counts how often users chose items. The catalogue is published if the licence of the
-data allows it or the user asks for it, and the prior only if the user asks for it.
+The published files contain nothing about single users. The catalogue and the prior, which counts how often users chose
+items, belong to the data rather than to the model. The catalogue is published if the licence of the data allows it or
+the user asks for it, and the prior only if the user asks for it.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ ITEMS = (f"{CATALOG}/catalog.json", f"{CATALOG}/items.parquet")
 OF_PRIOR = (PRIOR, CHOICE)
 # A push deletes these files from the repository if it does not upload them again.
 REPLACED = (*WHOLE_CATALOG, *OF_PRIOR)
-# Section of a model card, if the prompts of the model name the user.
+# Section of the card of a model whose prompts contain a semantic ID of the user.
 WITHOUT_USERS = """
 ## The semantic IDs of users are not included
 
-The prompts of the model name the user by a semantic ID. These IDs are never published, but the dataset folder that the
+The model's prompts contain a semantic ID of the user. These IDs are never published, but the dataset folder that the
 model was trained on contains them. To use the model, pass this folder as `catalog=` of `from_pretrained`, or as
 `--dataset` of `trl-rec recommend` and `trl-rec serve`.
 """
