@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 class Position(NamedTuple):
-    """The result of `bear_loss` for one position, and the gradient of its loss with respect to each logit."""
+    """What `bear_loss` must return for one position, and the gradient of the loss with respect to each logit."""
 
     loss: float
     ce: float

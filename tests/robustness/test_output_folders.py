@@ -81,7 +81,7 @@ def test_a_verb_that_is_killed_repeatedly_leaves_no_temporary_files(start_folder
 
 
 def write(name: str) -> Callable[[Path], object]:
-    """Writes a file that belongs to the user."""
+    """Returns a function that writes a file of the user into a folder."""
 
     def damage(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -101,14 +101,14 @@ FOLDERS = [
     Attack("a folder of the user's", NOT_A_DATASET, write("mine/thesis.tex"), MINE),
     Attack("a folder of the user's, overwrite", NOT_A_DATASET, write("mine/thesis.tex"), [*MINE, *REPLACE]),
     Attack("a hidden file", NOT_A_DATASET, write("mine/.thesis"), [*MINE, *REPLACE]),
-    Attack("a folder through a missing one", NOT_A_DATASET, write("v/mine/x"), ["--output_dir", "v/typo/../mine"]),
+    Attack("a path with a missing folder", NOT_A_DATASET, write("v/mine/x"), ["--output_dir", "v/typo/../mine"]),
     Attack(
-        "through a missing one, overwrite",
+        "a path with a missing folder, overwrite",
         NOT_A_DATASET,
         write("v/mine/x"),
         ["--output_dir", "v/typo/../mine", *REPLACE],
     ),
-    Attack("through a link", "exists and is not a dataset folder", link("mine", "."), MINE),
+    Attack("a link to another folder", "exists and is not a dataset folder", link("mine", "."), MINE),
     Attack("a file", NOT_A_DATASET, write("mine"), MINE),
     Attack(
         "below a file", "mine is not a folder, so nothing can be written", write("mine"), ["--output_dir", "mine/data"]

@@ -187,7 +187,7 @@ def test_adapter_and_quantisation_are_written_the_same_each_time(folder: Path, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"save_strategy": "no"}, "save_strategy 'no' does not save whenever eval_strategy 'steps'"),
+        ({"save_strategy": "no"}, "save_strategy 'no' does not save at every evaluation of eval_strategy 'steps'"),
         ({"save_strategy": "epoch"}, "save_strategy 'epoch' does not save"),
         ({"save_steps": 3}, "save_steps must be equal to eval_steps, but they are 3 and 2"),
         ({"save_steps": 4}, "they are 4 and 2"),  # the best evaluation may be at step 2, which is not saved

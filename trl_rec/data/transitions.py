@@ -43,7 +43,8 @@ class TransitionCounts:
     def from_interactions(
         cls, interactions: TrainInteractions, *, window: int = 3, max_history: int = 10
     ) -> TransitionCounts:
-        """Counts the pairs of interactions of the same row. A pair is counted once even if several rows contain it.
+        """Counts the pairs of interactions of the same row. If several rows contain the same two interactions, they
+        are counted once.
 
         Args:
             interactions (`TrainInteractions`): The interactions of a training split.
@@ -119,7 +120,8 @@ class TransitionCounts:
 class PairRule(NamedTuple):
     """Determines which pairs of training interactions are counted, and with which weight.
 
-    A pair consists of two items of the same row. The later item must be new (see [`TrainInteractions`]).
+    A pair consists of two interactions of the same row. The later interaction must be new, that is, no earlier row of
+    the user contains it (see [`TrainInteractions`]).
 
     Args:
         nearest, farthest (`int`): Smallest and largest distance between the two items of a pair.

@@ -128,7 +128,7 @@ def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:
         saves = SaveStrategy(config.save_strategy).value
         evaluates = IntervalStrategy(config.eval_strategy).value
         raise ValueError(
-            f"keep='best' keeps the best checkpoint, but save_strategy {saves!r} does not save whenever "
-            f"eval_strategy {evaluates!r} evaluates; save and evaluate at the same steps, or leave out "
+            f"keep='best' keeps the best checkpoint, but save_strategy {saves!r} does not save at every evaluation of "
+            f"eval_strategy {evaluates!r}; save and evaluate at the same steps, or leave out "
             "eval_strategy, so that only the policies before and after a stage are compared"
         )

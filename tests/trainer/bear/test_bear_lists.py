@@ -82,10 +82,10 @@ def given_logps(trainer: BearTrainer, rows: Dataset) -> Tensor:
 def test_the_loss_is_that_of_list_logps(
     folder: Path, tmp_path: Path, tokenizer, titles: list[str], surface: str, excludes: bool
 ) -> None:
-    """Compares values and gradients over all tokens that are not forced. A token also becomes forced when the list
-    already contains all items of the other subtrees. Items may share a path."""
-    options = {**LISTS, "eval_exclude_history": excludes}
-    if surface == "title":
+    """Compares values and gradients over all tokens that are not forced. A token is forced if it is the only legal
+    one: because its node has one child, or because the list already contains all items below the other children. In
+    the catalogue of titles, two items share a path.""" options = {**LISTS, "eval_exclude_history": excludes} if
+    surface == "title":
         trainer = title_trainer(tmp_path, tokenizer, titles, **options)
     elif surface == "item_token":
         trainer = item_token_trainer(tmp_path, **options)

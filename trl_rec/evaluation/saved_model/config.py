@@ -49,8 +49,8 @@ class EvaluationConfig:
         exhaustive (`int`, *optional*): If set, also scores every item of the catalogue for this number of users, and
             compares the result with the beam search, as in [`measure_beam_gap`].
         exclude_history (`bool`, *optional*, defaults to `True`): Whether to exclude the items of a user's history.
-        num_beams (`int`, *optional*): Number of beams. Defaults to the largest of `ks`, or to 1 for a model that
-            writes lists.
+        num_beams (`int`, *optional*): Number of beams. If neither this field nor the run folder sets it, it is the
+        largest of `ks`, or 1 for a model that writes lists.
         length_penalty (`float`, *optional*): Exponent p of the length penalty. The log-probability of an item is
             divided by n ** p, where n is the number of tokens of the item.
         renormalize (`bool`, *optional*): Whether the softmax is over legal tokens rather than over the vocabulary.
@@ -170,13 +170,13 @@ class EvaluationConfig:
     num_orders: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "for a model of trl-rec alro: rankings per list, each with another prompt order; 2 if unset"
+            "help": "for a model of trl-rec alro: number of rankings per list, with different prompt orders; 2 if unset"
         },
     )
     combined_orders: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "for a model of trl-rec alro: combine the rankings of this many orders into one; 1 if unset"
+            "help": "for a model of trl-rec alro: number of prompt orders that are combined into each ranking; 1 if unset"
         },
     )
     dtype: str = field(

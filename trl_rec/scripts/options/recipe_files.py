@@ -145,7 +145,7 @@ def checked_values(
 ) -> dict[str, Any]:
     """Checks the values of a recipe against the types of dataclass fields, and returns the values by key.
 
-    Raises `ValueError` if a value has the wrong type, with these exceptions:
+    Raises `ValueError` if a value has the wrong type. The following values are allowed or converted:
 
     - A string is accepted for a number, a flag or a mapping, because the parser converts it, as on the command line.
     - A number is converted to a string if the field is a string.
