@@ -84,8 +84,9 @@ def test_the_loss_is_that_of_list_logps(
 ) -> None:
     """Compares values and gradients over all tokens that are not forced. A token is forced if it is the only legal
     one: because its node has one child, or because the list already contains all items below the other children. In
-    the catalogue of titles, two items share a path.""" options = {**LISTS, "eval_exclude_history": excludes} if
-    surface == "title":
+    the catalogue of titles, two items share a path."""
+    options = {**LISTS, "eval_exclude_history": excludes}
+    if surface == "title":
         trainer = title_trainer(tmp_path, tokenizer, titles, **options)
     elif surface == "item_token":
         trainer = item_token_trainer(tmp_path, **options)

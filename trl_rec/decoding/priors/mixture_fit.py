@@ -71,7 +71,7 @@ def target_shares(
         counts: The counts by name.
         popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
         histories, targets: The histories and the targets of the validation split. Both have one row per row of this
-        split.
+            split.
         exclude_history (*optional*, defaults to `True`): Whether the shares of items of the history are 0.
     """
     # 1. Make one row per target.

@@ -50,7 +50,7 @@ class EvaluationConfig:
             compares the result with the beam search, as in [`measure_beam_gap`].
         exclude_history (`bool`, *optional*, defaults to `True`): Whether to exclude the items of a user's history.
         num_beams (`int`, *optional*): Number of beams. If neither this field nor the run folder sets it, it is the
-        largest of `ks`, or 1 for a model that writes lists.
+            largest of `ks`, or 1 for a model that writes lists.
         length_penalty (`float`, *optional*): Exponent p of the length penalty. The log-probability of an item is
             divided by n ** p, where n is the number of tokens of the item.
         renormalize (`bool`, *optional*): Whether the softmax is over legal tokens rather than over the vocabulary.
@@ -169,14 +169,12 @@ class EvaluationConfig:
     )
     num_orders: Annotated[int | None, COUNT] = field(
         default=None,
-        metadata={
-            "help": "for a model of trl-rec alro: number of rankings per list, with different prompt orders; 2 if unset"
-        },
+        metadata={"help": "for a model of trl-rec alro: rankings per list, from different prompt orders; 2 if unset"},
     )
     combined_orders: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "for a model of trl-rec alro: number of prompt orders that are combined into each ranking; 1 if unset"
+            "help": "for a model of trl-rec alro: prompt orders that are combined into each ranking; 1 if unset"
         },
     )
     dtype: str = field(
