@@ -263,13 +263,13 @@ def _compact_rows(
 ) -> BranchRows:
     """Returns one row per sequence, in a compact format. A sequence that is too long gets several rows."""
     items = join(history, target)
-    if long_histories == "windows":
-        windows = _equal_windows(history, items, target, prompt_format, max_length, max_history)
-        return _write_compact(items, windows, users, prompt_format)
-
     limits = Limits(items, prompt_format.piece_lengths, prompt_format.room(max_length), max_history)
     windows, rest = whole_histories(history.lengths, items.lengths, limits)
     _log_long_histories(rest, long_histories)
+
+    if long_histories == "windows":
+        windows = _equal_windows(history, items, target, prompt_format, max_length, max_history)
+        return _write_compact(items, windows, users, prompt_format)
     rows = _write_compact(items, windows, users, prompt_format)
     return concatenated(rows, _separate(rest, items, users, prompt_format, max_length, max_history))
 
