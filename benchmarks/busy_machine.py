@@ -3,8 +3,8 @@
     python benchmarks/busy_machine.py [--others 4] [--steps 3] [--items 1682] [--hidden 64]
 
 The first setting is torch's default. In the second, waiting threads sleep instead of spinning (passive waiting). The
-third combines passive waiting with a single thread for a small model. `trl-rec` uses the third setting. In programs
-of your own, trainers choose the number of threads, but do not set passive waiting.
+third combines passive waiting with a single thread for a small model. `trl-rec` uses the third setting. In programs of
+your own, the trainers of trl-rec choose the number of threads, but they do not turn on passive waiting.
 
 Each setting is measured in a process of its own, while other processes compute without a pause. `--others` is their
 number. The measured process samples 16 lists of ten items for each of 8 prompts, as BLADE does before training. Then
@@ -25,7 +25,7 @@ import time
 SETTINGS = {
     "torch's own threads": (False, False),
     "passive waiting": (True, False),
-    "passive waiting, threads by size": (True, True),
+    "passive waiting, threads by model size": (True, True),
 }
 
 

@@ -1,4 +1,5 @@
-"""Self-play with prompts that name users: each prefix is ranked for its own user."""
+"""Self-play with prompts that contain the user. Items are ranked after each prefix of a history, and the prompt
+contains the user of this history."""
 
 from dataclasses import replace
 from pathlib import Path

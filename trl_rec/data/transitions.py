@@ -43,8 +43,8 @@ class TransitionCounts:
     def from_interactions(
         cls, interactions: TrainInteractions, *, window: int = 3, max_history: int = 10
     ) -> TransitionCounts:
-        """Counts the pairs of interactions of the same row. If several rows contain the same two interactions, they
-        are counted once.
+        """Counts the pairs of interactions that are in the same row of the training split. A pair that occurs in
+        several rows is counted once.
 
         Args:
             interactions (`TrainInteractions`): The interactions of a training split.

@@ -1,7 +1,7 @@
 """Runs the three parts of Align³GR: semantic IDs of items and users, multi-task fine-tuning, and preference stages.
 
-Each part has its own folder, and a finished part is not run again. If the process is killed, the same call resumes
-in the unfinished part, and ends with the same IDs and weights as an uninterrupted call.
+Each part has its own folder, and a finished part is not run again. If the process is killed, repeat the
+same calls. The unfinished part resumes, and the IDs and weights are the same as without the interruption.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def align(
 ) -> tuple[list[dict[str, Any]], dict[str, Evaluation]]:
     """Part 3: runs the preference stages, starting from a supervised policy, and evaluates the last policy.
 
-    The option `final_split` of the configuration selects the split for this evaluation.
+    `schedule.config.final_split` is the split of this evaluation.
 
     Args:
         stages: The stages, in the order of training.

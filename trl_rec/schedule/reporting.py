@@ -82,8 +82,9 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
         if prior is not None:
             results |= evaluate_product(after, prior, some, "after", **measured)
 
-    # 2. Write and print the results on the main process. The other processes wait until everything is written. If one
-    # of the other processes crashed on exit before that, the launcher would also end the main process.
+    # 2. Write and print the results on the main process. The other processes wait until everything is written. Without
+    # the wait, they would exit earlier, and if one of them crashed on exit, the launcher would end the main process
+    # before it has written everything.
     if PartialState().is_main_process:
         _write_run_folder(reports, results, start, schedule)
         history = "excluded" if config.eval_exclude_history else "not excluded"

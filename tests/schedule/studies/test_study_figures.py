@@ -1,4 +1,5 @@
-"""The figures of a baseline that was measured together with a trained model, and figures with missing values."""
+"""The metric values that a study reports: of a baseline that was measured together with a trained model, and with
+missing values."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -73,8 +73,9 @@ def test_the_first_order_is_by_mean_rating_and_the_second_is_random(
 
 
 @pytest.mark.parametrize("num_orders", [1, 2, 3, 4, 7])
-def test_two_candidates_have_any_number_of_orders(folder: Path, tmp_path: Path, num_orders: int) -> None:
-    """The random orders of two candidates alternate, so every second one equals the given order and is left out."""
+def test_two_candidates_are_shown_in_any_number_of_orders(folder: Path, tmp_path: Path, num_orders: int) -> None:
+    """Two candidates have only two orders. The first order that is shown is the given one. All further orders are its
+    reverse, however many are requested."""
     trainer = make_trainer(folder, tmp_path, candidate_order="given", num_candidates=2)
     collator, letters = trainer.data_collator, trainer.rated_format.letters
     collator.num_orders = num_orders

@@ -97,9 +97,9 @@ def prepare(
             items of the history. If validation or test has such targets, `prepare` logs a warning. If all targets of
             a split are in the histories of their rows, `prepare` raises a ValueError, except for sources of windows.
         license (`str`, *optional*): The licence of the data, such as `"cc-by-4.0"`. It is recorded in the folder, even
-            if the folder already exists. By default, the catalogue is pushed to the hub beside a model only if this
-            licence allows redistribution ([`allows_redistribution`]). The licences of `ml-100k` and `toy` are known,
-            and need not be given.
+            if the folder already exists. When a model is pushed to the hub, its catalogue is pushed only if this
+            licence allows redistribution ([`allows_redistribution`]), unless `include_catalog` is set there. The
+            licences of `ml-100k` and `toy` are known, and need not be given.
         seed (`int`, *optional*, defaults to `0`): Seed of the toy log.
         toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
         toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.
@@ -217,18 +217,18 @@ def _report_repeats(card: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
     if "repeats" in settings or not card["repeated_interactions"]:
         return
     if settings["split"] == "windows":
-        remedy = "measure with exclude_history: false"
+        remedy = "measure with 'exclude_history: false'"
     else:
-        remedy = "set repeats: first or last, or set repeats: keep and measure with exclude_history: false"
+        remedy = "set 'repeats: first' or 'repeats: last'; or set 'repeats: keep', and measure with 'exclude_history: false'"
         if every:
             raise ValueError(
                 f"every target of the {every[0]} split is in its user's history, so nothing can be measured when "
-                f"histories are excluded; {remedy}"
+                f"recommendations leave out the items of the history; {remedy}"
             )
     if any(repeated.values()):
         logger.warning(
             "%d of %d validation and test targets are in their user's history, and cannot be recommended when "
-            "histories are excluded; to avoid this, %s",
+            "recommendations leave out the items of the history; to avoid this, %s",
             sum(repeated.values()),
             card["targets"]["validation"] + card["targets"]["test"],
             remedy,

@@ -253,6 +253,6 @@ def _renamed(table: pa.Table, renames: Mapping[str, str]) -> pa.Table:
 
 
 def _new_names(names: list[str], renames: Mapping[str, str]) -> dict[str, str]:
-    """Returns a dict from the columns that are kept to their new names."""
+    """Returns a dict that maps each kept column to its new name."""
     ours = {name: our_name for our_name, name in renames.items() if name in names}
     return {name: ours.get(name, name) for name in names if name in ours or name not in ours.values()}

@@ -40,7 +40,8 @@ def conclude(
 
     Args:
         study: The study.
-        resolved: The smallest difference that the study can detect, and values that limit the gain of its arms.
+        resolved: The smallest difference that the study can detect, and the headroom of its arms, which is an upper
+            bound on how much each arm can gain.
         chosen: Maps each training to the index of its chosen point in `Arm.grid`.
         measured: The measurements of each arm.
     """
@@ -217,8 +218,7 @@ def _training_entry(study: Study, folder: Path) -> dict[str, Any]:
 
     Args:
         study: The study.
-        folder: The folder with the measurement of the trained model. If the folder contains any other measurement,
-            the result is empty.
+        folder: The folder of a measurement. If a trained model was not measured there, the result is empty.
     """
     run = study.measured_trainings.get(folder)
     if run is None:
@@ -300,8 +300,8 @@ def _legend(comparisons: Sequence[Comparison], against: str, split: str) -> list
         return []
     return [
         f"{comparisons[0].num_users:,} {split} users; difference: the arm minus {against}, paired by user and by seed",
-        "\N{PLUS-MINUS SIGN}: half the width of the 95 % interval (bootstrap over users; with several seeds, a random "
-        "error for the variation between seeds is added); adjusted p: p-value adjusted by Holm's method for "
+        "\N{PLUS-MINUS SIGN}: half the width of the 95 % interval (bootstrap over users; with several seeds, it "
+        "also covers the variation between seeds); adjusted p: p-value adjusted by Holm's method for "
         f"{len(comparisons)} comparisons",
     ]
 

@@ -38,7 +38,7 @@ HELP = ("-h", "--help")
 HELP_ALL = "--help_all"
 COLUMN = 30  # the column in which the descriptions of the keys begin
 WIDEST = 120  # maximum width of the help
-ENDS = {"compare": "RUN [RUN ...]"}  # words that the usage line of a verb shows before the keys
+ARGUMENTS = {"compare": "RUN [RUN ...]"}  # words that the usage line of a verb shows before the keys
 LAUNCHER: dict[str, Key] = dict(
     zip(
         LAUNCH_KEYS,
@@ -88,7 +88,9 @@ def help_text(verb: str, groups: Groups, width: int, *, everything: bool = False
         everything: Whether `groups` contains the keys of TRL and Transformers that are usually left out.
     """
     # 1. Show how to call the verb.
-    usage = " ".join(filter(None, ["usage: trl-rec", verb, ENDS.get(verb), "[--config RECIPE] [--KEY VALUE ...]"]))
+    usage = " ".join(
+        filter(None, ["usage: trl-rec", verb, ARGUMENTS.get(verb), "[--config RECIPE] [--KEY VALUE ...]"])
+    )
     text = (
         "RECIPE is a YAML file, or the name of a shipped recipe ('trl-rec recipe' lists the names). In a recipe, keys "
         "are written without the dashes, and the key 'env' is a mapping of environment variables to set. Keys on the "

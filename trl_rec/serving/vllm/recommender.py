@@ -52,7 +52,7 @@ class VllmRecommender(Recommender):
         Args:
             folder (`str` or `Path`): The folder or hub id.
             catalog (*optional*): Must be None. vLLM reads the catalogue of the run folder.
-            prior (*optional*, defaults to `"saved"`): Must be None if the run folder has a prior.
+            prior (*optional*, defaults to `"saved"`): vLLM cannot use a prior. Pass None if the run folder has one.
             device (*optional*): Must be None. vLLM is built for one kind of device.
             dtype (`torch.dtype` or `str`, *optional*): The type of the model's weights. Defaults to vLLM's `"auto"`.
             options: Passed to vLLM's `LLM` (`max_model_len`, `gpu_memory_utilization`, `enforce_eager`, ...).
