@@ -217,9 +217,9 @@ def _report_repeats(card: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
     if "repeats" in settings or not card["repeated_interactions"]:
         return
     if settings["split"] == "windows":
-        remedy = "measure with 'exclude_history: false'"
+        remedy = "measure with exclude_history off"
     else:
-        remedy = "set 'repeats: first' or 'repeats: last'; or set 'repeats: keep', and measure with 'exclude_history: false'"
+        remedy = "set 'repeats: first' or 'repeats: last', or set 'repeats: keep' and measure with exclude_history off"
         if every:
             raise ValueError(
                 f"every target of the {every[0]} split is in its user's history, so nothing can be measured when "
