@@ -3,11 +3,11 @@
     python benchmarks/alro_step.py [DATASET_FOLDER --model FOLDER_OR_HUB_ID [--lora]] [--candidates 10 20]
         [--batch_size 4] [--runs 7]
 
-ALRO reads each list in two orders, both in the same forward pass. For comparison, a variant of its trainer uses a
-separate forward pass for each order. Without arguments, a small model is trained on item tokens of the toy dataset.
-With a dataset and a model, a language model is trained on titles. The three trainers take turns on the same lists. The
-program prints the median number of seconds per step, which consists of a forward pass, a backward pass and an
-optimizer update.
+ALRO reads each list of candidates in two orders, both in the same forward pass. For comparison, a variant of its
+trainer uses a separate forward pass for each order. Without arguments, a small model is trained on item tokens of the
+toy dataset. With a dataset and a model, a language model is trained on titles. The three trainers take turns on the
+same lists. The program prints the median number of seconds per step, which consists of a forward pass, a backward pass
+and an optimizer update.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": Tr
 
 
 class SeparateForwards(AlroTrainer):
-    """Trains with ALRO, but uses a separate forward pass, including the history, for each order of a list."""
+    """Trains with ALRO, but with a separate forward pass for each order of a list. Each pass reads the history."""
 
     def _answers(self, model: Any, inputs: dict[str, Any]) -> AnswerTable:
         names = ("completion_ids", "completion_mask", "answer_mask", "names")  # each (B, orders, ...)
@@ -82,7 +82,7 @@ def make_trainers(dataset: RecDataset, arguments: Any, count: int, folder: str) 
 
 
 def measure(trainers: dict[str, AlroTrainer], runs: int) -> dict[str, list[float]]:
-    """Returns the seconds of each step, without the first step."""
+    """Returns the seconds of every step except the first, for each trainer."""
     # 1. Make the same batches for all trainers, and an optimizer for each.
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     batches = {}

@@ -8,10 +8,10 @@ beam search is run with each number of beams. With B beams, NDCG@min(10, B) is m
 finds, and for the items with the best scores among all items. The gap is the second value minus the first.
 
 The figures of every measured run are kept in the output file, so an interrupted command can be run again to continue.
-The column "detectable" contains the smallest difference in NDCG@10 that a study on the test split can detect. The word
-"above" follows if the absolute mean gap over the seeds is at least as large, so that a study is worthwhile. With fewer
-than 10 beams, the gap is in NDCG@B, so "above" is only a rough guide. `trl-rec study` estimates the smallest
-difference in the same way, from the transition and the popularity baseline on validation.
+The program prints a table. Its column "detectable" contains the smallest difference in NDCG@10 that a study on the
+test split can detect. The word "above" follows if the absolute mean gap over the seeds is at least as large, so that a
+study is worthwhile. With fewer than 10 beams, the gap is in NDCG@B, so "above" is only a rough guide. As in
+`trl-rec study`, the smallest difference is estimated from the transition and the popularity baseline on validation.
 """
 
 from __future__ import annotations

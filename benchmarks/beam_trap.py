@@ -2,13 +2,14 @@
 
     OMP_NUM_THREADS=1 python benchmarks/beam_trap.py runs/beam-trap --seeds 0 1 2
 
-An interrupted command can be run again to continue. `beam_trap.json` in the output folder contains the figures of
-every trained model, and their means.
+An interrupted command can be run again to continue. `beam_trap.json` in the output folder contains the measurements
+of every trained model, and their means over the seeds.
 
-Every item has three codes. 512 unlikely items share one popular first code. They have 16 different second codes, and
-each of these belongs to 32 items. Every other first code belongs to one item. Each user has one of eight tastes. Each
-taste has ten likely items, and one item that reveals the taste, because it is the first item of every user with this
-taste. A user's further items are drawn independently, so the probability of every next item is known.
+Every item has three codes, which beam search generates one after another. 512 unlikely items share one popular first
+code. They have 16 different second codes, and each of these belongs to 32 items. Every other first code belongs to one
+item. Each user has one of eight tastes. Each taste has ten likely items, and one item that reveals the taste, because
+it is the first item of every user with this taste. A user's further items are drawn independently, so the probability
+of every next item is known.
 
 The strength of the trap is adjustable. It is the probability of one of the 16 second codes, divided by the mean
 probability of a likely item. The most likely item has 1.45 times this mean. Above a strength of 1.45, a beam search of
@@ -20,7 +21,8 @@ With B beams, the table shows for each strength and each arm (MSL or a variant o
 - **recall@B**: the probability that the next item is among the B items that the beam search finds;
 - **every item**: the probability that the next item is among the B items with the highest exact scores;
 - **best**: the probability that the next item is among the B items that are most likely by construction;
-- **PruningRate@B**: the share of the probability in "every item" that belongs to items which the beam search loses.
+- **PruningRate@B**: the share of the probability "every item" that comes from items which the beam search does not
+  find.
 """
 
 from __future__ import annotations
@@ -141,8 +143,8 @@ def make_world(folder: Path, strength: float, num_users: int) -> RecDataset:
 
 
 def train(arguments: argparse.Namespace, strength: float, seed: int, arm: str) -> dict[str, float]:
-    """Trains one model, and returns its figures."""
-    # 1. Train from scratch. Users may choose an item again, so the history is not excluded.
+    """Trains one model, and returns its measurements."""
+    # 1. Train from scratch. Users may choose an item again, so items of the history are ranked too.
     folder = arguments.output_dir / f"strength-{strength:g}"
     dataset = make_world(folder, strength, arguments.users)
     config = BearConfig(
@@ -188,7 +190,7 @@ def train(arguments: argparse.Namespace, strength: float, seed: int, arm: str) -
 
 
 def figures(probabilities: np.ndarray, beam: np.ndarray, exact: np.ndarray, num_beams: int) -> dict[str, float]:
-    """Returns the figures of the table.
+    """Returns the measurements of one model that the table shows.
 
     Args:
         probabilities: The probability of every item as the next one, `(N, num_items)`.

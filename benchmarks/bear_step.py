@@ -3,11 +3,11 @@
     python benchmarks/bear_step.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--lora]
         [--dtype float32|bfloat16|nf4] [--batch_size 4] [--runs 5]
 
-Items are written as titles, which a language model's tokenizer splits into tokens. `--tiny` replaces the model by two
-layers of random weights with the same vocabulary. `--dtype nf4` quantises a model from a folder and needs `--lora`.
-The trainers take turns. The program prints the median number of seconds per step, which consists of a forward pass, a
-backward pass and an optimizer update. It also prints the peak number of bytes of all tensors except those of the model
-and the optimizer.
+Items are written as titles, which a language model's tokenizer splits into tokens. `--tiny` replaces the model by
+one with two layers, random weights and the same vocabulary. `--dtype nf4` quantises a model from a folder and needs
+`--lora`. The trainers take turns. The program prints the median number of seconds per step, which consists of a
+forward pass, a backward pass and an optimizer update. It also prints the peak memory of the tensors that the forward
+and the backward pass allocate, including the gradients but not the weights.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DTYPES: dict[str, dict[str, Any]] = {
 
 
 class PeakBytes(TorchDispatchMode):
-    """Records the largest number of bytes of the tensors that are allocated inside this context."""
+    """Records the peak of the total number of bytes of all tensors that are allocated inside this context."""
 
     def __init__(self) -> None:
         super().__init__()

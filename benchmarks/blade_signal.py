@@ -5,16 +5,18 @@
 
 The argument is the folder of a study. The program only reads its logs and metrics, and trains nothing. The first table
 has one row per setting, averaged over its seeds. It describes the last quarter of each run: tied pairs (share of pairs
-of lists with equal learning targets), dead groups (share of prompts whose lists all have the same target), the
-standard deviation of the target, the KL divergence, and the reward of the lists sampled in training. The column "kept"
-contains NDCG@10 on validation, divided by that of the supervised policy (the arm `--against`) with the same seed.
+of lists with equal learning targets), dead groups (share of prompts whose lists all have the same learning target),
+the standard deviation of the learning target, the KL divergence, and the reward of the lists sampled in training. The
+column "kept" contains NDCG@10 on validation, divided by that of the supervised policy (the arm `--against`) with the
+same seed.
 
 `--choose` applies a rule that is fixed beforehand: of the settings that keep at least `--keep` of the supervised NDCG,
 the one with the largest share of tied pairs is chosen. The rule uses means over the seeds. The chosen setting is
 written to `setting.json`.
 
-`--kl` prints the reward of the lists sampled in training at the step where the KL divergence first reaches each level.
-Both are moving averages over a tenth of the log. "-" means that at least one run never reaches the level.
+`--kl` prints the reward of the lists sampled in training at the step where the KL divergence first reaches each given
+level. The reward and the KL divergence are moving averages over a tenth of the log. "-" means that at least one run
+never reaches the level.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--kl", type=float, nargs="*", default=[], help="levels of the KL divergence")
     arguments = parser.parse_args(words)
 
-    # 1. Read the runs by setting. A setting is an arm and a point of its grid; the runs of a setting are its seeds.
+    # 1. Read the runs by setting. A setting is an arm and a point of its grid. It has one run per seed.
     runs: dict[str, list[tuple[dict[str, float], list[dict[str, float]]]]] = {}
     top = arguments.study / "runs"
     for path in sorted(top.rglob("eval.jsonl")):

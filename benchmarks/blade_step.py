@@ -133,7 +133,7 @@ def blade(dataset: RecDataset, arguments: argparse.Namespace, folder: str) -> Bl
 
 
 def grpo(dataset: RecDataset, arguments: argparse.Namespace, folder: str, *, constrained: bool) -> GRPOTrainer:
-    """Returns a `GRPOTrainer` on the prompts of `blade`, as text. Its reward is the NDCG of the tokens."""
+    """Returns a `GRPOTrainer` that trains on the prompts of `blade`, as text. The reward of a list is its NDCG."""
     ours = blade(dataset, arguments, folder)
     model, tokenizer = policy(dataset, arguments)
 
@@ -141,7 +141,7 @@ def grpo(dataset: RecDataset, arguments: argparse.Namespace, folder: str, *, con
     prompts = [tokenizer.decode(row[1:]) for row in ours.train_dataset["prompt_ids"]]
     first = tokenizer.convert_tokens_to_ids("<item_0>")
     rows = {"prompt": prompts, "wanted": [[first + item for item in row] for row in ours.train_dataset["targets"]]}
-    model.save_pretrained(folder + "/policy")  # the trainer loads its reference from here
+    model.save_pretrained(folder + "/policy")  # the trainer loads the policy and the reference model from here
 
     config = GRPOConfig(
         folder + "/grpo",

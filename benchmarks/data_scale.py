@@ -91,7 +91,7 @@ def run_prepare(folder: Path, options: argparse.Namespace) -> str:
 
 
 def run_load(folder: Path, options: argparse.Namespace) -> str:
-    """Loads the dataset, which checks it."""
+    """Loads the dataset. Loading also checks it."""
     return f"{len(load(folder / 'dataset').test)} test rows"
 
 
@@ -105,7 +105,7 @@ def run_transition(folder: Path, options: argparse.Namespace) -> str:
 
 
 def run_mixture(folder: Path, options: argparse.Namespace) -> str:
-    """Fits the mixture of counts, and saves it."""
+    """Fits the mixture prior, and saves it."""
     dataset = load(folder / "dataset")
     prior = fit_prior("mixture", dataset)
     assert isinstance(prior, MixturePrior)
@@ -123,7 +123,7 @@ def run_evaluate(folder: Path, options: argparse.Namespace) -> str:
 
 
 def run_lists(folder: Path, options: argparse.Namespace) -> str:
-    """Writes lists for at most a million users, made by a tiny model with random weights.
+    """Ranks items for at most a million users with a tiny model of random weights, and writes one list per user.
 
     The model knows only 2,000 items, because ranking all items would take hours. The item numbers in the histories are
     taken modulo 2,000. How the memory grows with the number of items is measured by the other steps.

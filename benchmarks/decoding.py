@@ -170,7 +170,7 @@ def time_weights(folder: str, run: str, num_beams: int, num_prompts: int | None,
     items = torch.randint(0, trie.num_items, (num_prompts, 1_000))
     weights = ItemWeights(shared=torch.rand(trie.num_items) + 0.1, items=items, values=torch.rand(items.shape))
 
-    # Time both kinds of calls in turns. The first two calls build caches of the trie.
+    # Time both kinds of calls in turns. The first call of each kind builds caches of the trie, so it is not counted.
     seconds: dict[str, list[float]] = {"without": [], "with": []}
     for _ in range(num_runs + 1):
         for name, given in (("without", None), ("with", weights)):

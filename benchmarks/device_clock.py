@@ -62,7 +62,8 @@ class Clock(TrainerCallback):
         self._profile = None
 
     def figures(self) -> dict[str, Any]:
-        """Returns the median seconds of the steps after the first one, the peak memory so far, and the counts."""
+        """Returns the median seconds of the steps after the first one, the peak memory so far, and the counts of reads
+        and waits."""
         return {
             "seconds": median(self.seconds[1:]),
             "peak_bytes": peak_bytes(self.device),
@@ -106,8 +107,8 @@ def start_afresh(device: torch.device, cap: int | None = None) -> None:
     """Frees unused memory, and resets the peak memory. From now on, torch may reserve at most `cap` * 10**9 bytes of
     GPU memory, or all of it if `cap` is None.
 
-    `cap` is the nominal size of a card in GB. A card of 16 GB has about 16 * 2**30 bytes; the difference from
-    16 * 10**9 is left for the CUDA context.
+    `cap` is the nominal size, in GB, of the card that is imitated. A card of 16 GB has about 16 * 2**30 bytes; the
+    difference from 16 * 10**9 is left for the CUDA context.
     """
     gc.collect()
     if device.type != "cuda":

@@ -46,7 +46,7 @@ POINTS = "seconds, steps, loss"
 
 
 def main() -> None:
-    """Trains one arm, and prints its measurements."""
+    """Trains one arm, and prints the measurements of both arms, as far as they exist."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", help="folder made by trl-rec prepare")
     parser.add_argument("--model", required=True, help="folder or hub id of a language model")
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def words_of(arguments: argparse.Namespace) -> list[str]:
-    """Returns the command line of the arm."""
+    """Returns the options of `trl-rec bear` for the arm, as words of a command line."""
     options: dict[str, object] = {
         "config": arguments.config,
         "dataset": arguments.dataset,
@@ -107,7 +107,7 @@ def as_option(pair: str) -> tuple[str, str]:
 
 
 def has_windows(dataset: RecDataset) -> bool:
-    """Returns whether the source's rows are windows (one target and the items before it), as BIGRec's are."""
+    """Returns whether the dataset was made from windows (one target and the items before it), such as BIGRec's."""
     return bool(dataset.card["split"] == "windows")
 
 
@@ -225,7 +225,7 @@ class Clock(TrainerCallback):
         self.since = time.process_time()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Stops the clock, and measures if the next tenth of the time has passed."""
+        """Stops the clock. After each tenth of the time, measures the validation loss and requests a checkpoint."""
         self.seconds += time.process_time() - self.since
         if self.seconds >= self.limit * (len(self.points) + 1) / MEASUREMENTS:
             self.points.append((self.seconds, state.global_step, self.held_out.loss()))

@@ -1,7 +1,7 @@
 """Compares rankings by three priors alone: the transition prior ("counter"), and the mixture with and without titles.
 
-A mixture is fitted to one random half of the validation users. All priors are measured on the other half. Each seed
-divides the users differently.
+The mixture is a weighted sum of several counts. Its weights are fitted to one random half of the validation users. All
+priors are measured on the other half. Each seed divides the users differently.
 
     python benchmarks/priors.py data/beauty data/ml-100k
 """

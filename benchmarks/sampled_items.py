@@ -1,7 +1,8 @@
 """Times training with sampled items at several sizes of the catalogue, with one token per item.
 
-The program prints the time of the forward and backward pass, the time of the whole step, and the optimizer's share of
-the step. The model, the batch and the sampling of items are those of `BearTrainer` with `targets: all`. Gradient
+With sampled items, the softmax compares each target with a few items instead of the whole catalogue. The program
+prints the time of the forward and backward pass, the time of the whole step, and the optimizer's share of the step.
+The model, the batch and the sampling of items are those of `BearTrainer` with `targets: all`. Gradient
 clipping and AdamW read and write every embedding, so their share grows with the catalogue. Times are CPU seconds,
 which equal the elapsed time with one thread on an idle machine.
 
@@ -61,7 +62,10 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, num_items: int, *, sampled: bool = True) -> tuple[float, float]:
-    """Returns the median seconds of the forward and backward pass, and of clipping, the optimizer and zeroing."""
+    """Returns the median seconds of the forward and backward pass, and the median seconds of the update.
+
+    The update consists of gradient clipping, the step of the optimizer, and setting the gradients to zero.
+    """
     torch.manual_seed(0)
     model = make_model(arguments, num_items)
     if not arguments.plain:
@@ -85,7 +89,7 @@ def measure(arguments: argparse.Namespace, num_items: int, *, sampled: bool = Tr
 
 
 def sampled_loss(arguments: argparse.Namespace, model: PreTrainedModel, num_items: int) -> Callable[[int], Tensor]:
-    """Returns a function that samples the items of step `number`, and computes its loss."""
+    """Returns a function that takes the number of a step, samples the items of this step, and computes the loss."""
     tokens = NUM_SPECIAL + np.arange(num_items)
     popular = tokens[(num_items * np.random.default_rng(0).random(100_000) ** 3).astype(np.int64)]
     sampler = ItemSampler(tokens, popular, arguments.sampled_items, arguments.sampled_from)
@@ -107,7 +111,7 @@ def sampled_loss(arguments: argparse.Namespace, model: PreTrainedModel, num_item
 
 
 def full_loss(arguments: argparse.Namespace, model: PreTrainedModel, num_items: int) -> Callable[[int], Tensor]:
-    """Returns a function that computes the loss of a step over all items."""
+    """Returns a function that computes the loss of a step with the softmax over all items."""
     inputs, learned, targets = batch(arguments, num_items)
     tokens = NUM_SPECIAL + torch.arange(num_items)
 

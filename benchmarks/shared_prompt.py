@@ -52,7 +52,7 @@ def small(vocab_size: int) -> LlamaForCausalLM:
 
 
 def measure(model: LlamaForCausalLM, batch: int, prompt: int, count: int, tokens: int, runs: int) -> None:
-    """Prints the figures of separate and shared rows on the same texts."""
+    """Prints the time and memory of separate and of shared rows on the same texts."""
     texts = make_texts(model.config.vocab_size, batch, prompt, count, tokens)
     methods = {"separate": False, "shared": True}
     seconds: dict[str, list[float]] = {name: [] for name in methods}

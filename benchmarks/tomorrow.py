@@ -11,7 +11,7 @@ the last 10 % are not in yesterday's catalogue. Three models with one token per 
 Prints the number of steps after which the second and the third model reach the goal. All three models are measured on
 today's validation split. Yesterday's model was not trained on this split: it was trained only on items before a user's
 validation item of yesterday, and the user's validation item of today is never earlier than that one. Yesterday's
-catalogue is shuffled, so that the third model also shows that items are matched by their ids.
+catalogue is shuffled, so the third model does well only if its items are matched with today's by id, not by position.
 
     OMP_NUM_THREADS=1 python benchmarks/tomorrow.py --dataset data/ml-100k
 
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
-    """Makes the two logs, trains the three models, and prints when they reach the goal."""
+    """Makes the two logs, trains the three models, and prints when the second and the third model reach the goal."""
     # 1. Cut the log.
     source = load(arguments.dataset)
     when = source.interactions["timestamp"].to_numpy()

@@ -1,9 +1,10 @@
 """Compares the speed of `write_lists`, which writes one list per user to a file, with that of `rank_split`.
 
-`rank_split` ranks the test split in one pass, with all prompts in memory. `write_lists` ranks the same histories in
-parts, stores each part on disk, and writes the lists to a Parquet file. Both use the same model, exclude the items of
-the history, and use the prior of the run folder and the same batch size. They take turns. On a CPU, CPU time is
-measured, so that other programs on the machine matter little. On other devices, elapsed time is measured.
+`rank_split` ranks items for the users of the test split in one pass, with all prompts in memory. `write_lists` ranks
+items for the same users in parts, stores each part on disk, and writes the lists to a Parquet file. Both use the same
+model, exclude the items of the history, and use the prior of the run folder and the same batch size. They take turns.
+On a CPU, CPU time is measured, so that other programs on the machine matter little. On other devices, elapsed time is
+measured.
 
     python benchmarks/user_lists.py DATASET_FOLDER RUN_FOLDER [--users 1000] [--k 10] [--batch_size 64] [--runs 3]
         [--device cpu] [--threads 1]
@@ -42,7 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    # Read the histories of the test split, which both functions rank.
+    # Read the histories of the test split. Both functions rank items for them.
     recommender = Recommender.from_pretrained(arguments.run, device=arguments.device)
     dataset = load(arguments.dataset).with_surface(recommender.catalog.surface)
     dataset = replace(dataset, test=at_most(arguments.users, dataset.test))

@@ -66,8 +66,8 @@ def launch(verb: str, argv: list[str]) -> None:
     Args:
         verb: The verb.
         argv: The words after the verb. `num_processes` and `accelerate_config` (a file, or the name of a shipped
-            configuration) are passed to `accelerate launch`, whether they are set in `argv` or in the recipe. All
-            other words are passed to the verb's script.
+            configuration) are passed to `accelerate launch`, whether they are set in `argv` or in the recipe that
+            `--config` names. All other words are passed to the verb's script.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -1,8 +1,8 @@
 """Collects all uses of undocumented parts of dependencies.
 
 `tests/test_compat.py` looks for each part in the installed versions. If a new release changes a part, a failing test
-names this part. Imported names and functions are then corrected in this file, and members of parent classes are
-corrected in the classes that override or use them.
+names this part. Then adapt this file to the new release. If the part is a member of a parent class, also adapt the
+classes that override or use it.
 
 The module was written against torch 2.13, transformers 5.23, TRL 1.16, accelerate 1.15, DeepSpeed 0.19, PEFT 0.21 and
 bitsandbytes 0.50, unless a docstring names other versions. Heavy libraries are imported inside the functions, so that
@@ -160,7 +160,7 @@ MEMBERS = (
 
 # Messages of other libraries that need no action from the user
 
-# Beginnings of log messages, by logger. Every other message of these loggers is shown.
+# Beginnings of the log messages that are hidden, by logger. Every other message of these loggers is shown.
 NOTICES = {
     # On some CPUs, bitsandbytes 0.50 looks for a faster kernel in the package `kernels`. The package is optional.
     "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward from kernels-community",),
@@ -170,7 +170,7 @@ NOTICES = {
     # also its output layer, the checkpoint contains them only once, and the Trainer reports a missing output layer.
     "transformers.trainer": ("There were missing keys in the checkpoint model loaded: ['lm_head.weight'].",),
 }
-# Beginnings of warnings, with their categories.
+# Beginnings of the warnings that are hidden, with their categories.
 WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     # TRL 1.16 and PEFT 0.21 use names that transformers 5.23 has deprecated.
     ("`is_gradient_checkpointing` is deprecated", FutureWarning),
@@ -248,7 +248,7 @@ def attention_kind(model: PreTrainedModel) -> str:
 def is_stateful(model: PreTrainedModel) -> bool:
     """Returns whether the model has a recurrent state, as Mamba does.
 
-    Without this check, texts that share a row would influence each other.
+    Without this check, texts that share a row of a batch would influence each other.
     """
     return model._is_stateful
 
@@ -525,7 +525,7 @@ def accelerate_launch(argv: list[str]) -> None:
     """Runs `accelerate launch` in this process.
 
     Hides accelerate's warnings about omitted options, and torch's report of failed processes. Without this function,
-    training verbs would have to find and start the program `accelerate`.
+    subcommands that train, such as `trl-rec bear`, would have to find and start the program `accelerate`.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
 
@@ -623,8 +623,8 @@ def without_step_hook(wrapped: Any) -> Iterator[None]:
 def torch_linear() -> Iterator[None]:
     """Inside the block, `F.linear` is torch's own function.
 
-    ZeRO-3 replaces it in the entire process. Our `PreciseLinear`, a `TorchFunctionMode`, cannot intercept the
-    replacement. The replacement also computes a wrong gradient if its output and its inputs differ in dtype.
+    ZeRO-3 replaces `F.linear` in the entire process. Our `PreciseLinear`, a `TorchFunctionMode`, cannot intercept
+    calls of the replacement. The replacement also computes a wrong gradient if its output and inputs differ in dtype.
     """
     import torch
     from torch.nn import functional
@@ -681,7 +681,7 @@ def uses_v2_model_runner() -> bool:
     """Returns whether vLLM 0.32 uses its V2 model runner.
 
     If the environment variable `VLLM_USE_V2_MODEL_RUNNER` is not set, vLLM's default is returned. Without this check,
-    vLLM would refuse [`CatalogProcessor`] with a message that names no remedy.
+    vLLM would refuse our [`CatalogProcessor`] with a message that names no remedy.
     """
     from vllm import envs
     from vllm.triton_utils import HAS_TRITON

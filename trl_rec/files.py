@@ -2,13 +2,13 @@
 
 If the process is killed or the power fails, a reader finds either the old content or the new content, never a mixture
 or a part. There is one exception: while a new folder replaces an old one, neither has the final name for a moment. If
-the process is killed then, [`clean_up`] restores the old folder. When a write has ended without an error, both the
-content and the name have reached the disk. A caller can therefore write one file last, as a mark that all others are
-complete: if the mark exists, so do the other files.
+the process is killed at that moment, [`clean_up`] restores the old folder. When a write has ended without an error,
+both the content and the name have reached the disk. A caller can therefore write one file last, as a mark that all
+others are complete: if the mark exists, so do the other files.
 
 Temporary files and folders are hidden, and are in the same folder as the final ones. They are called
 `.NAME.<32 hex digits>.tmp`. A folder that is being replaced is briefly called `.NAME.<32 hex digits>.old`. Files and
-folders with such names remain only if a process is killed, and [`clean_up`] removes them.
+folders with such names remain only if a process is killed, and [`clean_up`] removes or restores them.
 
 [`exclusive`] prevents two processes from writing to the same folder.
 """
@@ -336,7 +336,7 @@ def _place_folder(path: Path, new: Path) -> None:
 
 def _replace_folder(path: Path, new: Path, check_old: Callable[[Path], object]) -> None:
     """Replaces `path` by `new` in two renames. If the process is killed between them, `clean_up` undoes the first."""
-    # 1. Move the old folder away, check it, and move the new folder to its place.
+    # 1. Move the old folder away, check it, and move the new folder to `path`.
     old = new.with_suffix(".old")
     try:
         path.rename(old)
@@ -376,8 +376,8 @@ def _put_back(old: Path, path: Path) -> None:
 def _lock_file(folder: Path) -> Path:
     """Returns the path of the file to lock in place of the folder.
 
-    The file is beside the folder, because the folder may not exist yet. It is inside the folder if the folder exists
-    and its parent cannot be written to.
+    The file is normally beside the folder, because the folder may not exist yet. If the folder exists and its parent
+    cannot be written to, the file is inside the folder.
     """
     if folder.is_dir() and not os.access(folder.parent, os.W_OK):
         return folder / ".lock"

@@ -1,13 +1,14 @@
 """Stores the results of long computations in parts. After an interruption, only the missing parts are computed.
 
 Each part is a Parquet file that is written atomically. The file also contains a fingerprint of everything that its
-rows depend on. A part that is damaged, or that belongs to other rows, settings or weights, counts as missing and is
-computed again.
+rows depend on. A part counts as missing, and is computed again, if it is damaged or has a different fingerprint
+(because it was computed from other input rows, settings or model weights).
 
 The parts of a [`PartStore`] are ranges of rows that are fixed beforehand. Its callers divide the work among processes.
 In `trainer/blade/reference_lists.py` and `serving/user_lists.py`, each process computes different parts. In
-`schedule/self_play.py`, all processes together compute one part after the other. The parts of a [`RowStore`] contain
-the rows that a process has finished, so the batch size and the number of processes may change between calls.
+`schedule/self_play.py`, all processes together compute one part after the other. The parts of a [`RowStore`] are not
+fixed beforehand: each contains the rows that one process has finished since it last wrote a part. So the batch size
+and the number of processes may change after an interruption.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class RowStore:
     fingerprint: str
 
     def read(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns the numbers of the finished rows, `(N,)`, and the rows, `(N, W)`, or None if there are none.
+        """Returns the row numbers of the N finished rows, `(N,)`, and the rows, `(N, W)`, or None if there are none.
 
         Warns if a file is unusable.
         """
@@ -124,7 +125,7 @@ class RowStore:
         return numbers, np.concatenate([part["rows"] for part in found])
 
     def write(self, numbers: np.ndarray, rows: np.ndarray) -> None:
-        """Stores finished rows, `(N, W)`, as 32-bit integers, with their numbers, `(N,)`."""
+        """Stores finished rows, `(N, W)`, as 32-bit integers, with their row numbers, `(N,)`."""
         path = self.folder / f"{uuid.uuid4().hex}.parquet"  # no other process uses this name
         _write_part(path, self._stamp, {"numbers": numbers, "rows": rows})
 
@@ -134,7 +135,7 @@ class RowStore:
 
 
 def _read_part(path: Path, stamp: bytes, columns: Sequence[str]) -> dict[str, np.ndarray] | None:
-    """Returns columns of a file. If the file is unusable or has another stamp, warns and returns None."""
+    """Returns columns of a file. If the file cannot be read or has another stamp, warns and returns None."""
     # Parquet's page checksums detect a file that can still be read but was changed after it was written.
     try:
         table = pq.read_table(path, page_checksum_verification=True)

@@ -189,8 +189,8 @@ def join(*parts: Ragged) -> Ragged:
     lengths = np.stack([part.lengths for part in parts])  # (parts, rows)
     starts = np.cumsum(lengths.sum(0)) - lengths.sum(0) + np.cumsum(lengths, 0) - lengths
 
-    # Copy the values in blocks of rows, because the places of all values together would take several times the memory
-    # of the values.
+    # Copy the values in blocks of rows, because the target indices (`place`) of all values together would take several
+    # times the memory of the values.
     values = np.empty(int(lengths.sum()), dtype=np.result_type(*(part.values for part in parts)))
     for part, start, length in zip(parts, starts, lengths, strict=True):
         for rows in row_blocks(part.offsets, BLOCK):

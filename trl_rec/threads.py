@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 
-# The OpenMP library of GNU, which PyTorch's wheels contain, reads the first variable. The OpenMP libraries of Intel
+# The OpenMP library of GNU, which PyTorch's wheels contain, reads only OMP_WAIT_POLICY. The OpenMP libraries of Intel
 # and LLVM read both variables.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 # Variables with which a user chooses the number of threads.

@@ -142,7 +142,8 @@ def ids(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
 def distinct_ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
     """Same as [`ids`], but a repeated id also raises ValueError."""
     column = ids(table[name], name, where)
-    # If every id is new, `encode` numbers the rows 0, 1, 2 and so on.
+    # `encode` numbers distinct ids in order of first appearance. If no id is repeated, the rows have the numbers 0, 1,
+    # 2 and so on.
     repeated = encode(column)[0] != np.arange(len(column))
     message = f"the {name} {{}} occurs more than once; keep one of its rows"
     check_none(pa.chunked_array([repeated]), column, where, message)
@@ -226,8 +227,8 @@ def split_lists(column: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
 
     parts = pc.utf8_trim_whitespace(rows.flatten())
     kept = pc.fill_null(pc.not_equal(parts, ""), False).to_numpy(zero_copy_only=False)
-    # The new offset of a row is the number of kept parts before its old offset. The old offsets of a slice do not
-    # start at 0, so subtract the first offset.
+    # The new offset of a row is the number of kept parts before its old offset. If `rows` is a slice of a larger
+    # array, its old offsets do not start at 0, so subtract the first of them.
     num_kept = np.concatenate([[0], np.cumsum(kept)])
     offsets = num_kept[rows.offsets.to_numpy() - rows.offsets[0].as_py()]
     return pa.chunked_array([pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), parts.filter(pa.array(kept)))])
@@ -306,7 +307,7 @@ def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
 
 
 def require(table: Columns, names: Sequence[str], where: str) -> None:
-    """Raises ValueError if the table lacks one of these columns, or has no rows."""
+    """Raises ValueError if the table lacks one of the columns in `names`, or has no rows."""
     require_names(table.column_names, names, where)
     if table.num_rows == 0:
         raise ValueError(f"{where} contains no rows; give a file with at least one")

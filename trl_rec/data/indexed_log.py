@@ -1,8 +1,8 @@
 """Replaces the user and item ids of a log by row numbers, and sorts its interactions by user and time.
 
 [`code_log`] replaces the ids, and [`sort_log`] sorts the interactions. These are two functions, so that the caller can
-release the table of the source between the two calls. For a large log, the table, the coded log and the sorted log
-together would take too much memory.
+release the table of interactions with the original ids between the two calls. For a large log, this table, the coded
+log and the sorted log together would take too much memory.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ class IndexedLog:
     only when they are rounded to float64 are sorted by their exact values.
 
     Args:
-        users (`pa.Table`): One row per user, `user_id` first.
-        items (`pa.Table`): One row per item, with `item_id` and `title`.
+        users (`pa.Table`): One row per user. The first column is `user_id`.
+        items (`pa.Table`): One row per item, with the columns `item_id` and `title`.
         user (`np.ndarray`): For each interaction, the index of its user's row in `users`, int32.
         item (`np.ndarray`): For each interaction, the index of its item's row in `items`, int32.
         timestamp (`np.ndarray`): Timestamp of each interaction, float64.
         rating (`np.ndarray`, *optional*): Rating of each interaction, float32. None if the source has no ratings.
-        place (`np.ndarray`, *optional*): For each interaction, its index before filtering, not counting interactions
-            with items that the source's item table lacks. Only set if those interactions are to be inserted later.
+        place (`np.ndarray`, *optional*): For each interaction, its index in the sorted log before filtering, not
+            counting interactions with items that the source's item table lacks. Only set if those interactions are to
+            be inserted later.
     """
 
     users: pa.Table
@@ -195,8 +196,8 @@ def separate_unlisted(log: IndexedLog, unlisted_ids: pa.Array) -> tuple[IndexedL
 
     Returns:
         The interactions with listed items, with their `place`, and a table of the interactions with unlisted items.
-        The columns of the table are `user`, `item_id`, `timestamp` and `place`: how many interactions with listed
-        items precede the interaction.
+        The columns of the table are `user`, `item_id`, `timestamp` and `place`. In the table, `place` is the number of
+        interactions with listed items that precede the interaction in the log.
     """
     listed = log.item < log.items.num_rows
     rows = np.flatnonzero(~listed)
@@ -216,7 +217,7 @@ def place_unlisted(unlisted: pa.Table, before: pa.Table, log: IndexedLog) -> pa.
     Interactions of users that filtering dropped are removed from the table.
 
     Args:
-        unlisted: The table.
+        unlisted: The table that [`separate_unlisted`] returned.
         before: The table of users before filtering.
         log: The filtered log, with `place`.
     """
@@ -277,7 +278,8 @@ def _order(user: np.ndarray, num_users: int, time: np.ndarray) -> np.ndarray:
     if len(user) <= BLOCK:
         return np.lexsort((time, user))
 
-    # 1. Sort by ranges of users. numpy sorts 16-bit integers with a radix sort.
+    # 1. Sort by ranges of users. There are at most 2**16 ranges, because numpy sorts 16-bit integers with the fast
+    #    radix sort.
     per_range = -(-num_users // 2**16)
     range_of = (user // per_range).astype(np.uint16)
     order = np.argsort(range_of, kind="stable")

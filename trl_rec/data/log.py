@@ -22,7 +22,8 @@ class Options:
     """Options of all readers. [`Reader.options`] lists the options that a reader uses.
 
     Args:
-        columns (`Mapping[str, str]`, *optional*): Maps our column names to those of the source, in all tables.
+        columns (`Mapping[str, str]`, *optional*): Maps our column names, such as `user_id`, to the column names of the
+            source, in all tables.
         title_column (`str`, *optional*): The item column that contains the title.
         group_column (`str`, *optional*): The item column that contains the groups (genres, brands) of an item.
         group_separator (`str`, *optional*, defaults to `"|"`): Separates the groups of an item if they are given
@@ -62,9 +63,9 @@ class Log:
             the file, from 1), `rating: float` if there are ratings, and `exact_time: int64` if different timestamps
             may become equal when they are rounded to float64.
         windows (`dict[str, pa.Table]`, *optional*): One table for each of the splits "train", "validation" and "test".
-            Each row is a window: a history and its target, which is the last of the `item_ids`. A reader that is
-            `windowed` returns windows instead of `interactions`. The columns are `user_id: string, item_ids:
-            list<string>, timestamp: double, row: int64` (the row number in the file, from 1).
+            Each row is a window: its `item_ids` are a history, followed by the target. A reader that is `windowed`
+            returns windows instead of `interactions`. The columns are `user_id: string, item_ids: list<string>,
+            timestamp: double, row: int64` (the row number in the file, from 1).
         items (`pa.Table`, *optional*): `item_id: string, title: string`, any further columns, and `semantic_id:
             list<string>` if the source has semantic IDs. Without this table the item ids are used as titles.
         users (`pa.Table`, *optional*): `user_id: string` and any further columns.
@@ -115,7 +116,9 @@ class Reader(ABC):
         """Reads the files returned by `find` or `fetch`."""
 
     def fetch(self) -> dict[str, Path]:
-        """Returns a dict from table names to files, for a source without a folder. Downloads missing files.
+        """Returns a dict from table names to files, for a source given as the name of the format.
+
+        Downloads missing files.
 
         The dict is empty if the reader needs no files.
         """

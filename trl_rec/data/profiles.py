@@ -1,8 +1,9 @@
 """Makes texts that describe items and users, from their columns and from the training split.
 
 The texts are composed without a language model, so they are deterministic. The preferences of a user are described by
-the labels of the user's items in the training split. The labels of an item are its groups. If the catalogue has no
-group column, they are the words of the item's title that have at least four letters.
+the labels of the user's items in the training split. The labels of an item are the values of the catalogue's group
+column, such as genres. If the catalogue has no group column, they are the words of the item's title that have at least
+four letters.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged, join
 
 
-WORD = r"[^\W\d_]{4,}"  # a word of at least four letters, because shorter words say little about a title
+WORD = r"[^\W\d_]{4,}"  # a word of at least four letters, because shorter words say little about an item
 CHUNK = 100_000  # number of histories processed at once, which bounds memory
 
 
@@ -28,7 +29,8 @@ def item_texts(catalog: ItemCatalog, template: str | None = None) -> list[str]:
     Args:
         catalog: The items.
         template (*optional*): Text with column names in braces, such as `{title}, of {year}`; a missing value becomes
-            empty text. The default text is the title, followed by all other columns in which the item has a value.
+            empty text. The default text is the title, followed by the other columns in which the item has a value.
+            No text contains `item_id`.
     """
     columns = _text_columns(catalog.items, leave_out=("item_id",))
     if template is None:

@@ -1,10 +1,11 @@
 """Builds rows for next-item training: `input_ids` and `labels` for `SFTTrainer` and the trainers of this package.
 
-- `targets="last"` makes one row per target: a prompt with the history, and the target as completion.
-- `targets="all"` makes one row per sequence, so that one forward pass trains all of its targets. In a compact format
-  (item tokens or semantic IDs, without text between or after the items), the row contains the items of the sequence
-  once, and each target is predicted from the items before it. In all other formats, rows have a branch per target (see
-  `branches/structure.py`). Only [`BearTrainer`] can read such rows.
+- `targets="last"` makes one row per target, with this target at the end: a prompt with the history, and the target as
+  completion.
+- `targets="all"` makes one row per sequence (a history and all targets after it), so that one forward pass trains all
+  of these targets. In a compact format (item tokens or semantic IDs, without text between or after the items), the row
+  contains the items of the sequence once, and each target is predicted from the items before it. In all other formats,
+  rows have a branch per target (see `branches/structure.py`). Only [`BearTrainer`] can read rows with branches.
 
 A row contains items of one user only, and is never cut inside an item. Rows are built with array operations on
 [`Ragged`], without a Python loop over interactions.
@@ -63,8 +64,8 @@ def build_rows(
         split: `RecDataset.train`; the validation and test splits are refused.
         prompt_format: How histories are written.
         targets: `"last"` makes one row per target, with all earlier items as history. `"all"` makes one row per
-            sequence. Each target is then predicted from the same tokens as with `"last"`, except that some histories
-            are shorter if they exceed `max_length` or `max_history` (see `long_histories`).
+            sequence. Each target is then predicted from the same tokens as with `"last"`, except that histories that
+            exceed `max_length` or `max_history` may be cut shorter than with `"last"` (see `long_histories`).
         max_length (*optional*): Maximum number of tokens of a prompt and the longest completion together. With
             `"last"`, the oldest items of a history that is too long are dropped. With `"all"`, see `long_histories`.
         max_history (*optional*): Maximum number of items before a target. Histories with more items are shortened or
@@ -76,7 +77,7 @@ def build_rows(
         max_row_tokens (*optional*): With `targets="all"`, maximum number of tokens of a row with branches. If the
             targets of a sequence need more tokens, they are divided among several rows.
         join_windows (*optional*, defaults to `False`): Whether successive rows of a user in `split` are joined into
-            one sequence (see `branches/joining.py`). Use it with `targets="all"` if each row of the source is a window
+            one sequence (see `branches/joining.py`). Use it with `targets="all"` if each row of `split` is a window
             (a history and its target), as in BIGRec's files.
         trie (*optional*): Trie of the catalogue. Pass it if the loss is a softmax over legal tokens. A forced token
             (the only legal token at its position) then has the loss 0, so branches end at the last token that is not
@@ -221,7 +222,7 @@ def _rows_with_branches(
 
 
 def _unforced_lengths(paths: Ragged, trie: TokenTrie) -> np.ndarray:
-    """Returns the number of tokens of each path up to its last token that is not forced."""
+    """Returns the number of tokens of each path up to and including its last token that is not forced."""
     import torch  # imported here, because everything else in this module works without torch
 
     lengths: np.ndarray = trie.to("cpu").unforced_lengths(torch.from_numpy(paths.padded())).numpy()
@@ -313,7 +314,7 @@ def _equal_windows(
 def _write_compact(
     items: Ragged, windows: HistoryWindows, users: np.ndarray, prompt_format: PromptFormat
 ) -> BranchRows:
-    """Writes each window as a row that consists of the head and the items."""
+    """Writes each window as a row: the head of the prompt (the text before the items), and then the items."""
     # 1. Take the items of each window, and mark those that are targets.
     source, start, first, last = windows
     window_items = items.take(source).slice(start, last + 1)

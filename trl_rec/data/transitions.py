@@ -22,9 +22,10 @@ class TransitionCounts:
     """For each item, the items that follow it in the training split, and the share of each of these followers.
 
     S[i, j] is the sum of the weights of all pairs in which item j follows item i. `from_interactions` counts the pairs
-    at a distance d of at most `window` and gives them the weight 1/d. The share T[i, j] is S[i, j] divided by the sum
-    of row i of S. The score of item j after a history is the sum of T[i, j] / (1 + w) ** decay over the last
-    `max_history` items i of the history, where w is 0 for the newest item, 1 for the item before it, and so on.
+    of items that are at most `window` positions apart, and gives a pair that is d positions apart the weight 1/d. The
+    share T[i, j] is S[i, j] divided by the sum of row i of S. The score of item j after a history is the sum of
+    T[i, j] / (1 + w) ** decay over the last `max_history` items i of the history, where w is 0 for the newest item, 1
+    for the item before it, and so on.
 
     Args:
         targets (`Ragged`): Row `i` contains the items that followed item `i`, in ascending order.
@@ -43,8 +44,8 @@ class TransitionCounts:
     def from_interactions(
         cls, interactions: TrainInteractions, *, window: int = 3, max_history: int = 10
     ) -> TransitionCounts:
-        """Counts the pairs of interactions that are in the same row of the training split. A pair that occurs in
-        several rows is counted once.
+        """Counts the pairs of interactions that are in the same row of the training split. If the same two
+        interactions are in several rows, they are counted once.
 
         Args:
             interactions (`TrainInteractions`): The interactions of a training split.

@@ -8,8 +8,9 @@ things make this search faster than `generate`:
   Python.
 - The prompt is stored once in the key-value cache, however many beams continue it (see `prompt_cache.py`).
 - Forced tokens are skipped: no forward pass is spent on them alone. A token is forced if it is the only legal token at
-  its node. With `renormalize=True` a forced token has log-probability 0, so a beam in a chain of forced tokens keeps
-  its slot and its score. The model reads the whole chain at once, just before the beam branches again.
+  its node. Skipping requires `renormalize=True`: a forced token then has log-probability 0, so a beam in a chain of
+  forced tokens keeps its slot and its score. The model reads the whole chain at once, just before the beam branches
+  again.
 
 In each round of the loop, every prompt moves to the next depth at which at least one of its beams branches. Prompts
 can be at different depths, so they do not wait for each other. Skipping forced tokens saves many forward passes, but
@@ -76,7 +77,8 @@ def rank_items(
         trie (`TokenTrie`): The catalogue, in the model's vocabulary.
         num_beams (`int`): Width of the search. If it is at least the number of items, every item is scored.
         top_k (`int`, *optional*, defaults to `num_beams`): Number of ranks to return. The search finds at most
-            `num_beams` paths. With a larger `top_k`, the last ranks stay empty unless items share a path.
+            `num_beams` paths (token sequences of items). With a larger `top_k`, the last ranks stay empty unless items
+            share a path.
         exclude (`torch.Tensor` or lists of `int`, *optional*): Items to leave out: one list per prompt, or a tensor of
             shape `(B, E)` padded with -1. Excluded items, and subtrees in which every item is excluded, are removed
             after the softmax. The softmax is not computed again, so the scores of the other items do not change.
@@ -328,7 +330,7 @@ def _round_sizes(trie: TokenTrie, nodes: Tensor, lengths: Tensor, active: Tensor
     """Returns four maxima: active beams per prompt, inner tokens per prompt (see [`Pending`]), pending tokens per
     beam, and children per node.
 
-    Inactive beams are ignored. This is the only transfer from the device in a round.
+    Inactive beams are ignored. These four integers are all that a round copies from the device to the host.
     """
     num_children = trie.row_offsets[nodes + 1] - trie.row_offsets[nodes]
     inner = torch.where(active, lengths - 1, 0).clamp(min=0)
@@ -344,7 +346,7 @@ def _round_sizes(trie: TokenTrie, nodes: Tensor, lengths: Tensor, active: Tensor
 def child_logps(
     trie: TokenTrie, logits: Tensor, nodes: Tensor, max_children: int, renormalize: bool
 ) -> tuple[Tensor, Tensor]:
-    """Returns the log-probability of each child, -inf for padding, and the child nodes; both are `(B, A, C)`."""
+    """Returns the log-probability of each child (-inf for padding) and the child nodes. Both are `(B, A, C)`."""
     tokens, children, legal = trie.children(nodes, max_children)
     columns = trie.columns(tokens) if renormalize else tokens
     scores = logits.gather(-1, columns).float().masked_fill(~legal, -torch.inf)
@@ -411,7 +413,7 @@ def _rank_leaves(
     ends = trie.item_ends[finished.nodes].unsqueeze(-1)
     places = (starts + torch.arange(width, device=starts.device)).flatten(1)  # (B, K * width)
 
-    # 2. Columns beyond the leaf's last item, excluded items and items with weight 0 get the score -inf.
+    # 2. Excluded items, items with weight 0 and the unused columns after a leaf's last item get the score -inf.
     counts = places < ends.expand(-1, -1, width).flatten(1)
     places = torch.where(counts, places, 0)
     counts &= excluded.count(places, places + 1) == 0

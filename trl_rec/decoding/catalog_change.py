@@ -35,7 +35,8 @@ def changed_recommender(
 
     Args:
         recommender (`Recommender`): The recommender, which is left unchanged.
-        catalog (`ItemCatalog`): The items that can be recommended from now on. Its surface is ignored.
+        catalog (`ItemCatalog`): The items that can be recommended from now on. Its surface (the form in which items
+            are written) is ignored.
         ids_from (`str` or `Path`, *optional*): As in [`Recommender.with_catalog`].
     """
     # 1. Match the items by their ids.

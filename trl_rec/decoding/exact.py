@@ -1,15 +1,15 @@
 """Computes the exact scores of every item of the catalogue, or of given items, without a search.
 
-The scores equal those of `rank_items`. `score_catalog` computes the log-probabilities of all edges of the trie, where
-an edge leads from a node to a child. The model reads each prompt once, and then the tokens of the trie's inner
-nodes, in chunks, after the cached prompt. An attention mask lets each token see only the prompt and its own path, so
-the paths of a chunk are read together, and a common prefix is read only once per chunk. Each chunk is then removed
-from the cache, so memory does not grow with the number of chunks. Models that cannot use such a mask read the prompt
-again for each path.
+The scores equal those of the beam search `rank_items`. `score_catalog` computes the log-probabilities of all edges of
+the trie, where an edge leads from a node to a child. The model reads each prompt once, and then the tokens of the
+trie's inner nodes, in chunks, after the cached prompt. An attention mask lets each token see only the prompt and its
+own path, so the paths of a chunk are read together, and a common prefix is read only once per chunk. Each chunk is
+then removed from the cache, so memory does not grow with the number of chunks. Models that cannot use such a mask read
+the prompt again for each path.
 `score_items` reads the paths of a few items as completions of the prompt.
 
 Legend: B: prompts, K: given items per prompt, I: items, Q: nodes that are read together, S: nodes among them whose
-logits are needed, C: children (padded), V: vocabulary, or the tokens of the trie.
+logits are needed, C: children (padded), T: tokens per path (padded), V: vocabulary, or the tokens of the trie.
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ def _score_paths(
 def _to_read(paths: ListTokens, renormalize: bool) -> Tensor:
     """Returns a mask of the path tokens that the model must read, `(B, K, T)`.
 
-    With `renormalize`, a forced token has log-probability 0, so the forced tokens at the end of a path are not read.
-    The paths of titles often end in many forced tokens.
+    With `renormalize`, a token that is the only legal one (a forced token) has log-probability 0. So the forced tokens
+    at the end of a path are not read. The paths of titles often end in many forced tokens.
     """
     if not renormalize:
         return paths.mask
@@ -249,7 +249,7 @@ def _nodes_per_chunk(num_prompts: int, num_columns: int) -> int:
 def _chunks(trie: TokenTrie, size: int, renormalize: bool) -> Iterator[_Chunk]:
     """Yields the nodes to read, in chunks of at most `size` nodes, not counting ancestors that are read again.
 
-    The root is in no chunk, because the prompt's logits already predict its children.
+    The root is in no chunk, because the logits after the prompt already predict the root's children.
     """
     # 1. Find the nodes to read (`needed`), and those of them whose logits are needed (`scored`). With `renormalize`,
     # the edge to an only child has log-probability 0. So only nodes with several children are scored, and nodes with a

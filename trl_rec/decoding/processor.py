@@ -34,9 +34,10 @@ class TrieLogitsProcessor(LogitsProcessor):
         exclude (lists of `int`, *optional*): Items to leave out, one list per prompt. They are removed after the
             softmax. The rows of `input_ids` must be in the order of the prompts, with all beams of a prompt together.
         weights ([`ItemWeights`], *optional*): Weights of the items, with the prompts in the order of `input_ids`.
-            Under beam search without a length penalty, the scores of `generate` equal those of [`rank_items`]. A path
-            that several items share has the score of the best of these items. Under sampling, `generate` normalises
-            the scores at each step. Therefore items are not drawn in proportion to `p * w ** strength`.
+            Under beam search without a length penalty, the scores of `generate` equal those of [`rank_items`].
+            If several items share a path, `generate` returns this path once, with the score of the best of the items.
+            Under sampling, `generate` normalises the scores at each step. Therefore an item with probability `p` and
+            weight `w` is not drawn in proportion to `p * w ** strength`.
     """
 
     def __init__(

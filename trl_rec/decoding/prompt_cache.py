@@ -7,8 +7,9 @@ because they use flash attention, or a sliding window shorter than the text. For
 every beam its own cache row, as `generate` does. `open_cache` chooses one of the two classes before the first forward
 pass.
 
-Legend: B: prompts, P: prompt tokens (left-padded), K: beams, W: pending tokens per beam (right-aligned), A: active
-beams (beams that the model reads now), G: columns generated so far, Q: columns of this forward pass, V: vocabulary.
+Legend: B: prompts, P: prompt tokens (left-padded), K: beams, W: pending tokens per beam (not read by the model yet;
+right-aligned), A: active beams (beams that the model reads now), G: columns generated so far, Q: columns of this
+forward pass, V: vocabulary.
 """
 
 from __future__ import annotations

@@ -173,9 +173,9 @@ class Recommender:
         The list of a history does not depend on the other histories of the batch, up to the rounding of scores.
 
         If a history is empty, or the catalogue contains none of its items, the list is ranked by the prior alone. The
-        score of an item is then `log(w / W)`, where w is its weight and W the sum of all weights, and the list's
-        `fallback` is True. But if there is no prior, if the prior's strength is 0, or if all positive weights of the
-        prior are equal, the model ranks the items instead.
+        score of an item is then `log(w / W)`, where w is the weight that the prior gives the item, and W the sum of
+        the weights of all items. The list's `fallback` is then True. But if there is no prior, if the prior's strength
+        is 0, or if all positive weights of the prior are equal, the model ranks the items instead.
 
         Args:
             histories (lists of `str`): Item ids, oldest first.
@@ -313,7 +313,7 @@ class Recommender:
 
     @cached_property
     def masks(self) -> FilterMasks:
-        """Converts filters to masks, and caches the masks of recent conditions."""
+        """Converts filters to masks, and caches the masks of recent `where` conditions."""
         return FilterMasks(self.catalog)
 
     @cached_property

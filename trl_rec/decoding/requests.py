@@ -1,8 +1,9 @@
 """Ranks the catalogue for requests. A request is a history with its own filter, limits and number of items.
 
-Requests that need the same search are ranked together in batches, sorted by the length of their histories. The filters
-of a batch form a boolean table with one row per distinct filter. This table is part of the item weights of the batch.
-A request with limits (`max_per`) may need several rounds, see `caps.py`.
+Requests that need the same kind of search and the same number of beams are ranked together in batches, sorted by the
+length of their histories. The filters of a batch form a boolean table with one row per distinct filter. This table is
+passed to the search as a part of [`ItemWeights`], which are factors on the probabilities of items. A request that
+limits how many of its items share a value, such as a brand (`max_per`), may need several rounds, see `caps.py`.
 
 Legend: B: prompts, P: prompt tokens (padded), E: excluded items per prompt (padded), F: distinct filters, I: items.
 """
@@ -47,7 +48,7 @@ class Request(NamedTuple):
         user (`int`, *optional*): The user's row in `RecDataset.users`.
         exclude (`np.ndarray` of shape `(E,)`): Item indices to leave out.
         mask ([`Mask`], *optional*): The allowed items.
-        limits: The groups and the limit of each column of `max_per`.
+        limits: For each column of `max_per`, the groups of items that share a value, and the limit per group.
     """
 
     history: np.ndarray
@@ -92,8 +93,8 @@ class RequestRanker:
 
     Args:
         model, prompt_format, trie, settings, prior: As in [`Recommender`].
-        catalog (`ItemCatalog`): The items that can be recommended. Histories may also contain retired items, whose
-            indices are higher.
+        catalog (`ItemCatalog`): The items. Histories may contain any of them. Retired items, which are the last rows
+            of the catalogue, are not recommended.
         pad_token_id (`int`): Id of the padding token.
     """
 
@@ -144,7 +145,7 @@ class RequestRanker:
     def leave_one_out(self, history: np.ndarray, target: int, user: int | None, batch_size: int) -> np.ndarray:
         """Returns how much the score of `target` falls if one item is left out of the history, for each item of the
         history, `(len(history),)`."""
-        # 1. Row 0 is the whole history. Row `i + 1` lacks item `i`.
+        # 1. Row 0 is the whole history. In row `i + 1`, the item at position `i` is left out.
         without = [np.delete(history, place) for place in range(len(history))]
         histories = Ragged.from_lists([history, *without])
         prompts = self._encode(histories, [user] * len(histories))
@@ -380,10 +381,11 @@ class RequestRanker:
 
 
 class _Search(NamedTuple):
-    """The kind and the width of a search.
+    """The kind of a search, and its number of beams.
 
     Args:
-        kind: `"items"`, `"lists"` or, if the prior alone ranks the items, `"prior"`.
+        kind: `"items"` (the model ranks single items), `"lists"` (the model writes a list) or `"prior"` (the prior
+            alone ranks the items).
         num_beams: Number of beams of a search of the kind `"items"`. 0 if it has no effect, and for the other kinds.
     """
 
@@ -420,7 +422,7 @@ def _why_short(number: int, request: Request, search: _Search) -> str:
 
 
 def _without_missing(ranked: RankedItems) -> list[tuple[list[int], list[float]]]:
-    """Converts a ranking to lists, without the empty ranks."""
+    """Converts a ranking to lists. Ranks without an item (-1) are left out."""
     lengths = (ranked.items >= 0).sum(1).tolist()
     rows = zip(ranked.items.tolist(), ranked.scores.float().tolist(), lengths, strict=True)
     return [(items[:length], scores[:length]) for items, scores, length in rows]

@@ -1,12 +1,13 @@
 """Computes, for each prompt, the bonus that item weights give to the nodes and items of a trie.
 
-A beam search chooses among subtrees before it reaches any item, so it has to look ahead. The *bound* of a node is the
-largest weight below the node. On the way from a node to a child, a beam gains
+The weight w of an item adds `strength * log w(item)` to the score of the item, up to a constant per prompt (see
+[`ItemWeights`]). A beam search chooses among subtrees before it reaches any item, so it has to look ahead. The *bound*
+of a node is the largest weight below the node. On the way from a node to a child, a beam gains
 `strength * (log bound(child) - log bound(node))`. The *bonus* of a node is the sum of the gains on the way from the
 root to the node. The search ranks correctly for two reasons:
 
 - Along the path of an item, the gains add up to `strength * (log w(item) - log bound(root))`. This is what the weight
-  adds to the score of the item, up to a constant per prompt.
+  adds to the score of the item, up to the constant.
 - No gain is positive, so a beam that scores below the finished items can never overtake them.
 
 If the positive weights below a node are all equal, the gains below this node are 0, or -inf for nodes below which all

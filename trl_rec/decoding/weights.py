@@ -9,7 +9,7 @@ Here `length` is the number of tokens of the item, including EOS, and W is the s
 that are excluded by the argument `exclude` of a search still count in W. Items that a filter (`allowed`) removes do
 not, so a filter shifts the scores of all items that it allows by the same number.
 
-Legend: B prompts, F filters, I items, S items with weights of their own per prompt (padded).
+Legend: B prompts, F filters, I items, S items per prompt that have a weight for this prompt only (padded).
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from trl_rec.ranges import NOT_NEGATIVE
 class ItemWeights:
     """The weights of the items for a batch of prompts: `w = allowed * (shared + own)`.
 
-    `own` is the value of an item in `values`, or 0 if the item is not in `items`. The default of `shared` is 0 if
-    `items` is given, and 1 otherwise. So by default, every weight is 1.
+    For each item, `allowed` is 0 if a filter removes the item, and 1 otherwise. `shared` is the same for all prompts.
+    `own` is added for one prompt only: it is the item's value in `values`, or 0 if the item is not in `items`. The
+    default of `shared` is 0 if `items` is given, and 1 otherwise. So by default, every weight is 1.
 
     Args:
         shared (`torch.Tensor` of shape `(I,)`, *optional*): Weights by item index, the same for all prompts.
-        items (`torch.Tensor` of shape `(B, S)`, *optional*): For each prompt, the items that have a weight of their
-            own; -1 is padding. The weights of a repeated item add up.
-        values (`torch.Tensor` of shape `(B, S)`, *optional*): The weights of `items`, added to `shared`.
+        items (`torch.Tensor` of shape `(B, S)`, *optional*): For each prompt, the indices of the items that have an
+            entry in `values`; -1 is padding. The values of a repeated item add up.
+        values (`torch.Tensor` of shape `(B, S)`, *optional*): For each prompt, the weights of `items`, added to
+            `shared`.
         strength (`float`, *optional*, defaults to `1.0`): Exponent of the weights. With strength 0, the weights have
             no effect, except that items of weight 0 are removed.
         allowed (`torch.Tensor` of shape `(F, I)`, *optional*): Filters, as booleans by item index. Items that are not
@@ -44,7 +46,7 @@ class ItemWeights:
             default, the first row applies to all prompts.
     """
 
-    # Names of fields in error messages. Subclasses set this if users do not know the names of the fields.
+    # Maps fields to their names in error messages. Subclasses set this if users do not know the fields themselves.
     called: ClassVar[Mapping[str, str]] = {}
 
     shared: Tensor | None = None

@@ -103,8 +103,8 @@ def draw_lists(
         trie: Trie of the catalogue, built with `lists=True`.
         num_lists: S, the number of lists per user.
         temperature (*optional*, defaults to `1.0`): Sampling temperature, which divides the logits.
-        seed (*optional*, defaults to `0`): Seed of the lists. The random numbers of a row depend only on the seed
-            and the row number, not on the batch.
+        seed (*optional*, defaults to `0`): Seed of the lists. The random numbers for a history depend only on the
+            seed and the index of the history, not on the batch.
         finished (*optional*): Stores the finished lists, so that an interrupted call can be resumed.
         options: `pad_token_id`, `users`, `exclude_history`, `batch_size` and `max_length`, as in [`rank_histories`].
     """

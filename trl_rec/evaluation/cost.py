@@ -1,9 +1,9 @@
-"""Estimates how long it takes to rank the users of a split, by ranking a few of them first.
+"""Estimates how long it takes to rank items for all users of a split, by timing a few users first.
 
 An evaluation makes one or more passes over the users, such as one with 10 beams and one with 50. The time per user
-depends on the model, the beams and the device, so it is measured. First, one user per process is ranked in every pass.
-If ranking all users seems to take long, batches of growing size are ranked for a better estimate. The first estimate
-is too high, because a device ranks a batch of users in less time than the same users one by one.
+depends on the model, the beams and the device, so it is measured. First, every pass ranks items for one user per
+process. If the evaluation seems to take long, batches of growing size are timed for a better estimate. The first
+estimate is too high, because a device takes less time for a batch of users than for the same users one by one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_SECONDS = 15.0  # maximum number of seconds to spend on the estimate
 SHARE = 0.05  # maximum time to spend on the estimate, as a share of the time that the evaluation is expected to take
 SHORT = 30.0  # seconds; shorter evaluations are not announced, and not estimated more closely
 GROWTH = 4  # ratio of the sizes of successive batches
-RankSome: TypeAlias = Callable[[np.ndarray], object]  # takes row numbers, and ranks these rows
+RankSome: TypeAlias = Callable[[np.ndarray], object]  # takes row numbers, and ranks items for these rows
 
 
 def seconds_per_user(passes: Sequence[RankSome], lengths: np.ndarray, batch_size: int) -> list[float]:
@@ -34,28 +34,28 @@ def seconds_per_user(passes: Sequence[RankSome], lengths: np.ndarray, batch_size
     All processes must call this function. It returns the same times on every process.
 
     Args:
-        passes: Functions that rank the given rows. Each divides these rows among the processes.
+        passes: Functions that rank items for the given rows. Each divides these rows among the processes.
         lengths: The length of each row's prompt, `(num_rows,)`, in any unit.
-        batch_size: Number of rows that a process ranks at once.
+        batch_size: Number of rows in a batch of one process.
     """
     num_processes = PartialState().num_processes
     order = _around_the_mean(lengths)
 
     def _time(rank: RankSome, size: int) -> float:
-        """Returns the seconds to rank `size` rows on each process."""
+        """Returns the seconds to rank items for `size` rows on each process."""
         start = time.perf_counter()
         rank(np.sort(order[: size * num_processes]))
         seconds: float = broadcast_object_list([time.perf_counter() - start])[0]
         return seconds
 
-    # 1. Rank one row per process. In a larger batch, a row takes at most this long.
+    # 1. Time one row per process. In a larger batch, a row takes at most this long.
     times = [_time(rank, 1) for rank in passes]
     total = sum(times) * len(lengths) / num_processes
     if total < SHORT:
         return [seconds / num_processes for seconds in times]
 
-    # 2. Rank larger batches, as long as the time allows. A batch that is n times as large as the last one takes at
-    #    most n times as long.
+    # 2. Time larger batches, as long as the allowed time suffices. A batch that is n times as large as the previous
+    #    one takes at most n times as long.
     largest = min(batch_size, len(lengths) // num_processes)
     per_user = []
     for rank, seconds in zip(passes, times, strict=True):
@@ -71,7 +71,7 @@ def seconds_per_user(passes: Sequence[RankSome], lengths: np.ndarray, batch_size
 
 
 def _around_the_mean(lengths: np.ndarray) -> np.ndarray:
-    """Returns the row numbers, sorted by the distance of their lengths from the mean length."""
+    """Returns the row numbers, sorted by how far the length of each row's prompt is from the mean length."""
     return np.argsort(np.abs(lengths - lengths.mean()), kind="stable")
 
 
@@ -79,7 +79,7 @@ def say_cost(num_users: int, seconds: float, *, name: str, remedy: str) -> None:
     """Prints how long an evaluation takes, unless it is short.
 
     Args:
-        num_users: Number of users to rank.
+        num_users: Number of users to rank items for.
         seconds: The estimated time.
         name: Name of the evaluation, with which the printed line begins.
         remedy: How to shorten the evaluation. The printed sentence ends with this text.
@@ -89,7 +89,7 @@ def say_cost(num_users: int, seconds: float, *, name: str, remedy: str) -> None:
 
 
 def say(line: str) -> None:
-    """Prints a line on the main process at once, without breaking progress bars."""
+    """Prints a line immediately, and only on the main process, without breaking progress bars."""
     if PartialState().is_main_process:
         tqdm.write(line)
         sys.stdout.flush()

@@ -63,7 +63,7 @@ def evaluate_rankings(
     num_items = _catalog_size(catalog, popularity, num_items)
     ranked = _checked_ranking(ranked, ks)
 
-    # 1. Compute the accuracy per user, and average it.
+    # 1. Compute the accuracy metrics of each user, and average them over the users.
     result = {name: float(values.mean()) for name, values in _per_user(ranked, relevant, ks, num_items).items()}
 
     # 2. Replace invalid indices by -1, because the metrics below cannot look them up.

@@ -24,7 +24,7 @@ def readable_lists(
     """Formats the lists of some rows of a split as text. An arrow marks the items that the user chose next.
 
     Args:
-        ranked (`Rankings`, or `np.ndarray` of shape `(len(split), K)`): The items of each row, best first.
+        ranked (`Rankings`, or `np.ndarray` of shape `(len(split), K)`): The recommended items of each row, best first.
         split (`Dataset`): Split that contains the histories and targets.
         catalog (`ItemCatalog`): Catalogue that contains the titles.
         rows (`Sequence[int]`, *optional*, defaults to `range(10)`): Numbers of the rows to show.

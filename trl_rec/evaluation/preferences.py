@@ -75,7 +75,7 @@ class RatedTargets:
 
     @property
     def has_pairs(self) -> np.ndarray:
-        """Whether each row has a liked and a disliked item, `(num_rows,)`."""
+        """True for the rows that have both a liked and a disliked item, `(num_rows,)`."""
         num_liked, num_disliked = self.counts
         return (num_liked > 0) & (num_disliked > 0)
 
@@ -98,9 +98,9 @@ class RatedTargets:
     def found(self, ranked: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
         """Computes `liked@k` and `disliked@k` per user, `(num_rows,)` each.
 
-        `liked@k` is the share of a user's liked held-out items that are among the first k items of the list.
-        `disliked@k` is the same share for the user's disliked held-out items. A good list has many liked and few
-        disliked items.
+        `liked@k` is the share of a user's liked held-out items that are among the first k items of the
+        user's ranking. `disliked@k` is the same share for the user's disliked held-out items. In a good ranking,
+        `liked@k` is high and `disliked@k` is low.
 
         Args:
             ranked (`np.ndarray` of shape `(num_rows, K)`): Item indices, best first, padded with -1.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trl_rec.ragged import Ragged
 
 logger = logging.getLogger(__name__)
-# Names of baselines in results. Those in `BASELINES` are evaluated by default; `SEQUENCE` has to be trained first.
+# Names of the baselines in results. Those in `BASELINES` are evaluated by default; `SEQUENCE` has to be trained first.
 BASELINES = ("random", "popularity", "transition")
 SEQUENCE = "sequence"
 
@@ -45,7 +45,7 @@ class Evaluation:
             intervals are computed. They can be passed to [`paired_comparison`]. A value is NaN if the metric does not
             apply to the user: `liked@10`, for example, is NaN for a user who liked no held-out item.
         rankings (`Rankings`, *optional*): The ranked items that were evaluated.
-        beam_gap (`BeamGap`, *optional*): The beam gap, if it was measured.
+        beam_gap (`BeamGap`, *optional*): What the model loses because its beam search prunes items, if measured.
     """
 
     metrics: dict[str, float]
@@ -150,7 +150,7 @@ def evaluate_baselines(
         baselines (`Sequence[str]`, *optional*): Names of the baselines to evaluate, in the order of the results.
             Defaults to `BASELINES`. The names may also include `"sequence"`.
         sequence (*optional*): The trained baseline `"sequence"`, a [`SequenceBaseline`]. Required if `baselines`
-            contains it.
+            contains `"sequence"`.
 
     Returns:
         `dict[str, Evaluation]`: the evaluation of each baseline by name.

@@ -112,11 +112,11 @@ def default_columns(results: Mapping[str, Evaluation]) -> list[str]:
 
     Let k be the largest cutoff at which a metric other than recall was computed. The metrics are `DEFAULT_NAMES` at k,
     recall at cutoffs above k, the reward, `preference_accuracy` with `liked` and `disliked` at k, and the error counts
-    that are not 0.
+    (`invalid` and `duplicates`) that are not 0.
     """
     known = {column for evaluation in results.values() for column in evaluation.metrics}
 
-    # Find k. Recall is left out, because it may also have been computed at larger values.
+    # Find k. Recall is left out, because it may also have been computed at larger cutoffs.
     cutoffs = [column.split("@") for column in known if "@" in column]
     recalls = {int(k) for stem, k in cutoffs if stem == "recall"}
     others = {int(k) for stem, k in cutoffs if stem != "recall"}
@@ -153,7 +153,7 @@ def _cell(evaluation: Evaluation, column: str, best: float | None, intervals: st
     if column not in evaluation.metrics:
         return "-"
 
-    # Write the value with its mark. In text, values without a star get a space, so that decimal points align.
+    # Write the value with its mark. In plain text, values without a star get a space, so that decimal points align.
     value = evaluation.metrics[column]
     text = number_text(value)
     if markdown:
@@ -185,7 +185,7 @@ def direction_of(column: str) -> int:
 
 
 def stem_of(column: str) -> str:
-    """Returns the name of a metric without its k."""
+    """Returns the name of a metric without its cutoff, such as `recall` for `recall@10`."""
     return column.split("@")[0]
 
 

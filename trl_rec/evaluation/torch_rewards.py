@@ -5,7 +5,7 @@ equally good lists have equal rewards. On a device without float64, `score_tenso
 rounds them to 5 decimals, so lists that are nearly equally good also get equal rewards.
 
 Legend: B users, G lists per user, K ranks, T targets per user (padded), H items of the longest history, N items of the
-catalogue, D groups.
+catalogue, D groups of items (for example genres).
 """
 
 from __future__ import annotations

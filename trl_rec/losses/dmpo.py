@@ -26,11 +26,11 @@ def dmpo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, mask: Tensor
 
     The loss pushes all negatives of a row down equally, whereas Softmax-DPO pushes the negatives with the highest
     log-ratios down the most. With one negative, the loss equals TRL's DPO loss of type `"sigmoid"`. If the policy
-    equals the reference, the loss is log 2 for any number of negatives. For a row without negatives, the loss, its
+    equals the reference, the loss is log 2 for one negative or more. For a row without negatives, the loss, its
     gradient and all metrics are 0.
 
     Reconstruction: the paper's body was not available, and no source states how rows with different numbers of
-    negatives are treated. Here, K is the number of negatives of the row.
+    negatives are treated. We take the K of the equation to be the row's own number of negatives, without padding.
 
     Args:
         chosen_logratios (`torch.Tensor` of shape `(B,)`): Log-ratios of the chosen completions: the log-probability

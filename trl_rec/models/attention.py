@@ -127,6 +127,6 @@ def keeps_state(model: PreTrainedModel) -> bool:
 def takes_positions(model: PreTrainedModel) -> bool:
     """Returns whether the model uses the position ids passed to it."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    # ALiBi (BLOOM, MPT) measures distances in columns and ignores position ids.
+    # ALiBi (BLOOM, MPT) ignores position ids. It computes distances from the columns in which the tokens stand.
     alibi = model.config.get_text_config().to_dict().get("alibi")
     return "position_ids" in inspect.signature(base.forward).parameters and not alibi

@@ -89,8 +89,8 @@ class Layout(NamedTuple):
             prompt.
         real (`torch.Tensor` of shape `(R, W)`): False for padding.
         repeated (`torch.Tensor` of shape `(R,)`): True for each row that has the same prompt as the previous row.
-        predicting (`torch.Tensor` of shape `(N,)`): The columns that predict a scored token, as indices among all
-            R * W columns.
+        predicting (`torch.Tensor` of shape `(N,)`): For each position that predicts a scored token, its
+            index in the flattened rows `(R * W,)`.
         rows (`torch.Tensor` of shape `(M,)`): Same as in [`CompletionLogits`].
         places (`torch.Tensor` of shape `(M,)`): The indices of the scored tokens among all B * K * C completion
             tokens, including masked tokens.

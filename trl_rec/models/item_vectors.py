@@ -35,14 +35,15 @@ def start_from_vectors(
 ) -> None:
     """Overwrites the embeddings of the items' tokens, in place.
 
-    With item tokens, the vector of a token is the item's vector. With semantic IDs, the tokens of an item are called
-    its codes. The first code of an item gets the mean vector of all items with this code. A later code gets the mean
-    remainder of all items with this code. The remainder of an item is the item's vector minus the vectors of the
-    item's earlier codes. Therefore the sum of the vectors of an item's codes is close to the item's vector.
+    With item tokens (one per item), the vector of a token is the item's vector. With semantic IDs, the tokens of an
+    item are called its codes. The first code of an item gets the mean vector of all items with this code. A later code
+    gets the mean remainder of all items with this code. The remainder of an item is the item's vector minus the
+    vectors of the item's earlier codes. Therefore the sum of the vectors of an item's codes is close to the item's
+    vector.
 
-    The vectors are projected onto their principal components, partly whitened, rotated at random, and mixed with a
-    little noise. Then they are scaled to the variance of the model's embeddings. The new embedding of a token is its
-    scaled vector plus the mean of all embeddings of the model.
+    The vectors of the tokens are projected onto their principal components, partly whitened, rotated at random, and
+    mixed with a little noise. Then they are scaled to the variance of the model's embeddings. The new embedding of a
+    token is its scaled vector plus the mean of all embeddings of the model.
 
     If the output embeddings are a separate module, they are overwritten in the same way. Tokens whose vector is 0 keep
     their embeddings.
@@ -82,7 +83,7 @@ def start_from_vectors(
 
 
 def _token_vectors(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the distinct tokens of all paths, `(U,)`, and the vector of each token, `(U, D)`."""
+    """Returns the distinct tokens of all items, `(U,)`, and the vector of each token, `(U, D)`."""
     paths = catalog.paths(tokenizer)
     tokens, places = torch.from_numpy(paths.values).unique(return_inverse=True)
     owners = torch.from_numpy(paths.row_ids)
@@ -132,8 +133,8 @@ def _rotated(vectors: Tensor, width: int, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def _write(weight: nn.Parameter, tokens: Tensor, starts: Tensor) -> None:
-    """Writes `starts` to the rows of `tokens`, after scaling them to the standard deviation of all rows of the weight
-    and adding the mean of all rows."""
+    """Scales `starts` to the standard deviation of all rows of the weight, adds the mean of all rows, and overwrites
+    the row of each token with the result."""
     rows = weight.float()
     mean = rows.mean(0)
     deviation = (rows - mean).square().mean().sqrt()

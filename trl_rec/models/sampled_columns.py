@@ -9,7 +9,8 @@ after autograd has added up the gradients of all uses of the matrix. If the inpu
 autograd alone would make one dense tensor for each of the two uses, and a third tensor for their sum. Engines and
 optimizers receive a dense gradient, as usual, and so do post-accumulate hooks that are registered after ours.
 
-Legend: B batch rows, N positions, T positions of the longest row, L negatives per row, H hidden size, V vocabulary.
+Legend: B batch rows, N positions of all rows, T positions of the longest row, L negatives per row, H hidden size,
+V vocabulary.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def make_tokenizer(catalog: ItemCatalog, texts: Iterable[str] = ()) -> PreTraine
     """Makes a tokenizer with the catalogue's tokens and the special tokens `<pad>`, `<bos>` and `<eos>`.
 
     Args:
-        catalog (`ItemCatalog`): The items. Their surface must not be the title.
+        catalog (`ItemCatalog`): The items. They must not be written as titles.
         texts (iterable of `str`, *optional*): Texts whose words and punctuation marks are added as tokens. If given,
             the tokenizer maps all other words to `<unk>` and ignores white space.
     """

@@ -1,11 +1,11 @@
 """Computes logits in float32, and only at selected positions.
 
 The output embedding is by far the widest layer, so selecting positions saves time and memory. A forward pre-hook on
-the output embedding selects the hidden states, so the selection happens inside the forward pass of any wrapper.
-Therefore the selection works with adapters, activation checkpointing, DDP, ZeRO-3 and FSDP2. If the model transforms
-its logits, for example by soft-capping or scaling, it transforms the selected logits in float32.
+the output embedding selects the hidden states, so the selection happens inside the forward pass, whatever wraps the
+model. Therefore the selection works with adapters, activation checkpointing, DDP, ZeRO-3 and FSDP2. If the model
+transforms its logits, for example by soft-capping or scaling, it transforms the selected logits in float32.
 
-The selection temporarily changes the output embedding, so threads that share a model have to take turns.
+The selection temporarily changes the output embedding, so a lock makes threads that share a model take turns.
 
 Legend: B rows, T tokens per row, N selected positions, U tokens whose logits are computed, V vocabulary.
 """
@@ -82,7 +82,7 @@ def places_of(mask: Tensor, count: int | None = None) -> Tensor:
     """
     if count is None:
         return mask.flatten().nonzero().squeeze(1)
-    # Entry `k` is the first position at which `k + 1` True entries have been passed.
+    # Entry `k` of the result is the first position at which the running count of True entries reaches `k + 1`.
     numbers = torch.arange(1, count + 1, device=mask.device)
     return torch.searchsorted(mask.flatten().cumsum(0), numbers)
 

@@ -1,12 +1,14 @@
 """Trains a policy on preferences in stages. The policy that a stage starts from is also the reference of this stage.
 
 Each stage starts from the policy that the previous stage trained. If that policy was not kept (see `Schedule.keep`),
-the stage starts from the same policy as the previous stage. A stage has its own folder, which contains the beams of
-self-play, checkpoints, the trained model and, when the stage is finished, `stage.json`.
+the stage starts from the same policy as the previous stage. A stage has its own folder, which contains checkpoints,
+the trained model and, when the stage is finished, `stage.json`. If a stage chooses its negatives among the policy's
+own recommendations (self-play), the folder also contains these recommendations, which are computed by beam search.
 
-Finished work is not repeated. If the process is killed, the same call resumes after the last finished part of the beam
-search or from the last checkpoint, and ends with the same weights as an uninterrupted call. Every stage loads its
-policy from disk, so the result does not depend on whether the previous stage was trained by the same call.
+Finished work is not repeated. If the process is killed, the same call of [`run_stages`] resumes after the last
+finished part of the beam search or from the last checkpoint, and ends with the same weights as an uninterrupted call.
+Every stage loads its policy from disk, so the result does not depend on whether the previous stage was trained by the
+same call.
 """
 
 from __future__ import annotations
@@ -111,7 +113,7 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
     if PartialState().is_main_process:
         ignored = shutil.ignore_patterns(*NOT_THE_POLICY)
         shutil.copytree(folder, schedule.output, dirs_exist_ok=True, ignore=ignored)
-        # The copied settings may still name the prior of `start`, which was chosen for another policy.
+        # The copied `recommender.json` may still name a prior that was chosen for the policy in `start`.
         drop_run_prior(schedule.output)
     PartialState().wait_for_everyone()
     return reports

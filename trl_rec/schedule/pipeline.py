@@ -1,7 +1,7 @@
 """Runs the three parts of Align³GR: semantic IDs of items and users, multi-task fine-tuning, and preference stages.
 
-Each part has its own folder, and a finished part is not run again. If the process is killed, repeat the
-same calls. The unfinished part resumes, and the IDs and weights are the same as without the interruption.
+Each part has its own folder, and a finished part is not run again. If the process is killed, run the same program
+again. The unfinished part resumes, and the IDs and weights are the same as without the interruption.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecM
     Returns:
         The folder of the policy.
     """
-    # 1. Raise if the folder contains a policy with other settings. If the policy is finished, return its folder.
+    # 1. Raise if the folder contains a policy that was trained with other settings. If the policy is finished, return
+    # its folder.
     check_resumes_by_itself(config)
     folder = Path(str(config.output_dir))
     check_same_policy(folder, dataset, config, vars(model_config))

@@ -30,9 +30,9 @@ from trl_rec.trainer.bear.config import BearConfig
 
 
 # Fields of TRL's and transformers' configurations that belong to a plan. They affect the weights, or decide which
-# checkpoint the next stage starts from. The fields that trl_rec adds also belong to a plan, because they define rows,
-# loss, prompts and evaluation; `NOT_IN_A_PLAN` lists the exceptions. The other inherited fields only affect speed,
-# memory, logging or output paths, and may change between calls.
+# checkpoint of a stage the next stage starts from. The fields of TRL and transformers that are not listed only affect
+# speed, memory, logging or output paths, and may change between calls. The fields that trl_rec adds also belong to a
+# plan, because they define rows, loss, prompts and evaluation; `NOT_IN_A_PLAN` lists the exceptions.
 INHERITED = (
     *DECIDING,
     # the batches (their size per process also affects rounding errors)
@@ -143,15 +143,16 @@ def weights_digest(folder: str | Path) -> str:
 
 
 def _write_or_check(path: Path, plan: dict[str, Any], defaults: dict[str, Any], *, work: str, parts: str) -> None:
-    """Writes `plan` to `path`. Raises `ValueError` if training with a different plan has started in its folder.
+    """Writes `plan` to `path`. Raises `ValueError` if training with a different plan has started in the folder
+    of `path`.
 
     Args:
         path: The file of the plan.
         plan: The plan.
-        defaults: The default of each setting. It is used for the settings that are missing in the old plan, because
-            the version that wrote the old plan did not have them.
-        work: Pattern of the files and folders that training writes beside `path`. If no file matches it, `plan`
-            replaces the old plan.
+        defaults: The default of each setting. It is used for settings that are missing in the old plan (the plan in
+            the file), because an older version of trl_rec did not have them.
+        work: Pattern of the files and folders that training writes beside `path`. If nothing but `path` matches,
+            `plan` replaces the old plan.
         parts: Description, for the message, of the files that the user has to delete to start again.
     """
     plan = as_json(plan)  # tuples become lists, as in the file

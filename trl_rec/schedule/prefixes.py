@@ -1,4 +1,4 @@
-"""Builds prefixes for preference training. A prefix is the history before a training target.
+"""Builds prefixes for preference training. A prefix consists of the user's items before a training target.
 
 Targets are sampled before their prefixes are built, because all prefixes of long histories would take far more memory
 than the interactions themselves.
@@ -29,8 +29,8 @@ def training_prefixes(
         seed (*optional*, defaults to `0`): Seed of the sample.
 
     Returns:
-        `datasets.Dataset` with the columns `user`, `history`, `target` and, if the dataset has ratings, `rating` (the
-        rating of the target).
+        `datasets.Dataset` with the columns `user`, `history` (the prefix), `target` and, if the dataset has ratings,
+        `rating` (the rating of the target).
     """
     check_is_train(train, "preferences")
     total = len(split_rows(train, "targets").values)
@@ -56,7 +56,7 @@ def prefixes_at(train: Dataset, targets: np.ndarray, *, max_history: int | None 
     sequences = join(history, target)
     ratings = ratings_of(train)
 
-    # Find where each prefix starts and stops in the sequence of its row. The three arrays have the shape (N,).
+    # Find where each prefix starts and stops in `sequences.values`. The arrays have the shape (N,).
     source = np.searchsorted(target.offsets, targets, side="right") - 1  # the row of each target
     first = sequences.offsets[source]
     stop = first + history.lengths[source] + targets - target.offsets[source]
@@ -66,8 +66,8 @@ def prefixes_at(train: Dataset, targets: np.ndarray, *, max_history: int | None 
     lengths = stop - start
     before = Ragged.from_lengths(sequences.values[np.repeat(start, lengths) + within(lengths)], lengths)
 
-    # Make the columns, in int32 as in the splits. A prefix stops just before its target, so `stop` is the position of
-    # the target.
+    # Make the columns, with the types of the splits. A prefix stops just before its target, so `stop` is the position
+    # of the target.
     columns = {
         "user": pa.array(column(train, "user")[source], pa.int32()),
         "history": before.to_arrow(),

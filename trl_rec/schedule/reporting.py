@@ -1,4 +1,4 @@
-"""Ends a schedule: evaluates the first policy, the last policy and the baselines, and reports on all stages."""
+"""Ends a schedule: evaluates the first policy, the last policy and the baselines, and reports on all its stages."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ from trl_rec.trainer.base.saving.recipe import given_values
 def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedule: Schedule) -> dict[str, Evaluation]:
     """Evaluates the first and the last policy on a held-out split, prints two tables, and completes the run folder.
 
-    The split is `final_split` of the configuration. With `"none"`, nothing is evaluated, and only the table of the
-    stages is printed. A prior is made in either case, if the configuration asks for one.
+    The split is `schedule.config.final_split`. With `"none"`, nothing is evaluated, and only the table of the stages
+    is printed. In either case, a prior for the last policy is made if `schedule.config` asks for one.
 
     Args:
         reports: The reports returned by `run_stages`.

@@ -105,10 +105,10 @@ def check_resumes_by_itself(config: BearConfig | SoftmaxDPOConfig) -> None:
 
 
 def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:
-    """Raises `ValueError` unless evaluations and checkpoints are at the same steps.
+    """Raises `ValueError` if the best evaluation could be at a step without a checkpoint.
 
-    If the best evaluation had no checkpoint, `transformers.Trainer` would silently load another checkpoint or keep the
-    last weights. Also raises `ValueError` if the configuration names another metric by which to select checkpoints.
+    In that case, `transformers.Trainer` would silently load another checkpoint or keep the last weights. Also raises
+    `ValueError` if the configuration names another metric than `metric` for selecting checkpoints.
     """
     if config.metric_for_best_model not in (None, "loss", metric, metric.removeprefix("eval_")):
         raise ValueError(

@@ -79,7 +79,7 @@ def stage_preferences(
 
 
 def feedback_table(number: int, stage: PreferenceStage, schedule: Schedule) -> Dataset:
-    """Builds the preference table of a feedback stage, which does not depend on the policy."""
+    """Builds the preference table of a feedback stage. The table does not depend on the policy."""
     table = feedback_preferences(
         schedule.dataset.train,
         catalog=schedule.dataset.catalog,

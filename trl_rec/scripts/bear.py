@@ -15,7 +15,10 @@ KINDS = (DataArguments, RecModelConfig, BearConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Trains and saves a model, evaluates it on the split that `final_split` selects, and writes `metrics.json`."""
+    """Trains, saves and evaluates a model, and writes `metrics.json`.
+
+    The option `final_split` selects the split of the evaluation.
+    """
     data, model_config, config = parse(KINDS, argv, "bear")
     show_progress()
 

@@ -1,6 +1,6 @@
-"""Runs the `main` function of a verb. After a user error or an interrupt, prints one line instead of a traceback.
+"""Runs the `main` function of a verb (a subcommand of `trl-rec`).
 
-This module imports no library that takes long to import, so that verbs with little work stay fast.
+After a user error or an interrupt, one line is printed instead of a traceback. This module imports no library that takes long to import, so that verbs with little work stay fast.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from trl_rec.trainer.base.prior import check_run_prior, continue_prior, leave_pr
 class PreferenceArguments:
     """Arguments for the preferences and, if their completions are items, for the dataset with these items.
 
-    If a dataset is given, the model is also evaluated on the split that `final_split` selects.
+    If a dataset is given, the trained model is also evaluated on the split that the option `final_split` selects.
     """
 
     preferences: str = field(
@@ -55,8 +55,8 @@ def main(argv: list[str]) -> None:
     """Trains and saves a model. With a dataset, also evaluates it on the split that `final_split` selects."""
     data, model_config, config = parse(KINDS, argv, "softmax_dpo")
 
-    # 1. Read the preferences. If they name users, check that each chosen item is a training target of its user, not a
-    # target of validation or test.
+    # 1. Read the preferences. If they name users, check that each chosen item is a target of its user in the training
+    # split, not one in the validation or test split.
     dataset = None if data.dataset is None else load(data.dataset).with_surface(data.surface)
     catalog = None if dataset is None else dataset.catalog
     if dataset is not None:

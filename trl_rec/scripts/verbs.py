@@ -22,7 +22,7 @@ VERBS = {
 TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")
 # Scripts that are not named after their verb (see tokenizing.py).
 SCRIPTS = {"tokenize": "tokenizing"}
-# Names of the methods in the default output folders of training verbs.
+# How the name of a default output folder spells the method of each training verb.
 METHODS = {"bear": "BEAR", "blade": "BLADE", "alro": "ALRO", "softmax_dpo": "Softmax-DPO", "align3gr": "Align3GR"}
 LAUNCH_KEYS = ("num_processes", "accelerate_config")  # keys that `trl-rec` uses to launch a training verb
 LAUNCH = "TRL_REC_LAUNCH"  # environment variable that passes the given values of `LAUNCH_KEYS` to the verb, as JSON

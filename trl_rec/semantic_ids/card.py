@@ -21,7 +21,7 @@ from trl_rec.semantic_ids.collisions import group_of
 from trl_rec.version import __version__
 
 
-NEIGHBOURHOODS = 8  # number of items for which the card lists neighbours
+NEIGHBOURHOODS = 8  # maximum number of items for which the card lists neighbours (items with the same leading codes)
 NEIGHBOURS = 5  # maximum number of neighbours per item
 
 
@@ -87,7 +87,8 @@ def make_card(
         semantic_ids (`Ragged`): The items' tokens.
         catalog (`ItemCatalog`): The items.
         popularity (`np.ndarray` of shape `(num_items,)`): Number of interactions with each item in the training split.
-        settings (`Mapping`): The settings that the IDs were made with. IDs with equal settings are reused.
+        settings (`Mapping`): The settings that the IDs were made with. A later run with the same settings reuses
+            the IDs.
         without_vector (`int`): Number of items whose vector is zero.
         training (`Mapping`, *optional*): Statistics about the training, if the IDs were trained. They are stored
             unchanged under the key `training`.

@@ -1,10 +1,10 @@
-"""Resolves collisions (items with equal codes) by assigning free codes of the last level or an additional code.
+"""Resolves collisions (items with the same code at every level) by changing the last code or adding one more code.
 
-[`repair_last_level`] changes only the last level, so the leading codes keep their meaning. The items that share all
-codes except the last form a *cell*. Collisions remain only in cells that contain more items than the last level has
-codes. [`number_within_group`] numbers the items that still collide.
+[`repair_last_level`] changes only the last code of an item, so the leading codes keep their meaning. The items that
+share all codes except the last form a *cell*. Collisions remain only in cells that contain more items than the last
+level has codes. [`number_within_group`] numbers the items that still collide. The number can be added as a code.
 
-Legend: N items, C codes of the last level, D width, W waiting items (items that need another code).
+Legend: N items, C codes of the last level, D width of the item vectors, W waiting items (that need another code).
 """
 
 from __future__ import annotations

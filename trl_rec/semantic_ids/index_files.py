@@ -53,8 +53,8 @@ def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = Fal
             If False, such IDs raise a ValueError, unless they come from an import of the same tokens.
 
     Returns:
-        [`RecDataset`]: The dataset with the semantic IDs of the items in its catalogue. Semantic IDs of users are not
-        imported.
+        [`RecDataset`]: The dataset, whose catalogue now contains the semantic IDs of the items. Semantic IDs of users
+        are not imported.
     """
     tokens = read_index(Path(path), dataset.catalog.ids)
     _check_prefixes(tokens, dataset.catalog.ids, Path(path).name)
@@ -77,15 +77,18 @@ def _check_prefixes(tokens: list[list[str]], items: list[str], name: str) -> Non
 
 
 def card_of_tokens(dataset: RecDataset, semantic_ids: Ragged) -> dict[str, Any]:
-    """Returns the card of IDs that were not made from vectors. Statistics that need vectors are missing."""
-    # 1. Number the distinct tokens at each position. Shorter IDs are padded with an empty token, which counts as a
-    # code.
+    """Returns the card (settings and statistics) of IDs that were not made from vectors.
+
+    Statistics that need vectors are missing.
+    """
+    # 1. Number the distinct tokens at each position. Shorter IDs are padded with an empty token, which gets
+    # a number too.
     padded = semantic_ids.padded(fill="").astype(str)  # (num_items, levels)
     columns = [np.unique(column, return_inverse=True)[1] for column in padded.T]
     codes = torch.from_numpy(np.stack(columns, 1))
 
-    # 2. Store these numbers as codes. Collisions are not repaired here, so the codes before and after a repair are the
-    # same. The quantisation errors are unknown.
+    # 2. Use these numbers as codes. `IdCodes` takes the codes before and after a repair of collisions (items with
+    # equal codes). Nothing is repaired here, so both are the same. The quantisation errors are unknown.
     no_extra = torch.full((len(semantic_ids),), -1)
     id_codes = IdCodes(codes, codes, no_extra, errors=None, num_codes=int(codes.max()) + 1)
     settings = {

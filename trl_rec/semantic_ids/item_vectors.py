@@ -1,4 +1,6 @@
-"""Computes item vectors by a truncated singular value decomposition of the mutual information of items.
+"""Computes item vectors by a truncated singular value decomposition of a matrix of mutual information.
+
+The matrix contains the mutual information of each pair of items, if it is positive (see [`associations`]).
 
 The decomposition uses the randomised method of Halko, Martinsson and Tropp. This method repeatedly multiplies a random
 basis by the matrix, so that the basis approaches the span of the leading singular vectors. The matrix stays sparse

@@ -27,7 +27,7 @@ def kmeans(vectors: Tensor, codes: int, *, iterations: int = 25, generator: torc
         vectors (`torch.Tensor` of shape `(N, D)`): The vectors, float32.
         codes (`int`): C, the number of centroids.
         iterations (`int`, *optional*, defaults to `25`): Maximum number of iterations. The algorithm stops earlier
-            once no assignment changes. Then every centroid with assigned vectors is the mean of these vectors.
+            once no assignment changes. In that case, every centroid with assigned vectors is their mean.
         generator (`torch.Generator`): Generator for drawing the sample and the centroids.
 
     Returns:
@@ -103,8 +103,8 @@ def _seed_centroids(vectors: Tensor, centroids: Tensor, count: int, generator: t
 def _squared_distance(vectors: Tensor, lengths: Tensor, centroid: Tensor) -> Tensor:
     """Returns the squared distance of each vector to one centroid, `(N,)`, given the vectors' squared norms `lengths`.
 
-    Distances within the rounding error are set to 0. So a copy of a centroid is drawn as the next centroid only if no
-    other vector is left.
+    Distances within the rounding error are set to 0. So a vector that equals a centroid is drawn as the next centroid
+    only if all vectors equal centroids.
     """
     distance = lengths + centroid.square().sum() - 2 * (vectors @ centroid)
     return torch.where(distance <= ROUNDING * lengths, 0.0, distance)

@@ -1,7 +1,7 @@
 """Keeps the semantic IDs of known items when the catalogue changes, and gives IDs to new items.
 
 Known items are the items of the earlier catalogue. A model identifies an item by its tokens, so a known item must keep
-its ID. The IDs of new items are computed from their texts, by the item tower that was saved with the known IDs (see
+its ID. The IDs of new items are computed from their texts, by the encoder that was saved with the known IDs (see
 [`ItemIdEncoder`]). A new item may get the same codes as a known item. Both items then have the same ID and share a
 leaf of the trie. However, if the known IDs with these codes have an additional token, the ID of the new item gets an
 additional token as well, because no ID may be a prefix of a longer ID.
@@ -31,8 +31,8 @@ from trl_rec.semantic_ids.tokens import ids_fingerprint
 def continue_ids(dataset: RecDataset, folder: str | Path, *, overwrite: bool = False) -> RecDataset:
     """Writes semantic IDs into a dataset folder: known items keep theirs, and new items get IDs from their texts.
 
-    The users keep their IDs if all users are known. Otherwise no user has an ID, because the user tower is not saved
-    and cannot make IDs for the new users.
+    The users keep their semantic IDs if the earlier dataset contains all of them. Otherwise no user has a semantic ID,
+    because the model that makes these IDs (the user tower) is not saved, so new users could not get any.
 
     Args:
         dataset (`RecDataset`): The dataset with the new catalogue.
@@ -79,8 +79,8 @@ def kept_ids(catalog: ItemCatalog, known: ItemCatalog, folder: str | Path | None
             "dataset folder whose saved encoder gives them IDs"
         )
 
-    # Give IDs to the new items. `extra` contains the codes that need an additional token, each with the next unused
-    # number of this token.
+    # Give IDs to the new items. `extra` maps the codes of each known ID that has an additional token to the next
+    # unused number of this token.
     encoder = ItemIdEncoder.from_pretrained(folder)
     some = ItemCatalog(catalog.items.take(pa.array(new)), group_column=catalog.group_column)
     encoded = encoder.tokens(item_texts(some, _template(folder)))
@@ -112,7 +112,7 @@ def _template(folder: str | Path) -> str | None:
 
 
 def _kept_user_ids(dataset: RecDataset, known: RecDataset) -> Ragged | None:
-    """Returns the IDs of the users, or None if the known dataset has no user IDs or lacks one of the users."""
+    """Returns the users' semantic IDs, or None if the known dataset has none for users or lacks one of the users."""
     if known.catalog.user_ids is None:
         return None
     wanted, given = (one.users["user_id"].cast(pa.large_string()).combine_chunks() for one in (dataset, known))

@@ -1,4 +1,7 @@
-"""Draws an SVG bar chart of how often each code is used, with one band per level and bars in descending order."""
+"""Draws an SVG bar chart of how many items use each code of the semantic IDs.
+
+The chart has one band per level. The bars of a band are in descending order.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")  # from Paul Tol's colour-
 
 
 def code_use_picture(card: Mapping[str, Any]) -> str:
-    """Returns the text of an SVG file that shows how often each code is used.
+    """Returns the text of an SVG file that shows how many items use each code.
 
-    The dashed line in a band marks the height that all bars would have if all codes were used equally often.
+    The dashed line in a band marks the height that all bars would have if equally many items used each code.
 
     Args:
         card (`Mapping`): The card returned by [`read_ids_card`].

@@ -1,4 +1,4 @@
-"""Reduces collisions with the Sinkhorn algorithm, which spreads items with equal codes over the last level's codes.
+"""Reduces collisions of semantic IDs: the Sinkhorn algorithm spreads items with equal IDs over the last level's codes.
 
 The method follows the released code of LC-Rec, LETTER and Align3GR. It processes each group of colliding items
 separately. The distances from the items to the centroids of the last level are centred and scaled to [-1, 1]. The
@@ -6,9 +6,9 @@ Sinkhorn algorithm turns these distances into a soft assignment: each item is di
 codes receive the same total. Then each item gets the code to which its largest part was assigned. Further rounds
 repeat these steps for the items that still collide.
 
-The repair may change the code of every item in a group. It ignores which codes other items with the same leading codes
-already have, so it can create new collisions. [`repair_last_level`] resolves the collisions that remain after the last
-round.
+The repair may change the last code of every item in a group. It does not check whether an item outside the group
+already has the new codes, so it can create new collisions. [`repair_last_level`] resolves the collisions that remain
+after the last round.
 """
 
 from __future__ import annotations

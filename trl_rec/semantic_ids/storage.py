@@ -77,7 +77,7 @@ def write_ids(
     Args:
         dataset (`RecDataset`): The dataset.
         semantic_ids (`Ragged`): Row `i` contains the tokens of item `i`.
-        card (`Mapping`): The card from [`make_card`].
+        card (`Mapping`): The card of the IDs, from [`make_card`].
         user_ids (`Ragged`, *optional*): Row `u` contains the tokens of user `u`.
     """
     folder = dataset.path / "catalog"

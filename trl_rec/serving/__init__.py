@@ -1,4 +1,4 @@
-"""Recommends with a trained model: writes one list per user to a file, or serves requests and a web page.
+"""Recommends with a trained model: writes a list of items per user to a file, or serves requests and a web page.
 
 The server needs the packages of the extra `serve`: `pip install "trl-rec[serve]"`.
 """

@@ -58,7 +58,7 @@ SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 def build_app(config: ServingConfig) -> FastAPI:
-    """Loads the model or the lists, and returns the application for an ASGI server.
+    """Loads the model or the precomputed lists, and returns the application for an ASGI server.
 
     Run the application in a single worker process. Each further process would load the model again, and requests to
     different processes could not share batches.
@@ -76,7 +76,7 @@ def make_app(service: Service, token: bytes | None = None, state: State | None =
     Args:
         service ([`Service`]): The service.
         token (`bytes`, *optional*): The token that clients must send.
-        state (*optional*): The state of the files that the engine was loaded from, if they are watched.
+        state (*optional*): The state of the files of the model or the lists, if the server watches them for changes.
     """
 
     @asynccontextmanager

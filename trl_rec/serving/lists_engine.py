@@ -1,8 +1,8 @@
 """Serves recommendations from a file of lists, one list per user, without a model.
 
 The lists are computed beforehand with `trl-rec recommend --output`, for example with a model that is too large for the
-machine on which the server runs. A filter only removes items from a list, so a response may have fewer than `k` items.
-A user without a list gets the items that occur in the largest number of lists.
+machine on which the server runs. The filter of a request only removes items from the user's list, so a response may
+have fewer items than requested. A user without a list gets the items that occur in the largest number of lists.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class ModelEngine:
         self._list_length = recommender.prompt_format.list_length
 
     def answer(self, requests: Sequence[RecommendRequest]) -> list[RecommendedList | Exception]:
-        """Returns a list for each request, or a `ValueError` whose message says why there is no list."""
+        """Returns the recommendations for each request, or a `ValueError` whose message says why there are none."""
         # 1. Check the requests one by one, because a single invalid request would make the whole batch fail.
         answers: list[RecommendedList | Exception] = []
         prepared: dict[int, tuple[list[str], int, ItemFilter, int | None]] = {}
@@ -101,7 +101,7 @@ class ModelEngine:
         }
 
     def _prepared(self, request: RecommendRequest) -> tuple[list[str], int, ItemFilter, int | None]:
-        """Returns the history, the number of unknown titles, the filter and the user's row of a request.
+        """Returns the request's history, number of unknown titles, filter, and row of the user (see [`_row_of`]).
 
         Raises `ValueError` if the request is invalid.
         """

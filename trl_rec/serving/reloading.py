@@ -1,4 +1,4 @@
-"""Watches the run folder or the file of lists, and loads a new version while the server runs.
+"""Watches the run folder or the file of precomputed lists, and loads a new version while the server runs.
 
 A new run may be written into the same folder, or a symbolic link may be changed to point to another folder. The new
 run is loaded as soon as its files have stopped changing. Until then, requests are served from the old run. If the new

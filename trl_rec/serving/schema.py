@@ -71,7 +71,7 @@ class RecommendRequest(_Request):
                 "sentence", f"'where' may have at most {MOST_CONDITIONS} conditions or alternatives"
             )
         number = 0
-        for _ in range(4):  # four levels: alternatives, conditions, their parts, the values of `in`
+        for _ in range(4):  # four levels: alternatives, conditions, parts of a condition, values of the operator `in`
             number += len(level)
             if number > MOST_VALUES:
                 raise PydanticCustomError("sentence", f"'where' may have at most {MOST_VALUES} values")

@@ -43,7 +43,7 @@ def serve(config: ServingConfig, ready: Callable[[str], object] = lambda address
                 TOKEN,
             )
 
-        # 2. Load the model or the lists, and run the server.
+        # 2. Load the model, or a file of lists computed beforehand, and run the server.
         app = build_app(config)
         server = _Server(
             uvicorn.Config(
@@ -84,7 +84,7 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def _hang_up(server: _Server) -> Iterator[None]:
-    """Treats SIGHUP (a closed terminal) like other signals, unless the process ignores SIGHUP, as under `nohup`."""
+    """Treats SIGHUP (a closed terminal) like SIGINT and SIGTERM, unless the process ignores it, as under `nohup`."""
     number = getattr(signal, "SIGHUP", None)
     is_main = threading.current_thread() is threading.main_thread()
     if number is None or not is_main or signal.getsignal(number) == signal.SIG_IGN:

@@ -61,7 +61,7 @@ class Service:
         self.engine = engine
 
     def _handle(self, requests: list[Request]) -> Sequence[Answer | Exception]:
-        """Handles a batch of requests. Runs in the worker thread."""
+        """Handles a batch of requests. Runs in the worker thread of the batcher."""
         engine = self.engine  # the same engine for the whole batch, even if `use` replaces it in the meantime
         answers: list[Answer | Exception] = [ValueError()] * len(requests)
 
@@ -105,14 +105,14 @@ class Service:
 
 
 def load_engine(config: ServingConfig) -> Engine:
-    """Loads the model or the file of lists that the settings name, and warms up the engine."""
+    """Returns an engine for the model or the file of lists given in the settings, after warming up the engine."""
     engine: Engine = load_model_engine(config) if config.lists is None else load_lists_engine(config)
     engine.warm_up()
     return engine
 
 
 def _response(engine: Engine, found: RecommendedList) -> tuple[RecommendResponse, list[int]]:
-    """Returns the response that contains a list, and the indices of its items."""
+    """Returns the response that contains a recommended list, and the catalogue indices of the list's items."""
     indices = [engine.items.catalog.positions[one.item_id] for one in found]
     items = [
         ScoredItem(item_id=one.item_id, title=one.title, score=one.score, groups=engine.items.groups_of(index))

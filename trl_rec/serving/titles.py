@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from trl_rec.items import ItemCatalog
 
 
-MOST_SORTED = 2000  # maximum number of matches that a search sorts: the first ones in the order of the catalogue
+MOST_SORTED = 2000  # maximum number of matches that a search keeps and sorts: the first in catalogue order
 LONGEST_QUERY = 200  # characters
 
 

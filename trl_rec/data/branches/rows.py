@@ -1,5 +1,8 @@
 """Builds rows with one branch per target (see `structure.py`).
 
+Such a row begins with a trunk: the head of the prompt, and the history. A branch contains the tail of the prompt and
+one target, and continues the trunk up to the item before this target.
+
 First, each sequence is cut into windows that are short enough for one prompt. Then each window becomes a row, or
 several rows if it needs more columns (one per token) than a row may have.
 """
@@ -179,9 +182,9 @@ def write_branches(
         windows: The windows.
         limits: The limits of a prompt.
         users: The user of each sequence.
-        prompt_format: How histories are written.
-        learned_lengths: For each item, how many tokens at the beginning of its path are learned (have a label). An
-            item without learned tokens gets no branch.
+        prompt_format: How prompts and targets are written.
+        learned_lengths: For each item, how many tokens at the beginning of its path (its tokens as a target) are
+            learned (have a label). A target without learned tokens gets no branch.
         max_columns: Maximum number of columns of a row. If a window needs more columns, it is divided into several
             rows, each of which contains some of the targets and their histories.
     """
@@ -199,8 +202,8 @@ def write_branches(
     tail = prompt_format.prompt_tail
     lengths = len(tail) + learned - 1  # the last learned token is only a label
 
-    # 2. Divide the branches among rows. The last branch of a row also contains its last learned token, because no
-    # other column follows that could have this token as its label.
+    # 2. Divide the branches among rows. The last learned token of a branch is the label of the column after the branch.
+    # No column follows the last branch of a row, so one is added to this branch: the last learned token itself.
     begins = _begins(prefixes, lengths, window, max_columns)
     firsts = np.flatnonzero(begins)
     bounds = np.append(firsts, len(begins))
@@ -217,7 +220,7 @@ def write_branches(
     branches = Branches(tokens.lengths, Ragged.from_lengths(prefixes, counts), Ragged.from_lengths(lengths, counts))
 
     # 4. Write the labels. They are shifted as in Transformers: column c predicts the label at column c + 1. If the
-    # tail is empty, the last column of the prefix predicts the first token of the path.
+    # tail is empty, the first token of the path is predicted by the last trunk column that the branch continues.
     row_starts = np.repeat(branches.row_starts(), counts)
     places = np.repeat(row_starts + branches.firsts() + len(tail), learned) + within(learned)
     if not len(tail):

@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 def license_of(format: str, license: str | None) -> str | None:
-    """Returns the licence of a source: `license` if it is given, or else the known licence of the format, if any.
+    """Returns the licence of a source: `license` if it is given, or else the known licence of the format, if any
+    (the formats `ml-100k` and `toy` have one).
 
     Raises ValueError if the given licence is empty, or differs from the known licence of the format.
     """

@@ -30,7 +30,7 @@ def read_and_split(reader: Reader, files: dict[str, Path], options: Options, set
 
     If the source consists of windows (a history and its target), it is already split, and is used unchanged.
     """
-    # 1. Read the log, and replace ids by row numbers.
+    # 1. Read the log, and replace ids by row numbers in the tables of users and items.
     log = reader.read(files, options)
     if log.windows:
         return _from_windows(log)
@@ -101,7 +101,10 @@ class Made:
 
 
 def checked_splits(tables: dict[str, pa.Table], rule: str) -> dict[str, Dataset]:
-    """Converts the splits to datasets. Raises ValueError if a split is empty, or if items leak between splits."""
+    """Converts the splits to datasets.
+
+    Raises ValueError if a split is empty, or if validation or test items leak into training rows.
+    """
     for name, table in tables.items():
         if table.num_rows == 0:
             raise ValueError(

@@ -1,9 +1,10 @@
 """Reads BIGRec's files: windows in `train.csv`, `test.csv` and optionally `valid.csv`, and titles in `id2name*.json`.
 
 The columns of the CSV files are `user_id,item_ids,timestamp`. Each row is a window: a list of ids whose last item is
-the target. The windows are already split by the source. If there is no validation file, the last tenth of the training
-rows by time becomes the validation split. Training rows with equal timestamps stay in the same split. Titles in the
-published dataset contain HTML entities, which are decoded, and line breaks, which become spaces.
+the target. The source has already assigned the windows to splits, one file per split. If there is no validation file,
+the last tenth of the training rows by time becomes the validation split. Training rows with equal timestamps stay in
+the same split. Titles in the published dataset contain HTML entities and line breaks. The entities are decoded, and
+the line breaks become spaces.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PATTERNS = {
 
 
 class BigRecReader(Reader):
-    """Reader of BIGRec's files, which contain windows that are already split."""
+    """Reader of BIGRec's files, which contain windows that are already assigned to splits."""
 
     options = frozenset({"timestamp_format"})
     windowed = True
@@ -102,7 +103,7 @@ def _read_windows(path: Path, time_format: str | None) -> pa.Table:
 
 
 def _hold_out(train: pa.Table, where: str) -> tuple[pa.Table, pa.Table, str]:
-    """Splits off the last tenth of the training rows by time. Returns both parts and a note for the card."""
+    """Splits off the last tenth of the training rows by time. Returns both parts and a note for the dataset's card."""
     times = train["timestamp"].to_numpy()
     # Find the row after the first nine tenths of the rows, and cut before the first row that has the same timestamp.
     # Rows with equal timestamps therefore stay together.

@@ -28,7 +28,7 @@ DELIMITERS = (",", ";", "\t", "|")
 BLOCK_SIZES = (1 << 20, 1 << 24, 1 << 28)
 DEEPEST = 64  # maximum nesting depth of JSON Lines; Arrow crashes the process at a depth of some thousands
 JSON_TEXT = re.compile(rb'"(?:\\.|[^"\\])*"')
-JSON_TOKEN = re.compile(rb"[][{}]|[^][{}\s]+")  # a bracket, or any text between brackets
+JSON_TOKEN = re.compile(rb"[][{}]|[^][{}\s]+")  # a bracket, or a word without brackets
 
 
 def find_file(folder: Path, names: Sequence[str]) -> Path | None:
@@ -117,7 +117,7 @@ def read_delimited(
 
 
 def read_columns(path: Path, contents: str = "") -> pa.Table:
-    """Reads a CSV, TSV or Parquet file, or a folder of Parquet files. The columns of text files are read as text.
+    """Reads a CSV, TSV or Parquet file, or a folder of Parquet files. Columns of CSV and TSV files are read as text.
 
     Args:
         path: The file or folder.

@@ -4,8 +4,8 @@
 and `X.index.json` maps items to the tokens of their semantic IDs.
 
 The files have no timestamps. The position of an interaction in the list of its user is used instead, and a split by
-time raises an error. The published datasets contain a few items with an empty title. Such an item gets the title
-"item", followed by its id.
+time raises an error. The published datasets contain a few items with an empty title. The title of such an
+item becomes "item" and its id, such as "item 7".
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LcRecReader(Reader):
     has_timestamps = False
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """Returns a dict from table names to files. The dict is empty if there is no file of interactions."""
+        """Returns a dict that maps the keys of `PARTS` to files. It is empty if there is no file of interactions."""
         paths = sorted([*folder.glob("*.inter.json"), *folder.glob("*.inter.json.gz")])
         check_single(paths, folder)
         if not paths:

@@ -127,9 +127,9 @@ def sample_evenly(total: int, count: int, key: list[int]) -> np.ndarray:
 
 
 def _about_items(name: str, count: int, key: list[int], tables: TokenTables) -> Material:
-    """Makes rows about an item. In `id_to_item`, the prompt contains the item's path (its tokens in a completion), and
-    the answer is the title. In `item_to_id`, the prompt contains the title or a description, and the answer is the
-    path."""
+    """Makes rows about an item. In `id_to_item`, the prompt contains the item's path (the tokens that recommend the
+    item when a model writes them), and the answer is the title. In `item_to_id`, the prompt contains the title or a
+    description, and the answer is the path."""
     catalog = tables.dataset.catalog
     items = sample_evenly(len(catalog), count, key)
     users = np.full(len(items), NOBODY)

@@ -43,7 +43,8 @@ class Task:
     templates: tuple[str, ...]
 
 
-# The position of a task is part of the seed of its sample, so add new tasks at the end.
+# The position of a task in this dict is part of the seed with which its training rows are sampled, so add new tasks
+# at the end.
 TASKS = {
     NEXT_ITEM: Task((), "item", ()),
     "item_to_id": Task(

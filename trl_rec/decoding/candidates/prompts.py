@@ -1,12 +1,12 @@
 """Turns a rated history and a list of candidates into the token ids of a prompt and its answer.
 
-The prompt has two parts. The first contains a fixed text (the head) and the rated history, and does not depend on the
-order of the candidates. The second lists the candidates. Each position in that list is a slot, and each slot has a
-one-token name. The answer lists the names, most preferred candidate first. The default names depend on the surface. If
-each item is a single token, a slot has the token of its item as its name. Otherwise, the names are letters: the first
-slot is always called A, whichever candidate it contains. Small models trained from scratch learn to rank with item
-tokens as names, but do not learn which item a letter refers to. With item tokens as names, the order in which the
-prompt lists the candidates has little influence on the ranking.
+The prompt has two parts. The first part contains a fixed text (the head) and the rated history, and does not depend on
+the order of the candidates. The second part is the list of candidates. Each position in that list is a slot, and each
+slot has a one-token name. The answer consists of these names, most preferred candidate first. The default names depend
+on the surface (the text that represents an item). If each item is a single token, a slot has the token of its item as
+its name. Otherwise, the names are letters: the first slot is always called A, whichever candidate it contains. Small
+models trained from scratch learn to rank with item tokens as names, but do not learn which item a letter refers to.
+With item tokens as names, the order in which the prompt lists the candidates has little influence on the ranking.
 
 As in `trl_rec/data/prompts.py`, texts are split into pieces, such as one item or one rating. Each piece is tokenised
 once, and prompts are assembled from the pieces' token ids.
@@ -159,8 +159,8 @@ class RatedPromptFormat:
         Args:
             histories (`Ragged`): Item indices of each history, oldest first.
             ratings (`Ragged`): The rating of each of these items.
-            room (`np.ndarray` of shape `(num_rows,)`, *optional*): Maximum number of tokens per row. The oldest items
-                are left out until the rest fits.
+            room (`np.ndarray` of shape `(num_rows,)`, *optional*): Maximum number of tokens of each first part,
+                including the head. The oldest items are left out until the rest fits.
         """
         # 1. Drop the oldest items until the rest fits. `places` are indices into the flat histories, so that items
         # and ratings stay together.

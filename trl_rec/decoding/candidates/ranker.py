@@ -53,7 +53,8 @@ class CandidateRanker:
 
         Args:
             folder (`str` or `Path`): The folder or hub id.
-            catalog (*optional*): As in [`Recommender.from_pretrained`].
+            catalog (*optional*): The items that the model was trained with, or their dataset folder. Needed only if
+                the folder lacks the catalogue (see [`Recommender.from_pretrained`]).
             options: Passed to the model's `from_pretrained` (`dtype`, `device_map`, ...).
         """
         path = local_folder(folder)

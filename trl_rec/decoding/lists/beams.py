@@ -1,12 +1,13 @@
 """Lets a model write the list that it recommends, greedily or by beam search over whole lists.
 
 The beam search works like that of `generate`. The beams of a prompt advance one token per step, and each step keeps
-the best `num_beams` lists, complete or not. As in sampling, excluded items and items already in the list are removed
-before the softmax, so without item weights a score is the log-probability of a list under the policy. Tokens that the
-trie forces have log-probability 0 and are skipped, as in `beam.py`. A beam at the end of a chain of forced tokens
-therefore has more tokens than the other beams. Such a beam keeps its slot and its score until the other beams have as
-many tokens. If continuations of different beams have equal scores, they keep the order of their beams. If
-continuations of the same beam have equal scores, the one whose subtree contains the lowest item index comes first.
+the best `num_beams` lists, complete or not. As in `sampling.py`, excluded items and items already in the list are
+removed before the softmax. If no item weights are given, a score is therefore the log-probability of a list under the
+policy. Tokens that the trie forces have log-probability 0 and are skipped: as in `beam.py`, they need no step of their
+own. A beam at the end of a chain of forced tokens therefore has more tokens than the other beams. Such a beam keeps
+its slot and its score until the other beams have as many tokens. If continuations of different beams have equal
+scores, they keep the order of their beams. If continuations of the same beam have equal scores, the one whose subtree
+contains the lowest item index comes first.
 
 Legend: B: prompts, N: beams per prompt, R = B * N, C: children (padded), M = min(N, C), K: items per list.
 """
@@ -90,8 +91,8 @@ def beam_list(
     Returns:
         [`RankedItems`]: `(B, K)`. The score at each rank is the joint log-probability of the items up to that rank.
         If `weights` are given, `weights.strength * log(w / W)` is added for each of these items, where `w` is the
-        weight of the item and `W` the sum of the weights of all items. Both terms are at most 0 for every item, so the
-        scores descend. The last score is that of the whole list.
+        weight of the item and `W` the sum of the weights of all items. The log-probability and this term are at most 0
+        for every item, so the scores descend. The last score is that of the whole list.
     """
     COUNT.check("num_beams", num_beams)
     COUNT.check("list_length", list_length)
@@ -100,9 +101,9 @@ def beam_list(
     ) as decoder:
         beams = _search(decoder)
 
-    # Choose among the complete lists only. With item weights, `beams.scores` omits the bonus (see `trie_weights.py`)
-    # of the node that an unfinished item has reached, so an incomplete list may score higher than the best complete
-    # list.
+    # Choose among the complete lists only. With item weights, `beams.scores` omits the bonus of the node that an
+    # unfinished item has reached. This bonus is at most 0 (see `trie_weights.py`), so without it an incomplete list
+    # may score higher than the best complete list.
     complete = beams.lists.ranks == list_length
     scores = torch.where(complete | beams.scores.isnan(), beams.scores, -torch.inf)
     best = _best_slots(scores.view(decoder.shape))
@@ -170,8 +171,8 @@ def _next_to_branch(decoder: ListDecoder, beams: _Beams) -> Tensor:
 
 
 def _advanced(decoder: ListDecoder, beams: _Beams, output: ListLogits, active: Tensor) -> _Beams:
-    """Returns the best `num_beams` beams per prompt among the continuations of the active beams and the beams that are
-    not active. Reorders the cache accordingly."""
+    """Replaces the `active` beams by their continuations, and keeps the others as they are. Returns the best
+    `num_beams` of all these beams per prompt, and reorders the cache accordingly."""
     num_prompts, num_beams = decoder.shape
 
     # 1. Find the best M children of each beam. The only continuation of a beam that is not active is the beam itself.

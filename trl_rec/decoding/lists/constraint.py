@@ -1,7 +1,8 @@
 """Converts lists of distinct items to tokens, finds the legal tokens at each position, and scores given lists.
 
-A list is the concatenation of its items' paths. An item that is already in the list is no longer legal, and neither is
-a subtree in which every item is in the list or excluded. Illegal tokens are removed before the softmax. If several
+A list is written as the paths (token sequences) of its items, one after the other. All paths form a prefix tree, the
+trie. An item that is already in the list is no longer legal, and neither is a subtree in which every item is in the
+list or excluded. Illegal tokens are removed before the softmax. If several
 items share a path, the path stays legal as long as at least one of these items is left. The legal tokens depend only
 on the trie, the list and the excluded items, so sampling, the policy, the reference model and supervised training all
 use the same legal tokens. Lists have a known length, so the EOS at their end is forced and is left out here.
@@ -133,8 +134,8 @@ def emptied_children(
     Args:
         trie, nodes, taken: As in [`legal_children`].
         num_columns (`int`): C.
-        num_allowed (*optional*): A function that maps nodes `(M, S)` to the number of items below each node that a
-            filter allows. If it is given, `taken` must contain only allowed items. By default, all items are allowed.
+        num_allowed (*optional*): A function that maps nodes `(M, S)` to the number of items below each node, counting
+            only the items that a filter allows. If the function is given, `taken` must contain only allowed items. By default, all items are allowed.
 
     Returns:
         `torch.Tensor` of shape `(M, C)`: True for these children. If a filter allows no item below a child, the value
@@ -179,8 +180,8 @@ def _emptied(
 
 
 def taken_places(trie: TokenTrie, items: Tensor, ranks: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """Returns the items that are taken after the first `ranks` items of each list have been written. These are the
-    written items and the excluded items, in the form that `legal_children` expects.
+    """Returns the taken items of each list, assuming that only its first `ranks` items have been written. These are
+    the written items and the excluded items, in the form that `legal_children` expects.
 
     Args:
         trie (`TokenTrie`): The trie.
@@ -235,9 +236,10 @@ class ListChoices(NamedTuple):
         shape (`torch.Size`): `(B, G, T)`.
         places (`torch.Tensor` of shape `(M,)`): The indices of the branching tokens among all B * G * T tokens.
         targets (`torch.Tensor` of shape `(M,)`): The branching tokens.
-        tokens (`torch.Tensor` of shape `(M, C)` or `(1, C)`): The continuations of the node before each branching
-            token.
-        legal (`torch.Tensor` of shape `(M, C)`): True for the continuations that are legal at this place in the list.
+        tokens (`torch.Tensor` of shape `(M, C)` or `(1, C)`): The tokens that lead from the node before each branching
+            token to the children of this node.
+        legal (`torch.Tensor` of shape `(M, C)`): True for those of these tokens that are legal at this place in the
+            list.
     """
 
     shape: torch.Size
@@ -266,8 +268,9 @@ def find_choices(
     excluded = Excluded(trie, exclude, len(items)).places[owner // max(1, items.shape[1])]
     taken = taken_places(trie, items.flatten(0, 1)[owner], lists.ranks.flatten()[places], excluded)
 
-    # Pad to the number of children of the widest node. Counting the children of these nodes would need a copy from the
-    # device. The widest node is nearly always the root, at which every item begins, so the padding is small.
+    # Pad to the number of children of the widest node of the trie. To find the widest of the given nodes instead, a
+    # number would have to be copied from the device. It would rarely be smaller: the widest node of the trie is nearly
+    # always the root, and every list begins at the root.
     nodes = lists.nodes.flatten()[places]
     if trie.only_choice is not None:
         nodes = nodes.new_full((1,), trie.only_choice)

@@ -1,4 +1,4 @@
-"""Tracks lists while a model writes them: the node that each list has reached, its legal tokens, and their logits.
+"""Tracks lists while a model writes them: the trie node each list has reached, its legal tokens, and their logits.
 
 Sampling and beam search both call a `ListDecoder` in a loop. Each round scores the children of each list's node
 (`logps`), chooses one of them, moves the list there (`move`), and lets the model read the new tokens (`read`).
@@ -12,8 +12,8 @@ round. In this case, all lists advance by one token per round, whether this toke
 copied to the host.
 
 Legend: B: prompts, G: lists per prompt, R = B * G, A: lists per prompt that are read in this round (padded), K: items
-per list, S: taken items (padded), C: children (padded), W: tokens to read (right-aligned), U: distinct tokens of the
-trie.
+per list, S: taken items (already in the list or excluded; padded), C: children (padded), W: tokens to read
+(right-aligned), U: distinct tokens of the trie.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ListLogits(NamedTuple):
         rows (`torch.Tensor` of shape `(R,)`): For each list, the index of its logits among the A rows of its prompt.
             Arbitrary if the list was not read in this round.
         max_children (`int`): The maximum number of children over the nodes of all next choices.
-        at_root (`bool`): Whether the next choice of every list is at the root.
+        at_root (`bool`): Whether the next choice of every list is known to be at the root.
     """
 
     logits: Tensor
@@ -86,8 +86,8 @@ class ListDecoder:
         cache (`SharedPrompt` or `SeparateRows`): The key-value cache. It must already contain the prompts and give
             the logits of `trie.tokens`.
         trie (`TokenTrie`): The items' paths as they are written in lists.
-        excluded (`torch.Tensor` of shape `(B, E)`): The excluded items, and the items of weight 0, as in
-            `Excluded.places`.
+        excluded (`torch.Tensor` of shape `(B, E)`): The excluded items, and the items of weight 0 (see
+            `weighted`), as in `Excluded.places`.
         weighted (`TrieWeights` or `Unweighted`): The weights of the items. Of the items that share a leaf, a list gets
             the one with the largest weight.
         list_length (`int`): K. Every prompt must have at least K items that are not excluded.
@@ -186,8 +186,8 @@ class ListDecoder:
         return torch.where(legal, scores, -torch.inf).log_softmax(-1), children
 
     def guided(self, scores: Tensor, nodes: Tensor) -> Tensor:
-        """Returns the scores `(R, C)` of continuations at the nodes `(R, C)` or `(1, C)`, plus the bonus that the
-        weights give to each node (see `trie_weights.py`)."""
+        """Returns the scores `(R, C)`, plus the bonus that the weights give to the node of each score (see
+        `trie_weights.py`). The nodes have the shape `(R, C)` or `(1, C)`."""
         rows = (self.shape[0], -1)
         return self.weighted.guided(scores.view(rows), nodes.expand_as(scores).reshape(rows)).view_as(scores)
 
@@ -201,8 +201,9 @@ class ListDecoder:
         """Adds the constant of the weights (see `TrieWeights.constant`) to the scores `(B, K)` of one list per prompt.
 
         Column `r` is the score of the list's first `r + 1` items and gets the constant `r + 1` times, so that each
-        item contributes `strength * log(w / W)` (see `weights.py`). The constant is added at the end. Adding it
-        during the search would favour beams that have completed fewer items.
+        item contributes `strength * log(w / W)`. Here, w is the weight of the item, and W the sum of all weights (see
+        `weights.py`). The constant is added only after the search. Since it is usually negative, adding it during the
+        search would favour beams that have completed fewer items.
         """
         num_items = torch.arange(1, scores.shape[1] + 1, device=scores.device)
         return scores + num_items * self.weighted.constant
@@ -218,8 +219,8 @@ class ListDecoder:
         item = torch.where(ended, trie.items[place].long(), -1)
         ranks = lists.ranks + ended
 
-        # 2. Count the new tokens. These are the tokens down to the reached node and, if another item follows, its
-        # opening.
+        # 2. Count the new tokens. These are the tokens down to the reached node and, if the item ended there and another
+        # one follows, the opening.
         num_written = lists.num_written + torch.where(moves, trie.depths(reached) - trie.depths(lists.nodes), 0)
         num_written = num_written + torch.where(ended & (ranks < self.list_length), self.opening.shape[1], 0)
 

@@ -1,4 +1,4 @@
-"""Samples lists in a loop. Each round makes one choice for every incomplete list, until all lists are complete.
+"""Samples lists in a loop. Each round chooses one token for every incomplete list, until all lists are complete.
 
 Legend: B: prompts, G: lists per prompt, R = B * G, K: items per list, D: tokens of the longest path, C: children
 (padded).
@@ -13,7 +13,8 @@ from trl_rec.decoding.beam import best_first
 from trl_rec.decoding.lists.decoder import ListDecoder, ListLogits, Lists
 
 
-# The noise and the total probability are integers of this many bits, so that their product fits into an int64.
+# To choose a token, a random integer is multiplied by a total probability that is scaled to an integer. Both have this
+# many bits, so that the product fits into an int64.
 NOISE_BITS = 31
 
 
@@ -23,9 +24,9 @@ class ListSampler:
     Args:
         decoder (`ListDecoder`): The decoder that writes the lists.
         temperature (`float`): Divides the logits.
-        noise (`torch.Tensor` of shape `(B, G, K * D)`, *optional*): Integers of `NOISE_BITS` bits, one for each depth
-            of each item. Without noise, the lists are greedy. Each choice then takes the token with the highest score,
-            which combines its log-probability with the item weights.
+        noise (`torch.Tensor` of shape `(B, G, K * D)`, *optional*): Random integers of `NOISE_BITS` bits, one for each
+            depth of each item. Without noise, the lists are greedy: each choice takes the token with the highest
+            score, which is its log-probability, plus a bonus if the decoder was given item weights.
     """
 
     def __init__(self, decoder: ListDecoder, *, temperature: float, noise: Tensor | None) -> None:
@@ -69,8 +70,8 @@ class ListSampler:
             noise = self.noise.gather(1, place.clamp(max=self.noise.shape[1] - 1).unsqueeze(1))
             column = _sampled_columns(logps, noise)
 
-        # If the logits contain NaN, the choice may be padding (node 0). Move to the first child instead; the NaN is
-        # reported at the end.
+        # If the logits contain NaN, the choice may be padding (node 0). Move to the first child instead. The
+        # caller of `draw` reports the NaN.
         chosen = children.expand_as(logps).gather(1, column).squeeze(1)
         first_child = self.trie.row_offsets[lists.nodes] + 1
         return torch.where(chosen > 0, chosen, first_child), logps.gather(1, column).squeeze(1)
@@ -81,4 +82,4 @@ def _sampled_columns(logps: Tensor, noise: Tensor) -> Tensor:
     # Sums of integers are exact on every device, so a column of probability 0 is never drawn.
     mass = logps.exp().mul_(2**NOISE_BITS).long().cumsum(1)
     column = torch.searchsorted(mass, (noise * mass[:, -1:]) >> NOISE_BITS, right=True)
-    return column.clamp(max=logps.shape[1] - 1)  # only NaN leads beyond the last column
+    return column.clamp(max=logps.shape[1] - 1)  # only NaN gives an index beyond the last column

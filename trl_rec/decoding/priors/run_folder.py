@@ -56,7 +56,7 @@ def drop_run_prior(folder: str | Path) -> None:
 
 
 def load_run_prior(folder: str | Path, settings: Mapping[str, Any], num_items: int) -> SavedPrior | None:
-    """Loads the prior of a run folder. Returns None if the folder contains no prior.
+    """Loads the prior of a run folder. Returns None if `settings` has no key `prior`.
 
     Args:
         folder (`str` or `Path`): The run folder.

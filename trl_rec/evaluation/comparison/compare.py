@@ -4,9 +4,9 @@ Differences are paired by user and by seed. The intervals and p-values account f
 there are several seeds, they also account for the variation between seeds. The p-values are adjusted by Holm's method
 over all comparisons that are made together.
 
-The verdict is "better" or "worse" only if the adjusted p-value is below `alpha` and the difference has the same sign
-with every seed. If there is only one seed, the verdict ends in "one seed". Such a verdict holds only for the trained
-models that were compared, and another seed may reverse it.
+The verdict is "better" or "worse" only if the adjusted p-value is below the significance level `alpha` and the
+difference has the same sign with every seed. If there is only one seed, the verdict ends in "one seed". Such a verdict
+holds only for the trained models that were compared, and another seed may reverse it.
 """
 
 from __future__ import annotations
@@ -182,7 +182,8 @@ def _compare_pair(
     name: str, against: str, runs: Mapping[str, Runs], metric: str, *, num_resamples: int, seed: int
 ) -> Comparison:
     """Compares one recommender with the reference. The p-value is not adjusted, and there is no verdict yet."""
-    values, reference = paired_values(name, against, runs, metric)  # (S, N) for S seeds and N users, or (1, N)
+    # Each array is `(S, N)` for S seeds and N users, or `(1, N)` for a recommender with a single run without a seed.
+    values, reference = paired_values(name, against, runs, metric)
     result = paired_comparison(values, reference, num_resamples=num_resamples, seed=seed)
     signs = np.sign((values - reference).mean(1))  # (S,)
     return Comparison(

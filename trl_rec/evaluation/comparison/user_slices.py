@@ -1,5 +1,5 @@
 """Divides the users of an evaluation into slices in three ways: by how often their rarest target occurs in the
-training split, by history length, and by the group of their first target."""
+training split, by history length, and by the item group (such as a genre) of their first target."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from trl_rec.evaluation.graded.measures import places_by_score
 from trl_rec.ragged import Ragged, join
 
 
-SWEEPS = 20  # iterations that fit the bias model; one more would change each effect by less than 0.001
+SWEEPS = 20  # iterations of the fit in `bias_places`; one more would change each effect by less than 0.001
 
 
 def random_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0) -> np.ndarray:
@@ -47,7 +47,7 @@ def item_mean_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 
 
 
 def bias_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0, damping: float = 5.0) -> np.ndarray:
-    """Orders candidates by the item effect in the model rating = mean + user effect + item effect, `(N, m)`.
+    """Orders candidates by the item effect of a model in which rating = mean + user effect + item effect, `(N, m)`.
 
     Each effect is shrunk towards 0: it is the mean of its residuals and of `damping` additional zeros. The user effect
     is the same for all candidates of a list and does not change their order. The model contains it so that the item

@@ -73,11 +73,11 @@ def slot_profile(places: np.ndarray, slots: np.ndarray) -> np.ndarray:
     """
     present = places >= 0
     num_candidates = present.sum(-1, keepdims=True)  # (N, S, 1)
-    # In a random order, a candidate is first with probability 1 / num_candidates, so a first place counts
-    # `num_candidates`.
+    # In a random order, a candidate is first with probability 1 / num_candidates, so each first place counts as
+    # `num_candidates` wins.
     wins = np.where(places == 0, num_candidates, 0).astype(float)
 
-    # Divide the sum of each slot by the number of candidates shown in the slot. For an unused slot, 0 / 0 gives NaN.
+    # Divide the wins of each slot by the number of candidates shown in the slot. For an unused slot, 0 / 0 gives NaN.
     slot = slots[present]
     num_shown = np.bincount(slot, minlength=places.shape[-1])
     with np.errstate(invalid="ignore"):
@@ -99,6 +99,6 @@ def borda(places: np.ndarray) -> np.ndarray:
 
 def places_by_score(scores: np.ndarray, present: np.ndarray) -> np.ndarray:
     """Returns the place of each candidate by descending score, `(N, m)`. Equal scores keep the order of the list."""
-    # `order` lists the candidates from the best to the worst. Its `argsort` is the inverse: each candidate's place.
+    # `order` contains the candidates from the best to the worst. Its `argsort` is the inverse: each candidate's place.
     order = np.argsort(np.where(present, -scores, np.inf), 1, kind="stable")
     return np.where(present, np.argsort(order, 1), -1)

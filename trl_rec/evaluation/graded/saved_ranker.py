@@ -1,4 +1,4 @@
-"""Evaluates a saved model that orders rated candidates (`trl-rec alro`), and the baselines on the same lists."""
+"""Evaluates a saved model that orders rated candidates (`trl-rec alro`), and baselines on the same candidates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def is_ranker(model: str | None) -> bool:
 
 
 def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str | Path) -> dict[str, Evaluation]:
-    """Evaluates the model of `config` and the baselines on the rated lists of a split, and writes the results.
+    """Evaluates the model of `config` and the baselines on the rated items of a split, and writes the results.
 
     Args:
         dataset: The dataset, which must have ratings.

@@ -46,7 +46,7 @@ def environment() -> dict[str, Any]:
     """Returns a description of this process and of the machine that it runs on.
 
     Returns:
-        - `versions`: of Python, of the packages and of CUDA; null if a package is not installed.
+        - `versions`: of Python, of the packages in `PACKAGES` and of CUDA; null for what is not installed.
         - `platform`: the operating system and the type of machine.
         - `git`: `commit` and `dirty` (whether files that git tracks have changed) of the current directory; null if
           the directory is not in a repository, or git is missing.

@@ -61,7 +61,7 @@ def metrics_content(
     Args:
         results, split, ks, exclude_history, settings: As in [`write_metrics`].
         identity (`Mapping[str, str]`, *optional*): Fingerprints of the catalogue and of the evaluated rows.
-        recommender (`str`, *optional*): Name in `results` of the recommender that the run trained or evaluated.
+        recommender (`str`, *optional*): The recommender that the run trained or evaluated, by its name in `results`.
         seed (`int`, *optional*): Seed that the recommender was trained with.
         num_rows (`int`, *optional*): Number of rows of the split. If it is larger than the number of users in the
             results, only a sample of the rows was evaluated.

@@ -1,4 +1,4 @@
-"""Stores the chosen setting of a prior in the file `choice.json` of the output folder.
+"""Stores the chosen setting of a prior (kind, strength and eps) in the file `choice.json` of the output folder.
 
 Once the test split has been evaluated with one setting, a different setting is refused. The setting therefore
 cannot be chosen by its results on the test split.
@@ -25,7 +25,7 @@ CHOICE = "choice.json"
 def keep_choice(folder: str | Path, choice: PriorChoice, split: str) -> None:
     """Writes `choice.json`. Call this function before the prior is evaluated on `split`.
 
-    Raises `ValueError` if the folder records a different setting, with which the test split has been evaluated.
+    Raises `ValueError` if `choice.json` records a different setting, with which the test split has been evaluated.
     """
     content = {**asdict(choice), "split": split}
     before = read_choice(folder)

@@ -1,8 +1,9 @@
 """Searches a grid of settings of a prior for the best setting. The grid grows during the search.
 
-The grid has an axis for the strength and, if the prior has an `eps`, an axis for `eps`. It also contains strength 0,
-which is the policy alone. The axes grow while the best setting is on an edge of the grid, up to `STRENGTH_LIMITS` and
-`EPS_LIMITS`. While the policy alone is best, the grid grows towards weaker priors.
+The grid has an axis for the strength and, if the prior has an `eps` (the weight of item popularity), an axis for
+`eps`. It also contains strength 0, which is the policy alone. The axes grow while the best setting is on an edge of
+the grid, up to `STRENGTH_LIMITS` and `EPS_LIMITS`. While the policy alone is best, the grid grows towards weaker
+priors.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Setting(NamedTuple):
     """One setting of a prior.
 
     Args:
-        strength (`float`): Exponent of the weights; 0 is the policy alone.
+        strength (`float`): Exponent of the prior's item weights; 0 is the policy alone.
         eps (`float`, *optional*): Weight of the popularity. None if the prior has no such weight, or if the strength
             is 0.
     """
@@ -93,7 +94,8 @@ def is_on_grid(strength: object, eps: object, *, has_eps: bool) -> bool:
     """Returns whether [`search_grid`] can measure this setting.
 
     Args:
-        strength, eps: The values of the setting. They may have any type, because `choice.json` may have been edited.
+        strength, eps: The values of the setting. They may have any type, because they are read from the file
+            `choice.json` of an earlier search, which may have been edited.
         has_eps: Whether the grid has the axis `eps`.
     """
     epsilons = _steps_within(EPS_LIMITS) if has_eps else [None]

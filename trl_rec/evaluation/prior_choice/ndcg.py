@@ -15,7 +15,7 @@ from trl_rec.evaluation.prior_choice.grid import Setting
 
 
 # In a first pass, the targets are ranked only among the `NUM_STRONG` items with the highest scores and the
-# `NUM_STRONG` items with the highest weights.
+# `NUM_STRONG` items to which the prior gives the highest weights.
 NUM_STRONG = 64
 
 
@@ -36,8 +36,8 @@ def ndcg_by_setting(
             by their index.
         targets (`torch.Tensor` of shape `(B, T)`): The relevant items, padded with -1.
         settings: The settings.
-        weights: `log(w / W)` of the items for each eps, `(B, P)`, where w is the weight of an item and W the sum of
-            the weights of all items.
+        weights: `log(w / W)` of the items for each `Setting.eps`, `(B, P)`, where w is the weight that the prior gives
+            an item, and W the sum of the weights of all items.
         k: The cutoff.
     """
     # 1. Find the targets among the items. A repeated target counts once.

@@ -1,4 +1,4 @@
-"""Formats the measured settings of a prior, and the chosen setting, as a text table."""
+"""Formats the measured settings of a prior (its strength and `eps`), and the chosen setting, as a text table."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from trl_rec.evaluation.tables import aligned
 
 
 def choice_table(choice: PriorChoice) -> str:
-    """Makes a table of the grid: one row per strength and one column per eps, with the best value marked.
+    """Makes a table of the metric of all measured settings, with the chosen setting marked.
 
+    It has one row per strength and one column per eps, or a single column of values if the prior has no eps.
     If the strength was given, nothing was measured, and the result is one line.
     """
     if choice.how == "given":

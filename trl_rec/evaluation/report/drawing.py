@@ -40,15 +40,15 @@ DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2))]
 
 ROUND = [1, 2, 2.5, 5, 10]  # the distance between two ticks is one of these numbers times a power of ten
 
-WIDTH = 3.0  # size of a panel in inches, small enough for a phone
+WIDTH = 3.0  # size of a panel (one chart) in inches, small enough for a phone
 HEIGHT = 2.1
-WIDE = 4.6  # width of a panel that takes a line of its own
+WIDE = 4.6  # width of a panel that has no other panel beside it
 LONGEST_LABEL = 24  # maximum number of characters of a name at an axis; longer names are cut
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "trl-rec",
-    "text.parse_math": False,  # a title may contain $
+    "text.parse_math": False,  # a label may contain $, which would otherwise start a formula
     "font.size": 9,
     "font.family": "sans-serif",
     "text.color": INK,
@@ -106,7 +106,7 @@ def line_chart(curves: Sequence[Curve], *, label: str, x_label: str, marks_only:
             panel.axes.plot(*values.T, color=SERIES[number % NUM_COLORS], marker=marker, linestyle=dash)
             lowest = min(lowest, values[:, 1].min(initial=np.inf))
         if lowest >= 0:
-            # No value is negative, so let the axis start only slightly below 0. A line at 0 stays visible.
+            # No value is negative, so let the y-axis start at most slightly below 0. A curve at 0 stays visible.
             bottom, top = panel.axes.get_ylim()
             panel.axes.set_ylim(bottom=max(bottom, -0.04 * top))
         panel.axes.set_xlabel(x_label)
@@ -150,7 +150,7 @@ def share_chart(
     x_label: str,
     reference: np.ndarray | None = None,
 ) -> str:
-    """Draws one row per group, with one mark per recommender and a line from the smallest to the largest mark.
+    """Draws one row per group of items, with one mark per recommender and a line from the lowest to the highest share.
 
     Args:
         shares: For each recommender, the share of each group in its recommendations, `(num_rows,)`.

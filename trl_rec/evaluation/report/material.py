@@ -1,4 +1,4 @@
-"""Defines the data of a report: runs, recommenders, and optionally a study and the dataset."""
+"""Defines the data of a report, which is an HTML page: runs, recommenders, and optionally a study and the dataset."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Arm:
             return seeds[0]
         names = [name for name in seeds[0].metrics if all(name in seed.metrics for seed in seeds)]
         measured = [name for name in seeds[0].per_user if all(name in seed.per_user for seed in seeds)]
-        by_seed = {name: np.stack([seed.per_user[name] for seed in seeds]) for name in measured}  # (S, N) each
+        by_seed = {name: np.stack([seed.per_user[name] for seed in seeds]) for name in measured}  # (seeds, users)
         return Evaluation(
             {name: float(np.mean([seed.metrics[name] for seed in seeds])) for name in names},
             {name: bootstrap_interval(known) for name, values in by_seed.items() if (known := _known(values)).size},
@@ -107,7 +107,7 @@ class Arm:
 
 
 def _known(values: np.ndarray) -> np.ndarray:
-    """Removes each user whose value is missing for at least one seed. `(S, N)` becomes `(S, num_known)`."""
+    """Removes each user whose value is missing for at least one seed. The shape is `(seeds, users)`."""
     known: np.ndarray = values[:, np.isfinite(values).all(0)]
     return known
 
@@ -120,7 +120,7 @@ class Study:
         name (`str`): The name of the study folder.
         primary (`str`): The primary measure, which was fixed before the first run.
         comparisons (`Sequence[Comparison]`): The results of the comparisons that were fixed before the first run.
-        conclusion (`str`): The recommendation of the study. Empty if there is no recommendation.
+        conclusion (`str`): The recommendation of the study, such as "use ARM". Empty if none was requested.
         left_out (`Sequence[tuple[str, str]]`): The arms that were not run, each with the reason.
         facts (`Sequence[tuple[str, str]]`): Names and values of facts such as the command and the commit.
     """
@@ -176,7 +176,7 @@ class Material:
 
     @cached_property
     def colors(self) -> dict[str, int]:
-        """The colour number of each recommender. Numbers from 10 on repeat the colours of 0 to 9 with other dashes."""
+        """The colour number of each recommender. Numbers from 10 on repeat the colours of 0 to 9 with dashed lines."""
         colors = {}
         for own, palette in ((True, OWN_COLORS), (False, BASELINE_COLORS)):
             for number, arm in enumerate(arm for arm in self.arms if arm.is_own is own):

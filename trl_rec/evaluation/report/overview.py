@@ -91,7 +91,7 @@ def _rows(material: Material, columns: Sequence[str]) -> list[Row]:
 
 
 def _legend(columns: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns the name and the meaning of each metric. Metrics that differ only in k have one entry."""
+    """Returns the name and the meaning of each metric. Metrics that differ only in the cutoff k share one entry."""
     stems = dict.fromkeys(stem_of(column) for column in columns)
     known = [stem for stem in stems if stem in MEANINGS]
     return [(stem, f"{MEANINGS[stem][1]} ({DIRECTIONS[MEANINGS[stem][0]]})") for stem in known]
@@ -153,8 +153,8 @@ def _slice_cells(material: Material, arms: Sequence[Arm], mask: np.ndarray) -> l
 
 
 def beam_section(material: Material) -> Section | None:
-    """Returns the section that compares beam search with scoring every item, or None if the beam gap was not
-    measured."""
+    """Returns the section that compares beam search with scoring every item, or None if the difference (the
+    beam gap) was not measured."""
     rows = []
     for arm in material.own:
         gap = arm.runs[0].beam_gaps.get(arm.rows[0])

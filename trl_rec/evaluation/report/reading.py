@@ -34,11 +34,11 @@ def read_material(
     """Reads run folders or a study folder, and the dataset that was used in the evaluation.
 
     Args:
-        sources: Run folders and evaluation folders over the same users, or one study folder.
+        sources: Run folders and evaluation folders with evaluations of the same users, or one study folder.
         names: A name per folder, as in [`write_report`].
         dataset: The dataset folder. Defaults to the folder that is recorded in the evaluation, if that folder still
             contains the same dataset.
-        show_users: Whether lists are headed by user ids.
+        show_users: Whether the headings of the recommendation lists in the report show user ids.
     """
     folders = [Path(source) for source in sources]
     if not folders:
@@ -65,8 +65,8 @@ def read_material(
 
 
 def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm]:
-    """Returns the recommenders of the folders. Each baseline is read from the first folder that contains it. The runs
-    of models are grouped by [`read_arms`]."""
+    """Returns the recommenders of the folders, each as an arm. Each baseline is read from the first folder that
+    contains it. The runs of models are grouped into arms by [`read_arms`]."""
     if names is not None and len(names) != len(folders):
         raise ValueError(
             f"the number of names ({len(names)}) differs from the number of runs ({len(folders)}); give one name per "
@@ -90,9 +90,9 @@ def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm
         for name, group in (read_arms(own, named) if own else {}).items()
     ]
 
-    # Without `names`, a recommender keeps the name that it has in the results. If several recommenders have the same
-    # name there, a remark in parentheses is added to each: the name of its folder or, if it has several runs, the name
-    # of their group.
+    # Without `names`, a model keeps the name that it has in the results. If another recommender has the same name
+    # there, a remark in parentheses is added to the model's name: the name of its folder or, if it has several runs,
+    # the name of the group of these runs.
     firsts = [rows[0] for _, _, rows in groups]
     for name, members, rows in groups:
         if names is None:

@@ -10,7 +10,7 @@ from trl_rec.evaluation.report.drawing import Points, line_chart
 from trl_rec.evaluation.report.material import Material, Run
 
 
-LARGEST = 1e300  # larger numbers, infinity and NaN are left out
+LARGEST = 1e300  # larger numbers, infinity and NaN are not drawn
 MOST_POINTS = 400  # maximum number of points of a curve; longer logs are thinned out evenly
 
 
@@ -66,7 +66,7 @@ OTHERS = [
 
 
 def curves_section(material: Material) -> Section | None:
-    """Returns the section with the loss, and the metrics of validation users, over the steps of training."""
+    """Returns the section with curves of the training loss and of validation metrics over the training steps."""
     measured = Signal(
         f"eval_{material.primary}", f"{material.primary} on validation users", "should rise, then level off"
     )
@@ -125,9 +125,10 @@ def _panels(material: Material, signals: Sequence[Signal]) -> list[Panel]:
 
 
 def _chart(material: Material, signal: Signal, *, over: str = "step") -> Panel | None:
-    """Draws a logged quantity over the steps, or as points over the quantity `over`.
+    """Draws a logged quantity as curves over the steps, or as points over another logged quantity (`over`).
 
-    Each run has one curve, in the colour of its recommender. Returns None if no run has at least two points.
+    Each run has one curve or one set of points, in the colour of its recommender. Returns None if no run has at least
+    two points.
     """
     curves = [
         (points, material.colors[arm.name])

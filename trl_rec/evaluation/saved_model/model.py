@@ -90,7 +90,8 @@ def evaluate_model(
             finished=policy.finished,
         )
         results |= {f"{name}, {kind}": evaluation for kind, evaluation in drawn.items()}
-        # Add the means over the drawn lists to the model's own metrics, for comparisons between models.
+        # The values of "drawn" are means over the drawn lists. Add them to the model's own metrics, for comparisons
+        # between models.
         of_one = drawn["drawn"].per_user
         ndcg = next(metric for metric in of_one if metric.startswith("ndcg@"))
         values = {"drawn_reward": of_one["reward"], f"drawn_{ndcg}": of_one[ndcg]}

@@ -1,6 +1,7 @@
 """Loads or fits the prior that a saved model is multiplied by, and sets the strength and eps of the prior.
 
-The strength is the exponent of the prior. eps, which not every prior has, is the weight of the popularity.
+The strength is the exponent of the prior. Some priors have an eps: they add eps times the popularity of an item to the
+other terms of the item's weight.
 """
 
 from __future__ import annotations

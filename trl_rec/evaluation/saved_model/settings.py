@@ -1,4 +1,4 @@
-"""Fills in the unset fields of a configuration from the run folder of the model."""
+"""Fills in the unset fields of an `EvaluationConfig` from the run folder of the evaluated model."""
 
 from __future__ import annotations
 

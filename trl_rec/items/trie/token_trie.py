@@ -49,7 +49,7 @@ class _HasPaths(Protocol):
 
     @property
     def surface(self) -> str:
-        """The kind of surface."""
+        """The kind of surface (the text that the model reads and writes for an item), such as `"title"`."""
 
     @property
     def num_recommendable(self) -> int:
@@ -413,7 +413,7 @@ class TokenTrie:
     def last_tokens(self, nodes: Tensor, count: int) -> Tensor:
         """Returns the last `count` tokens on the way from the root to each node, `(*nodes.shape, count)`.
 
-        For nodes at a depth below `count`, the first entries are arbitrary.
+        For nodes whose depth is less than `count`, the first entries are arbitrary.
         """
         tokens = []
         for _ in range(count):

@@ -47,9 +47,9 @@ class Arm:
         evaluation: If `policy` is set, the keys of `trl-rec evaluate` whose values differ from those used to measure
             the other arms.
         row: If `policy` is set, the row of the evaluation to use: one of `ROWS`.
-        verb (*optional*): The training verb, if the arm is a training. The fields below, except `seeds` and `needs`,
-            are used only for trainings.
-        recipe: The keys of the verb, without those that the study sets.
+        verb (*optional*): The training verb (one of `TRAINING`), if the arm is a training. The fields below, except
+            `seeds` and `needs`, are used only for trainings.
+        recipe: Maps keys of the verb to values. It lacks the keys that the study sets itself.
         tokenize: Keys of `trl-rec tokenize`. If given, the arm uses a copy of the dataset whose semantic IDs are made
             with these keys.
         grid: The points (combinations of values) to choose from. Each point maps keys to values that take precedence
@@ -91,7 +91,7 @@ class Arm:
 
 
 def default_surface(verb: str) -> str:
-    """Returns the surface of the items if the recipe of a training verb does not set it."""
+    """Returns the surface that a training verb uses if its recipe does not set `surface`."""
     return {"align3gr": "semantic_id", "softmax_dpo": "title"}.get(verb, "item_token")
 
 

@@ -16,7 +16,8 @@ from trl_rec.printing import in_words
 if TYPE_CHECKING:
     from trl_rec.schedule.studies.study import Study
 
-TEST = "test split"  # the kind of the runs that measure arms on the test split
+# The kind of the runs that measure arms (the recommenders that a study compares) on the test split.
+TEST = "test split"
 
 
 class Progress:
@@ -72,7 +73,7 @@ class Progress:
 
 
 def progress_of(study: Study) -> Progress:
-    """Returns the progress of a study, including the runs that earlier calls of the study finished.
+    """Returns the progress of a study, including the runs that are already finished.
 
     Call this function after deciding which arms to leave out, because the runs of those arms are not counted.
     """
@@ -88,7 +89,7 @@ def progress_of(study: Study) -> Progress:
 
 
 def _finished(study: Study) -> list[tuple[str, float]]:
-    """Returns the kind and the seconds of each run that an earlier call finished."""
+    """Returns the kind and the seconds of each finished run of a study."""
     found = []
     names = {arm.slug: name for name, arm in study.trainings.items()}
     for path in study.folder.glob("[rt]*s*/**/*.json"):  # the files in the folders `runs` and `test`

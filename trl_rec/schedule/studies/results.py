@@ -1,4 +1,4 @@
-"""Concludes a study: compares the arms, and writes the table, `study.json` and the results page."""
+"""Concludes a study: compares its arms (recommenders), and writes the table, `study.json` and the results page."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def conclude(
         study: The study.
         resolved: The smallest difference that the study can detect, and the headroom of its arms, which is an upper
             bound on how much each arm can gain.
-        chosen: Maps each training to the index of its chosen point in `Arm.grid`.
+        chosen: Maps the name of each arm that is a training to the index of its chosen settings in `Arm.grid`.
         measured: The measurements of each arm.
     """
     # 1. Read the evaluations, and compare the arms.
@@ -176,8 +176,8 @@ def _figures(
 
     - `figures`: for each measure, the mean over users and seeds, the interval of this mean, the mean of each seed, and
       the number of users. Only users who have a value with every seed are counted;
-    - `runs`: for each seed, the folder of the measurement, the name of the arm in it and, for a training, the result
-      of [`_training_entry`];
+    - `runs`: for each seed, the folder of the measurement, the name of the row with the arm's results in it and, for a
+      training, the result of [`_training_entry`];
     - `validation`: the validation measure by which points of grids are chosen, averaged over the seeds, or None if no
       run has this measure.
     """

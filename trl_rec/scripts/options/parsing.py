@@ -70,8 +70,8 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
         sys.exit()
     recipe, words = _split_config(argv)
 
-    # 2. Parse. As in TRL, the values of the recipe become the parser's defaults. mypy would reject `all_kinds`,
-    # because TRL annotates this parameter with a NewType, which no class matches.
+    # 2. Parse. As in TRL, the values of the recipe become the parser's defaults. mypy would reject the
+    # argument `all_kinds`, because TRL annotates the parser's parameter with a NewType, which no class matches.
     all_kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     parser = _Parser(
         all_kinds,  # type: ignore[arg-type]
@@ -119,8 +119,8 @@ class _Parser(TrlParser):
 def _use_recipe(parser: TrlParser, kinds: tuple[type, ...], recipe: Path, *, launched: bool) -> None:
     """Sets the parser's defaults from a recipe, and the environment variables from the recipe's key `env`.
 
-    If `launched` is True, the verb runs under `accelerate launch`. The keys in `LAUNCH_KEYS` are then ignored, because
-    `trl-rec` uses them for the launch.
+    `launched` is True for a verb that runs under `accelerate launch`. For such a verb, the keys in `LAUNCH_KEYS` are
+    ignored, because `trl-rec` has already used them for the launch.
     """
     # 1. Read the recipe, and take out `env` and `LAUNCH_KEYS`, which are not options of the verb.
     values = read_recipe(recipe)
@@ -168,14 +168,14 @@ def parse_section(kind: type[T], section: dict[str, Any], name: str) -> T:
             argv += [f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value)]
     arguments = parse(kind, argv, name)
 
-    # 3. Set `max_length` to None if requested. Step 2 leaves out keys without a value.
+    # 3. Step 2 leaves out keys without a value. If `max_length` is one of these keys, set it to None.
     if "max_length" in section and section["max_length"] is None:
         vars(arguments)["max_length"] = None  # via vars(), because the type T does not declare the field
     return arguments
 
 
 def given(argv: list[str], *arguments: Any) -> dict[str, Any]:
-    """Returns what `recipe.yaml` records in addition to the trainer's configuration.
+    """Returns what the file `recipe.yaml` of a run folder records in addition to the trainer's configuration.
 
     Args:
         argv: The words of the command line after the verb.

@@ -1,4 +1,4 @@
-"""Finds and reads recipes: YAML files whose keys are the options of a verb.
+"""Finds and reads recipes: YAML files whose keys are the options of a verb, such as `trl-rec bear`.
 
 A malformed recipe raises an error with a message of one sentence, before any value of the recipe is used.
 """
@@ -24,7 +24,7 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 def find_recipe(name: str) -> Path:
     """Returns the file of a recipe: `name` if this file exists, or else the shipped recipe of that name.
 
-    The name of a shipped recipe is its path without the suffix, such as `prepare/ml-100k`.
+    The name of a shipped recipe is its path below `recipes/`, without the suffix, such as `prepare/ml-100k`.
     """
     if Path(name).is_file():
         return Path(name)
@@ -150,13 +150,13 @@ def checked_values(
     - A string is accepted for a number, a flag or a mapping, because the parser converts it, as on the command line.
     - A number is converted to a string if the field is a string.
     - A single string is converted to a list if the field is a list of strings.
-    - Unknown keys are returned unchanged, because the parser reports them.
+    - The value of an unknown key is returned unchanged, because the parser reports unknown keys later.
 
     Args:
         kinds: The dataclasses.
         values: The keys and values of the recipe.
         place: The file or section, used in messages.
-        optional: Whether any key may be empty, even if its field does not allow `None`.
+        optional: Whether every key may be left empty, even if its field does not allow `None`.
     """
     # 1. Collect the types of the fields.
     hints: dict[str, Any] = {}

@@ -39,8 +39,8 @@ class ItemIdEncoder:
         tower (`Tower`): The item tower.
         encoder (`TextEncoder`): The text encoder that the tower was trained with.
         scaling (`Scaling`): The scaling of the text vectors.
-        behaviour_width (`int`): Width of the part of the tower's input that contains behaviour. This part is zeros for
-            new items.
+        behaviour_width (`int`): Width of the part of the tower's input that contains the behaviour vector, which is
+            computed from interactions. This part is zeros for new items.
     """
 
     tower: Tower
@@ -50,8 +50,8 @@ class ItemIdEncoder:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ItemIdEncoder:
-        """Loads the encoder that [`make_dual_ids`] wrote into a dataset folder."""
-        # 1. Check that the folder contains an encoder, and that it belongs to the IDs in the folder.
+        """Loads the item tower that [`make_dual_ids`] wrote into a dataset folder, and its text encoder."""
+        # 1. Check that the folder contains an item tower, and that the tower belongs to the IDs in the folder.
         file = Path(folder) / f"{NAME}.json"
         if not file.is_file():
             raise ValueError(f"{folder} contains no trained semantic IDs ({NAME}.json is missing); {REMEDY}")

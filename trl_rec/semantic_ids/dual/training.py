@@ -15,7 +15,7 @@ loss of the quantiser (`Tower.rebuild`). Training has three phases:
 Reconstruction: no source describes the second phase. The phase is needed because the outputs of an untrained encoder
 would be a meaningless initialisation for the codebooks.
 
-Legend: M held-out pairs that are evaluated, S width of SC.
+Legend: M held-out pairs of a user and an item that are evaluated, S width of the SC vectors.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 NUM_OTHERS = 60  # number of other items that a held-out item is ranked against
 MOST_HELD_OUT = 10_000  # maximum number of held-out pairs that are evaluated
-LEAST_GAIN = 0.001  # smallest rise of the score that counts as an improvement, as a fraction of the best score
+LEAST_GAIN = 0.001  # smallest rise over the best score that counts as an improvement, as a fraction of the best score
 CHUNK = 8192  # number of items or users whose vectors are computed at a time outside training
 
 
@@ -81,8 +81,8 @@ class DualTraining:
         batch_size (`int`): Number of pairs per batch.
         max_epochs (`int`): Maximum number of epochs for each phase of the training.
         patience (`int`): Number of epochs without improvement after which a phase ends.
-        without_behaviour (`float`): Probability that the behaviour of an item is replaced with zeros during training,
-            so that a new item can get an ID from its text alone.
+        without_behaviour (`float`): Probability that an item's behaviour vector (computed from interactions) is
+            replaced with zeros during training, so that a new item can get an ID from its text alone.
         generator (`torch.Generator`): Generator for all random draws of the training.
         curve (`list`): The measurements after each epoch.
     """

@@ -58,7 +58,7 @@ def export_published(
 
     Args:
         run, include_catalog, include_prior: As in [`push_run`].
-        output (`str` or `Path`): The folder.
+        output (`str` or `Path`): The folder to fill.
     """
     run = _checked(run)
     with atomic_folder(output) as folder:

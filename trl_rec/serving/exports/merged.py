@@ -23,10 +23,10 @@ from trl_rec.trainer.base.saving.published import (
 
 
 def export_merged(model: str | Path, output: str | Path, *, dtype: str = "auto") -> Path:
-    """Writes a run folder whose adapter is merged into its base model, and returns the new folder.
+    """Writes a copy of a run folder with the adapter merged into the base model, and returns the path of the copy.
 
     If there is no adapter, the model is saved unchanged, but dequantised if its weights are quantised. Checkpoints and
-    metric values per user are always left out. In float32, the new folder recommends the same lists as the old one,
+    metric values per user are always left out. In float32, the copy recommends the same lists as the original,
     except where two scores differ by less than 1e-5. In bfloat16, merging rounds the weights.
 
     Args:

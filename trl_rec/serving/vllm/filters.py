@@ -2,7 +2,7 @@
 
 A *place* is a position in `TokenTrie.items`, which contains the items in the order of their paths.
 
-Legend: F: filters, I: items, M: rows, N: nodes or places.
+Legend: F: filters, I: items, M: rows of the batch (not of the tables), N: nodes or places.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class FilterTables:
 
     def _counted(self, allowed: Tensor) -> Tensor:
         """Returns how many allowed items are below each node, `(1, num_nodes)`."""
-        # The items below a node are a slice of `trie.items`, so their number is a difference of two running counts.
+        # The items below a node are a slice of `trie.items`, so the number of allowed items among them is a difference
+        # of two running counts.
         before = torch.nn.functional.pad(allowed[:, :-1].int().cumsum(1, dtype=torch.int32), (1, 0))
         return before[:, self._trie.item_ends.long()] - before[:, self._trie.item_starts.long()]

@@ -39,8 +39,9 @@ class CatalogProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM may not b
     """Allows only tokens that continue an item of the catalogue, in requests whose `extra_args` have `items`.
 
     The catalogue and the tokenizer are those of the model's folder, which must be a run folder. See `arguments.py` for
-    what a request may ask for. Legal tokens get their log-probabilities. With `logprobs_mode="processed_logits"`, vLLM
-    therefore returns the same log-probabilities as [`rank_items`] for single items, and as [`list_logps`] for lists.
+    what a request may ask for. The logits of legal tokens are replaced by their log-probabilities. With
+    `logprobs_mode="processed_logits"`, vLLM therefore returns the same log-probabilities as [`rank_items`] for single
+    items, and as [`list_logps`] for lists.
     """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
@@ -61,8 +62,8 @@ class CatalogProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM may not b
         """Raises `ValueError` if a request's arguments are wrong. The response of vLLM's server then has status 400.
 
         vLLM calls this function in a process that has not loaded the model. By default, only the form of the arguments
-        is checked there. If the environment variable `TRL_REC_RUN` names the run folder, ids and conditions are also
-        checked against the catalogue.
+        is checked there. If the environment variable `TRL_REC_RUN` names the run folder, item ids and filter
+        conditions are also checked against the catalogue.
         """
         check_form(sampling_params.extra_args)
         if not is_held(sampling_params.extra_args):

@@ -1,4 +1,4 @@
-"""Recommends the same lists as [`Recommender`], with a model that runs in vLLM and without a prior."""
+"""Recommends the same lists as a [`Recommender`] without a prior, but runs the model in vLLM."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ ADAPTER = "adapter_config.json"
 class VllmRecommender(Recommender):
     """A [`Recommender`] whose model runs in vLLM. Make it with `from_pretrained`.
 
-    Beam search, filters, `exclude`, `max_per` and `explain` are those of [`Recommender`], and so are the scores, up to
-    rounding. There is no prior, no beam search over whole lists, and no change of the catalogue.
+    Beam search for single items, filters, `exclude`, `max_per` and `explain` are those of [`Recommender`], and so are
+    the scores, up to rounding. Priors are not supported, and the catalogue cannot be changed. Models that write whole
+    lists of items can do so only greedily, not by beam search.
 
     Args:
-        model (`LLM`): vLLM, with a [`CatalogProcessor`].
+        model (`LLM`): The model, loaded into vLLM with [`CatalogProcessor`] as a logits processor.
     """
 
     model: LLM
@@ -73,7 +74,7 @@ class VllmRecommender(Recommender):
             model=str(path),
             dtype="auto" if dtype is None else dtype,
             logits_processors=[CatalogProcessor],
-            logprobs_mode="processed_logits",  # the processor writes log-probabilities
+            logprobs_mode="processed_logits",  # the processor replaces logits by log-probabilities
             max_logprobs=-1,  # no bound
             async_scheduling=False,
             generation_config="vllm",  # not the model's own, which may have top_k and penalties
@@ -101,7 +102,7 @@ class VllmRecommender(Recommender):
 
 
 def check_servable(path: Path, parts: RunParts, prior: Prior | None) -> None:
-    """Raises `ValueError` if vLLM cannot recommend with the settings of the run folder."""
+    """Raises `ValueError` if vLLM cannot recommend with the model and settings of a run folder, or with the prior."""
     if (path / ADAPTER).is_file():
         raise ValueError(
             f"{path} contains an adapter, which vLLM does not load from a run folder; write the merged model with "

@@ -1,7 +1,8 @@
 """Collates rated lists into batches. Each list is presented with its candidates in one or more orders.
 
-The orders are random by default. They depend only on (seed, epoch, row). Therefore every epoch has new orders, and a
-resumed run has the same orders as an uninterrupted run.
+A list is followed by its answer, which names the candidates from best to worst. The orders are random by default.
+They depend only on the seed, the epoch and the index of the row. Therefore every epoch has new orders, and a resumed
+run has the same orders as an uninterrupted run.
 
 Legend: B lists, S orders of the same candidates, m candidates of the longest list, P tokens of the longest history, C
 tokens of the longest list with its answer.
@@ -79,7 +80,7 @@ class RatedListCollator(EpochCounter):
         completions = join(shown, answers)
         is_answer = join(_filled(shown, 0), _filled(answers, 1))
 
-        # 3. Pad all rows to the same length.
+        # 3. Pad the rows of each tensor to the same length.
         per_order = (len(rows), self.num_orders, -1)
         return {
             "prompt_ids": _tensor(prompts, self.pad_token_id, left=True),
@@ -98,8 +99,8 @@ class RatedListCollator(EpochCounter):
         if self.given_order is None:
             return draw_slots(len(candidates), self.num_orders, key)
 
-        # `draw_slots` never draws the same order twice in a row, so at least half of its orders differ from the given
-        # order.
+        # Each order from `draw_slots` differs from the one before it, so at least half of the orders differ from the
+        # given order.
         given = self.given_order.slots(candidates, ratings)
         others = [order for order in draw_slots(len(candidates), 2 * self.num_orders, key) if (order != given).any()]
         return np.stack([given, *others[: self.num_orders - 1]])
@@ -114,8 +115,8 @@ class RatedListCollator(EpochCounter):
         return join(answers, Ragged.repeated(np.array([self.prompt_format.eos]), len(answers)))
 
     def _histories(self, rows: list[dict[str, Any]], taken: np.ndarray) -> Ragged:
-        """Tokenizes the rated histories. They are truncated so that `taken` tokens of the list and its answer also fit
-        in `max_length`."""
+        """Tokenizes the rated histories. They are truncated so that they fit in `max_length` together with the list
+        and its answer, which have `taken` tokens."""
         histories = _column(rows, "history", np.int64)
         ratings = _column(rows, "history_ratings", np.float64)
         # All orders of a list have the same number of tokens, so the first order of each list suffices.

@@ -1,4 +1,4 @@
-"""Orders the candidates of training lists as a retriever would show them: by mean rating in training, best first.
+"""Orders the candidates of training lists as a retriever might: by mean rating in the training split, best first.
 
 The ratings of the user whose list is ordered are left out of the means. Otherwise the order of items with few ratings
 would reveal the user's ratings, which are the labels.

@@ -1,8 +1,8 @@
 """Builds the training rows of the rating stage: rated histories with their ratings as labels.
 
-A pretrained language model already knows about films and star ratings. A small model from scratch has to learn about
-films and ratings first, and lists of candidates contain little information about them. The rows also work with a plain
-`SFTTrainer`.
+The rating stage comes before the training on lists of candidates. A pretrained language model already knows about
+films and star ratings. A small model from scratch has to learn about both first, and lists of candidates contain
+little information about them. The rows also work with a plain `SFTTrainer`.
 """
 
 from __future__ import annotations

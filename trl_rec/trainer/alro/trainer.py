@@ -2,7 +2,7 @@
 
 Each list is presented with its candidates in two orders by default. One forward pass covers all orders. The orders of
 a list share a history, which is read only once if the model supports this (see `models.completions`). Logits are
-computed only for the answer tokens.
+computed only for the tokens of the answers. An answer names the candidates of a list from best to worst.
 
 Legend: B lists, S orders of the same candidates, m candidates of the longest list.
 """

@@ -37,8 +37,9 @@ class CatalogRankingMixin(RecTrainerMixin):
     Attributes:
         trie (`TokenTrie`): The token paths of the items. Only set if the trainer has a catalogue.
         prompt_format (`PromptFormat`): Converts histories to prompts. Only set if the trainer has a catalogue.
-        renormalizes (`bool`): Whether the scores of single items use the softmax over the legal tokens. Otherwise they
-            use the softmax over the vocabulary. The scores of lists always use the legal tokens.
+        renormalizes (`bool`): Whether the scores of items use the softmax over the legal tokens, which are the next
+            tokens that the trie allows. Otherwise they use the softmax over the vocabulary. Models that write lists
+            always use the legal tokens.
         prior (`SavedPrior`, *optional*): The prior, whose item weights multiply the probabilities of the trained model
             in rankings. [`conclude`] sets this attribute, and every later save of the model contains the prior.
     """
@@ -69,7 +70,7 @@ class CatalogRankingMixin(RecTrainerMixin):
             self.trie = TokenTrie.from_catalog(catalog, processing_class, lists=args.list_length is not None)
 
     def _check_ranking(self) -> None:
-        """Same as in the parent. Under FSDP, where no prior can be made, also raises `ValueError` if one is set."""
+        """Runs the check of the parent class. Also raises `ValueError` if `args.prior` is set under FSDP."""
         super()._check_ranking()
         if self.is_fsdp_enabled and wants_prior(self.args):
             raise ValueError(
@@ -81,7 +82,7 @@ class CatalogRankingMixin(RecTrainerMixin):
     def policy(self) -> Iterator[Policy]:
         """Yields the [`Policy`] that is evaluated, with sharded weights gathered.
 
-        Gathering is collective, so every process must enter the block.
+        Gathering is collective, so every process must enter the `with` block.
         """
         if self.is_fsdp_enabled:
             raise ValueError(NO_RANKING_UNDER_FSDP)
@@ -144,7 +145,7 @@ class CatalogRankingMixin(RecTrainerMixin):
         if self.catalog is None:
             return ()
         names_users = "{user}" in (self.args.prompt_head or "")
-        user = ", user=0" if names_users else ""  # 0 is a row of RecDataset.users
+        user = ", user=0" if names_users else ""  # a row number of RecDataset.users
         return (
             "from trl_rec import Recommender",
             "",

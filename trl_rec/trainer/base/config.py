@@ -63,14 +63,14 @@ class RecConfig(Base):
         prompt_tail (`str`, *optional*): Text between the history and the completion.
         prompt_separator (`str`, *optional*): Text before every item of the history except the first. By default, there
             is none.
-        chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is formatted as a user's message
-            with the tokenizer's chat template.
+        chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is formatted with the
+            tokenizer's chat template, as a message with the role `user`.
         list_length (`int`, *optional*): Number of items in each list that the model writes. By default, the model
             writes single items.
         eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the ranking metrics. If
             `list_length` is set, no cutoff may exceed it.
         eval_recall_at (`int`, *optional*, defaults to `50`): An additional cutoff for the table at the end of a run.
-            Only recall is computed at this cutoff. Computing it takes a second pass over the users with as many beams
+            Only recall is computed at this cutoff. Computing it takes a second pass over the users, with as many beams
             as the cutoff, unless every item is a single token or `eval_num_beams` is at least the cutoff. The second
             pass does not affect the other metrics. This recall is skipped if the cutoff is 0, if it does not exceed
             the largest of `eval_ks`, if the catalogue has no more items than the cutoff, or if `list_length` is set.
@@ -81,7 +81,7 @@ class RecConfig(Base):
         eval_length_penalty (`float`, *optional*, defaults to `0.0`): Exponent p of the length penalty. Each score is
             divided by (number of tokens of the item) ** p.
         max_users (`int`, *optional*): Maximum number of users per evaluation during training. The users are spread
-            evenly over the split. Defaults to all users.
+            evenly over the evaluated split. Defaults to all users.
         final_split (`str`, *optional*, defaults to `"test"`): Split that the trained model is measured on at the end
             of a run: `"test"`, `"validation"` or `"none"`. With `"validation"`, settings can be compared without
             looking at the test split. With `"none"`, there is no final evaluation.
@@ -92,8 +92,8 @@ class RecConfig(Base):
         early_stopping_threshold (`float`, *optional*, defaults to `0.0`): Smallest improvement that counts. Early
             stopping ignores smaller improvements of the metric.
         overwrite (`bool`, *optional*, defaults to `False`): Whether a run that does not resume may replace the work of
-            an earlier run in `output_dir`. The checkpoints, the weights and some other files of that run are removed
-            just before the first step.
+            an earlier run in `output_dir`. The checkpoints, the weights and some other files of the earlier run
+            are removed just before the first step of the new one.
         include_catalog (`bool`, *optional*, defaults to `False`): Whether `push_to_hub` pushes the catalogue in any
             case. By default, the catalogue is pushed only if a licence of the data is recorded, and if this licence
             allows redistribution.
@@ -105,7 +105,8 @@ class RecConfig(Base):
         activation_checkpointing_kwargs (`dict`, *optional*): Options of the recomputation, such as `every_n_layers`.
     """
 
-    # Fields of this package that may change when a run is resumed, because they do not affect the weights.
+    # Fields of this package that may change when a run is resumed, because they do not affect how a step changes the
+    # weights.
     may_change: ClassVar[tuple[str, ...]] = (
         "eval_ks",
         "eval_recall_at",
@@ -216,7 +217,7 @@ class RecConfig(Base):
         if self.list_length is None:
             return
 
-        # 3. Check the fields that lists restrict.
+        # 3. Check the fields that `list_length` restricts.
         check_inert(self, ("eval_length_penalty",), "the scores of lists have no length penalty")
         if max(self.eval_ks) > self.list_length:
             raise ValueError(f"eval_ks={self.eval_ks} contains a k above list_length={self.list_length}; lower that k")
@@ -231,7 +232,8 @@ class RecConfig(Base):
         """The options to pass to [`PromptFormat.for_catalog`]."""
         names = ("prompt_head", "prompt_item", "prompt_tail", "chat_template", "list_length")
         options = {name: getattr(self, name) for name in names}
-        # Leave out a separator that is not set, so that files with these options stay the same as in older versions.
+        # Leave out a separator that is not set, so that files that store these options stay the same as in older
+        # versions.
         return options if self.prompt_separator is None else {**options, "prompt_separator": self.prompt_separator}
 
 
@@ -284,8 +286,8 @@ def check_sft_options(config: RecConfig, why: str) -> None:
 def check_padding(config: RecConfig, given: int | str | None) -> None:
     """Raises `ValueError` if the user has set `pad_to_multiple_of`.
 
-    `given` must be read before the `__post_init__` of TRL's config, which replaces "auto" by a number that suits the
-    device.
+    `given` is the value of this option. It must be read before the `__post_init__` of TRL's config, which replaces
+    "auto" by a number that suits the device.
     """
     if given not in ("auto", "none", None):
         raise ValueError(f"{type(config).__name__}: pad_to_multiple_of={given!r} has no effect; leave it out")

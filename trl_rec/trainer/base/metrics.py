@@ -113,8 +113,8 @@ class KeptMetrics:
         local[torch.tensor(self._places, device=tensors.device)] = tensors
         numbers: list[float] = accelerator.gather(local.unsqueeze(0)).sum(0).tolist()
 
-        # 2. Divide the sums by the counts. A mean over no values is left out, for example if a batch had no rows of a
-        # task.
+        # 2. Divide the sums by the counts. A mean over no values is left out, for example the loss of a task if
+        # a batch had no rows of this task.
         reduced = []
         for names in self._names:
             end = 2 * len(names) + 1

@@ -1,4 +1,4 @@
-"""Defines the config fields that choose a prior, which multiplies the trained model in rankings after training."""
+"""Defines the config fields that choose a prior: weights of items that multiply the trained model's probabilities."""
 
 from __future__ import annotations
 

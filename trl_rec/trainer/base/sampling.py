@@ -117,5 +117,8 @@ class EpochCounter(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
-        """Sets the epoch. Called before the first batch is made. In a resumed run, `state.epoch` may be a fraction."""
+        """Sets the epoch. Called before the first batch of an epoch is made.
+
+        In a resumed run, `state.epoch` may be a fraction, so it is rounded down.
+        """
         self.epoch.fill_(int(state.epoch or 0))

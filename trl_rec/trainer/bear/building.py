@@ -26,8 +26,8 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
         config: The training configuration.
         model_config: Which model to load or make. If the model comes from a run folder, the items of that run are
             matched with those of the dataset by `item_id` (see [`catalog_change`]). If that run has a prior,
-            [`conclude`] will fit a prior of the same kind (see [`continue_prior`]). If `config.tasks` is set, the
-            vocabulary of a model from scratch also contains the words of the tasks.
+            [`conclude`], which is called after training, fits a prior of the same kind (see [`continue_prior`]). If
+            `config.tasks` is set, the vocabulary of a model from scratch also contains the words of the tasks' texts.
     """
     # 1. Build the model.
     continue_prior(config, model_config.model_name_or_path)
@@ -61,13 +61,14 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
 def build_training_rows(dataset: RecDataset, tokenizer: PreTrainedTokenizerBase, config: BearConfig) -> Dataset:
     """Returns the training data of a [`BearTrainer`]: `dataset.train` or, if `config.tasks` is set, rows of the tasks.
 
-    Rows of tasks are built from `dataset.train`, the columns of `dataset.users`, and the catalogue.
+    Rows of tasks, such as `item_to_id`, are built from `dataset.train`, the columns of `dataset.users`, and the
+    catalogue.
 
     Args:
         dataset: The dataset. Its catalogue determines the surface to train on.
         tokenizer: A tokenizer that contains the tokens of the catalogue. If `config.tasks` is set, a tokenizer made
             from scratch must also contain the words of [`task_texts`].
-        config: The tasks, and the options for building rows.
+        config: The training configuration. It contains the tasks and the options for building rows.
     """
     if not isinstance(config.tasks, dict):
         return dataset.train

@@ -1,7 +1,7 @@
-"""Collates next-item rows and list rows into batches. Batches contain the trie node before each target token.
+"""Collates next-item rows and list rows (whose completion is a list of items) into batches.
 
-Labels that are not part of an item, such as the tokens of a text, have the node `FREE`, at which the whole vocabulary
-is legal.
+Batches contain the trie node before each target token. Labels that are not part of an item, such as the tokens of a
+text, have the node `FREE`, at which the whole vocabulary is legal.
 
 Legend: B rows (or sequences, in `_nodes`), T columns, which are the tokens of the longest row or sequence.
 """
@@ -39,8 +39,8 @@ class NextItemCollator:
         pad_token_id (`int`): Token id used to pad `input_ids`.
         trie (`TokenTrie`, *optional*): Trie of the catalogue. Without a trie, no tokens are removed.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether items of the history are illegal in lists.
-        twins (`Twins`, *optional*): Groups of items with the same title. If one item of a group is illegal, all items
-            of the group are.
+        twins (`Twins`, *optional*): Groups of items with the same title. If the items of the history are illegal, so
+            are all items of their groups.
         padding_side (`str`, *optional*, defaults to `"left"`): `"left"` or `"right"`.
         pad_to_multiple_of (`int`, *optional*): Pads the length to a multiple of this number.
         age_decay (`float`, *optional*, defaults to `1.0`): The weight of a target is `age_decay ** a`, where `a` is

@@ -1,7 +1,10 @@
 """Finds, for each label of a list row, the trie node before the label and the items that are illegal at the label.
 
+A list row is a training row whose completion is a list of items. Items that stand earlier in the list are illegal, and
+optionally so are the items of the history.
+
 Legend: B rows, T tokens of the longest row, K items of the longest list, E items of the longest history, M list tokens
-whose node in the trie has several children.
+before which the trie branches (the node before the token has several children).
 """
 
 from __future__ import annotations
@@ -35,21 +38,21 @@ def list_choices(
     """Returns the trie nodes, and the data that determines illegal items, for the labels of a batch of list rows.
 
     Args:
-        rows: Rows with the fields `items` and `history`. Each row has one list.
+        rows: Rows with the fields `items` (the one list of the row) and `history`.
         labels: `(B, T)`, padded.
         trie: Trie of the catalogue.
         exclude_history: Whether items of the history are illegal.
-        twins (*optional*): Groups of items with the same title. If one item of a group is illegal, all items of the
-            group are.
+        twins (*optional*): Groups of items with the same title. If the items of the history are illegal, so are all
+            items of their groups.
 
     Returns:
         - `trie_nodes`, `(B, T)`: The node before each label, or -1 where there is no label or the label is forced (the
           only legal token). The EOS after a list is forced.
         - `ranks`, `(B, T)`: The rank of the label's item in the list, from 0. Arbitrary where there is no label.
         - `items`, `(B, K)`: The lists, padded with -1.
-        - `excluded`, `(B, E)`: The items of the history that are illegal, in the format of `Excluded.places`.
+        - `excluded`, `(B, E)`: The items that are illegal at every label, in the format of `Excluded.places`.
     """
-    # 1. Tokenize each list, and look up the items that are illegal in the whole list.
+    # 1. Tokenize each list, and look up the items that are illegal at every label of the row.
     items = torch.from_numpy(Ragged.from_lists([row["items"] for row in rows]).padded())  # (B, K)
     histories = Ragged.from_lists([row["history"] if exclude_history else [] for row in rows])
     histories = histories if twins is None else twins.complete(histories)

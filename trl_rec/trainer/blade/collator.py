@@ -63,13 +63,13 @@ class ListPromptCollator:
 
 
 def as_rows(padded: np.ndarray) -> Ragged:
-    """Returns rows of items, `(B, T)` or `(B, H)`, without their padding (-1)."""
+    """Returns the rows of `padded`, which contains items, `(B, T)` or `(B, H)`, without the padding (-1)."""
     present = padded >= 0
     return Ragged.from_lengths(padded[present], present.sum(1))
 
 
 def check_enough_items(prompts: Dataset, prompt_format: PromptFormat, list_length: int) -> None:
-    """Raises ValueError if the history of a prompt leaves fewer items than a list contains."""
+    """Raises ValueError if the history of a prompt leaves fewer items to recommend than a list contains."""
     num_items = len(prompt_format.paths)
     histories = prompt_format.exclusions(split_rows(prompts, "history"))
     for row in np.flatnonzero(histories.lengths > num_items - list_length).tolist():

@@ -49,13 +49,13 @@ class BladeConfig(RecConfig, DPOConfig):
             from rollouts only. `"reward"` is the reward itself, as in GRPO.
         dynamic_coefficient (`float`, *optional*, defaults to `0.3`): Weight of the rollouts in the rank estimate with
             `target="blade"`, the paper's tau.
-        best_of (`float`, *optional*, defaults to `8`): The N of Best-of-N.
+        best_of (`float`, *optional*, defaults to `8`): The N of Best-of-N (sampling N lists and keeping the best).
         num_references (`int`, *optional*, defaults to `16`): Number of reference lists per prompt. By default, they
             are sampled once, before training, from the reference policy (see also `reference_draws`).
         reference_draws (`int`, *optional*, defaults to `1`): Number of times that reference lists are drawn, evenly
             spaced over training. The first lists are drawn from the reference policy, and later ones from the policy
             that is being trained. With 4, for example, new lists are drawn after a quarter, a half and three quarters
-            of the steps. The KL divergence is always measured from the reference policy.
+            of the steps. The KL divergence (see `beta`) is always measured from the reference policy.
         prior (`float`, *optional*, defaults to `0.5`): Parameter a of the prior Beta(a, a) in the rank estimate.
         num_generations (`int`, *optional*, defaults to `8`): Number of rollouts per prompt and step, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`): Sampling temperature of rollouts and reference lists.
@@ -70,8 +70,9 @@ class BladeConfig(RecConfig, DPOConfig):
         num_iterations (`int`, *optional*, defaults to `1`): Number of optimizer steps per batch of rollouts.
         clip (`float`, *optional*, defaults to `0.2`): Clip range of the policy gradient. Probability ratios
             are clipped to [1 - clip, 1 + clip].
-        every_position (`bool`, *optional*, defaults to `False`): Whether there is a training prompt before every new
-            item of a sequence. By default, the prompts are `list_length` new items apart.
+        every_position (`bool`, *optional*, defaults to `False`): Whether there is a training prompt before every
+            target that the user chooses for the first time (a new item). By default, the prompts are `list_length` new
+            items apart.
         max_prompts (`int`, *optional*): Maximum number of training prompts. They are evenly spaced among all prompts.
             By default, all prompts are used. `num_references` lists are sampled for each prompt before training, so a
             short run saves time if `max_prompts` is the number of prompts that it trains on.
@@ -79,7 +80,7 @@ class BladeConfig(RecConfig, DPOConfig):
             are sampled.
         reference_dir (`str`, *optional*): Folder for the reference lists that are drawn from the reference policy.
             Runs that share this folder draw these lists only once if they have the same reference policy, prompts
-            and sampling settings. Their rewards and targets may differ. Defaults to the run folder.
+            and sampling settings. Their options `rewards` and `target` may differ. Defaults to the run folder.
         learning_rate (`float`, *optional*, defaults to `1e-5`): Initial learning rate. The default of `DPOConfig` is
             `1e-6`.
     """

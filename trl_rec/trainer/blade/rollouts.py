@@ -21,8 +21,9 @@ class Rollouts(NamedTuple):
         items (`torch.Tensor` of shape `(B, G, K)`): The sampled lists.
         rewards (`RewardTensors`): The rewards of the lists. Each tensor has the shape `(B, G)`.
         reference_rewards (`torch.Tensor` of shape `(B, M)`): Rewards of the reference lists; M is 0 if there are none.
-        targets (`torch.Tensor` of shape `(B, G)`): Learning targets, without the KL penalty.
-        ref_logps (`torch.Tensor` of shape `(B, G)`): Log-probabilities of the lists under the reference.
+        targets (`torch.Tensor` of shape `(B, G)`): Learning targets, which the policy learns to maximise. They are
+            computed from the rewards, without the KL penalty.
+        ref_logps (`torch.Tensor` of shape `(B, G)`): Log-probabilities of the lists under the reference policy.
         old_logps (`torch.Tensor` of shape `(B, G)`): Log-probabilities of the lists under the policy that sampled the
             lists.
         advantages (`torch.Tensor` of shape `(B, G)`): Advantages, computed from the targets minus the KL penalty.
@@ -54,8 +55,9 @@ def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
       advantages depend only on the KL penalty.
     - `blade/zero_advantages`: Fraction of rollouts whose target equals the mean target of the prompt's other rollouts.
       Without the KL penalty, the advantages of these rollouts would be 0.
-    - `blade/quantile`: Fraction of reference lists with a lower reward than a rollout, averaged over rollouts. Lists
-      with the same reward count half, so the expected value of the metric is 0.5 for the reference policy.
+    - `blade/quantile`: Fraction of reference lists with a lower reward than a rollout, averaged over rollouts.
+      Reference lists with the same reward as the rollout count half, so the expected value of the metric is 0.5 for
+      the reference policy.
     - `blade/saturated`: Fraction of rollouts whose reward is at least as high as that of every reference list.
     - `blade/invalid` and `blade/duplicates`: Numbers of invalid and of repeated items in the rollouts. They are 0
       unless decoding has a bug.

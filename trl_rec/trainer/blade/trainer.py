@@ -108,7 +108,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     method = "blade"
     display_name = "BLADE"
     paper = Paper("Bayesian List-wise Alignment via Dynamic Estimation for LLM-based Recommendation", "2605.04559")
-    derived_columns = frozenset({"references"})  # determined by the reference model, which is part of the fingerprint
+    # Left out of the run's fingerprint, because the reference model in the fingerprint determines this column.
+    derived_columns = frozenset({"references"})
     measures_loss_on_splits = False  # the loss needs rollouts; evaluation generates lists for the users of a split
 
     args: BladeConfig
@@ -141,9 +142,9 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         # `global_step // num_iterations` at which these rollouts were sampled.
         self._rollouts: dict[tuple[int, ...], Rollouts] = {}
         self._drawn_at = -1
-        # With `reference_draws` above 1, `_redrawn` contains the lists of the newest draw, `(num_rows, M, K)`, and
-        # `_redraw_number` is the number of this draw. Draw 0 is stored in `train_dataset` instead. `_reference_key`
-        # contains everything that the lists of draw 0 depend on.
+        # The reference lists of all rows are drawn `reference_draws` times. `_redraw_number` is the number of the
+        # newest draw, from 0. `_redrawn` contains the lists of this draw, `(num_rows, M, K)`. Only the lists of draw 0
+        # are in `train_dataset` instead. `_reference_key` contains everything that the lists of draw 0 depend on.
         self._redrawn = np.empty((0, 0, 0), np.int64)
         self._redraw_number = 0
         self._reference_key: tuple[Any, ...] = ()
@@ -213,7 +214,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         """Same as `DPOTrainer.train`, except that missing reference lists are sampled first."""
         if self.is_fsdp_enabled:
             raise ValueError(NO_DRAWING_UNDER_FSDP)
-        # Discard the rollouts and the lists of an earlier call, which came from another policy.
+        # Discard the rollouts and the redrawn reference lists of an earlier call, which came from another policy.
         self._drawn_at = -1
         self._redraw_number = 0
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -355,7 +356,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         choices = self._choices(read, inputs, items, lists)
         logps = self._list_logps(read, choices)  # (B, G)
         if rollouts is None:
-            # Pass on the layout of the packed rows, so that it is not computed again for the reference.
+            # Pass on `read.layout`, the packing of the lists into rows, so that it is not computed again for the
+            # reference.
             ref_logps = self._ref_logps(model, inputs, lists, choices, read.layout)
             rollouts = self._valued(inputs, items, logps.detach(), ref_logps)
             self._rollouts[(*rows,)] = rollouts

@@ -44,8 +44,9 @@ def tokenize_preferences(
             supports only one rejected completion per row.
         tokenizer: The tokenizer. EOS is appended to completions that are texts. In conversations, the chat template
             ends the completions.
-        max_length (*optional*): Maximum number of tokens of a prompt and its longest completion together. Longer
-            prompts are truncated at the beginning. A row is dropped if a completion leaves no room for the prompt.
+        max_length (*optional*): Maximum number of tokens of a prompt and its longest completion together. A prompt
+            that is too long for this is truncated at the beginning. A row is dropped if a completion leaves no room
+            for the prompt.
         num_proc (*optional*): Number of processes.
 
     Returns:
@@ -136,7 +137,7 @@ def _kind(value: object) -> str:
 
 
 def _template_options(row: dict[str, Any], number: int) -> dict[str, Any]:
-    """Returns the arguments of the chat template that a row contains, besides its messages."""
+    """Returns the arguments that a row passes to the chat template in addition to its messages."""
     tools = row.get("tools")
     if isinstance(tools, str):
         try:

@@ -98,7 +98,7 @@ def check_known_tokens(rows: Dataset, vocab_size: int) -> None:
 
 
 def _texts(rows: Dataset) -> Iterator[tuple[str, pa.ChunkedArray, np.ndarray]]:
-    """Yields the name of each column, its texts as lists of token ids, and the row of each text.
+    """For each column, yields the name, the texts (prompts or completions, as token ids), and each text's row index.
 
     A column without any text is skipped.
     """
@@ -126,7 +126,7 @@ def _holds_ids(kind: pa.DataType, depth: int) -> bool:
 
 
 def _null_row(values: pa.ChunkedArray) -> int | None:
-    """Returns the first row that is null or contains a null at any depth, or None if no row does."""
+    """Returns the index of the first row that is null or contains a null at any depth, or None without such a row."""
     if values.null_count:
         return int(pc.index(values.is_null(), True).as_py())
     if not pa.types.is_nested(values.type):

@@ -1,4 +1,4 @@
-"""Writes the model card of a run, which contains a usage example, the method, data, results, settings and citation."""
+"""Writes the model card of a run: a usage example, the method, data, results, settings and citation."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """Selects the files of a run folder that may be published: pushed to the hub, or exported.
 
 Only files that match a pattern in this module are published. All other files stay in the run folder. Examples are
-values per user, ranked items, reports, lists of users, files that the user has added, and `training_args.bin`, a
-pickle that contains the hub token.
+metric values per user, rankings, lists recommended to users, reports, files that were added by hand, and
+`training_args.bin`, a pickle that contains the hub token.
 
-The published files contain nothing about single users. The catalogue and the prior, which counts how often users chose
-items, belong to the data rather than to the model. The catalogue is published if the licence of the data allows it or
-the user asks for it, and the prior only if the user asks for it.
+The published files contain nothing about individual users. The catalogue and the prior, which counts how often users
+chose items, belong to the data rather than to the model. The catalogue is published if the licence of the data allows
+it or the caller asks for it, and the prior only if the caller asks for it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WEIGHTS = (
     "adapter_model.*",
     "configuration_*.py",  # the code of models that transformers does not contain
     "modeling_*.py",
-    "*/adapter_config.json",  # a second adapter, such as that of the reference
+    "*/adapter_config.json",  # a second adapter, such as the reference policy
     "*/adapter_model.*",
 )
 TOKENIZER = (
@@ -134,7 +134,7 @@ def copy_published(
     copy_files(folder, copy, names, link=link)
 
     # 2. If the prior is not copied, remove it from the copied settings. Log what was left out. The model card mentions
-    # a missing catalogue and missing IDs of users, but not a missing prior.
+    # a missing catalogue and missing semantic IDs of users, but not a missing prior.
     if not include_prior:
         drop_run_prior(copy)
         if (folder / PRIOR).is_file():
@@ -219,6 +219,6 @@ def _without_catalog_text(why: str) -> str:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Returns whether a relative path matches a pattern, part by part."""
+    """Returns whether a relative path matches a pattern. The parts between slashes are compared one by one."""
     parts, wanted = name.split("/"), pattern.split("/")
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
