@@ -129,7 +129,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def consumer_recipes() -> list[str]:
-    """Returns the recipes that train a Llama or Qwen model: those in nf4 first, and smaller ones before larger ones.
+    """Returns the recipes that train a Llama or Qwen model: 4-bit models first, and smaller models before larger ones.
 
     A recipe that starts from another recipe's model comes after that recipe.
     """
@@ -166,7 +166,8 @@ def measure_recipe(name: str, world: World) -> dict[str, Any]:
 def run_recipe(name: str, world: World, cap: int | None) -> dict[str, Any] | None:
     """Runs a few steps of a recipe, one batch each, and an evaluation of one batch.
 
-    Returns the figures of the last trainer, or None if the memory does not suffice.
+    Some recipes train with several trainers in turn. Returns the figures of the last one, or None if the memory does
+    not suffice.
     """
     verb = name.split("/")[0]
     recipe = world.folder / "recipes" / f"{name}.yaml"

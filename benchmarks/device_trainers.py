@@ -186,7 +186,7 @@ PAIRS: list[tuple[str, str, Callable[[Bench], Any], Callable[[Bench], Any]]] = [
 
 
 def measure_trainer(bench: Bench, build: Callable[[Bench], Any]) -> dict[str, Any]:
-    """Trains a few steps, and returns their figures."""
+    """Trains for a few steps, and returns the measured time, memory and waits."""
     start_afresh(bench.world.device)
     clock = Clock(bench.world.device, profiled=True)
     trainer = build(bench)
@@ -197,7 +197,7 @@ def measure_trainer(bench: Bench, build: Callable[[Bench], Any]) -> dict[str, An
 
 
 def measure_decoder(bench: Bench, *, num_beams: int, num_prompts: int, runs: int) -> dict[str, Any]:
-    """Ranks titles, and returns the seconds per step that the search adds to the model's forward passes."""
+    """Ranks titles, and returns measurements, such as the seconds per search step outside the forward passes."""
     start_afresh(bench.world.device)
     model = load_model(bench.world.model(MODEL), dtype=bench.dtype).to(bench.world.device)
     catalog = load(bench.world.dataset("office")).catalog

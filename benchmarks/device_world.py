@@ -1,9 +1,9 @@
 """Makes the models and datasets for `device.py`: random weights in published shapes, and logs with titles.
 
-Nothing is downloaded. Histories of titles are as long as a recipe's `max_length` or `max_history` allows, and logits
-are as wide as the vocabulary of its model. A recipe therefore takes about the time and the memory that it would take
-with real weights and data. The tokenizer has few tokens. The other tokens of the model's vocabulary never occur in the
-data, but every softmax over the vocabulary includes them.
+`device.py` runs recipes with them. Nothing is downloaded. Histories of titles are as long as a recipe's `max_length`
+or `max_history` allows, and logits are as wide as the vocabulary of the recipe's model. A recipe therefore takes about
+the time and the memory that it would take with real weights and data. The tokenizer has few tokens. The other tokens
+of the model's vocabulary never occur in the data, but every softmax over the vocabulary includes them.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class World:
         return folder
 
     def dataset(self, name: str) -> Path:
-        """Returns a generated dataset folder that replaces `data/NAME`, with the same split.
+        """Returns a generated dataset folder that replaces `data/NAME` and is split in the same way.
 
         Users and items have semantic IDs. Titles are long if the name begins with `office`.
         """

@@ -29,7 +29,7 @@ def semantic_ids(num_items: int) -> torch.Tensor:
 
 
 def lookup_seconds(tries: list[TokenTrie], width: int, calls: int = 200) -> list[float]:
-    """Returns the median seconds of a `children` call over 320 nodes of `width` children, per trie.
+    """Returns, for each trie, the median seconds of a `children` call on 320 nodes that have `width` children each.
 
     The tries take turns, with new nodes each time.
     """

@@ -44,7 +44,7 @@ def load_data(source: str) -> RecDataset:
     try:
         return prepare(source, f"data/example-{Path(source).name}")
     except FetchError as error:
-        print(f"{error}\nContinuing with the toy world. Its figures say nothing about real users.\n")
+        print(f"{error}\nContinuing with the synthetic dataset `toy`. Results on it say nothing about real users.\n")
         return prepare("toy", "data/example-toy")
 
 

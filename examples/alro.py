@@ -48,7 +48,7 @@ def load_data(source: str) -> RecDataset:
     try:
         return prepare(source, f"data/next-ten-{Path(source).name}", split="leave_last", num_held_out=10)
     except FetchError as error:
-        print(f"{error}\nContinuing with the toy world. Its figures say nothing about real users.\n")
+        print(f"{error}\nContinuing with the synthetic dataset `toy`. Results on it say nothing about real users.\n")
         return prepare("toy", "data/next-ten-toy", split="leave_last", num_held_out=10)
 
 

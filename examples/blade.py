@@ -5,8 +5,8 @@
 A small model is trained from scratch to write the next ten items. Then it is trained on the rewards of lists that it
 samples: a list is rewarded for items that the user chose next (NDCG), and for genres that match the user's history
 (MGU). This second training is run twice from the same model. One run compares each sampled list only with fixed lists
-of that model (Best-of-8), and the other also with the lists sampled in the same step (BLADE). The last table shows how
-the rewards and the accuracy change. The program takes three to eight minutes on a CPU.
+of that model (Best-of-8), and the other also with the lists sampled in the same step (BLADE). The table at the end
+shows how the rewards and the accuracy change. The program takes three to eight minutes on a CPU.
 If the data is not cached and cannot be downloaded, the program uses a synthetic dataset and prints a note.
 """
 
@@ -60,7 +60,7 @@ def load_data(source: str) -> RecDataset:
     try:
         return prepare(source, f"data/next-ten-{Path(source).name}", split="leave_last", num_held_out=10)
     except FetchError as error:
-        print(f"{error}\nContinuing with the toy world. Its figures say nothing about real users.\n")
+        print(f"{error}\nContinuing with the synthetic dataset `toy`. Results on it say nothing about real users.\n")
         return prepare("toy", "data/next-ten-toy", split="leave_last", num_held_out=10)
 
 

@@ -1,6 +1,7 @@
 """Saves and loads a dataset folder: the catalogue, the users, the interactions, the three splits and the card.
 
-The card is written last, so a folder that contains a card is complete. Splits are memory-mapped when loaded.
+The card, `card.json`, describes the dataset. It is written last, so a folder that contains a card is complete. Splits
+are memory-mapped when loaded.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ FILES = [
     "interactions.parquet",
     *(f"{split}/{name}" for split in SPLITS for name in ("dataset_info.json", "state.json")),
 ]
-UNLISTED = "unlisted.parquet"  # written with `unknown_items="keep"`
+# Interactions with items that the catalogue lacks. The file exists if the dataset was prepared with
+# `unknown_items="keep"`.
+UNLISTED = "unlisted.parquet"
 # Keys that `read_card` requires. The remaining keys of a card are informational.
 CARD_KEYS = {"split", "fingerprint", "settings", "sources", "rows", "num_interactions"}
 LONG = 10**6  # saving a split with more rows than this shows a progress bar
@@ -54,7 +57,7 @@ class RecDataset:
     Args:
         path (`Path`): The dataset folder.
         catalog (`ItemCatalog`): The items.
-        users (`pa.Table`): One row per user, `user_id` first.
+        users (`pa.Table`): One row per user. The first column is `user_id`.
         train (`Dataset`): Training rows.
         validation (`Dataset`): Validation rows.
         test (`Dataset`): Test rows. Their histories include the validation targets, unless the source consists of
@@ -91,7 +94,7 @@ class RecDataset:
 
         The columns are `user`, `item_id`, `timestamp` and `place`. `place` is the number of rows of `interactions`
         that precede the interaction. No split contains these interactions. If the dataset was prepared without
-        `unknown_items="keep"`, the value is None.
+        `unknown_items="keep"`, `unlisted` is None.
         """
         return _read(self.path, UNLISTED, _read_unlisted) if (self.path / UNLISTED).is_file() else None
 

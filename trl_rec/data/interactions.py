@@ -1,4 +1,4 @@
-"""Checks the interactions of a source, and turns events such as views and purchases into ratings.
+"""Checks the interactions of a log, and turns events such as views and purchases into ratings.
 
 Some options drop rows. The number of dropped rows is returned. The row numbers in error messages count all rows of the
 file, including the dropped ones.

@@ -161,7 +161,7 @@ def new_targets(history: Ragged, targets: Ragged, twins: Twins | None = None) ->
 def _prompts(
     split: Dataset, prompt_format: PromptFormat, every_position: bool, max_length: int | None
 ) -> tuple[Ragged, Ragged, Ragged, pa.Array]:
-    """Returns four values for each list: its prompt, the items before the list, its own items, and the user."""
+    """Returns four values for each list: its prompt, the items before it, the items in it, and the user."""
     check_is_train(split, "models")
     length = _list_length(prompt_format)
     before, items, source = _cut_lists(split, length, 1 if every_position else length, prompt_format.twins)

@@ -106,7 +106,7 @@ class Reader(ABC):
 
     @abstractmethod
     def find(self, folder: Path) -> dict[str, Path]:
-        """Returns a dict from table names to the files in a folder.
+        """Returns a dict that maps table names to the files in a folder.
 
         The dict is empty if the folder is not in this format.
         """
@@ -116,7 +116,7 @@ class Reader(ABC):
         """Reads the files returned by `find` or `fetch`."""
 
     def fetch(self) -> dict[str, Path]:
-        """Returns a dict from table names to files, for a source given as the name of the format.
+        """Returns a dict that maps table names to files, for a source given as the name of the format.
 
         Downloads missing files.
 

@@ -74,7 +74,7 @@ class PromptFormat:
         """Returns the prompt format for the surface of a catalogue.
 
         Args:
-            catalog: The items. The default texts depend on `catalog.surface`.
+            catalog: The items. The defaults of the texts below depend on `catalog.surface`.
             tokenizer: The tokenizer. Without `chat_template`, prompts begin with BOS if the tokenizer adds BOS to
                 texts. Prompts of item tokens and semantic IDs begin with BOS even if the tokenizer does not add it,
                 or with EOS if there is no BOS.

@@ -6,8 +6,8 @@ where training, validation and test end in the item sequence of each user. The r
 - In a training row, the history is the first item of the sequence. The targets are the following training items.
 - In a validation or test row, the targets are the user's items in that split. The history is all items before them.
 
-Some sources contain windows (lists of successive items of one user), which are already split. The last item of a
-window is the target, and the items before it are the history.
+Some sources contain windows (lists of successive items of one user), already divided into training, validation and
+test windows. The last item of a window is the target, and the items before it are the history.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def split_log(log: IndexedLog, rule: str, num_held_out: int = 1) -> tuple[dict[s
 
 
 def split_windows(windows: Mapping[str, Windows]) -> dict[str, pa.Table]:
-    """Returns the rows of each split from windows that are already split. The last item of a window is the target."""
+    """Returns the rows of each split, one for each window of this split. The last item of a window is the target."""
     tables = {}
     for split in SPLITS:
         rows = windows[split]

@@ -5,9 +5,9 @@ Conditions on columns are written like the filters of PyArrow's Parquet reader, 
 evaluated as code. A column of lists, such as genres, is compared value by value: `["genres", "==", "Drama"]` requires
 that one of the item's genres is Drama.
 
-Each filter is converted to a boolean mask with one value per item. A filter may also limit how many items of a list
-share a value (`max_per`). These limits are not part of the mask: `caps.py` applies them. `FilterMasks` caches the
-masks of recent conditions.
+Each filter is converted to a boolean mask with one value per item. A filter may also limit how many items of a
+recommended list share a value of a column (`max_per`). These limits are not part of the mask: `caps.py` applies them.
+`FilterMasks` caches the masks of recent conditions.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ItemFilter:
             `==`, `!=`, `<`, `<=`, `>`, `>=`, `in` and `not in`. If a column contains lists, `==` and `in` accept an
             item if at least one of its values matches, and `!=` and `not in` accept it if no value matches. An item
             whose value is missing passes only `not in`.
-        max_per (*optional*): The maximum number of items in a list that share a value of a column, such as
+        max_per (*optional*): The maximum number of items in a recommended list that share a value of a column, such as
             `{"brand": 2}`. An item with several values, such as several genres, counts for each of them. An item
             without a value is not limited.
     """
@@ -136,7 +136,7 @@ class Mask:
 
 
 def allowed_mask(allowed: Allowed, catalog: ItemCatalog) -> Mask:
-    """Returns the mask of the allowed ids, or checks a given mask."""
+    """Returns the mask of the allowed items. Raises `ValueError` if these are not given as ids or as a valid mask."""
     if isinstance(allowed, Tensor):
         allowed = allowed.cpu().numpy()
     if isinstance(allowed, np.ndarray) and allowed.dtype == bool:
@@ -262,7 +262,7 @@ def _compared_lists(column: pa.ChunkedArray, name: str, operator: str, value: An
     values = _checked_value(kind, name, operator, value)
     values = values if operator in ("in", "not in") else [values]
 
-    # Compare all values of all lists, and find the lists with an equal value.
+    # Compare all values of all lists, and find the lists that contain a value of the condition.
     lists = column.combine_chunks()
     missing = lists.is_null().to_numpy(zero_copy_only=False)
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)

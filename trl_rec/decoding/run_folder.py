@@ -104,15 +104,15 @@ def load_run(
 
 
 def missing_catalog(folder: Path, dataset: str | Path | None) -> str | Path | None:
-    """Returns `dataset` if the run folder was published without its catalogue, or without the semantic IDs of the
-    users that its prompts name. The dataset then has to supply what is missing. Returns None otherwise."""
+    """Returns `dataset` if it must supply what the run folder was published without: the catalogue, or the semantic
+    IDs of users if the prompts contain them. Returns None otherwise."""
     has_catalog = (folder / CATALOG / "catalog.json").is_file()
     lacks_users = names_users(folder) and not (folder / CATALOG / USER_IDS).is_file()
     return None if has_catalog and not lacks_users else dataset
 
 
 def check_users(name: str | Path, catalog: ItemCatalog, prompt: dict[str, Any]) -> None:
-    """Raises ValueError if a model's prompts contain the user, and the catalogue has no semantic IDs of users.
+    """Raises ValueError if a model's prompts contain the user's semantic ID, but the catalogue has none for users.
 
     Args:
         name: The run folder or hub id of the model.
@@ -264,7 +264,7 @@ def _check_values(settings: dict[str, Any]) -> None:
 
 def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path) -> None:
     """Raises ValueError if the policy in a run folder was trained with items, a surface or semantic IDs other than
-    those of `catalog`. Does nothing if `folder` is not a run folder. Error messages call the dataset folder `where`.
+    those of `catalog`. Does nothing if `folder` is not a run folder. `where` names the dataset folder in messages.
 
     Items that are retired in the run folder's catalogue may be missing from `catalog`.
     """

@@ -40,7 +40,8 @@ class FittedBaseline(Protocol):
 
 
 class RandomBaseline:
-    """Recommends items in a random order, drawn for each user. The order depends only on the seed and the row number.
+    """Recommends items in a random order, drawn for each user. The order depends only on the seed and the number
+    of the user's row.
 
     Args:
         seed (`int`, *optional*, defaults to `0`): Seed of the random orders.

@@ -49,11 +49,11 @@ class BeamGap:
         beam_seconds (`float`): Time of the beam search.
         exhaustive_seconds (`float`): Time of the exact ranking.
         per_user (`dict[str, np.ndarray]`, *optional*): Values per user, `(len(split),)` each. They are not part of
-            `to_dict`. Here, the cutoff is k instead of B: a target is reachable if it is among the k items with the
-            highest exact scores, and pruned if it is reachable but not among the first k items of the beam search.
-            `pruned@k` is the number of a user's pruned targets, divided by the number of all targets of the user.
-            `pruning_rate@k` is the number of a user's pruned targets, divided by the number of reachable targets; it
-            is NaN if no target is reachable. Both are NaN for users who were not ranked.
+            `to_dict`. Here, the cutoff is that of the metrics, k, instead of B: a target is reachable if it is among
+            the k items with the highest exact scores, and pruned if it is reachable but not among the first k items of
+            the beam search. `pruned@k` is the number of a user's pruned targets, divided by the number of all targets
+            of the user. `pruning_rate@k` is the number of a user's pruned targets, divided by the number of the user's
+            reachable targets; it is NaN if no target is reachable. Both are NaN for users who were not ranked.
     """
 
     num_users: int
@@ -92,7 +92,8 @@ def measure_beam_gap(
 ) -> BeamGap:
     """Ranks the catalogue for some users both by beam search and by the exact scores of all items.
 
-    The time grows with the size of the catalogue, because the model reads the inner nodes of the trie for each user.
+    The time grows with the size of the catalogue, because for each user, the model reads the inner nodes of the trie
+    that contains the items' tokens.
 
     Args:
         policy (`Policy`): A policy that ranks single items.
@@ -120,7 +121,7 @@ def measure_beam_gaps(
     """Same as [`measure_beam_gap`], for several numbers of beams. The exact scores are computed only once.
 
     With B beams, the cutoff of the metrics is the smaller of k and B. A beam search with few beams is therefore
-    compared with exact lists of the same length.
+    compared with exact rankings of the same length.
 
     Args:
         policy, dataset, num_users, split, k, seed: As in [`measure_beam_gap`].
@@ -229,7 +230,7 @@ def _per_user(
     dataset: RecDataset,
     split: str,
 ) -> dict[str, np.ndarray]:
-    """Returns `BeamGap.per_user`. `numbers` contains the index in the split of each ranked row."""
+    """Returns `BeamGap.per_user`. `numbers` contains each ranked row's index in the split."""
     pruned, rate = np.full((2, len(held_out(dataset, split))), np.nan)
     pruned[numbers] = num_pruned / np.maximum(num_targets, 1)
     rate[numbers] = np.where(num_reachable > 0, num_pruned / np.maximum(num_reachable, 1), np.nan)

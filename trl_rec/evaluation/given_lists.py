@@ -1,10 +1,11 @@
 """Reads recommendations made by other programs, to evaluate them in the same way as the models of this package.
 
-A file has one line per recommendation, in any order. The columns of the file are `user_id`, `rank` (from 1), `item_id`
-and optionally `score`. A file is refused in each of these cases, because the comparison would be unfair:
+A file has one line per recommended item, in any order. The columns of the file are `user_id` (or `row`, see
+[`read_lists`]), `rank` (from 1), `item_id` and optionally `score`. A file is refused in each of these cases, because
+the comparison would be unfair:
 
 - The file contains items or users that are not in the dataset.
-- A user has no list.
+- An evaluated user has no list.
 - All lists are shorter than the largest cutoff k of the metrics.
 - A list contains an item of the user's history, although `exclude_history` is set.
 """

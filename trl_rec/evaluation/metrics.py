@@ -218,7 +218,7 @@ def mgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
 
 def dgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
     """Computes DGU, `(...,)`: the maximum of (share in recommendations - share in histories) over the groups, minus
-    its minimum.
+    the minimum of this difference.
 
     Both arguments are shares of groups, `(..., G)`. DGU is 0 if both contain the same shares.
     """

@@ -2,7 +2,7 @@
 
 `evaluate_policy` adds three kinds of metrics that need more than a ranking:
 
-- recall far down the list, from a pass with more beams;
+- recall far down the ranking, from a pass with more beams;
 - preference accuracy, which is how often a held-out item that a user liked scores above one that the user disliked;
 - expected recall and NDCG over random orders of the items that share a leaf of the trie.
 """
@@ -250,7 +250,7 @@ class RankingPass(NamedTuple):
     """One pass over the rows of an evaluation.
 
     Args:
-        top_k (`int`): Number of ranks.
+        top_k (`int`): Number of items to rank for each row.
         num_beams (`int`, *optional*): Number of beams. Defaults to that of the policy.
     """
 

@@ -1,4 +1,4 @@
-"""Computes random permutations of the catalogue, one per row.
+"""Computes random permutations of the catalogue, one for each row number.
 
 The item at any position can be computed without the rest of the permutation. A Feistel network permutes the numbers
 below a power of four that is at least the size of the catalogue. While the output of the network is not an item index,

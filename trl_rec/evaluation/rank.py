@@ -1,7 +1,8 @@
 """Ranks the catalogue for many users with a model. Prompts are batched by length and divided among the processes.
 
-Every process returns the complete ranking, in the order of the rows. If a [`FinishedRows`] is given, it stores the
-finished rows from time to time. Rows that an interrupted evaluation has stored are not ranked again.
+Every process returns the complete ranking, with one row per history, in the given order. If a [`FinishedRows`] is
+given, it stores the finished rows from time to time. Rows that an interrupted evaluation has stored are not ranked
+again.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ def map_histories(
         dtype (*optional*, defaults to `int64`): Type of the values.
         desc: Label of the progress bar.
         finished (*optional*): Stores the values of the finished histories. It must describe everything that `compute`
-            depends on. This function adds a description of `desc`, the prompts and the excluded items.
+            depends on, except for `desc`, the prompts and the excluded items, which are added here.
     """
     prompts = prompt_format.encode(histories, users, max_length=max_length)
     if finished is not None:
@@ -236,7 +237,7 @@ def map_rows(
         desc: Label of the progress bar.
         batch_size: Rows per batch.
         finished (*optional*): Stores the values of the finished rows. It must describe everything that `compute`
-            depends on. This function adds `desc`, `width`, `dtype` and the number of rows.
+            depends on, except for `desc`, `width`, `dtype` and the number of rows, which are added here.
     """
     COUNT.check("batch_size", batch_size)
     if finished is not None:

@@ -2,8 +2,9 @@
 
 The code refers to an item by its index, which is its row in the catalogue. The text of an item is called its surface.
 The path of an item consists of the token ids of its surface, followed by a terminator if the surface is a title. The
-trie stores the paths. Users may also have semantic IDs, which identify the users in prompts but are not stored in the
-trie. This module loads neither models nor tokenizers.
+trie stores the paths. One kind of surface is the semantic ID, a short sequence of tokens that are added to the
+tokenizer. Users may have semantic IDs too. These identify the users in prompts, but are not stored in the trie. This
+module loads neither models nor tokenizers.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from trl_rec.ragged import Ragged, join
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LARGEST_SHARES = 2**28  # maximum number of entries in the matrix of group shares (1 GiB)
+LARGEST_SHARES = 2**28  # maximum number of entries in the matrix that `group_shares` returns (1 GiB)
 SURFACES = ("title", "item_token", "semantic_id")
 
 
@@ -52,8 +53,8 @@ class ItemCatalog:
         num_retired (`int`, *optional*, defaults to `0`): Number of retired items, which are the last rows of the
             table. A model can read them in histories, but they are in no trie, so they are never recommended.
         license (`str`, *optional*): The licence of the data that the items come from, as given to `trl-rec prepare`.
-            By default, the catalogue is pushed to the hub beside a model only if the licence allows it (see
-            [`allows_redistribution`]).
+            When a model is pushed to the hub, its catalogue is pushed with it if this licence allows redistribution
+            (see [`allows_redistribution`]), or if `include_catalog` is set for the push.
     """
 
     items: pa.Table
@@ -287,7 +288,7 @@ class ItemCatalog:
     def fingerprint(self) -> str:
         """A hash of the ids and titles of all items, in the order of the catalogue, and of `num_retired`."""
         digest = hashlib.sha256()
-        if self.num_retired:  # a catalogue without retired items has the hash that earlier versions recorded
+        if self.num_retired:  # without retired items, the hash is the same as in earlier versions of this library
             digest.update(f"{self.num_retired} retired".encode() + b"\0")
         for name in ("item_id", "title"):
             # The zero byte marks the end of each text; otherwise ["ab", "c"] and ["a", "bc"] would have the same hash.

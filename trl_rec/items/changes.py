@@ -76,8 +76,8 @@ def match_items(old: ItemCatalog, new: ItemCatalog) -> CatalogChange:
     known = pc.index_in(_ids(new), _ids(old)).fill_null(-1).to_numpy().astype(np.int64)  # (len(new),)
     removed = np.setdiff1d(np.arange(len(old)), known)
 
-    # 2. Append the removed items. Their values in a further column are kept only if both catalogues have this column
-    # with the same type.
+    # 2. Append the removed items. Their values in a column other than `item_id` and `title` are kept only if both
+    # catalogues have this column with the same type.
     columns = [_joined(new.items, old.items.take(pa.array(removed)), name) for name in new.items.column_names]
     items = pa.table(columns, schema=new.items.schema)
     semantic_ids = None

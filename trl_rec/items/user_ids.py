@@ -45,7 +45,7 @@ def tokens_of(ids: Ragged | None) -> list[str]:
 
 
 def check_shared_tokens(user_ids: Ragged, semantic_ids: Ragged | None) -> None:
-    """Raises ValueError if a user has no tokens, or has a token of an item.
+    """Raises ValueError if a user has no tokens, or shares a token with an item.
 
     The tokens of items are the tokens of their semantic IDs and, whatever the surface is, all tokens of the form
     `<item_17>`.

@@ -36,8 +36,8 @@ def posterior_cdf(
     $$ F_\tau(t) = (1 - \tau) \frac{S_{ref}(t) + a}{M + 2a} + \tau \frac{S_{on}(t)}{G} $$
 
     The first fraction is the mean of a Beta posterior: the reference lists are trials under the prior Beta(a, a). The
-    rollouts are further evidence, with the weight tau. With `dynamic_coefficient=0`, the estimate depends only on the
-    reference lists. With `dynamic_coefficient=1`, it depends only on the rollouts of the prompt.
+    rollouts are further evidence, with the weight tau, which is the argument `dynamic_coefficient`. With 0, the
+    estimate depends only on the reference lists. With 1, it depends only on the rollouts of the prompt.
 
     Reconstruction: the paper's body was not available. Notes on the paper mention a Beta model with a static prior,
     on-policy evidence and a dynamic coefficient; the formula is ours.
@@ -74,7 +74,7 @@ def best_of_n_reward(at_most: Tensor, below: Tensor, *, best_of: float) -> Tenso
     If $F_-$ equals $F$, R is the limit $\log N + (N - 1) \log F$. The policy that maximises $E[R] - KL$ is
     proportional to the reference policy times $\exp R$. If F is exact, that policy is Best-of-N sampling. This
     requires the KL coefficient 1: with a coefficient $\beta$, the optimum is proportional to the reference policy
-    times $\exp(R / \beta)$. With N = 1, all rewards are 0.
+    times $\exp(R / \beta)$. With N = 1, R is 0 for every list.
 
     Args:
         at_most (`torch.Tensor` of shape `(B, G)`): $F$, greater than 0 and at most 1.

@@ -4,8 +4,8 @@ A row with branches consists of a trunk, followed by one branch per target. The 
 followed by a history. A branch is the tail of the prompt, followed by one target. Each branch continues a prefix of
 the trunk (see `trl_rec/data/branches`). A branch attends to its prefix and to itself, and its position ids continue
 those of its prefix. The logits are therefore the same as with one row per target, up to rounding. The mask is computed
-from columns, not from position ids, because later items of the history can have lower position ids than the branches
-of earlier targets.
+from the columns of the tokens (their places in the row), not from their position ids, because later items of the
+history can have lower position ids than the branches of earlier targets.
 
 A model that cannot read such rows, for example because it does not accept a custom mask, gets one row per branch.
 The choice is made before the forward pass, and its reason is logged once. In a mixture of experts, every column that

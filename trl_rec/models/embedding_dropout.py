@@ -1,7 +1,7 @@
 """Adds dropout to the input embeddings of Phi-3 models.
 
 Phi-3's configuration has a field for the dropout probability, `embd_pdrop`, but transformers never reads it. This
-module adds the dropout as a submodule of the first layer, and a forward pre-hook of that layer applies it to the
+file adds the dropout as a submodule of the first layer, and a forward pre-hook of that layer applies it to the
 layer's input. Therefore:
 
 - The names of the weights do not change, and a saved model is an ordinary Phi-3.
@@ -26,9 +26,9 @@ NAME = "embedding_dropout"
 def add_embedding_dropout(model: PreTrainedModel | PeftModel) -> None:
     """Adds dropout with the probability `config.embd_pdrop` to the input embeddings of a Phi-3 model.
 
-    [`make_model`] and [`load_model`] call this function. If you load a model with `from_pretrained`, call this
-    function before training. Other architectures, models with the probability 0, and models that already have the
-    dropout do not change.
+    [`make_model`], [`load_model`], [`BearTrainer`] and [`AlroTrainer`] call this function. Call it yourself before
+    another trainer trains a model that you loaded with `from_pretrained`. Other architectures, models with the
+    probability 0, and models that already have the dropout do not change.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder = getattr(base, "model", None)

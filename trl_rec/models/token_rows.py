@@ -8,8 +8,8 @@ for a different item. Semantic-ID tokens keep their meaning, so only tokens that
 - The token of a new item gets the mean of the vectors of its groups, such as its genres. The vector of a group is the
   mean embedding of the known items in the group. If an item has no groups, or none of its groups contains a known
   item, its token gets the mean embedding of all known items.
-- A new semantic-ID token gets the mean embedding of the known tokens of its level. The level of `<b_7>` consists of
-  all tokens of the form `<b_...>`.
+- A new semantic-ID token, of an item or a user, gets the mean embedding of the known tokens of its level. The level of
+  `<b_7>` consists of all tokens of the form `<b_...>`.
 
 These rules apply to the input embeddings, to the output embeddings if they are not tied, and to the bias of the output
 layer if it has one.
@@ -62,7 +62,7 @@ class RowStarts:
 def follow_items(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, change: CatalogChange
 ) -> tuple[PreTrainedModel, list[int]]:
-    """Adds the tokens that the changed catalogue needs, and gives every token the embedding of its item.
+    """Adds the tokens that the changed catalogue needs, and sets their embeddings by the rules at the top of the file.
 
     If the model has an adapter, the adapter is rebuilt, so that it trains and saves the embeddings of all tokens of
     the catalogue. Saving an adapter does not save the base model, so embeddings that are changed only in the base

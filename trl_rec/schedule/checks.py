@@ -40,7 +40,7 @@ def check_pipeline(
             "the supervised policy", supervised.prompt_options, supervised.softmax == "legal", schedule.config
         )
 
-    # The ratings must suffice for the feedback stages.
+    # The ratings must suffice for the feedback stages, which learn from ratings.
     for number, stage in enumerate(stages, 1):
         if stage.source == "feedback":
             feedback_table(number, stage, schedule)
@@ -53,14 +53,14 @@ def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule:
 
     - training does not run under FSDP or ZeRO-3,
     - the prior that the configuration asks for can be made after the last stage,
-    - the output folder is outside the folder of the first policy,
+    - the output folder is outside the folder `start`,
     - the dataset has validation rows,
-    - the first policy was trained on the items and prompts of the stages,
+    - the policy in `start` was trained with the items, the prompts and the softmax of the stages,
     - the ratings of the dataset suffice for the feedback stages.
 
     Args:
         stages: The stages, in the order of training.
-        start: Folder of the first policy.
+        start: Folder of the policy that the first stage starts from.
         schedule: The settings that all stages share.
     """
     # 1. Check the launch, the prior, the folders and the validation split.

@@ -83,7 +83,7 @@ def _num_shared_tokens(catalog: ItemCatalog, beams: np.ndarray, targets: np.ndar
     this ID. Such a beam is never a negative.
     """
     assert catalog.semantic_ids is not None
-    # Encode tokens as integers, so that all beams are compared at once per level.
+    # Encode tokens as integers, so that all beams are compared at once for each level (token position) of the IDs.
     tokens = np.unique(catalog.semantic_ids.values.astype(str), return_inverse=True)[1]
     ids = Ragged(tokens, catalog.semantic_ids.offsets).padded()  # (num_items, longest ID)
 

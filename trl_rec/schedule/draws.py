@@ -21,8 +21,8 @@ def draw(
         count: How many numbers to draw per row.
         size: Exclusive upper bound of the numbers.
         seed: Seed of the permutations.
-        allowed: Function that returns which numbers are allowed, a boolean array `(M, W)`. Its arguments are the
-            indices of M rows, `(M, 1)`, and W numbers for each of these rows, `(M, W)`.
+        allowed: Function that returns which numbers are allowed, a boolean array `(M, W)`. Its arguments are M
+            indices into `rows`, `(M, 1)`, and W numbers for each of these rows, `(M, W)`.
 
     Returns:
         The drawn numbers of each row, in the order of drawing, `(N, count)`, padded with -1.

@@ -43,9 +43,9 @@ def feedback_preferences(
 ) -> Dataset:
     """Builds a preference table with one prompt per training target that the user liked.
 
-    The rejected items are the disliked (easy) or neutral (hard) items of the user in the whole training split, except
-    items that the user also liked at another time. If there are more than `num_negatives`, a random sample is used,
-    which depends only on the seed and the target.
+    With `difficulty="easy"`, the rejected items are the items that the user disliked anywhere in the training split.
+    With `"hard"`, they are the neutral items. Items that the user also liked at another time are left out. If more
+    than `num_negatives` remain, a random sample is used, which depends only on the seed and the target.
 
     Args:
         train: `RecDataset.train`. Other splits raise `ValueError`.
@@ -158,16 +158,17 @@ def _inside(scores: Ragged, score_range: ScoreRange, name: str) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _NegativePool:
-    """The items that may be rejected, per user: disliked (or neutral) items that the user never liked.
+    """The items that may be rejected, per user: disliked items that the user never liked.
 
-    Items are compared by the codes of their texts, so that a pool contains at most one of several items with the same
-    text.
+    With `difficulty="hard"`, the pool contains neutral instead of disliked items. Each item has a code, which is a
+    number. With a catalogue, items with the same text have the same code. A user's pool contains at most one item per
+    code.
 
     Args:
         keys (`np.ndarray` of shape `(P,)`): The key of each pair of user and code (see [`pair_keys`]), in ascending
             order.
-        items (`np.ndarray` of shape `(P,)`): For each pair, an item with this code that the user scored as disliked
-            (or neutral).
+        items (`np.ndarray` of shape `(P,)`): For each pair, an item with this code that the user disliked (or, with
+            `difficulty="hard"`, scored as neutral).
     """
 
     keys: np.ndarray

@@ -1,7 +1,8 @@
 """Checks, before any training, that a preference table was built only from the training split.
 
-Chosen items, histories and rated negatives must come from the training split. Random negatives and negatives of
-self-play may be any items, including held-out items, because they are selected without using the held-out data.
+Chosen items, histories, and items rejected because of the user's ratings must come from the training split. Items
+rejected at random or in self-play may be any items, including held-out items, because they are selected without using
+the held-out data.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Builds preference tables whose negatives are the policy's own beams of a given difficulty, or random items.
 
 A *preference table* has one row per prompt. Its columns are `user`, `history`, `chosen` and `rejected`. The last three
-contain item indices. The rejected items of a row are distinct and do not include the chosen item. A row may have no
-rejected items. If the table is built with a catalogue, the texts of the row's chosen and rejected items are distinct
-too, because a model cannot distinguish items with the same text.
+contain item indices. The rejected items of a row, also called its negatives, are distinct and do not include the
+chosen item. A row may have no negatives. If the table is built with a catalogue, the texts of the row's chosen and
+rejected items are distinct too, because a model cannot distinguish items with the same text.
 
 Legend: N prompts, W beams per prompt (best first, padded with -1).
 """

@@ -1,8 +1,8 @@
 """Computes the current policy's recommendations for each training prefix (the history before a training target).
 
 Self-play negatives are selected from these recommendations. The prefixes are processed in parts of a few thousand. If
-a folder is given, the recommendations for each finished part are saved to a file, so that the same call can resume
-after the process was killed (see `parts.py`).
+a folder is given, the recommendations for each finished part are saved to a file. If the process is killed, a later
+call with the same arguments computes only the parts that are missing (see `parts.py`).
 """
 
 from __future__ import annotations

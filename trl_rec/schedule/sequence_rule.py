@@ -1,8 +1,8 @@
 """Makes the recipe of the baseline `sequence`, by a rule that derives all sizes from the interaction log.
 
 For MovieLens-100k (1,682 items, long histories), the rule gives roughly the settings of the recipe `bear/ml-100k`, and
-for Amazon Beauty (12,101 items, short histories) roughly those of `bear/beauty`. These two recipes were tuned on
-validation.
+for Amazon Beauty (12,101 items, short histories) roughly those of `bear/beauty`. These two recipes were tuned on the
+validation splits.
 
 - **Size.** The model is `SMALL` if the catalogue has fewer than `MANY_ITEMS` items, and `LARGE` otherwise.
 - **Start.** The item embeddings start from vectors computed from the co-occurrence of items. A few passes over the log

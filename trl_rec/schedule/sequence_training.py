@@ -30,7 +30,7 @@ from trl_rec.trainer.bear.trainer import BearTrainer
 
 
 logger = logging.getLogger(__name__)
-METRIC = "eval_ndcg@10"  # the checkpoint with the highest value is kept
+METRIC = "eval_ndcg@10"  # the saved model is the checkpoint with the highest value
 RESUMES = "the same command continues from the newest checkpoint"
 SAMPLE_SECONDS = 5.0  # after this training time, the remaining time is estimated
 
@@ -92,7 +92,10 @@ def _model_keys(recipe: dict[str, Any]) -> list[str]:
 
 
 def describe(run: Mapping[str, Any]) -> str:
-    """Returns a description of the chosen checkpoint. `run` is the field `run` of the mark in the folder."""
+    """Returns a description of the checkpoint that was saved as the model.
+
+    `run` contains the metric and the step of this checkpoint, as in the file `MARK` of the model's folder.
+    """
     return f"validation NDCG@10 {run[METRIC]:.4f} at step {run['step']:,}"
 
 
@@ -111,7 +114,7 @@ class _Progress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Logs the first and the last step of training, and the length of rows."""
+        """Logs the numbers of the first and the last step, and the maximum number of items of a row."""
         self.start_time = time.monotonic()
         self.start_step = state.global_step
         self.trainer.read_metrics()

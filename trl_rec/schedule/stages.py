@@ -36,8 +36,8 @@ class PreferenceStage:
             items) or `"hard"` (neutral items) for `feedback`; `"any"` for `random`. Defaults to `"hard"` for
             `feedback`, and to `"any"` otherwise.
         num_negatives (`int`, *optional*, defaults to `20`): Maximum number of negatives per prompt.
-        max_prompts (`int`, *optional*): Maximum number of prompts, sampled uniformly from all training prefixes (for
-            `feedback`, from those with a liked target). Defaults to all.
+        max_prompts (`int`, *optional*): Maximum number of prompts. There is one possible prompt per training target
+            (for `feedback`, per liked target), and the prompts are sampled uniformly from these. Defaults to all.
         num_beams (`int`, *optional*, defaults to `40`): Number of beams per prompt in self-play.
         liked (`tuple`, *optional*, defaults to `(5, 5)`): Lowest and highest rating of a liked item.
         neutral (`tuple`, *optional*, defaults to `(3, 4)`): Lowest and highest rating of a neutral item.

@@ -97,7 +97,10 @@ KINDS = (ScheduleArguments, RecModelConfig, SoftmaxDPOConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Runs the parts that are not finished, and evaluates the final policy on the split that `final_split` selects."""
+    """Runs the parts that are not finished, and evaluates the final policy.
+
+    The recipe's key `final_split` selects the split on which the final policy is evaluated.
+    """
     data, model_config, config = parse(KINDS, argv, "align3gr")
     show_progress()
     start = model_config.model_name_or_path

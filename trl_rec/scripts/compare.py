@@ -22,7 +22,8 @@ from trl_rec.printing import printable
 from trl_rec.scripts.options.parsing import parse
 
 
-SMALLEST_SLICE = 2  # a slice is compared if at least this many of its users have a value of the metric in every run
+# A slice (a part of the users) is compared if at least this many of its users have a value of the metric in every run.
+SMALLEST_SLICE = 2
 SliceRuns: TypeAlias = dict[str, dict[int | None, PerUser]]  # the users' values in a slice, by arm and by seed
 
 

@@ -1,4 +1,4 @@
-"""Ends a verb cleanly on Ctrl-C (SIGINT), `kill` (SIGTERM) or a closed terminal (SIGHUP).
+"""Ends a verb (a subcommand of trl-rec) cleanly on Ctrl-C (SIGINT), `kill` (SIGTERM) or a closed terminal (SIGHUP).
 
 The process prints one line that says how to continue, and exits with the status that shells use, 128 + the signal
 number. Context managers exit as they do after an error, so no file is half-written and locks are released. This module
@@ -22,8 +22,8 @@ from typing import NoReturn
 
 SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
 # Environment variable that the launcher sets to a path. After printing a message, [`end`] creates a file at this path,
-# so that the launcher does not print a message of its own. [`say_once`] creates a file whose name is this path and a
-# hash of the line, so that only one process prints the line.
+# so that the launcher does not print a message of its own. Before printing a line, [`say_once`] creates a file whose
+# name is this path and a hash of the line, so that only one process prints the line.
 SAID = "TRL_REC_SAID"
 # A signal within this time after the first one is ignored, because the terminal and the launcher may both send one.
 SECONDS = 2.0

@@ -17,7 +17,7 @@ from trl_rec.scripts.options.parsing import parse
 
 @dataclass
 class PrepareArguments:
-    """Keys of a `prepare` recipe. They are documented in [`prepare`]."""
+    """Keys of a recipe for `trl-rec prepare`. The docstring of the function [`prepare`] explains them."""
 
     source: str = field(
         metadata={"help": "source folder, the name of a built-in source (toy or ml-100k), or hf://datasets/owner/name"}

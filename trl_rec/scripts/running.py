@@ -1,6 +1,7 @@
 """Runs the `main` function of a verb (a subcommand of `trl-rec`).
 
-After a user error or an interrupt, one line is printed instead of a traceback. This module imports no library that takes long to import, so that verbs with little work stay fast.
+After a user error or an interrupt, one line is printed instead of a traceback. This module imports no library that
+takes long to import, so that verbs with little work stay fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`trl-rec study`: trains and compares the arms of a study, and measures every arm once on the test split."""
+"""`trl-rec study`: trains and compares the arms of a study, and measures each arm on the test split once per seed."""
 
 from __future__ import annotations
 

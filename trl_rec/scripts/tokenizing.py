@@ -1,7 +1,7 @@
 """`trl-rec tokenize`: assigns semantic IDs to the items of a dataset folder and, with the method `dual`, to its users.
 
-If this file were called tokenize.py, a script of this folder that is run by its path would import it instead of
-Python's own module `tokenize`.
+This file is not called tokenize.py, because a script of this folder, when run with `python PATH`, would then import it
+instead of Python's own module `tokenize`.
 """
 
 from __future__ import annotations

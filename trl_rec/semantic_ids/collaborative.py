@@ -116,8 +116,8 @@ class _Encoder(nn.Module):
         self.layers = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(width), enable_nested_tensor=False)
         self.dropout = nn.Dropout(0.2)
 
-        # The initial vectors are small, because training changes the vectors of rare items little: large ones would
-        # remain mostly random.
+        # The initial vectors are small. Training changes the vectors of rare items little, so large initial vectors
+        # would remain mostly random.
         nn.init.normal_(self.items.weight, std=0.02)
         nn.init.normal_(self.places.weight, std=0.02)
 

@@ -1,8 +1,8 @@
 """Makes semantic IDs from the co-occurrence of items in the training split.
 
 Items that occur near the same items usually get IDs that begin with the same codes. The method quantises co-occurrence
-vectors by residual k-means and resolves collisions. It is fast, because it needs neither a text encoder nor
-gradient-based training.
+vectors by residual k-means, and then resolves collisions (items with the same codes). It is fast, because it needs
+neither a text encoder nor gradient-based training.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _make(dataset: RecDataset, settings: dict[str, Any]) -> None:
     repaired = repair_last_level(quantized.codes, quantized.last_residuals, quantized.codebooks[-1])
     extra = number_within_group(repaired) if settings["collisions"] == "extend" else torch.full((num_items,), -1)
 
-    # 3. Write the tokens and their card.
+    # 3. Write the tokens, and a card with statistics of the IDs.
     semantic_ids = id_tokens(repaired, extra)
     card = make_card(
         IdCodes(quantized.codes, repaired, extra, quantized.errors, settings["codes"]),

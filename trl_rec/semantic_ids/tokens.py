@@ -68,9 +68,10 @@ def ids_fingerprint(semantic_ids: Ragged, user_ids: Ragged | None = None) -> str
 
 
 def check_codes(settings: Mapping[str, Any], num_items: int) -> None:
-    """Raises ValueError if `levels`, `codes` or `collisions` is invalid.
+    """Raises ValueError if one of the settings `levels`, `codes` and `collisions` is invalid.
 
-    Also raises ValueError if `levels` and `codes` allow fewer distinct IDs than the catalogue has items.
+    Here, `codes` is the number of different codes per level. Also raises ValueError if `levels` and `codes`
+    allow fewer distinct IDs than the catalogue has items.
     """
     hint = f"the catalogue has {num_items} items"
     Range(1, MOST_LEVELS, whole=True, hint=hint).check("levels", settings["levels"])

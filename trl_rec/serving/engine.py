@@ -44,7 +44,7 @@ class Engine(Protocol):
         """Returns a list for each request, or a `ValueError` whose message says why there is no list."""
 
     def explain(self, request: ExplainRequest) -> list[Explanation]:
-        """Returns the history items that changed the score of an item most."""
+        """Returns the history items that affect the score of the item `request.item_id` most."""
 
     def warm_up(self) -> None:
         """Computes the values that would otherwise be computed at first use, so that no client waits for them."""

@@ -1,4 +1,4 @@
-"""Checks requests before the app gets them: the token, and the type, size and arrival time of the body.
+"""Checks requests before the app gets them: the access token, and the type, size and arrival time of the body.
 
 Also counts the responses. The whole body is read before the request is passed on, so that a request takes no place in
 the queue while its client is still sending it.
@@ -22,7 +22,7 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Any, Receive, Send], Awaitable[None]]
 
-OPEN = ("/", "/health", "/docs", "/openapi.json")  # paths that need no token
+OPEN = ("/", "/health", "/docs", "/openapi.json")  # paths that need no access token
 ENDPOINTS = (*OPEN, "/metrics", "/v1/recommend", "/v1/explain", "/v1/items", "/v1/model")
 NO_BODY = ("GET", "HEAD", "OPTIONS")
 

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class ListLog:
-    """Appends lists to `lists-YYYY-MM-DD.jsonl` (days in UTC). Only one thread may use it.
+    """Appends lists to `lists-YYYY-MM-DD.jsonl` (days in UTC). Only one thread may use an instance.
 
     Args:
         folder (`str` or `Path`): The folder. It is made if necessary.

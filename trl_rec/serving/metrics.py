@@ -62,7 +62,7 @@ class Histogram:
         self._sum += value
 
     def lines(self, name: str, labels: str) -> Iterator[str]:
-        """Yields the lines of the histogram."""
+        """Yields the histogram as lines of the text format."""
         total = 0
         comma = "," if labels else ""
         for bound, count in zip((*map(_number, self._bounds), "+Inf"), self._counts, strict=True):

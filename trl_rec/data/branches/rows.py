@@ -1,7 +1,7 @@
 """Builds rows with one branch per target (see `structure.py`).
 
 Such a row begins with a trunk: the head of the prompt, and the history. A branch contains the tail of the prompt and
-one target, and continues the trunk up to the item before this target.
+tokens of one target, and continues the trunk up to the item before this target.
 
 First, each sequence is cut into windows that are short enough for one prompt. Then each window becomes a row, or
 several rows if it needs more columns (one per token) than a row may have.
@@ -202,8 +202,8 @@ def write_branches(
     tail = prompt_format.prompt_tail
     lengths = len(tail) + learned - 1  # the last learned token is only a label
 
-    # 2. Divide the branches among rows. The last learned token of a branch is the label of the column after the branch.
-    # No column follows the last branch of a row, so one is added to this branch: the last learned token itself.
+    # 2. Divide the branches among rows. The last learned token of a branch is the label of the column that follows the
+    # branch. No column follows the last branch of a row, so this branch gets one more: the last learned token itself.
     begins = _begins(prefixes, lengths, window, max_columns)
     firsts = np.flatnonzero(begins)
     bounds = np.append(firsts, len(begins))

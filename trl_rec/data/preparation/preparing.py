@@ -98,8 +98,8 @@ def prepare(
             a split are in the histories of their rows, `prepare` raises a ValueError, except for sources of windows.
         license (`str`, *optional*): The licence of the data, such as `"cc-by-4.0"`. It is recorded in the folder, even
             if the folder already exists. When a model is pushed to the hub, its catalogue is pushed only if this
-            licence allows redistribution ([`allows_redistribution`]), unless `include_catalog` is set there. The
-            licences of `ml-100k` and `toy` are known, and need not be given.
+            licence allows redistribution ([`allows_redistribution`]), or if the option `include_catalog` of training
+            or of `trl-rec export` is set. The licences of `ml-100k` and `toy` are known, and need not be given.
         seed (`int`, *optional*, defaults to `0`): Seed of the toy log.
         toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
         toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.

@@ -22,7 +22,7 @@ READERS: dict[str, Reader] = {
 
 
 def locate(source: str | Path, format: str | None = None) -> tuple[str, dict[str, Path]]:
-    """Returns the format of a source, and a dict from table names to the files of the source.
+    """Returns the format of a source, and a dict that maps the name of each table to its file.
 
     Args:
         source: A folder, the name of a format that needs no folder (`"toy"`, `"ml-100k"`), or a dataset on the Hugging

@@ -39,7 +39,7 @@ class BigRecReader(Reader):
     windowed = True
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """Returns a dict from table names to files.
+        """Returns a dict that maps table names to files.
 
         The dict is empty unless there are files of training windows, test windows and titles.
         """

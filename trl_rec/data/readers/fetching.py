@@ -60,7 +60,7 @@ def ml_100k_folder() -> Path:
 
 
 def find_ml_100k(folder: Path) -> dict[str, Path]:
-    """Returns a dict from table names to the files of interactions, items and users.
+    """Returns a dict that maps the table names `interactions`, `items` and `users` to their files.
 
     The files must have the names that GroupLens or RecBole uses. The dict is empty unless all three files exist.
     """
@@ -78,7 +78,7 @@ def cache_folder() -> Path:
 
 
 def _from_grouplens() -> dict[str, bytes]:
-    """Downloads the three files of GroupLens. Returns a dict from file names to contents."""
+    """Downloads the three files of GroupLens. Returns a dict that maps each file name to its content."""
     with urllib.request.urlopen(URL, timeout=5) as response:
         content = response.read()
     _verify(content, ZIP_SHA256, "ml-100k.zip")
@@ -87,7 +87,7 @@ def _from_grouplens() -> dict[str, bytes]:
 
 
 def _from_wheel() -> dict[str, bytes]:
-    """Downloads the three files of RecBole. Returns a dict from file names to contents."""
+    """Downloads the three files of RecBole. Returns a dict that maps each file name to its content."""
     with tempfile.TemporaryDirectory() as folder:
         options = "--quiet --retries 1 --no-deps --only-binary=:all: --dest".split()
         command = [sys.executable, "-m", "pip", "download", *options, folder, WHEEL]

@@ -73,7 +73,7 @@ def _download(name: str, revision: str | None) -> dict[str, DatasetDict]:
 
 
 def _tables(downloaded: dict[str, DatasetDict], name: str) -> dict[str, Dataset]:
-    """Returns a dict from the names of the tables to the tables."""
+    """Returns a dict that maps table names to tables."""
     if "default" not in downloaded:
         return {kind: _only_split(splits, f"{name}, configuration {kind}") for kind, splits in downloaded.items()}
     splits = downloaded["default"]

@@ -53,14 +53,14 @@ class MovieLensReader(Reader):
     license = "non-commercial, no redistribution"  # the terms of GroupLens in a few words
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """Returns a dict from table names to the files of interactions, items and users.
+        """Returns a dict that maps the table names `interactions`, `items` and `users` to their files.
 
         The dict is empty unless all three files exist.
         """
         return find_ml_100k(folder)
 
     def fetch(self) -> dict[str, Path]:
-        """Returns a dict from table names to the files in the cache folder. Downloads them if necessary."""
+        """Returns the dict described in `find`, for the files in the cache folder. Downloads them if necessary."""
         return find_ml_100k(ml_100k_folder())
 
     def read(self, files: dict[str, Path], options: Options) -> Log:

@@ -46,7 +46,7 @@ class TableReader(Reader):
     }
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """Returns a dict from table names to files or folders.
+        """Returns a dict that maps table names to files or folders.
 
         The dict is empty if there is no table of interactions.
         """

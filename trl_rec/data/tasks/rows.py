@@ -181,7 +181,7 @@ def _sample_next_item(next_item: Dataset, count: int, key: list[int]) -> pa.Tabl
 
 
 def _with_branch_columns(rows: pa.Table) -> pa.Table:
-    """Adds empty columns of branches to a table that has none."""
+    """Adds the missing columns of branches to a table, with an empty list in each row."""
     for name in COLUMNS:
         if name not in rows.column_names:
             rows = rows.append_column(name, pa.array([[]] * rows.num_rows, pa.list_(pa.int64())))

@@ -2,10 +2,10 @@
 
 A list is written as the paths (token sequences) of its items, one after the other. All paths form a prefix tree, the
 trie. An item that is already in the list is no longer legal, and neither is a subtree in which every item is in the
-list or excluded. Illegal tokens are removed before the softmax. If several
-items share a path, the path stays legal as long as at least one of these items is left. The legal tokens depend only
-on the trie, the list and the excluded items, so sampling, the policy, the reference model and supervised training all
-use the same legal tokens. Lists have a known length, so the EOS at their end is forced and is left out here.
+list or excluded. Illegal tokens are removed before the softmax. If several items share a path, the path stays legal as
+long as at least one of these items is left. The legal tokens depend only on the trie, the list and the excluded items,
+so sampling, the policy, the reference model and supervised training all use the same legal tokens. Lists have a known
+length, so the EOS at their end is forced and is left out here.
 
 Legend: K: items per list, T: tokens per list (padded), D: tokens of the longest path, E: excluded items per prompt,
 S = E + K, M: rows (one per list, or one per token at which the trie branches), C: children (padded), B: prompts,
@@ -135,7 +135,8 @@ def emptied_children(
         trie, nodes, taken: As in [`legal_children`].
         num_columns (`int`): C.
         num_allowed (*optional*): A function that maps nodes `(M, S)` to the number of items below each node, counting
-            only the items that a filter allows. If the function is given, `taken` must contain only allowed items. By default, all items are allowed.
+            only the items that a filter allows. If the function is given, `taken` must contain only allowed items. By
+            default, all items are allowed.
 
     Returns:
         `torch.Tensor` of shape `(M, C)`: True for these children. If a filter allows no item below a child, the value
@@ -268,9 +269,9 @@ def find_choices(
     excluded = Excluded(trie, exclude, len(items)).places[owner // max(1, items.shape[1])]
     taken = taken_places(trie, items.flatten(0, 1)[owner], lists.ranks.flatten()[places], excluded)
 
-    # Pad to the number of children of the widest node of the trie. To find the widest of the given nodes instead, a
-    # number would have to be copied from the device. It would rarely be smaller: the widest node of the trie is nearly
-    # always the root, and every list begins at the root.
+    # Pad to the number of children of the widest node of the trie. The largest number of children among these nodes
+    # would have to be copied from the device. It is rarely smaller: the widest node of the trie is nearly always the
+    # root, and every list begins at the root.
     nodes = lists.nodes.flatten()[places]
     if trie.only_choice is not None:
         nodes = nodes.new_full((1,), trie.only_choice)

@@ -219,8 +219,8 @@ class ListDecoder:
         item = torch.where(ended, trie.items[place].long(), -1)
         ranks = lists.ranks + ended
 
-        # 2. Count the new tokens. These are the tokens down to the reached node and, if the item ended there and another
-        # one follows, the opening.
+        # 2. Count the new tokens. These are the tokens down to the reached node and, if the item ended there and
+        # another one follows, the opening.
         num_written = lists.num_written + torch.where(moves, trie.depths(reached) - trie.depths(lists.nodes), 0)
         num_written = num_written + torch.where(ended & (ranks < self.list_length), self.opening.shape[1], 0)
 

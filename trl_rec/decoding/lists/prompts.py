@@ -58,9 +58,10 @@ def open_lists(
 
 
 def _with_removed(excluded: Tensor, removed: Tensor) -> Tensor:
-    """Adds the places of items of weight 0, given by a mask `(B, I)`, to the excluded places `(B, E)`.
+    """Adds the items of weight 0, given by a mask `(B, I)` over `trie.items`, to the excluded items.
 
-    When lists are written, both excluded items and items of weight 0 are removed before the softmax.
+    `excluded`, `(B, E)`, and the result contain indices into `trie.items`. When lists are written, both excluded
+    items and items of weight 0 are removed before the softmax.
     """
     removed = F.pad(removed, (0, 1)).scatter(1, excluded, True)  # the last column is for padding
     width = int(removed[:, :-1].sum(1).max())

@@ -1,9 +1,9 @@
-"""Defines priors, which compute item weights without the policy, for example from counts of which items follow each
-other.
+"""Defines priors, which compute item weights without the policy, for example from counts of how often one item follows
+another.
 
 A prior is any object with a method `weights(histories)` that returns the [`ItemWeights`] of a batch of histories.
-[`rank_histories`], [`Policy`] and [`Recommender`] accept a prior and multiply the policy's probabilities by its
-weights.
+[`rank_histories`], [`Policy`] and [`Recommender`] accept a prior and multiply the policy's probabilities by the
+weights of the prior.
 """
 
 from trl_rec.decoding.priors.base import Prior

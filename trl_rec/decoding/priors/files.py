@@ -1,4 +1,4 @@
-"""Reads and writes the file of a prior: a safetensors file whose metadata contains the kind and the settings.
+"""Reads and writes the file of a prior: a safetensors file whose metadata contains the prior's kind and settings.
 
 Nothing in such a file is executed. The kind, the arrays and the settings are checked, so a file whose parts do not fit
 together is refused.

@@ -20,12 +20,13 @@ FittedPrior: TypeAlias = PopularityPrior | TransitionPrior | MixturePrior
 SavedPrior: TypeAlias = FittedPrior | ArrayPrior
 PriorKind: TypeAlias = Literal["none", "popularity", "transition", "mixture"]
 FITTED_KINDS = ("popularity", "transition", "mixture")
-AUTO = "auto"  # a strength that is chosen on the validation split
+AUTO = "auto"  # instead of a number: the strength of the prior is chosen on the validation split
 SAVED: tuple[type[SavedPrior], ...] = (PopularityPrior, TransitionPrior, MixturePrior, ArrayPrior)
 
 
 def fit_prior(kind: str, dataset: RecDataset, *, exclude_history: bool = True) -> FittedPrior:
-    """Fits a prior to the training split of a dataset. A mixture also uses the validation split, to fit its weights.
+    """Fits a prior to the training split of a dataset. A mixture also uses the validation split, to fit the
+    weights of the counts that it mixes.
 
     Args:
         kind (`str`): `"popularity"`, `"transition"` or `"mixture"`.

@@ -3,9 +3,9 @@
 A prior refers to the items of the catalogue that it was fitted on. If items have been removed or added since then, or
 have different indices, the prior still applies to the items that both catalogues contain.
 
-Legend: I: items that can be recommended, O: items that the prior has weights for, F: filters,
-N: items that can be recommended and that the prior has no weights for, S: items with weights of their own per prompt
-(padded).
+Legend: I: items that can be recommended, O: items that the prior has weights for, F: filters (see [`ItemWeights`]),
+N: items that can be recommended and that the prior has no weights for, S: items per prompt that have a weight for this
+prompt only (padded).
 """
 
 from __future__ import annotations

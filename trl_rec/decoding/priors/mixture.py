@@ -1,5 +1,5 @@
-"""Defines `MixturePrior`, which mixes several counts of the training split. The weights of the mixture are fitted to
-the validation split.
+"""Defines `MixturePrior`, which mixes several counts of item pairs in the training split. The weights of the mixture
+are fitted to the validation split.
 
 [`TransitionPrior`] uses one fixed rule for how much the distance and the order of two items matter, and how much older
 items of a history matter. `MixturePrior` mixes several counts, each with its own rule. `mixture_counts.py` lists the
@@ -55,16 +55,17 @@ class MixturePrior:
 
     Each count gives every item a share after a history: the item's score as in [`TransitionCounts`], divided by the
     sum of the scores of all items. The weight of an item is the sum of its shares, each multiplied by the mixture
-    weight of its count, plus `eps * (n + 1) / (total + num_items)`. Here `n` is how often the item was chosen in
-    training, and `total` is the sum of `n` over all items.
+    weight of its count, plus `eps * (n + 1) / (total + num_items)`. Here `n` is the number of interactions with the
+    item in the training split, and `total` is the sum of `n` over all items.
 
     Args:
         counts (`Mapping[str, TransitionCounts]`): The counts by name.
         shares (`Mapping[str, float]`): The mixture weight of each count, by name. The weights of [`fit`] add up to
             about 1: they are scaled to the sum 1, and then counts with a weight below 0.0001 are left out.
-        popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
+        popularity (`np.ndarray` of shape `(num_items,)`): Number of interactions with each item in the
+            training split.
         eps (`float`): Weight of the popularity. [`fit`] determines it.
-        strength (`float`, *optional*, defaults to `1.0`): Exponent of the weights.
+        strength (`float`, *optional*, defaults to `1.0`): Exponent of the item weights.
         prior_items (`int`, *optional*, defaults to `1000`): Maximum number of items per history that keep their
             shares. The items with the largest weighted sums of shares keep them; the shares of all other items are set
             to 0.

@@ -1,7 +1,7 @@
 """Defines the counts that a [`MixturePrior`] mixes, and computes the share that a count gives to each item.
 
-A pair consists of two items that the same user chose in the training split. In each pair, one item is the target,
-which a count predicts from the other item.
+Here, a count is a table that predicts items from a history. It contains weighted pairs of items that the same user
+chose in the training split. In each pair, one item is the target, which the count predicts from the other item.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Count(NamedTuple):
 
     Args:
         rule (`PairRule`): Which pairs are counted, and with which weight.
-        max_history (`int`): Maximum number of history items to use, the newest first.
+        max_history (`int`): Maximum number of history items to use. Older items are ignored.
         decay (`float`): How fast older items of the history lose weight, as in [`TransitionCounts`].
     """
 

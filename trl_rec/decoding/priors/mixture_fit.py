@@ -5,6 +5,7 @@ best weights because the log-likelihood is concave in the weights. With a dozen 
 fit does not depend much on single users.
 
 Legend: N targets, M components of the mixture (one per table of transition counts, and then one for the popularity).
+The share of an item is the probability that a component gives to this item after a history.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ def target_shares(
     Args:
         counts: The counts by name.
         popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
-        histories, targets: The histories and the targets of the validation split. Both have one row per row of this
-            split.
+        histories, targets: The histories and the targets of the rows that [`fitting_rows`] returns. Both have one row
+            for each of these rows.
         exclude_history (*optional*, defaults to `True`): Whether the shares of items of the history are 0.
     """
     # 1. Make one row per target.

@@ -1,8 +1,8 @@
-"""Computes one of the counts of a [`MixturePrior`]: the count in which items with similar titles count as if they
-followed each other.
+"""Computes one of the counts that a [`MixturePrior`] mixes. In this count, items with similar titles are treated as if
+they followed each other.
 
-Two titles are similar if they share rare words. This count also gives shares to items that hardly occur in the log.
-The other counts, which count pairs of items in the log, contain few pairs with such items.
+Two titles are similar if they share rare words. The prior's other counts count pairs of items in the log, and few of
+these pairs contain an item that hardly occurs there. The count of similar titles also gives such items a score.
 
 Legend: N items, W occurrences of words in titles.
 """
@@ -25,7 +25,7 @@ LEAST_SIMILARITY = 0.1  # pairs that are less similar are left out
 MAX_HISTORY = 50
 DECAY = 0.5
 MOST_PAIRS = 300_000_000  # maximum number of pairs of items that share a word, summed over the words that are used
-MOST_SHARES = 20_000_000  # maximum number of shares of all items together
+MOST_SHARES = 20_000_000  # maximum number of similar items, summed over all items
 BLOCK = 1000  # number of items whose pairs are found together
 
 

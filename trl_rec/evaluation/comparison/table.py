@@ -76,9 +76,9 @@ def _comparison_cells(comparison: Comparison) -> list[str]:
 
 
 def _with_interval(of_seeds: Sequence[PerUser], metric: str) -> str:
-    """Returns the mean of a metric and half the width of its interval.
+    """Returns the mean of a metric and half the width of the mean's interval.
 
-    Users without a value in one of the runs are left out. Returns "-" if a run lacks the metric or no user is left.
+    Only users with a value in every run count. Returns "-" if a run lacks the metric, or if there are no such users.
     """
     if any(metric not in per_user for per_user in of_seeds):
         return "-"

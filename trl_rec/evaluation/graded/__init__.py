@@ -1,5 +1,5 @@
-"""Evaluates orders of rated candidates with graded NDCG, Kendall's tau and measures of position bias. Also contains
-baselines that order the same candidates."""
+"""Evaluates how models order rated candidates, by graded NDCG, Kendall's tau and measures of position bias. Also
+contains baselines that order the same candidates."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,7 @@
-"""Evaluates the orders in which a model or a baseline ranks rated candidates."""
+"""Evaluates the orders in which a model or a baseline ranks rated candidates.
+
+Legend: N rows, m candidates per row (padded), S rankings of the same candidates.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,10 @@ def evaluate_orders(
 
     Returns:
         The evaluation, with the metrics `graded_ndcg@k` for every k, and `tau`, which is Kendall's tau between a
-        model's order and the order of the ratings. These metrics are averaged over the S rankings of each list (see
+        model's order and the order of the ratings. These metrics are averaged over the S rankings of each row (see
         [`RankedLists`]). If S is above 1, the metrics also include `consistency` ([`order_consistency`]) and
         `slot_bias` ([`slot_correlation`]). `slot_bias` is left out if each ranking combines several prompts.
-        `rankings` contains only the first ranking of each list.
+        The field `rankings` contains only the first ranking of each row.
     """
     ratings = split_rows(rows, "ratings").padded(fill=-1).astype(float)  # (N, m)
     orders = [lists.places[:, order] for order in range(lists.places.shape[1])]  # S arrays (N, m)
@@ -76,6 +79,6 @@ def evaluate_rated_baselines(
     """
     results = {}
     for name, baseline in RATED_BASELINES.items():
-        places = baseline(train, rows, num_items, seed)[:, None]  # one order per list
+        places = baseline(train, rows, num_items, seed)[:, None]  # one order per row
         results[name] = evaluate_orders(RankedLists(places, places), rows, ks=ks, seed=seed)
     return results

@@ -7,7 +7,7 @@ and their columns:
 
 - `per_user.parquet`: `recommender`, `row`, and one column per metric; null where a recommender lacks the metric.
 - `rankings.parquet`: `recommender`, `row`, `rank` (from 1), `item` (its index in the catalogue) and `score` (null
-  where the recommender has no scores). Missing ranks are left out.
+  where the recommender has no scores). A user for whom too few items were found has no entries for the last ranks.
 - `users.parquet`: `row`, and the columns by which [`slices`] divides users, see [`describe_rows`].
 
 Until the evaluation is complete, the subfolder `finished-rows` contains the results of the rows that have been ranked

@@ -63,8 +63,8 @@ class FinishedRows:
 
         Args:
             output_dir: The output folder of the evaluation.
-            model: The model. Sharded weights must be gathered. The model must not change as long as the result is
-                used.
+            model: The model. Sharded weights must be gathered. The model must not change as long as the
+                returned object is used.
             seconds (*optional*): Seconds between two writes.
         """
         versions = {package: package_version(package) for package in PACKAGES}
@@ -94,8 +94,8 @@ class FinishedRows:
     def keeping(self) -> Iterator[Keep]:
         """Yields a function that takes row numbers `(B,)` and their values `(B, width)`, and writes them at intervals.
 
-        When the block ends, the remaining rows are written too. The only exception is a block that ends without an
-        error before the first write: it writes nothing.
+        When the `with` block ends, the remaining rows are written too. The only exception is a block that ends without
+        an error before the first write: then nothing is written.
         """
         writer = _Writer(self)
         try:

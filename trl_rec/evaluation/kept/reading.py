@@ -68,7 +68,7 @@ class KeptEvaluation:
         if not table.num_rows:
             return None
 
-        # Place each item at its rank, in the row of its user. Missing ranks are not in the file.
+        # Place each item at its rank, in the row of its user. Ranks that are not in the file stay -1.
         row = table["row"].to_numpy()
         rank = table["rank"].to_numpy() - 1
         if not np.isin(row, self.users["row"]).all() or rank.min() < 0:
@@ -87,7 +87,7 @@ class KeptEvaluation:
 
 
 def read_evaluation(folder: str | Path) -> KeptEvaluation:
-    """Reads an evaluation that [`write_evaluation`] wrote. Raises `ValueError` if the folder has none or is damaged.
+    """Reads an evaluation that [`write_evaluation`] wrote. Raises `ValueError` if there is none or it is damaged.
 
     Args:
         folder (`str` or `Path`): The output folder of `trl-rec evaluate`, or of a training command such as

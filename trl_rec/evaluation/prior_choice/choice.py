@@ -1,5 +1,7 @@
-"""Chooses the setting (strength and eps) of a prior: either the best setting on the validation split, or a given
-one."""
+"""Chooses the setting (strength and eps) of a prior: either the best setting on the validation split, or a given one.
+
+A prior gives each item a weight, and the weights multiply the probabilities of the model.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,15 @@ class PriorChoice:
 
     Args:
         prior (`str`): The kind of prior.
-        strength (`float`): The exponent of the weights.
-        eps (`float`, *optional*): The weight of the popularity. None if the prior has no such weight, or if strength 0
-            was chosen.
+        strength (`float`): The exponent of the prior's item weights.
+        eps (`float`, *optional*): How much an item's popularity adds to its weight. None if the prior has no eps, or
+            if strength 0 was chosen.
         metric (`str`): The metric by which the settings were compared.
         grid (`list[dict]`): The value of the metric on the validation split for every setting. Empty if the strength
             was given.
         num_users (`int`): Number of validation users. 0 if the strength was given.
-        how (`str`): How settings were measured: `"exact"`, `"rescored"` or `"lists"`, as in [`make_measure`], or
-            `"given"`.
+        how (`str`): How settings were measured: `"exact"`, `"rescored"` or `"lists"`, as in [`make_measure`]. It is
+            `"given"` if the strength was given.
         at_limit (`bool`): Whether the best setting is on an edge of the grid that could not be extended further.
     """
 
@@ -97,9 +99,9 @@ def given_choice(
         prior ([`SavedPrior`]): The prior.
         strength (`float`): The strength.
         k (`int`): The cutoff of the metric.
-        recorded (*optional*): The choice that the output folder contains, from [`read_choice`]. If the kind of prior
-            and the strength of this choice equal the given ones, the recorded eps is used, so that the recorded
-            setting is repeated exactly. Otherwise, the prior keeps its own eps.
+        recorded (*optional*): The choice of an earlier call, read from the output folder by [`read_choice`]. If the
+            kind of prior and the strength of this choice equal the given ones, the recorded eps is used, so that the
+            recorded setting is repeated exactly. Otherwise, the prior keeps its own eps.
     """
     # Use the recorded eps only if it is a valid value, because `choice.json` may have been edited.
     eps = getattr(prior, "eps", None)

@@ -1,4 +1,4 @@
-"""Measures settings of a prior (its strength and eps) by NDCG on the validation split.
+"""Measures settings of a prior (its strength, and eps, its weight of popularity) by NDCG on the validation split.
 
 Decoding the validation users again for every setting would take long. Models that score single items are therefore
 decoded once for many settings. Models that write lists have to be decoded for every setting.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # Maximum number of validation users for each way to measure settings (see `make_measure`).
 MOST_USERS = {"exact": 10_000, "rescored": 2_000, "lists": 300}
-NUM_RESCORED = 50  # number of items to re-rank from the policy's ranking, and as many from the prior's ranking
+NUM_RESCORED = 50  # how many items to re-rank from the policy's ranking, and how many from the prior's ranking
 Measure: TypeAlias = Callable[[Sequence[Setting]], list[float]]  # returns the metric of each setting
 
 
@@ -44,9 +44,9 @@ def make_measure(
 
     There are three ways to measure settings:
 
-    - `"exact"`: If every item is a single token, all items are scored, so each value is exact. The scores need too
+    - `"exact"`: If every item is a single token, all items are scored, so the NDCG is exact. The scores need too
       much memory to be kept. Each call of the function computes them again, once for all settings that it is given.
-    - `"rescored"`: If the paths of items are longer, only the best items of the policy alone and the best items of the
+    - `"rescored"`: If items have several tokens, only the best items of the policy alone and the best items of the
       prior alone, `NUM_RESCORED` each, are ranked for a user. Their exact scores are computed once, and the items are
       re-ranked with each setting.
     - `"lists"`: If the model writes lists, the lists are written again for each setting.
@@ -91,8 +91,9 @@ def seconds_to_measure(policy: Policy, dataset: RecDataset, *, k: int, max_users
 
         return len(rows) * sum(policy.seconds_of([_rank, _score], rows))
 
-    # A model that writes lists makes one pass per setting of the first grid. With exact scores, one pass measures the
-    # whole first grid, and usually one more pass measures an extension of the grid.
+    # The search measures a first grid of settings and, usually, an extension of this grid. A model that writes lists
+    # makes one pass per setting of the first grid. With exact scores, one pass measures the first grid, and one more
+    # pass the extension.
     number = len(STRENGTH_STEPS) + len(EPS_STEPS) if how == "lists" else 2
     return number * len(rows) * policy.seconds_per_user(rows, [RankingPass(k)])[0]
 

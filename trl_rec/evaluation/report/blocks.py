@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 
-INK_COLOR = -1  # in a legend, this number selects the colour of text
+INK_COLOR = -1  # as a colour number in a legend: the text colour of the page
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class ItemList:
-    """The list of one user, with the newest items of the user's history (`history`).
+    """The list recommended to one user, with the newest items of the user's history (`history`).
 
     `missed` names the items that the user chose next, but that are not in the list.
     """
@@ -129,7 +129,7 @@ class ItemList:
 
 @dataclass(frozen=True)
 class ItemLists:
-    """Lists of several users."""
+    """The lists recommended to several users."""
 
     lists: Sequence[ItemList]
     kind: ClassVar[str] = "lists"

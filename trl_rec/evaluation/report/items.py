@@ -1,4 +1,4 @@
-"""Makes the report's sections on recommended items: shares of groups, use of semantic codes, and readable lists."""
+"""Makes the report's sections on recommended items: shares of item groups, use of semantic codes, lists of titles."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def _codes(catalog: ItemCatalog, level: int) -> np.ndarray:
 
 
 def lists_section(material: Material) -> Section | None:
-    """Returns the section with the lists of the first evaluated rows."""
+    """Returns the section that shows the lists of one recommender for the first evaluated rows."""
     arm = material.best_own or material.strongest_baseline
     catalog = material.catalog
     if arm is None or arm not in material.ranked or catalog is None:

@@ -45,13 +45,14 @@ def write_report(
         sources (`Sequence[str | Path]`): Run folders and output folders of `trl-rec evaluate`, all evaluated on the
             same users; or one study folder.
         output (`str` or `Path`): The HTML file. An existing file is replaced.
-        names (`Sequence[str]`, *optional*): A name per folder. Folders that are given the same name are read as the
-            seeds of one recommender. By default, runs whose recipes differ only in the seed form one recommender.
+        names (`Sequence[str]`, *optional*): A name per folder. Folders that are given the same name count as runs of
+            one recommender with different seeds. By default, runs whose recipes differ only in the seed form one
+            recommender.
         dataset (`str` or `Path`, *optional*): The dataset folder, which contains the histories and the items that
             users chose next. Defaults to the folder that the runs were measured on, if that folder still contains
             the same dataset.
         show_users (`bool`, *optional*, defaults to `False`): Whether the heading of each list shows the user id. By
-            default, it shows the row number.
+            default, it shows the number of the user's row in the split.
     """
     write_text(output, render(read_material(sources, names=names, dataset=dataset, show_users=show_users)))
 

@@ -21,8 +21,8 @@ def verdicts_section(material: Material) -> Section | None:
     """Returns the section with the verdicts, or None if there is nothing to compare.
 
     A study defines its own comparisons. Without a study, all recommenders except baselines are compared with the
-    strongest baseline, and with the first recommender that is not a baseline. On a page with baselines only, each
-    baseline is compared with the strongest one.
+    strongest baseline, and with the first recommender that is not a baseline. If the report contains only baselines,
+    each of them is compared with the strongest one.
     """
     if material.study is not None:
         blocks = _study_blocks(material.study)
@@ -55,7 +55,7 @@ def _study_blocks(study: Study) -> list[Block]:
 
 
 def _comparisons(material: Material) -> list[Comparison]:
-    """Makes the comparisons of a page without a study, as described in [`verdicts_section`]."""
+    """Makes the comparisons of a report without a study, as described in [`verdicts_section`]."""
     own = material.own
     references = [arm for arm in (material.strongest_baseline, *own[:1]) if arm is not None]
     if not own:
@@ -78,7 +78,7 @@ def _compared(others: Sequence[Arm], reference: Arm, metric: str) -> list[Compar
 
 
 def _verdict(comparison: Comparison) -> Verdict:
-    """Returns a sentence on a comparison, with its figures."""
+    """Returns the verdict of a comparison in words, followed by the numbers that were compared."""
     p_value = "below .001" if comparison.adjusted_p < 0.001 else f"{comparison.adjusted_p:.3f}"
     text = (
         f"{comparison.name} against {comparison.against}: {comparison.verdict}. {comparison.metric} "

@@ -16,7 +16,7 @@ SAVED_PRIOR = "saved"  # the prior in the run folder of the model
 
 @dataclass
 class EvaluationConfig:
-    """Configuration of an evaluation: which model and rows are evaluated, and how lists are generated.
+    """Configuration of an evaluation: which model and rows are evaluated, and how the model makes recommendations.
 
     If `surface`, `list_length`, `num_beams`, `length_penalty`, `renormalize`, `max_length` or `prior` is not set,
     [`evaluation_settings`] reads it from the model's run folder, or from the hub repository that the folder was pushed
@@ -27,8 +27,8 @@ class EvaluationConfig:
         model (`str`, *optional*): A hub id, a folder or a GGUF file. If neither `model` nor `lists` is set, only the
             baselines are evaluated.
         baselines (`list[str]`, *optional*, defaults to `["random", "popularity", "transition"]`): The baselines to
-            evaluate, in the order of the table. `"sequence"` adds a small sequence model, which is trained once and
-            then kept in the cache folder, see [`SequenceBaseline`].
+            evaluate, in the order in which results are shown. `"sequence"` adds a small sequence model, which is
+            trained once and then kept in the cache folder, see [`SequenceBaseline`].
         lists (`str`, *optional*): A file of recommendations to evaluate instead of a model, see [`read_lists`].
         name (`str`, *optional*): Name of `lists` in the results. Defaults to `"lists "`, followed by the name of the
             file up to its first dot.
@@ -57,16 +57,17 @@ class EvaluationConfig:
         batch_size (`int`, *optional*, defaults to `16`): Prompts per forward pass.
         max_length (`int`, *optional*): Maximum number of tokens of the prompt and the completion together.
         num_orders (`int`, *optional*): For a model of `trl-rec alro`, the number of rankings that the model makes of
-            each list of candidates, each with another random order in the prompt; 2 by default.
+            each list of candidates. The prompt of each ranking has a different random order of the candidates. 2 by
+            default.
         combined_orders (`int`, *optional*): For a model of `trl-rec alro`, the number of random prompt orders per
             ranking. With 5, the model ranks the list in five prompt orders, and Borda count combines the five results
             into one ranking. Each of the `num_orders` rankings then takes five times as long. 1 by default.
         dtype (`str`, *optional*, defaults to `"auto"`): Data type of the model's weights. `"auto"` is the type in
             which they were saved.
-        prior (`str`, *optional*): A prior to multiply the model by: `"popularity"`, `"transition"`, `"mixture"`,
-            `"saved"` (the prior in the model's run folder) or `"none"`. By default, the prior in the run folder is
-            used, if there is one. With a prior, three recommenders are evaluated: the model alone, the prior alone,
-            and the product of both.
+        prior (`str`, *optional*): A prior, whose item weights multiply the model's probabilities: `"popularity"`,
+            `"transition"`, `"mixture"`, `"saved"` (the prior in the model's run folder) or `"none"`. By default, the
+            prior in the run folder is used, if there is one. With a prior, three recommenders are evaluated: the model
+            alone, the prior alone, and the product of both.
         prior_strength (`str`, *optional*): Exponent of the prior, as a number. `"auto"` chooses the exponent on the
             validation split, as in [`choose_prior`]. By default, a saved prior keeps its saved exponent and its saved
             eps (the weight of the popularity), and the exponent of any other prior is chosen as with `"auto"`.

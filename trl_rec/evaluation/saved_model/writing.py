@@ -1,5 +1,5 @@
-"""Writes the results of [`evaluate_with_baselines`], and chooses the name under which they show the evaluated
-model or the evaluated lists."""
+"""Writes the results of [`evaluate_with_baselines`], and chooses the name of the evaluated model or of the
+evaluated lists in these results."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Builds the arrays of a `TokenTrie` from token sequences, without a loop over items.
 
-The paths are sorted and then processed column by column. The prefix of a path consists of its tokens up to the current
-column, inclusive. In sorted order, a new node begins wherever the prefix of a path differs from that of the previous
-path.
+The token sequences are the paths of the trie. They are sorted and then processed column by column. The prefix of a
+path consists of its tokens up to the current column, inclusive. In sorted order, a new node begins wherever the prefix
+of a path differs from that of the previous path.
 
 Legend: N paths, L tokens in the longest path, R new nodes at a level.
 """
@@ -165,6 +165,8 @@ def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
 
 def _check_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, first: int, order: Tensor) -> None:
     """Raises ValueError if a path ends at a node with children, because decoding stops only at leaves.
+
+    Each call checks one level of the trie.
 
     Args:
         alive: Whether each path continues after the level, `(N,)`, in sorted order.

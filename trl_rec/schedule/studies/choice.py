@@ -77,7 +77,7 @@ def write_choice(
     chosen: Mapping[str, int],
     decided: Mapping[str, Any],
 ) -> None:
-    """Writes the choice. Raises `ValueError` if the file already exists with different content.
+    """Writes `choice.json`. Raises `ValueError` if the file already exists with different content.
 
     Args:
         folder: The study's folder.

@@ -26,9 +26,9 @@ class StudyConfig:
 
             A training may also have:
 
-            - `grid`: the points to try, as a list of values per key (all combinations) or as a list of mappings. Every
-              point is trained with the first seed, and the point with the best value of `choose_by` on validation is
-              chosen;
+            - `grid`: the points (combinations of values of recipe keys) to try, as a list of values per key (all
+              combinations) or as a list of mappings. Every point is trained with the first seed, and the point that is
+              best on validation by the measure `choose_by` is chosen;
             - `start`: name of another arm. The training starts from that arm's policy for the same seed;
             - `tokenize`: keys of `trl-rec tokenize`. The arm then uses a copy of the dataset whose semantic IDs are
               made with these keys;
@@ -47,9 +47,10 @@ class StudyConfig:
             `config` names a recipe.
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`): Seeds of the trainings.
         primary (`str`, *optional*, defaults to `"ndcg@10"`): Measure used to test comparisons.
-        choose_by (`str`, *optional*): Measure on validation by which the study chooses the points of grids. It also
-            chooses the arm to recommend, if several arms are better than the arm named by `against`. Defaults to
-            `primary`. Set `choose_by` if trainings do not compute `primary` on validation, as for `pruned@10`.
+        choose_by (`str`, *optional*): Measure on validation by which the study chooses the points of grids. The same
+            measure selects the arm to recommend if several arms are better than the arm named by `against`. Defaults
+            to `primary`. Set `choose_by` if trainings do not compute `primary` on validation (for example, if
+            `primary` is `pruned@10`).
         only_validation (`bool`, *optional*, defaults to `False`): Whether the study ends after the trainings, and
             compares them on validation. No arm is then measured on the test split.
         metrics (`list[str]`, *optional*, defaults to `["recall@10"]`): Other measures to show in the table.

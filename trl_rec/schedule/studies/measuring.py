@@ -1,4 +1,4 @@
-"""Measures every arm of a study once on the test split, or reads its measurement on validation."""
+"""Measures every arm of a study once on the test split, or finds the measurements of its trainings on validation."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ class Measured:
         folders: The evaluation folder of each seed; the seed is None for an arm without seeds.
         row: The name of the baseline in these evaluations, if the arm is a baseline. None selects the recommender that
             each evaluation was made for.
-        part (*optional*): If the arm measures the policies of another arm, the row of the evaluation to use:
-            `"model"`, `"prior"` or `"product"`.
+        part (*optional*): If the arm measures the policies of another arm, which results of each evaluation to use:
+            those of the `"model"`, of the `"prior"`, or of their `"product"`.
     """
 
     folders: Mapping[int | None, Path]
@@ -99,7 +99,7 @@ class Measured:
     part: str | None = None
 
     def read(self) -> dict[int | None, tuple[KeptEvaluation, str]]:
-        """Returns, for each seed, an evaluation and the name of the row in this evaluation that belongs to the arm."""
+        """Returns, for each seed, an evaluation and the name under which it contains the results of the arm."""
         found = {}
         for seed, folder in self.folders.items():
             kept = read_evaluation(folder)
@@ -112,10 +112,10 @@ class Measured:
 
 
 def _measure_again(study: Study, arm: Arm, runs: Mapping[tuple[str, int | None], Run]) -> dict[int, Run]:
-    """Returns the measurement of each seed of an arm of the kind "policy".
+    """Returns the measurement of each seed of an arm that measures the policies of another arm, named by `policy`.
 
-    If the arm does not set `evaluation`, the measurements of the arm named by `policy` are returned, and nothing is
-    measured again.
+    If the arm does not set `evaluation`, the measurements of the other arm are returned, and nothing is measured
+    again.
     """
     assert arm.policy is not None
     of_policy = {seed: runs[arm.policy, seed] for seed in arm.seeds}

@@ -33,7 +33,7 @@ class Run:
     Args:
         title: Title of the run in messages, such as `bear (bear_weight=2.75), seed 0`.
         verb: The verb.
-        keys: All keys of the verb. If `has_folder` is True, `output_dir` is not among them.
+        keys: Maps each key of the recipe to its value. If `has_folder` is True, `output_dir` is not among the keys.
         path: The run folder.
         once: Whether the run must never be repeated with other inputs. True for measurements on the test split.
         has_folder: Whether the verb writes to the run folder, rather than to a dataset folder.
@@ -160,9 +160,9 @@ def _start_some(
     """Moves waiting runs to `active` and starts them, until `jobs` of them are active.
 
     A run is added as soon as it is started, so that `active` contains it even if the start of a later run fails.
-    If a process of an earlier call is still working on a run, the run is moved to the end of `waiting`. The user is
-    told about each such run only once. For this purpose, `has_said` contains the folders of the runs that the user has
-    been told about.
+    If a process that an interrupted call of the study left behind is still working on a run, the run is moved to the
+    end of `waiting`. The user is told about each such run only once. For this purpose, `has_said` contains the folders
+    of the runs that the user has been told about.
     """
     for run in waiting[: jobs - len(active)]:
         waiting.remove(run)

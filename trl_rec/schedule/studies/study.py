@@ -1,14 +1,14 @@
-"""Runs a study: trains the arms, chooses a point of each grid on validation, and measures each arm on the test split.
+"""Runs a study, which compares several recommenders (its arms) on the test split.
 
-A study has these steps:
+An arm that is trained can have a grid. Each point of the grid is one combination of settings. A study has these steps:
 
 1. Make the dataset.
 2. Leave out the arms whose needs the data does not meet. Estimate the smallest difference that the study can detect,
 and leave out the arms whose possible gain is smaller.
 3. Train every point of every grid with the first seed, choose a point of each grid, and write down the choice.
 4. Train the chosen points with the other seeds.
-5. Measure each arm once on the test split (or, with `only_validation`, read its measurement on validation), and make
-the table.
+5. Measure each arm on the test split, once per seed (or, with `only_validation`, read its measurement on validation),
+and make the table.
 
 Every run is a process with its own folder, and a finished run is not repeated. So the same call continues a study that
 was killed, and ends with the same table.
@@ -50,7 +50,7 @@ from trl_rec.trainer.base.saving.fingerprint import as_json
 
 PLAN = "plan.json"
 IDS = "semantic IDs"  # key of the plan
-MAY_CHANGE = ("output_dir", "threads", "jobs")  # fields that do not affect the results
+MAY_CHANGE = ("output_dir", "threads", "jobs")  # fields of the configuration that do not affect the results
 
 
 class Study:
@@ -80,7 +80,7 @@ class Study:
         self._launch = start
 
         # 1. Find the dataset folder, which is given or will be made by `trl-rec prepare`.
-        self.made = {}  # keys of the verbs that make the data
+        self.made = {}  # maps each verb (subcommand) that makes the data to its keys
         for verb in ("prepare", "tokenize"):
             self.made[verb] = with_recipe(getattr(config, verb) or {}, read_recipe)
         if config.dataset is None and not self.made["prepare"].get("output_dir"):
@@ -103,7 +103,7 @@ class Study:
 
     @property
     def trainings(self) -> dict[str, Arm]:
-        """The trainings that are not left out."""
+        """The arms that are trained and not left out, by name."""
         return {name: arm for name, arm in self.arms.items() if arm.verb is not None and name not in self.left_out}
 
     def recipes(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -142,7 +142,7 @@ class Study:
             self.progress = progress_of(self)
             self.say(f"study in {self.folder}: {self.progress.place} runs finished, {self.progress.remaining()}")
 
-            # Choose points on validation, and then measure each arm once on the test split.
+            # Choose points on validation, and then measure each arm on the test split, once per seed.
             chosen = choose_points(self, resolved)
             trained = train_chosen(self, chosen)
             measured = measure_on_validation(self, trained) if self.config.only_validation else measure(self, trained)

@@ -1,4 +1,7 @@
-"""Trains the arms of a study: every point of every grid with one seed, then the chosen points with the other seeds."""
+"""Trains the arms of a study: every point of every grid with one seed, then the chosen points with the other seeds.
+
+The grid of an arm contains the settings to try. Each point of the grid is one combination of settings.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 def choose_points(study: Study, resolved: Resolution) -> dict[str, int]:
     """Trains every point of every grid with the first seed, chooses a point of each grid, and writes the choice.
 
-    Returns a mapping from each training to the index of its chosen point in `Arm.grid`.
+    Returns a mapping from the name of each trained arm to the index of the chosen point in `Arm.grid`.
     """
     measure = study.config.choice_measure
     chosen: dict[str, int] = {}

@@ -1,6 +1,6 @@
 """Makes Align3GR's semantic IDs for items and users. The IDs are learned from texts and interactions.
 
-Two trained models compute the codes: the item tower and the user tower (see [`Tower`]).
+An ID consists of codes. Two trained models compute them: the item tower and the user tower (see [`Tower`]).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class DualIdsConfig:
             `"{title}, {genres}"`. By default the text contains all columns.
         signals (`str`, *optional*, defaults to `"both"`): What the IDs are learned from: `"text"`, `"behaviour"` or
             `"both"`.
-        behaviour (`str`, *optional*, defaults to `"cooccurrence"`): How the collaborative vectors of the items are
-            computed. `"cooccurrence"` factorises the mutual information of items that occur near each other.
+        behaviour (`str`, *optional*, defaults to `"cooccurrence"`): How the items' collaborative vectors are computed
+            from interactions. `"cooccurrence"` factorises the mutual information of items that occur near each other.
             `"sequence"` trains a small encoder to predict the next item, and uses the encoder's item embeddings. The
             recipe `study/ml-100k-align3gr` compares the two.
         users (`bool`, *optional*, defaults to `True`): Whether users get IDs too.
@@ -55,16 +55,18 @@ class DualIdsConfig:
         fused_width (`int`, *optional*, defaults to `128`): Width of the SC vectors, which fuse semantic (text) and
             collaborative vectors.
         hidden (`int`, *optional*, defaults to `256`): Width of the hidden layers.
-        alpha (`float`, *optional*, defaults to `0.1`): Weight of the U2I loss while the codes are learned.
+        alpha (`float`, *optional*, defaults to `0.1`): Weight of the U2I loss in the last phase of the training, in
+            which the codes are learned (see [`DualTraining`]).
         without_behaviour (`float`, *optional*, defaults to `0.1`): Probability that the collaborative vector of an
             item is replaced with zeros during training, so that a new item can get an ID from its text alone.
         learning_rate (`float`, *optional*, defaults to `1e-3`): Learning rate of AdamW.
         batch_size (`int`, *optional*, defaults to `1024`): Number of user-item pairs per batch.
-        max_epochs (`int`, *optional*, defaults to `30`): Maximum number of epochs for each phase of the training. An
+        max_epochs (`int`, *optional*, defaults to `30`): Maximum number of epochs of each phase of the training. An
             epoch is one pass over all user-item pairs.
         patience (`int`, *optional*, defaults to `3`): Number of epochs without improvement after which a phase ends.
-        collisions (`str`, *optional*, defaults to `"share"`): What to do with collisions (items with the same codes)
-            that cannot be repaired: `"share"` or `"extend"`, with the same meaning as in [`make_semantic_ids`].
+        collisions (`str`, *optional*, defaults to `"share"`): The last code of some items is changed, so that fewer
+            items have the same codes. This option says what to do with items that still have the same codes: `"share"`
+            or `"extend"`, with the same meaning as in [`make_semantic_ids`].
         seed (`int`, *optional*, defaults to `0`): Random seed. The same seed gives the same IDs on the same machine.
     """
 
@@ -232,7 +234,8 @@ def _train(inputs: DualInputs, config: DualIdsConfig) -> tuple[DualTraining, dic
 
 @torch.no_grad()
 def _item_codes(training: DualTraining, config: DualIdsConfig) -> IdCodes:
-    """Returns the codes of the items. Collisions are resolved by `sinkhorn_repair`, then by `repair_last_level`."""
+    """Returns the codes of the items. `sinkhorn_repair` and then `repair_last_level` resolve collisions (items with
+    the same codes)."""
     tower = training.item_tower
     items = torch.arange(len(training.inputs.known))
     quantized = tower.quantize.assign(training.latents(tower, training.fused_items(items)))
@@ -256,7 +259,7 @@ def _user_codes(training: DualTraining) -> Tensor | None:
 def _training_facts(
     training: DualTraining, user_codes: Tensor | None, config: DualIdsConfig, text_encoder_hash: str
 ) -> dict[str, Any]:
-    """Returns the part of the card that describes the training."""
+    """Returns the part of the card (statistics that are stored beside the IDs) that describes the training."""
     held_out = training.held_out()
     return {
         "text_encoder": config.text_encoder if config.signals != "behaviour" else None,

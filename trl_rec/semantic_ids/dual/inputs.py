@@ -1,11 +1,11 @@
 """Computes the training data of the item and user towers: text vectors, behaviour vectors, and user-item pairs.
 
-The towers are the models that compute the codes of items and of users (see `tower`).
+The towers are the models that compute the codes that make up the semantic IDs of items and users (see `tower`).
 
 All interactions come from the training split. For every fifth user, the last training target is held out, unless it is
 the user's only target. The held-out targets are used to measure how well the towers match users with items. They are
-excluded from collaborative vectors, user profiles, training pairs, and the items that are pooled into the behaviour
-vector of a user.
+excluded from the collaborative vectors (the behaviour vectors of items), user profiles, training pairs, and the items
+that are pooled into the behaviour vector of a user.
 
 Legend: I items, U users, T items in the longest history, P training pairs, H held-out pairs, W width of tower inputs.
 """
@@ -59,7 +59,8 @@ class Scaling:
 
 @dataclass(frozen=True, eq=False)
 class DualInputs:
-    """The training data of the towers. If texts or behaviour are switched off, their vectors have width 0.
+    """The training data of the towers. If texts or behaviour are switched off (see the argument `signals` of
+    [`dual_inputs`]), their vectors have width 0.
 
     Args:
         item_text (`torch.Tensor` of shape `(I, text_width)`): Scaled vectors of the items' texts.

@@ -1,10 +1,12 @@
 """Defines a trainable residual quantiser with one codebook per level.
 
-Each level quantises the residual of the previous level: a latent vector minus the centroids chosen so far.
+A latent vector is the output of an encoder. Each level quantises the residual of the previous level: the latent
+vector minus the centroids chosen so far.
 
 This module does not use `vector-quantize-pytorch`, for three reasons. The codebooks are initialised by this package's
 k-means over all vectors, not over the first batch. They are trained by gradients, as in Align3GR, not by moving
-averages. This module also returns the input of the last level, which is needed to resolve collisions.
+averages. This module also returns the input of the last level, which is needed to resolve collisions (vectors with
+the same codes).
 
 Legend: N vectors, L levels, C codes per level, D width of a latent vector.
 """

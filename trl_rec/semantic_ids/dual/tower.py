@@ -2,9 +2,10 @@
 
     SC = fuse([text; behaviour])        z = quantize(encode(SC))        decode(z) ~ [text; behaviour]
 
-SC is Align3GR's fused vector (semantic and collaborative). Training aligns the SC vector of a user with the SC vectors
-of the items that the user chose. The decoder reconstructs the fixed input rather than SC. Otherwise, the tower could
-learn an SC that is trivial to reconstruct.
+The input is a text vector followed by a behaviour vector. SC (semantic and collaborative) is the vector that Align3GR
+fuses from them. Training aligns the SC vector of a user with the SC vectors of the items that the user chose. The
+decoder reconstructs the input, which is not learned, rather than SC. Otherwise, the tower could learn an SC that
+is trivial to reconstruct.
 
 Legend: N items or users, W width of the input, S width of SC, B pairs of a user and an item.
 """
@@ -73,7 +74,7 @@ def u2i_loss(users: Tensor, items: Tensor, also_chosen: Tensor) -> Tensor:
         users (`torch.Tensor` of shape `(B, S)`): SC vectors of the users, one row per pair.
         items (`torch.Tensor` of shape `(B, S)`): SC vectors of the items. Row `i` is the item of pair `i`.
         also_chosen (`torch.Tensor` of shape `(B, B)`): True where the user of the row also chose the item of the
-            column. These items are excluded from the user's negatives. The diagonal is ignored.
+            column. These items are left out of the softmax of this row. The diagonal is ignored.
 
     Returns:
         `torch.Tensor` of shape `(B,)`: The loss of each pair.

@@ -6,10 +6,10 @@ The arguments are in the request's `extra_args`, which an HTTP client sends as `
 | --- | --- |
 | `items` | number of distinct items to write. Without this argument, the output is not restricted to the catalogue. |
 | `exclude` | ids of items to leave out |
-| `allowed` | ids of the only items to choose from |
+| `allowed` | ids of the items to choose from; all other items are left out |
 | `where` | conditions on the columns of the catalogue, as in [`ItemFilter`]; over HTTP as JSON text |
 | `prefix` | tokens at the end of the prompt that already belong to the items |
-| `exclude_rows` | `exclude` as row numbers instead of ids; sent by [`VllmRecommender`] |
+| `exclude_rows` | `exclude` as row numbers of the catalogue instead of ids; sent by [`VllmRecommender`] |
 | `mask` | `allowed` as packed bits instead of ids; sent by [`VllmRecommender`] |
 """
 

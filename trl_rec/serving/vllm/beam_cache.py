@@ -1,11 +1,12 @@
 """Lets vLLM compute the log-probabilities of a beam search, in place of a model in this process.
 
 [`VllmPrompts`] has the interface `BeamCache` of `decoding/beam.py`. Each active beam is a request of its own, which
-consists of the prompt and the beam's tokens, and asks for one new token. vLLM returns the best log-probabilities at
-the new token. It caches the common beginnings of requests. A forced token (the only legal one) needs no request of its
-own, because it is appended to the prompt.
+consists of the prompt and the beam's tokens, and asks for one new token. vLLM returns the highest log-probabilities
+at the position of the new token. vLLM also caches the common beginnings of requests. A forced token (the only legal
+one) needs no request of its own, because it is appended to the prompt.
 
-Legend: B: prompts, K: beams per prompt, A: active beams per prompt, U: distinct tokens of the trie.
+Legend: B: prompts, K: beams per prompt, A: active beams per prompt (beams that the model reads now),
+U: distinct tokens of the trie.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Ask(NamedTuple):
 
     Args:
         tokens (`list[int]`): The prompt, and the tokens of the item so far.
-        arguments (`dict`): The `extra_args`, see `arguments.py`.
+        arguments (`dict`): The `extra_args` of vLLM's `SamplingParams`, see `arguments.py`.
     """
 
     tokens: list[int]

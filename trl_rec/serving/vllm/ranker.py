@@ -134,7 +134,8 @@ def _unpadded(prompts: dict[str, Tensor]) -> list[list[int]]:
 
 
 def _arguments(exclude: Tensor, weights: ItemWeights | None) -> list[dict[str, Any]]:
-    """Returns the `extra_args` that leave out the excluded items `(B, E)`, and the items that the filters remove."""
+    """Returns vLLM's `extra_args` for each prompt. They leave out the items in `exclude`, `(B, E)`, and the items that
+    the filters in `weights` remove."""
     excluded = [{"exclude_rows": [item for item in row if item >= 0]} for row in exclude.tolist()]
     masks = _masks(weights, len(excluded))
     return [
@@ -143,7 +144,7 @@ def _arguments(exclude: Tensor, weights: ItemWeights | None) -> list[dict[str, A
 
 
 def _masks(weights: ItemWeights | None, num_prompts: int) -> list[Mask | None]:
-    """Returns the filter of each prompt. There is no prior, so `weights` contains only filters."""
+    """Returns the filter of each prompt. This ranker has no prior, so `weights` contains only filters."""
     if weights is None or weights.allowed is None or weights.allowed_of is None:
         return [None] * num_prompts
     masks = [Mask(one.numpy()) for one in weights.allowed.cpu()]

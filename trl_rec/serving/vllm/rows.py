@@ -1,16 +1,16 @@
-"""Restricts the rows of a batch to the items of a trie, while an engine writes one token per row and step.
+"""Restricts the rows of a batch to the items of a trie, while an engine (vLLM) writes one token per row and step.
 
-The engine reports which rows begin, end and move. The node that each row has reached in the trie is kept between
-steps. A step therefore reads only the new tokens, and then gathers the children of the nodes from the trie's arrays.
-Both are done for all rows at once.
+Each row is a request. The engine reports which rows begin, end and move. The node that each row has reached in the
+trie is kept between steps. A step therefore reads only the new tokens, and then gathers the children of the nodes from
+the trie's arrays. Both are done for all rows at once.
 
 An item is *left* in a row if the row's filter allows it, and if it is neither excluded nor written yet. As elsewhere
 in trl-rec, items that are not left are removed *before* the softmax in lists, and *after* it if the model writes
 single items (see [`rank_items`]). A *place* is a position in `TokenTrie.items`, which contains the items in the order
 of their paths.
 
-Legend: R: rows that the tables have room for, M: running rows, K: items per row, E: excluded items per row (padded),
-S = K + E, C: children (padded), V: vocabulary.
+Legend: R: rows that [`CatalogRows`] has room for, M: running rows, K: items per row, E: excluded items per row
+(padded), S = K + E, C: children (padded), V: vocabulary.
 """
 
 from __future__ import annotations

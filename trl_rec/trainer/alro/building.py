@@ -108,7 +108,7 @@ def build_ranker(
 
     Args:
         catalog: The catalogue. Its surface determines which tokens are added.
-        ratings: The ratings of the training split, from [`rating_values`].
+        ratings: The distinct ratings of the training split, from [`rating_values`].
         config: Which model to load or make.
         letters: Same as in [`RatedPromptFormat.for_catalog`].
         max_length, trust_remote_code: Same as in [`build_model`].
@@ -121,7 +121,8 @@ def build_ranker(
     """
     tokens = rated_tokens(catalog, ratings, letters=letters)
     if config.model_name_or_path is None:
-        # For a model from scratch, add all tokens first, so that all embeddings are initialised the same way.
+        # For a model from scratch, add all tokens before the model is made, so that all embeddings are initialised the
+        # same way.
         item_tokenizer = make_tokenizer(catalog)
         item_tokenizer.add_tokens(tokens)
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **scratch_options(config))

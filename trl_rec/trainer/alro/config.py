@@ -1,4 +1,4 @@
-"""Defines the configuration of [`AlroTrainer`], which adds options for ordering rated candidates to `SFTConfig`."""
+"""Defines the configuration of [`AlroTrainer`]: `SFTConfig` with options for ordering rated candidates."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ INERT_LISTS = ("list_length", "eval_recall_at", "eval_num_beams", "eval_exclude_
 class AlroConfig(RecConfig, SFTConfig):
     """Arguments of [`AlroTrainer`], besides those of [`RecConfig`] and [`~trl.SFTConfig`].
 
-    With `lambda_weight=0` and `permutation_weight=0`, training is supervised fine-tuning on the order of the
-    candidates. Each list is presented in one order if `permutation_weight` is 0, and in two orders otherwise.
+    With `lambda_weight=0` and `permutation_weight=0`, training is supervised fine-tuning on the target answers, which
+    list the candidates from best to worst. Each list of candidates is presented to the model in one order if
+    `permutation_weight` is 0, and in two orders otherwise.
 
     The full text of the paper was not available, so the Greek letters below come from other authors' summaries of it.
 
@@ -43,8 +44,9 @@ class AlroConfig(RecConfig, SFTConfig):
         delta (`str`, *optional*, defaults to `"target"`): Order of the candidates that determines the weight of each
             pair in the soft lambda loss. The weight depends on the distance between the two candidates in this order.
             `"target"`: the order of the target answer. `"model"`: the order that the model predicts.
-        distance (`str`, *optional*, defaults to `"jsd"`): Distance in the permutation-sensitive loss: `"jsd"`
-            (Jensen-Shannon divergence), `"symkl"` (symmetric KL divergence) or `"ce"` (cross-entropy).
+        distance (`str`, *optional*, defaults to `"jsd"`): Distance between the answers to the two orders in the
+            permutation-sensitive loss: `"jsd"` (Jensen-Shannon divergence), `"symkl"` (symmetric KL divergence) or
+            `"ce"` (cross-entropy).
         softmax (`str`, *optional*, defaults to `"legal"`): Tokens over which the supervised loss computes the softmax.
             `"legal"`: as in decoding, the names of the candidates that are not yet in the answer (the name of a
             candidate is the token that identifies it in the answer). `"vocabulary"`: the whole vocabulary. The model

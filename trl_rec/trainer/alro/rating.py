@@ -134,7 +134,7 @@ def learn_ratings(
         output_dir: A folder that only this stage writes to.
         max_length (*optional*, defaults to `128`): Maximum number of tokens per row.
         letter_lists (*optional*, defaults to `0`): Number of rows that teach which item a letter names.
-        num_candidates (*optional*, defaults to `10`): Number of items in each row that teaches letters.
+        num_candidates (*optional*, defaults to `10`): Number of items in each of these rows.
         resume (*optional*, defaults to `False`): Whether to resume from the newest checkpoint in `output_dir` or, if
             the stage is already finished, to load and return its model. By default, the stage starts at the beginning.
         options: Fields of [`BearConfig`]. By default, the stage trains for 8 epochs with a learning rate of 3e-3 and

@@ -65,8 +65,11 @@ def conclude_ranking(
 
 
 def orders_table(results: dict[str, Evaluation], *, caption: str) -> str:
-    """Formats the results as a table with graded NDCG at the first and the last k, and Kendall's tau. If each list was
-    presented in several orders, the table also contains the agreement between orders and the position bias."""
+    """Formats the results as a table with graded NDCG at the first and the last cutoff k, and Kendall's tau.
+
+    If each list was presented in several orders, the table also contains the agreement between orders and the
+    position bias.
+    """
     known = [name for name in next(reversed(results.values())).metrics if name != "num_users"]
     ndcg = [name for name in known if name.startswith("graded_ndcg")]
     return metrics_table(

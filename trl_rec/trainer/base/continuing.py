@@ -25,8 +25,8 @@ def catalog_change(
     """Returns how the catalogue of a dataset differs from that of a run folder, and logs how many items were added or
     removed.
 
-    Returns None if training does not start from a run folder. Also returns None if the earlier run wrote items with
-    another surface, because the tokens that it learned for items then have no meaning for the new run.
+    Returns None if training does not start from a run folder. Also returns None if the items of the earlier run have
+    another surface, because the tokens that this run learned for items then have no meaning for the new run.
 
     Args:
         folder (`str` or `Path`, *optional*): The model that training starts from: a run folder, or any other folder or
@@ -52,7 +52,7 @@ def catalog_change(
 
 
 def _check_ids(change: CatalogChange, folder: str | Path, name: str | Path) -> None:
-    """Raises ValueError if a known item has another semantic ID than the one that the model has learned."""
+    """Raises ValueError if an item of the dataset has another semantic ID than the one that the model has learned."""
     changed = changed_ids(change)
     if len(changed):
         raise ValueError(

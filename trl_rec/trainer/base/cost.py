@@ -159,7 +159,7 @@ class CostEstimate(TrainerCallback):
         return f"final evaluation: {users}, about {in_words(self._final_seconds())}{prior}"
 
     def _final_rows(self) -> Dataset:
-        """Returns the rows of `final_split` that the final evaluation ranks."""
+        """Returns the rows of `final_split` that the final evaluation uses."""
         config: RecConfig = self._trainer.args
         return held_out(final_rows(self._dataset, config), config.final_split)
 

@@ -3,9 +3,9 @@
 A prior gives each item a weight, for example by its popularity. In rankings, the weights multiply the probabilities of
 the model.
 
-The setting of a prior is its strength and, for some priors, a further number (see [`Setting`]). The setting is chosen
-for the trained model, so the prior is made after training. [`check_run_prior`] is called before training, and finds
-the problems that are certain to cause an error after training.
+The setting of a prior is its strength (the exponent of the weights) and, for some priors, a further number (see
+[`Setting`]). The setting is chosen for the trained model, so the prior is made after training. [`check_run_prior`] is
+called before training, and finds the problems that are certain to cause an error after training.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def check_run_prior(dataset: RecDataset, args: RecConfig) -> None:
 
 
 def continue_prior(args: RecConfig, folder: str | Path | None) -> None:
-    """If a run continues an earlier run that has a prior, sets the prior of the new run to the same kind.
+    """If a run starts from the model of an earlier run that has a prior, sets the prior of the new run to the same
+    kind.
 
     The new run then fits this prior to its own data. The strength is chosen again on the validation split, unless the
     recipe of the earlier run gives a number. Nothing is set if the user has chosen a prior or `"none"`.
@@ -108,7 +109,7 @@ def continue_prior(args: RecConfig, folder: str | Path | None) -> None:
 
 
 def leave_prior(folder: str | Path | None, why: str) -> None:
-    """If a run continues an earlier run that has a prior, logs that the new run has none.
+    """If a run starts from the model of an earlier run that has a prior, logs that the new run has none.
 
     Args:
         folder: As in [`continue_prior`].

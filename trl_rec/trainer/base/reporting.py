@@ -96,7 +96,7 @@ def conclude(
 
     def complete() -> None:
         """Makes the prior, and stores it in the trainer and in the run folder."""
-        trainer.prior = None  # a prior from an earlier call was chosen for other weights
+        trainer.prior = None  # a prior from an earlier call was chosen for other model weights
         with trainer.policy() as policy:
             policy = replace(policy, finished=FinishedRows.of_model(trainer.args.output_dir, policy.model))
             trainer.prior = make_prior(policy, dataset, trainer.args, trainer.args.output_dir)
@@ -160,14 +160,14 @@ def conclude_run(
         measure: Measures the model on the split that `final_split` selects. Every process calls it.
         recipe: Keys of `recipe.yaml` besides the trainer's configuration, as in [`conclude`].
         exclude_history: Whether `measure` excludes the items of a user's history from the recommendations.
-        instead: What the user can do under FSDP, where nothing can be measured. The warning ends with this text.
+        instead: What the user can do under FSDP, where nothing can be measured. A logged warning ends with this text.
         complete (*optional*): Adds files to the saved run, such as those of the prior. Every process calls it, before
             the run is pushed to the hub and before `measure`. It is not called under FSDP.
     """
     # 1. Save first, so that the model is not lost if a later step fails.
     folder = trainer.args.output_dir
     trainer.card_data = dataset.card
-    trainer.card_results = None  # results of an earlier call were measured with other weights
+    trainer.card_results = None  # results of an earlier call were measured with other model weights
     if recipe is None:
         recipe = {"dataset": str(dataset.path), "surface": dataset.catalog.surface, **settings}
     pushes_later = complete is not None and not trainer.is_fsdp_enabled
@@ -223,7 +223,7 @@ def conclude_run(
 
 
 def final_rows(dataset: RecDataset, args: RecConfig) -> RecDataset:
-    """Returns the dataset with only those rows of `final_split` that the final evaluation ranks."""
+    """Returns the dataset with only those rows of `final_split` that the final evaluation uses."""
     rows = at_most(args.max_test_users, held_out(dataset, args.final_split))
     changes: dict[str, Any] = {args.final_split: rows}  # the fields of the dataset are named after the splits
     return replace(dataset, **changes)

@@ -32,15 +32,16 @@ class BearConfig(PriorConfig, SFTConfig):
         bear_weight (`float`, *optional*, defaults to `0.6875`): Weight of the beam term, the paper's lambda. A
             weight of 0.25 in the authors' code corresponds to 0.25 x `sharpness` here.
         sharpness (`float`, *optional*, defaults to `2.75`): Divisor of the margin in the beam term, the paper's xi.
-            The margin is how far the target's log-probability is above that of the last token inside the beam.
+            The margin is how far the target's log-probability is above that of the least likely token inside the beam.
         variant (`str`, *optional*, defaults to `"paper"`): `"paper"` gives the larger gradient to targets that are
             inside the beam, `"survival"` to targets that are outside the beam.
         num_beams (`int`, *optional*, defaults to `10`): Number of beams in the beam term, the paper's B. Set it to
             the number of beams that decoding uses.
-        temperature (`float`, *optional*, defaults to `1.0`): Divisor of the logits in the loss.
+        temperature (`float`, *optional*, defaults to `1.0`): Divisor of the logits in the loss of item tokens. It does
+            not apply to targets that are texts, which occur only with `tasks`.
         target_smoothing (`float`, *optional*, defaults to `0.0`): Label smoothing: the share of the target token's
-            probability that is spread evenly over all tokens of the softmax. Tokens of texts are not smoothed. With
-            `softmax="legal"`, a target token that is the only legal token is not trained at all.
+            probability that is spread evenly over all tokens of the softmax. Targets that are texts are not smoothed.
+            With `softmax="legal"`, a target token that is the only legal token is not trained at all.
         sampled_items (`int`, *optional*): Number of sampled items that each target is compared with in training,
             instead of all items. Meant for catalogues of many thousands of items. The draws depend only on the seed,
             the epoch and the row, so a resumed run draws the same items. In an evaluation, each target is compared

@@ -87,7 +87,8 @@ class ItemSampler:
 class SamplingCollator(EpochCounter, NextItemCollator):
     """A [`NextItemCollator`] that adds the stream of draws of each training row.
 
-    Rows without the field `row`, such as evaluation rows, get no draws.
+    Rows without the field `row` (the index that [`numbered`] adds to each training row) get no draws. Evaluation rows
+    are such rows.
 
     Args:
         sampler (`ItemSampler`): Draws the negatives.
@@ -127,7 +128,7 @@ def counted_negatives(streams: Tensor, columns: SampledColumns, num_negatives: i
 
     Args:
         streams: `(B, L)`, the draws of each row, followed by -1.
-        columns: The row and the target of each position.
+        columns: The row of each target token, and the token itself.
         num_negatives: K.
     """
     draws = streams[columns.owners]  # (N, L)
@@ -136,11 +137,11 @@ def counted_negatives(streams: Tensor, columns: SampledColumns, num_negatives: i
 
 
 def log_probabilities(log_q: Tensor, columns: SampledColumns) -> Tensor:
-    """Returns the log-probability of each draw, `(N, L)`, given that the draw differs from the position's target.
+    """Returns the log-probability of each draw, `(N, L)`, given that the draw differs from the target.
 
     Args:
         log_q: The result of [`ItemSampler.log_q`].
-        columns: The row and the target of each position, and the draws of each row.
+        columns: The row of each target token, the token itself, and the draws of each row.
     """
     remaining = torch.log1p(-log_q[columns.targets].exp())  # (N,)
     return log_q[columns.negatives][columns.owners] - remaining.unsqueeze(1)

@@ -97,7 +97,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     paper = Paper(
         "BEAR: Towards Beam-Search-Aware Optimization for Recommendation with Large Language Models", "2601.22925"
     )
-    loss_is_scaled_for_ga: Any = None  # as in SFTTrainer: scaled if and only if `num_items_in_batch` is given
+    loss_is_scaled_for_ga: Any = None  # as in SFTTrainer: the loss counts as scaled if `num_items_in_batch` is given
 
     args: BearConfig
     catalog: ItemCatalog
@@ -197,7 +197,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         formatting_func: None,
         dataset_name: str,
     ) -> Dataset:
-        """Converts splits to rows, and checks rows.
+        """Builds rows if `dataset` is a split. Otherwise, checks the rows that `dataset` contains.
 
         With `softmax="legal"`, adds the trie node before each label. Also adds the nodes if `target_age_decay` is not
         1, because they show where each item begins. No nodes are added to list rows, because the collator computes
@@ -372,14 +372,14 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
             return self.token_loss(logits, targets, None)
         tokens, nodes, legal = self._legal(choices, places)
         columns = tokens if among is None else self.trie.edge_columns[(nodes - 1).clamp(min=0)]
-        if self.trie.only_choice is not None:  # all targets have the same children, as with the item_token surface
+        if self.trie.only_choice is not None:  # all targets are chosen at one node, as with the surface item_token
             place = torch.searchsorted(tokens[0], targets)
             # The indices in `columns` are distinct and ascending. If there are as many indices as logits, they select
             # all logits in order. In that case, skip the copy, because it would cost as much as the softmax.
             if len(columns[0]) < logits.shape[1]:
                 logits = logits.index_select(1, columns[0])
             return self.token_loss(logits, place, legal)
-        assert legal is not None  # only None if all targets have the same children
+        assert legal is not None  # only None if all targets are chosen at one node
         hit = (tokens == targets.unsqueeze(1)) & legal  # (N, C)
         return self.token_loss(logits.gather(1, columns), hit.long().argmax(1), legal)
 

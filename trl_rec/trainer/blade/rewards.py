@@ -2,7 +2,7 @@
 
 If only rewards of this package are used, they are computed on the device. Additional reward functions take NumPy
 arrays. If there are such functions, all rewards are computed on the host. Each call of `BatchRewards.score` then
-copies the lists and the data of the users to the host together.
+copies the lists, the targets and the histories to the host in one transfer.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items per list.
 """
@@ -61,7 +61,7 @@ class BatchRewards:
     def score(self, items: Tensor, inputs: dict[str, Tensor]) -> RewardTensors:
         """Returns the rewards of the lists `items`, `(B, number of lists per prompt, K)`.
 
-        If scoring raises ValueError, the numbers of the training rows in the batch are added to the message.
+        If scoring raises ValueError, the message also lists which training rows the batch contains.
         """
         if self.on_device:
             tables = self._tables_on(items.device)
@@ -118,7 +118,7 @@ class BatchRewards:
 
 
 def _on_host(*tensors: Tensor) -> list[np.ndarray]:
-    """Returns integer tensors as arrays, copied to the host together."""
+    """Returns integer tensors as arrays, copied to the host in one transfer."""
     flat = torch.cat([tensor.flatten().long() for tensor in tensors]).cpu()
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape).numpy() for part, tensor in zip(parts, tensors, strict=True)]

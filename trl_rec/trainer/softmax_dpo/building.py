@@ -1,4 +1,4 @@
-"""Builds a [`SoftmaxDPOTrainer`] from preferences and the configurations of a recipe, and loads its models."""
+"""Loads the models of a recipe, and builds a [`SoftmaxDPOTrainer`] from them, preferences and a configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Defines the configuration of [`SoftmaxDPOTrainer`], which adds options for several rejected completions."""
+"""Defines the configuration of [`SoftmaxDPOTrainer`], which accepts several rejected completions per prompt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class SoftmaxDPOConfig(PriorConfig, DPOConfig):
         beta (`float`, *optional*, defaults to `1.0`): Weight of the divergence from the reference. Larger values keep
             the policy closer to the reference.
         sft_weight (`float`, *optional*, defaults to `0.0`): Weight of the negative log-likelihood of the chosen
-            completion, averaged over its tokens. A positive weight helps the policy to retain the next-item task.
+            completion, averaged over its tokens. A positive weight helps the policy to remain good at
+            predicting the next item.
         normalize (`str`, *optional*, defaults to `"vocabulary"`): Tokens over which log-probabilities are
             normalized. `"vocabulary"`: all tokens. `"catalogue"`: only the legal tokens, which continue the token path
             of an item. Choose `"catalogue"` if the policy was trained with a softmax over these tokens. Decoding uses

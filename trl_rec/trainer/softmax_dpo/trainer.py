@@ -220,7 +220,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         return fit_preferences(dataset, args.max_length)
 
     def _set_signature_columns_if_needed(self) -> None:
-        # Keep the column `history` of a split, because Trainer raises an error if no column of a dataset is left.
+        # Trainer removes all other columns, and raises an error if a dataset has none of these. `history` is included
+        # for validation and test splits, which have none of the other four.
         self._signature_columns: Any = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_logps", "history"]
 
     # Loss
@@ -236,7 +237,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         logps = self._token_logps(read, inputs).sum(-1)  # (B, K)
         ref_logps = inputs.get("ref_logps")
         if ref_logps is None:
-            # Pass on the layout of the packed rows, so that it is not computed again for the reference.
+            # Pass on how the texts are arranged in rows, so that this is not computed again for the reference.
             texts: dict[str, Any] = {**inputs, "layout": read.layout}
             ref_logps = self.compute_ref_log_probs(self.reference_of(model), texts)
         logratios = logps - ref_logps.to(logps.dtype)

@@ -1,4 +1,4 @@
-"""Computes the fingerprint of a run: entries for the settings, rows, items and models that determine its weights.
+"""Computes the fingerprint of a run: entries for all settings, rows, items and models that affect the trained weights.
 
 Checkpoints record the fingerprint. On resume, it is compared with the fingerprint of the current run, and an error
 names the first entry that differs. The number of epochs and the settings of logging, saving, evaluation, speed and
@@ -86,7 +86,8 @@ DIGEST = "blake2b:"  # prefix of the hashes that messages do not show
 SAMPLE = 1024  # number of hashed values per parameter; few suffice, because two models differ almost everywhere
 # Keys of a model's configuration that do not affect what the model computes.
 CONFIG_NOISE = ("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
-# Keys of an adapter's configuration that do not affect what it computes. The base model is compared by its weights.
+# Keys of an adapter's configuration that do not affect what it computes. The name of the base model is one of them,
+# because the base model is compared by its weights.
 ADAPTER_NOISE = ("peft_version", "inference_mode", "base_model_name_or_path")
 ROWS_AT_ONCE = 10_000  # number of rows that are hashed together, to limit memory
 

@@ -79,7 +79,8 @@ def find_start(
         resume: The folder of a checkpoint, or `True` for the newest complete checkpoint. With `True`, the run starts
             from scratch if no checkpoint has a mark.
         overwrite: Whether a run that starts from scratch may replace the work of an earlier run.
-        run: Function that returns the fingerprint of the run. It is only called if the checkpoint has a mark.
+        run: Function that returns the fingerprint of the run (see `fingerprint.py`), which is compared with the one in
+            the checkpoint's mark. The function is only called if the checkpoint has a mark.
         launch: The sharding and the number of processes.
     """
     # 1. Start from scratch if no checkpoint is requested.
