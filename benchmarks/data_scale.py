@@ -1,5 +1,5 @@
-"""Measures time and peak memory of the steps that read a whole log, from its preparation to lists for up to
-a million users.
+"""Measures the time and peak memory of each step that reads a whole log of interactions. The first step prepares the
+log, and the last one writes recommendation lists for up to a million users.
 
     python benchmarks/data_scale.py [2000000 10000000] [--steps prepare load transition] [--cores 2]
 

@@ -1,5 +1,5 @@
-"""Checks the documentation: its programs run, its commands run or name options that exist, and its links lead to files
-and headings that exist. The questions in `docs/tasks.md` are answered at most two links away from the start page.
+"""Checks the documentation. Its programs and commands run. Commands that are not run name only verbs and options that
+exist. Its links lead to files and headings that exist. The questions in `docs/tasks.md` are answered at most two links away from the start page.
 """
 
 import re

@@ -318,7 +318,7 @@ def evaluate_policy(
         ranked, dataset, split=split, ks=ks, rewards=rewards, reward_functions=reward_functions, seed=seed
     )
 
-    # 2. Add the metrics that need more than the first ranks.
+    # 2. Add the metrics that `evaluate_split` does not compute.
     values = recall_far_down(further_ranked, rows, further)
     values |= _preference_accuracy(policy, rows)
     if policy.trie.max_shared > 1 and policy.prior is None:

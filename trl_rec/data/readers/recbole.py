@@ -30,7 +30,7 @@ class RecBoleReader(Reader):
     }
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """Returns a dict that maps table names to atomic files. The dict is empty if there is no file of interactions."""
+        """Returns a dict that maps table names to atomic files. It is empty if there is no file of interactions."""
         paths = sorted([*folder.glob("*.inter"), *folder.glob("*.inter.gz")])
         check_single(paths, folder)
         if not paths:

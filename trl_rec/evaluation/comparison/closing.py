@@ -74,7 +74,7 @@ def strongest_baseline(results: Mapping[str, Evaluation], metric: str) -> str:
     """Returns the name of the baseline with the highest value of a metric."""
     known = [name for name in results if name in BASELINES and metric in results[name].metrics]
     if not known:
-        raise ValueError(f"there is no baseline with {metric} to compare with; give a run of another recommender")
+        raise ValueError(f"no baseline has {metric}; give a run of another recommender to compare with")
     return max(known, key=lambda name: results[name].metrics[metric])
 
 

@@ -1,7 +1,8 @@
 """Runs verbs (subcommands of `trl-rec`) in separate processes, at most one process per run folder.
 
-If the study is killed, the processes that it started may keep running. Each process has inherited the lock of its run,
-so the next call of the study waits for this process instead of starting a second one in the same folder.
+A study starts these processes. If the study is killed, they may keep running. Each process holds the lock of its run.
+When the study is called again, it therefore waits for such a process, instead of starting a second one in the same
+folder.
 """
 
 from __future__ import annotations

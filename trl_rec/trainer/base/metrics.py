@@ -128,7 +128,7 @@ class KeptMetrics:
 
 
 class RowLosses:
-    """Keeps the losses of rows on the device until it is checked whether they are finite."""
+    """Keeps the losses of rows on the device until [`check`] tests whether they are finite."""
 
     def __init__(self) -> None:
         self._losses: list[Tensor] = []
