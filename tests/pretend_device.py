@@ -65,8 +65,9 @@ def make_pretend_device() -> torch.device:
         every, own = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
         # `_run` also handles operations that have no tensor of the device as an argument, such as `torch.ones`.
         every.fallback(_run, "PrivateUse1")
+        # Torch's own kernel of `arange` resizes an empty tensor, but a `PretendTensor` cannot change its size.
         for made in (aten.arange.default, aten.arange.start, aten.arange.start_step):
-            own.impl(made, partial(_run, made), "PrivateUse1")  # torch's own kernel resizes an empty tensor
+            own.impl(made, partial(_run, made), "PrivateUse1")
         _registered.extend([every, own])
         torch.tensor = _moved_afterwards(torch.tensor)
         torch.as_tensor = _moved_afterwards(torch.as_tensor)

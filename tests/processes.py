@@ -5,7 +5,7 @@ down completely and calls the `atexit` functions, as a script does. Unlike the p
 processes share one hash seed.
 
 The function to run, the "work", must be defined at the top level of a module, or be a `partial` of such a function.
-Its argument is its output folder. The processes print to a log file next to this folder, with the suffix `.log`.
+Its only argument is the output folder. The processes print to a log file next to this folder, with the suffix `.log`.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ pytestmark = [
 Move = Callable[[Any], Any]
 Case = Callable[[Move], list[Tensor]]
 EOS, END = 1, 2
-# These titles contain chains of forced tokens, a title that is the beginning of another title, and two items with the
-# same path.
+# These titles contain chains of forced tokens (each is the only legal one), a title that is the beginning of another
+# title, and two items with the same path.
 TITLES = [[30, 31, 5, END], [30, 31, 5, 8, 8, END], [30, 31, 5, 8, 8, END], [30, 31, 7, 9, 9, END], [6, 5, END]]
 EQUALLY_LONG = [[5, 11, 20], [5, 11, 21], [5, 12, 20], [6, 11, 20], [6, 13, 22]]
 PROMPTS = {
@@ -68,7 +68,7 @@ EXCLUDED = [[1], []]
 
 
 def trie(move: Move) -> list[Tensor]:
-    """Computes with nodes and tokens of the trie, and reads tensors that are derived from them."""
+    """Calls methods of the trie with nodes and tokens, and looks up nodes in tensors that the trie computes once."""
     tree = move(TokenTrie.from_sequences(TITLES))
     nodes = move(torch.tensor([[0, 1], [3, -1]]))
     known = nodes.clamp(min=0)

@@ -184,7 +184,8 @@ def take_two_steps(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 
 def provide(settings: dict[str, Any], world: Path, run: Callable[..., Any]) -> list[str]:
-    """Makes the model and IDs that a recipe starts from, and returns the options that the recipe then needs."""
+    """Makes the model and the semantic IDs that a recipe starts from, and returns the options that the recipe then
+    needs."""
     if "tokenize" in settings:  # the recipe replaces the IDs that another recipe made
         return ["--overwrite_ids", "true"]
     if settings.get("surface") == "semantic_id" and load(settings["dataset"]).catalog.semantic_ids is None:

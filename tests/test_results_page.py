@@ -1,4 +1,4 @@
-"""The tables of docs/results.md contain the figures of docs/studies/*.json."""
+"""The tables of docs/results.md contain the numbers of docs/studies/*.json."""
 
 import json
 from pathlib import Path

@@ -40,9 +40,9 @@ def texts_of(row: dict[str, Any]) -> list[Text]:
     for prefix, length in zip(row["branch_prefixes"], row["branch_lengths"], strict=True):
         columns = [*range(prefix), *range(start, start + length)]
         learned = [(place, labels[column]) for place, column in enumerate(columns) if labels[column] != -100]
-        # A branch continues a prefix of the trunk: the head of the prompt and the items before its target. Of the
-        # columns of the prefix, only the last one predicts a token of this branch. The other columns predict tokens of
-        # other branches.
+        # The trunk is the part of the row before the branches. A branch continues a prefix of the trunk: the head of
+        # the prompt and the items before the target of this branch. Of the columns of the prefix, only the last one
+        # predicts a token of this branch. The other columns predict tokens of other branches.
         learned = [(place, label) for place, label in learned if place >= prefix - 1]
         places, path = zip(*learned, strict=True)
         assert list(places) == list(range(places[0], places[0] + len(places)))

@@ -1,5 +1,6 @@
-"""Prompts equal the texts that were published with the papers. The parts of a prompt are tokenized separately, and
-`compare_tokens` counts the prompts whose tokens differ from those of the text tokenized as a whole."""
+"""The prompts of recipes that follow a paper equal the text that was published with it. The parts of a prompt are
+tokenized separately, and `compare_tokens` counts the prompts whose tokens differ from those of the text tokenized as a
+whole."""
 
 import json
 from pathlib import Path

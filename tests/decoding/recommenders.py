@@ -41,7 +41,7 @@ def catalogue(surface: str) -> ItemCatalog:
         "stock": pa.array([rng.randrange(3) for _ in range(NUM_ITEMS)], pa.int64()),
         "genres": [None if i == 4 else rng.sample(GENRES, rng.randrange(3)) for i in range(NUM_ITEMS)],
     }
-    # Items share semantic IDs, so that 24 items have 12 leaves.
+    # Items share semantic IDs: the 24 items have only 12 different IDs, so the trie has 12 leaves.
     ids = Ragged.from_lists([[f"<a_{i % 4}>", f"<b_{i % 3}>"] for i in range(NUM_ITEMS)], dtype=object)
     return ItemCatalog(pa.table(table), surface, semantic_ids=ids if surface == "semantic_id" else None)
 

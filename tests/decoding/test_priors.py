@@ -186,7 +186,7 @@ def test_counts_of_any_integer_type_are_saved(dtype: type, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("columns", [2, 4])
 def test_a_function_must_weigh_all_items(columns: int) -> None:
-    """The result must have one column per item. With fewer columns, the items without a column would have weight 0."""
+    """The returned array must have one column per item. With fewer columns, the missing items would have weight 0."""
     trie = TokenTrie.from_sequences([[4], [5], [6]])
     weights = FunctionPrior(lambda histories: np.ones((len(histories), columns))).weights(Ragged.from_lists([[0]]))
     with pytest.raises(

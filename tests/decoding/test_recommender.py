@@ -68,7 +68,8 @@ def allowed_items(one: ItemFilter | None) -> set[int]:
 
 
 def greedy(ranking: list[tuple[str, float]], max_per: dict[str, int], k: int) -> list[tuple[str, float]]:
-    """Returns the best items of a complete ranking that meet the limits, chosen by a loop."""
+    """Returns the best `k` items of a complete ranking, chosen by a loop. At most `max_per[column]` of these items
+    have the same value in the column."""
     rows = {row["item_id"]: row for row in catalogue("title").items.to_pylist()}
     counts: dict[tuple[str, str], int] = {}
     chosen = []

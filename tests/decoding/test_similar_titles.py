@@ -79,7 +79,7 @@ def test_the_most_frequent_words_are_left_out_of_a_large_catalogue(monkeypatch: 
 
 
 def test_a_mixture_uses_titles_if_they_predict_the_next_item() -> None:
-    """No user chose item 4 in training, but its title contains the title of item 1."""
+    """No user chose item 4 in the training split, but its title contains the title of item 1."""
     titles = ["blue lamp", "red chair", "green desk", "white sofa", "red chair large"]
     train = make_split(whole_rows([[0, 2], [2, 3], [3, 1], [1, 0]]))
     validation = make_split([(0, [2, 1], [4]), (1, [3, 1], [4])], "validation")

@@ -1,5 +1,6 @@
 """Tests the two benchmarks of beam search. `beam_trap` uses a synthetic log with a trap: many unlikely items share a
-likely code, so a beam search loses the likely items. `beam_gap` measures the beam gaps of saved policies."""
+likely code in their semantic IDs, so a beam search loses the likely items. `beam_gap` measures the NDCG that is lost
+because the beam searches of saved policies prune items."""
 
 import json
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_the_beam_gaps_of_runs_are_measured_once(tmp_path: Path, capsys: pytest.
     content = json.loads((tmp_path / "gaps.json").read_text())
     assert len(content["runs"]) == 2 and content["smallest"] == {str(dataset.path): pytest.approx(0.1, abs=0.1)}
 
-    # Finished runs are read from the file.
+    # The gaps of runs that were already measured are read from the file.
     for run in content["runs"].values():
         run["gaps"][0]["pruning_rate"] = 0.987654
     (tmp_path / "gaps.json").write_text(json.dumps(content))

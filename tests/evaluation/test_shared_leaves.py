@@ -1,5 +1,5 @@
-"""Compares the expected metrics with plain recall and NDCG, averaged over all orders of the items that share a leaf of
-the trie."""
+"""Compares the results of `expected_metrics` with plain recall and NDCG, averaged over all orders of the items that
+share a leaf of the trie."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Compares the trie with a slow trie of dicts, and tests the input that it refuses."""
+"""Compares `TokenTrie` with a slow trie of dicts, and tests the input that `TokenTrie` refuses."""
 
 import subprocess
 import sys

@@ -1,5 +1,5 @@
 """Tests twins, which are items with the same title. Models and baselines that exclude the items of a history also
-exclude their twins."""
+exclude the twins of these items."""
 
 from __future__ import annotations
 

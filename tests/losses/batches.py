@@ -1,5 +1,5 @@
-"""Provides helpers to the tests of all losses: the dtypes to test, and functions that select and join rows of batches.
-A batch is a named tuple. Its fields are tensors or None."""
+"""Provides helpers to the tests of all losses: the dtypes to test, and functions that select rows of a batch or of a
+loss output, or join outputs. A batch is a named tuple. Its fields are tensors or None."""
 
 from typing import TypeVar
 

@@ -47,8 +47,8 @@ def expected(batch: Batch, **settings: Any) -> tuple[LossOutput, Tensor]:
 
 
 def random_batch(num_rows: int = 6, num_columns: int = 7, *, masked: bool = True, seed: int = 0) -> Batch:
-    """Returns rows with 1, 2, ... legal columns if `masked`; in the first row, only the target is legal. Otherwise,
-    all columns are legal."""
+    """Returns rows of logits. If `masked`, the rows have 1, 2, ... legal columns, and the target is always legal. If
+    not `masked`, all columns are legal."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(num_rows, num_columns, generator=generator, dtype=torch.float64)
     target = torch.randint(num_columns, (num_rows,), generator=generator)

@@ -34,7 +34,7 @@ def expected(batch: Batch, beta: float) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_value_and_gradient_worked_by_hand() -> None:
     """Beta is 2, and the chosen log-ratio is (log 3) / 2 above the mean of the negatives. The margin is beta times
-    this difference, log 3, and the sigmoid of the margin is 3/4.
+    this difference. So the margin is log 3, and its sigmoid is 3/4.
 
     The gradient with respect to the margin is 3/4 - 1 = -1/4. Multiplied by beta, it gives -1/2 for the chosen
     log-ratio. Each of the two negatives gets half of the opposite value: 1/4.

@@ -1,5 +1,6 @@
 """Tests that rows with branches give the same log-probabilities as one forward pass per branch, also for models that
-need a separate row for each branch."""
+need a separate row for each branch. A row with branches starts with a text, the trunk. Each branch is another text,
+which continues a prefix of the trunk."""
 
 from typing import Any
 

@@ -17,7 +17,7 @@ from trl_rec.models.scratch import make_model, make_tokenizer
 
 @pytest.fixture
 def adapter(tokenizer_copy, tmp_path: Path) -> Path:
-    """The folder of an adapter and its tokenizer. Its base model is in the folder `base` next to it."""
+    """The folder of an adapter and a tokenizer. The adapter's base model is in the folder `base` next to this one."""
     make_family("llama", vocab_size=len(tokenizer_copy)).save_pretrained(tmp_path / "base")
     model = load_model(tmp_path / "base")
     get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")

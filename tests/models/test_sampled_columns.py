@@ -22,7 +22,8 @@ OWNERS = LEARNED.nonzero()[:, 0]
 COLUMNS = SampledColumns(
     OWNERS, torch.tensor([5, 9, 9, 30, 7]), torch.tensor([[9, 4, 9, 8], [3, 3, 3, 3], [5, 7, 8, 7]])
 )
-WANTED = torch.cat([COLUMNS.targets.unsqueeze(1), COLUMNS.negatives[OWNERS]], 1)  # (N, 1 + L)
+# (N, 1 + L) for N positions and L negatives per row
+WANTED = torch.cat([COLUMNS.targets.unsqueeze(1), COLUMNS.negatives[OWNERS]], 1)
 
 
 def tied_or_not(family: str, tied: bool) -> PreTrainedModel:

@@ -9,7 +9,7 @@ Table = list[list[float]]
 
 class Ranked(NamedTuple):
     """The result of `soft_lambda_loss` for one list, and the gradient of its loss with respect to the table of
-    log-probabilities."""
+    log-probabilities. The table has a row per answer position and a column per candidate."""
 
     loss: float
     position: list[float]

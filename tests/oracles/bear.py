@@ -88,7 +88,7 @@ def frozen_loss(
     temperature: float,
     variant: str,
 ) -> float:
-    """Returns the loss. The threshold is a given number, so it does not depend on the logits."""
+    """Returns the loss for a given threshold. This threshold is a constant: it does not depend on the logits."""
     chosen = log_probs(logits, legal, temperature)[target]
     return regulariser(chosen - frozen_threshold, weight, sharpness, variant) - chosen
 

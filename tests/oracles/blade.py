@@ -12,7 +12,8 @@ import numpy as np
 def posterior_cdf(
     rewards: Sequence[float], references: Sequence[float], coefficient: Fraction, prior: Fraction
 ) -> list[tuple[Fraction, Fraction]]:
-    """Returns `at_most` and `below` of each rollout of one prompt, as exact fractions."""
+    """Returns two estimated probabilities for each rollout of one prompt, as exact fractions: `at_most`, that another
+    list has at most the rollout's reward, and `below`, that another list has a lower reward."""
     pairs = []
     for own in rewards:
         counts = [
@@ -36,7 +37,8 @@ def best_of_n_reward(at_most: Fraction, below: Fraction, best_of: int) -> float:
 
 
 def static_reward(reward: float, references: Sequence[float], best_of: int, prior: Fraction) -> float:
-    """Returns the reward R, computed from the references alone. Ties count as in `best_of_n_reward`."""
+    """Returns the Best-of-N reward of a list with the given reward, computed from the rewards of the reference lists
+    alone. Ties count as in `best_of_n_reward`."""
     size = len(references) + 2 * prior
     at_most = (sum(reference <= reward for reference in references) + prior) / size
     below = (sum(reference < reward for reference in references) + prior) / size

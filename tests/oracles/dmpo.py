@@ -1,4 +1,5 @@
-"""Computes DMPO for one row at a time, in plain floats. Its gradient was derived by hand."""
+"""Computes the loss of DMPO (direct multi-preference optimization) for one row at a time, in plain floats. The
+gradient was derived by hand."""
 
 import math
 

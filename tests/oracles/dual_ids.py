@@ -1,5 +1,5 @@
-"""Computes the parts of dual IDs in loops: the loss of the two towers, their quantiser, the shares of the Sinkhorn
-algorithm, and pooled vectors."""
+"""Computes the parts of dual semantic IDs (IDs of items and of users) in loops: the loss that aligns users with items,
+the quantiser, the shares of the Sinkhorn algorithm, and pooled vectors."""
 
 import math
 
@@ -9,8 +9,8 @@ def distance(a, b):
 
 
 def u2i(users, items, others):
-    """Returns the cross-entropy of each user's own item, in a softmax over this item and the negatives of the
-    batch."""
+    """Returns, for each user, the cross-entropy of the item in the same row. The softmax is over this item and all
+    items of the batch that `others` does not mark as also chosen by the user."""
     losses = []
     for row, user in enumerate(users):
         scores = [sum(x * y for x, y in zip(user, item, strict=True)) for item in items]
@@ -36,8 +36,8 @@ def quantise(latents, codebooks, commitment):
 
 
 def sinkhorn(distances, epsilon, iterations):
-    """Scales the columns and the rows in turn. Returns shares whose rows sum to 1 and whose columns have nearly equal
-    sums."""
+    """Converts the distances to positive shares, and scales the columns and the rows of the shares in turn. In the
+    result, each row sums to 1, and the columns have nearly equal sums."""
     top, low = max(map(max, distances)), min(map(min, distances))
     shares = [[math.exp(-((d - (top + low) / 2) / ((top - low) / 2)) / epsilon) for d in row] for row in distances]
     for _ in range(iterations):

@@ -20,7 +20,7 @@ CALLS = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")
 
 
 def count_steps(work: Work, output: Path) -> int:
-    """Runs the work to its end, and returns how often it made one of the system calls in `CALLS`."""
+    """Runs the work in a new process to its end, and returns how often it made a system call in `CALLS`."""
     run_alone(partial(_run_counted, work, None), output)
     return int(output.with_suffix(".steps").read_text())
 

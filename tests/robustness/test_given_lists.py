@@ -48,12 +48,12 @@ def lines_of(folder: Path) -> list[str]:
 
 
 def edit(change: Callable[[list[str]], list[str]]) -> Callable[[Path], object]:
-    """Rewrites the lines of the file, including the header."""
+    """Rewrites the lines of `lists.csv`, including the header."""
     return lambda folder: (folder / "lists.csv").write_text("\n".join(change(lines_of(folder))) + "\n")
 
 
 def first(**cells: str) -> Callable[[Path], object]:
-    """Replaces cells of the first line below the header."""
+    """Replaces cells of the first line below the header of `lists.csv`."""
 
     def change(lines: list[str]) -> list[str]:
         line = dict(zip(HEADER.split(","), lines[1].split(","), strict=True)) | cells
@@ -179,7 +179,7 @@ def test_two_evaluations_into_one_folder_are_refused(folder: Path, capsys: pytes
 
 
 def changed(name: str, **columns: pa.Array | None) -> Callable[[Path], object]:
-    """Replaces columns of a Parquet file of the evaluation, and keeps its metadata."""
+    """Replaces columns of a Parquet file of the evaluation, or removes them (None). The metadata of the file stays."""
 
     def change(folder: Path) -> None:
         path = folder / "kept" / name

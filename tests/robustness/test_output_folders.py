@@ -69,7 +69,7 @@ def assert_one_version(data: Path) -> None:
 def test_a_verb_that_is_killed_repeatedly_leaves_no_temporary_files(start_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(start_folder, data)
-    count_steps(folder_runs.prepare_again, data)  # the first call needs more steps, because it also removes the IDs
+    count_steps(folder_runs.prepare_again, data)  # the first call takes more steps: it also removes semantic IDs
     num_steps = count_steps(folder_runs.prepare_again, data)
     expected = contents(data)
     for step in range(num_steps, num_steps - 8, -2):  # steps near the exchange of the folders

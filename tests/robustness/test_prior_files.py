@@ -49,7 +49,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rewritten(arrays: dict[str, Any] | None = None, kind: str = "transition", **settings: Any) -> Callable:
-    """Rewrites the prior's file with other arrays or settings. An array or a setting of None is removed."""
+    """Rewrites the prior's file with other arrays or settings. Arrays and settings given as None are removed."""
 
     def change(folder: Path) -> None:
         kept = {**load_file(folder / FILE), **(arrays or {})}

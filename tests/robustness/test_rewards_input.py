@@ -31,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(content: str) -> Callable[[Path], object]:
-    """Writes a recipe."""
+    """Returns a function that writes a recipe to a folder."""
     return lambda folder: (folder / "recipe.yaml").write_text(content)
 
 

@@ -50,7 +50,7 @@ def edit(name: str, **values: object) -> Callable[[Path], object]:
 
 
 def index(tokens: Callable[[int], object]) -> Callable[[Path], object]:
-    """Writes an index in which `tokens(item)` are the tokens of each item from 1 to 50."""
+    """Writes an index file, which maps item ids to tokens: each id from 1 to 50 to `tokens(id)`."""
     return write("x.index.json", json.dumps({str(item): tokens(item) for item in range(1, 51)}))
 
 
@@ -174,7 +174,7 @@ def test_impossible_settings_are_refused(
 
 @pytest.fixture(scope="module")
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory, start_folder: Path) -> Path:
-    """Makes a dataset with a trained item tower."""
+    """Makes a dataset with semantic IDs and the trained model that computes them, the item tower."""
     folder = tmp_path_factory.mktemp("encoder") / "data"
     shutil.copytree(start_folder, folder)
     config = DualIdsConfig(levels=2, codes=8, hidden=8, fused_width=4, code_width=4, max_epochs=1)

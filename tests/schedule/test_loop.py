@@ -34,7 +34,7 @@ from trl_rec.scripts.options.recipe_files import read_recipe
 
 NAMES = ["1-self_play-easy", "2-feedback-hard", "3-random-any"]
 
-# Files that describe a whole schedule, or the run of a single policy.
+# Files that a schedule, or the training of a single policy, writes to its output folder beside the policy.
 WRITTEN = {"metrics.json", "rankings.parquet", "recipe.yaml", "environment.json", "eval.jsonl", "stages.json"}
 
 

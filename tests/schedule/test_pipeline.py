@@ -1,5 +1,5 @@
 """Runs all parts of Align³GR on toy data. A run that is interrupted in any part, and started again, must end with the
-IDs and weights of an uninterrupted run."""
+semantic IDs and weights of an uninterrupted run."""
 
 import shutil
 from collections.abc import Callable

@@ -1,5 +1,5 @@
-"""A schedule records its settings in `plan.json`. Only settings of speed, logging and the final evaluation may change
-between calls."""
+"""A schedule of preference stages records its settings in `plan.json`. When the schedule is run again in the same
+folder, only settings of speed, logging and the final evaluation may differ."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Checks prefixes, negatives of self-play and random negatives against slow loops. Also tests how prefixes and random
-negatives are sampled, and which inputs raise errors."""
+"""Checks prefixes (each training target with the history before it), negatives of self-play and random negatives
+against slow loops. Also tests how prefixes and random negatives are sampled, and which inputs raise errors."""
 
 import numpy as np
 import pytest
@@ -118,8 +118,8 @@ def test_self_play_equals_a_loop(data, rows, surface, most) -> None:
 
 
 def test_a_users_later_training_items_are_not_negatives_but_held_out_items_may_be() -> None:
-    """User 0 chooses item 2 later in training. Item 5 may be the user's test item, but the training split does not
-    show that."""
+    """User 0 chooses item 2 later in the training split. Item 5 may be the user's test item, but the training split
+    does not show that."""
     train = make_split([(0, [0], [1, 2])])
     prefixes = training_prefixes(train).select([0])
     table = self_play_preferences(prefixes, np.array([[2, 1, 5, 0]]), make_catalog("item_token"), train=train)

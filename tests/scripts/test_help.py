@@ -1,5 +1,5 @@
-"""`trl-rec VERB --help` lists our keys first, in groups and with defaults. The help is printed quickly, and its lines
-fit into the terminal."""
+"""`trl-rec VERB --help` lists trl_rec's own keys (options) first, in groups and with defaults. The help is
+printed quickly, and its lines fit into the terminal."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""Item vectors from the singular vectors of the associations."""
+"""Item vectors from the singular vectors of a matrix of associations. An association measures how much more often than
+by chance two items occur near each other."""
 
 import numpy as np
 import pytest

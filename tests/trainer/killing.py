@@ -24,8 +24,8 @@ from trl_rec.trainer.base.saving.checkpoints import MARK
 KILLS = pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.long)])
 STEPS_PER_KILL = 10
 POLL = 0.0005  # seconds; a tiny model's checkpoint takes about fifty times as long to write
-# A kill may wait until this many files of a checkpoint are written, and no more. Every checkpoint has at least this
-# many. The states of the optimizer and the trainer are written last.
+# A kill waits for at most this many files of a checkpoint to be written. Every checkpoint has at least as many files.
+# The states of the optimizer and the trainer are written last.
 NUM_FILES = 12
 
 
@@ -34,8 +34,8 @@ def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: flo
 
     The times of the kills are random. About half of the starts complete a checkpoint before the kill, so that the run
     makes progress. The first, third, fifth ... kill comes as soon as 1 to `NUM_FILES` files of the next checkpoint are
-    written. The second, fourth, sixth ... kill comes within `most_seconds` after the first file of that checkpoint.
-    The test fails if the run ends before it is killed.
+    written. The second, fourth, sixth ... kill comes within `most_seconds` after the first file of the next checkpoint
+    is written. The test fails if the run ends before it is killed.
 
     Returns:
         For each kill, the names of the checkpoints that were unfinished after it.

@@ -1,5 +1,5 @@
-"""Trains small BEAR models for tests, in the test's own process or in separate ones. `folder` contains the dataset and
-the model that `make_folder` writes."""
+"""Trains small BEAR models for tests, in the test's own process or in separate ones. The argument `folder` is a
+folder with the dataset and the model that `make_folder` writes."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ PASSED_ON += ("preprocess_logits_for_metrics", "compute_loss_func", "formatting_
 
 def with_known_names(options: dict[str, Any]) -> dict[str, Any]:
     """Returns the options with `activation_checkpointing` renamed to `gradient_checkpointing` if the installed
-    transformers is older than 5.23, which introduced the first name."""
+    transformers is older than 5.23 and does not know the first of these names."""
     if knows_activation_checkpointing():
         return options
     return {name.replace("activation_checkpointing", "gradient_checkpointing"): options[name] for name in options}
 
 
 def make_folder(folder: Path) -> RecDataset:
-    """Saves a toy dataset and a model without dropout. Semantic IDs have three levels. After the first two tokens,
-    often only one token is possible."""
+    """Saves a toy dataset and a model without dropout. A semantic ID has three tokens. Often, only one third token
+    is possible after the first two."""
     dataset = prepare("toy", folder / "data", toy_users=24, toy_items=60)
     codes = np.random.default_rng(0).integers(0, 7, (60, 2))
     ids = [[f"<a_{a}>", f"<b_{b}>", f"<c_{item}>"] for item, (a, b) in enumerate(codes.tolist())]

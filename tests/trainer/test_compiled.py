@@ -108,7 +108,7 @@ CASES = {
 
 
 def both(case: str, backend: str, folders: dict[str, Path], output: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the results of a run whose model a backend compiles, and of the same run without compilation."""
+    """Returns the results of a run that compiles its model with `backend`, and of the same run uncompiled."""
     kind, make, options = CASES[case]
     make_model = options.get("model", one_layer)
     compile_options = {"torch_compile": True, "torch_compile_backend": backend}

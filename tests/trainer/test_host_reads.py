@@ -31,7 +31,7 @@ REWARDS = {"ndcg": 1.0, "recall": 0.0, "hit": 0.0, "ild": 0.5, "mgu": 1.0}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder with a dataset and a model per kind of surface, and two folders with rated candidates."""
+    """One folder for each kind of surface, with a dataset and a model, and two such folders with rated items."""
     folders = {name: tmp_path_factory.mktemp(name) for name in (*SURFACES, "rated", "rated_item_token")}
     for surface in SURFACES:
         dataset = runs.make_folder(folders[surface])

@@ -1,5 +1,5 @@
 """Mixtures of experts: every trainer trains them with TRL's load-balancing term, ranks with them, and saves a run
-folder that recommends, whether or not the model was saved with `output_router_logits`."""
+folder that can recommend. The `output_router_logits` of the model that training starts from makes no difference."""
 
 from __future__ import annotations
 

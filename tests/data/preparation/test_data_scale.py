@@ -1,5 +1,5 @@
-"""Runs `benchmarks/data_scale.py`, which measures the time and memory that large logs take, with only 200,000
-interactions."""
+"""Runs `benchmarks/data_scale.py` with only 200,000 interactions. This benchmark measures the time and memory that
+large logs take."""
 
 import os
 import re

@@ -274,8 +274,8 @@ def test_a_failure_while_writing_changes_nothing(tmp_path, monkeypatch, overwrit
         assert load(tmp_path / "out").card == before
 
 
-# To replace a dataset, `prepare` renames twice: first to a path that ends with `.old`, then to one that ends with
-# `out`.
+# To replace a dataset, `prepare` renames two folders: first the old dataset, to a path that ends with `.old`; then the
+# new dataset, to a path that ends with `out`.
 @pytest.mark.parametrize("end", [".old", "out"])
 def test_a_failure_while_swapping_restores_the_old_files(tmp_path, monkeypatch, end):
     source = write_table(tmp_path / "source")
@@ -313,7 +313,7 @@ def test_the_current_directory_can_be_the_output_folder(tmp_path, monkeypatch):
     source = write_table(tmp_path / "source")
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
-    for minimum in (0, 2):  # the first call makes the folder, and the second call replaces it
+    for minimum in (0, 2):  # the first call fills the folder, and the second call replaces it
         dataset = prepare(source, ".", min_item_interactions=minimum, overwrite=minimum > 0)
         assert dataset.path == tmp_path / "out" and Path("card.json").is_file()
     monkeypatch.chdir(tmp_path)

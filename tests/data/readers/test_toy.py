@@ -1,4 +1,4 @@
-"""Tests the log that the format `toy` generates."""
+"""Tests the interaction log that the format `toy` generates."""
 
 import time
 

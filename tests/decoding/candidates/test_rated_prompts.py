@@ -186,7 +186,7 @@ def test_every_rating_of_a_sequence_is_learned_once(catalog: ItemCatalog) -> Non
     split = Dataset.from_dict(
         {**table, "history_ratings": [ratings[:1]], "target_ratings": [ratings[1:]]}, split="train"
     )
-    rows = build_rating_rows(split, written, max_length=10)  # <bos> and four rated items
+    rows = build_rating_rows(split, written, max_length=10)  # room for <bos> and four rated items
     told = [tokenizer.decode(row) for row in rows["input_ids"]]
     assert told[1] == "<bos> <item_4> <rating_3.5> <item_1> <rating_5> <item_5> <rating_5> <item_7> <rating_1>"
     learned = [[token for token in row if token != -100] for row in rows["labels"]]

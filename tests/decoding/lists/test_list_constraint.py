@@ -1,5 +1,5 @@
-"""Compares the legal children of trie nodes with those that follow from the set of remaining items, and the tokens of
-lists with the paths of their items."""
+"""Compares the legal children of trie nodes with those that follow from the items that a list may still contain, and
+the tokens of lists with the paths of their items."""
 
 import random
 

@@ -23,7 +23,8 @@ EOS, END = 1, 2  # END ends a title in a list
 CATALOGUES = {
     "item_token": [[token] for token in (9, 5, 7, 12, 4)],
     "semantic_id": [[5, 11, 20], [5, 11, 21], [5, 12, 20], [6, 11, 20], [6, 13, 22]],
-    # forced first tokens, forced chains, a title that is a prefix of another title, and two items with the same title
+    # first tokens that are forced (the only legal ones), chains of forced tokens, a title that is a prefix of another
+    # title, and two items with the same title
     "title": [
         [30, 31, 5, END],
         [30, 31, 5, 8, 8, END],
@@ -290,8 +291,8 @@ def test_only_a_model_in_training_mode_is_switched_to_evaluation_mode() -> None:
 
 @pytest.mark.parametrize("is_greedy", [False, True])
 def test_nan_is_reported(is_greedy: bool) -> None:
-    """A NaN selects an arbitrary child. This child must be a valid node, because the error is raised only after
-    sampling."""
+    """A NaN selects an arbitrary child of the current node. This child must be a valid node, because the error is
+    raised only after sampling."""
     broken = make_model("llama")
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
     catalogues = [

@@ -148,7 +148,7 @@ def test_the_legend_names_the_significance_level_of_the_verdicts(alpha: float, w
     [
         (RUNS, "counter", "against names 'counter', but there are runs only of "),
         ({**RUNS, "c": []}, "baseline", "there are no runs of 'c'; give at least one"),
-        ({}, "baseline", "against names 'baseline', but there are runs only of nothing; add the runs of 'baseline'"),
+        ({}, "baseline", "there are no runs; give at least one run of each recommender, and of 'baseline'"),
     ],
 )
 def test_a_missing_reference_or_run_is_an_error(runs: dict, against: str, message: str) -> None:

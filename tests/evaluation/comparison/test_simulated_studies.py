@@ -70,7 +70,8 @@ def share_of_findings(num_studies: int, **size: float) -> tuple[float, float]:
     return float(np.mean(found)), float(np.median(printed))
 
 
-# A verdict from one seed holds only for the models that were compared, so studies with one seed have `seed_sd` 0.
+# A verdict from one seed applies only to the models that were trained, not to other seeds of the methods. Studies with
+# one seed are therefore simulated without the random shift (`seed_sd` 0).
 SIZES = [
     {"users": users, "seeds": seeds, "arms": arms, "seed_sd": seed_sd}
     for users, seeds, arms, seed_sd in itertools.product([200, 1000], [1, 3, 6], [1, 3], [0.0, 0.02])

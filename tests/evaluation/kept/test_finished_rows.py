@@ -35,7 +35,8 @@ class Killed(BaseException):
 
 
 class Work:
-    """Computes ranks from row numbers, and records the rows. Raises `Killed` after `num_batches` batches."""
+    """Computes items and scores from row numbers, and records the row numbers. Raises `Killed` after `num_batches`
+    batches."""
 
     def __init__(self, num_batches: float = float("inf")) -> None:
         self.rows: list[int] = []

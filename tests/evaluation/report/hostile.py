@@ -1,4 +1,5 @@
-"""Makes a dataset folder and a run folder whose titles, groups and names contain code that a page must not run."""
+"""Makes a dataset folder and a run folder whose titles, groups and names contain code that the page of a report
+must not run."""
 
 from __future__ import annotations
 

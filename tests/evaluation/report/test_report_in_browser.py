@@ -1,5 +1,5 @@
-"""Opens a page with hostile texts in Chromium. The page runs no scripts and loads nothing. Without its protections,
-the page would run scripts and load files."""
+"""Opens a report page in Chromium. The page shows hostile texts, such as titles that contain scripts, but runs no
+scripts and loads nothing. Without its protections, the page would run scripts and load files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The metric values that a study reports: of a baseline that was measured together with a trained model, and with
-missing values."""
+"""Tests the metric values that a study reports for a baseline that was measured together with a trained model, and
+for users of whom some have no value."""
 
 from pathlib import Path
 from types import SimpleNamespace

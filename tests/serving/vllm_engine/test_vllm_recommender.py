@@ -1,4 +1,4 @@
-"""The recommender for vLLM, tested without vLLM: its search with a stand-in, and what it refuses."""
+"""The recommender for vLLM, tested without vLLM: its search, with a stand-in for the engine, and what it refuses."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from trl_rec.serving.vllm.recommender import ADAPTER, check_servable
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the same text as an earlier item:UserWarning")
 
-# Pairs of a kind of recommender and `renormalize`. Lists are always ranked with the softmax over the legal tokens, so
-# for them, `renormalize` is only True.
+# Each pair is a kind of recommender and its setting `renormalize`. True is the softmax over the legal tokens alone,
+# which recommenders that write lists always use. The others are tested with both values.
 SEARCHES = [(kind, True) for kind in ("item_token", "semantic_id", "title", "list", "title_list")]
 SEARCHES += [(kind, False) for kind in ("item_token", "semantic_id", "title")]
 FILTERS = [

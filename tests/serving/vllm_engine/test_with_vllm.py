@@ -171,7 +171,7 @@ def as_ragged(rows: list[list[int]]) -> Any:
 
 def read_items(trie: TokenTrie, tokens: list[int], length: int, eos: int) -> list[int]:
     """Returns the items of a completion. If several items share a path, the first one that is not yet in the list is
-    used. The excluded item 4 is used only if no other is left."""
+    used. Item 4, which the requests exclude, is used only if its path has no other item left."""
     items: list[int] = []
     node = 0
     for place, token in enumerate(tokens):

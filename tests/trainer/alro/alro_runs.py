@@ -29,8 +29,8 @@ PASSED_ON += ("preprocess_logits_for_metrics", "compute_loss_func", "formatting_
 
 
 def make_folder(folder: Path, surface: str = "semantic_id") -> RecDataset:
-    """Saves a rated toy dataset and a model without dropout. With the default surface, an item has two codes, so
-    letters name the candidates."""
+    """Saves a rated toy dataset and a model without dropout. With the default surface, an item takes two tokens, so
+    the model's answers name candidates by letters."""
     dataset = prepare("toy", folder / "data", toy_users=24, toy_items=60, split="leave_last", num_held_out=4)
     codes = [[f"<a_{item // 8}>", f"<b_{item % 8}>"] for item in range(60)]
     catalog = dataset.catalog.with_surface(surface, Ragged.from_lists(codes, object))

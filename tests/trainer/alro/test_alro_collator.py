@@ -1,5 +1,5 @@
-"""Batches of rated lists: the tokens of lists and answers, and the orders of a list, which change only with the
-epoch."""
+"""Batches of rated lists: the tokens of lists and answers, and the orders in which the candidates of a list are shown,
+which change only with the epoch."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,7 +43,7 @@ def test_an_answer_names_the_candidates_by_rating_in_either_order(folder: Path, 
             ends = [tokenizer.eos_token_id] if "softmax" in options else []
             names = batch["names"][number, shown, :count]
             assert written == names[order].tolist() + ends
-            # There is no gap before the end of the answer.
+            # There is no padding before the end of the answer.
             assert bool((answer & ~mask).sum() == 0) and mask.long().diff().max() <= 0
             for candidate, name in zip(row["candidates"], names.tolist(), strict=True):
                 place = listed.index(name)

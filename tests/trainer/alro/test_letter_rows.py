@@ -1,4 +1,4 @@
-"""Rows that teach which item a letter names."""
+"""Training rows that teach an ALRO model which item of a list a letter names."""
 
 from pathlib import Path
 

@@ -155,7 +155,7 @@ def test_finished_rows_are_removed_with_the_work_of_their_run(tmp_path: Path) ->
 
 
 def test_finished_rows_are_never_pushed(tmp_path: Path) -> None:
-    """Finished rows are pushed neither from a run folder nor from a checkpoint."""
+    """Neither a run folder nor a checkpoint is pushed to the hub with its finished rows."""
     for name in ("run", "checkpoint-2"):
         folder, copy = tmp_path / name, tmp_path / f"{name}-copy"
         (folder / FINISHED / "a pass").mkdir(parents=True)

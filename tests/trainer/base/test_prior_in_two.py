@@ -75,8 +75,8 @@ def test_two_processes_choose_and_measure_like_one(data: Path, tmp_path: Path) -
 
 
 def test_two_processes_refuse_another_choice(data: Path, tmp_path: Path) -> None:
-    """The run chooses its setting of the prior after training, so the error comes after training. Both processes raise
-    the error, so neither waits for the other."""
+    """The output folder records another setting of the prior. A run chooses its setting after training, so the error
+    comes after training. Both processes raise the error, so neither waits for the other."""
     recorded = {"prior": "transition", "strength": 32.0, "eps": 0.0001, "split": "test"}
     write_json(tmp_path / "run/choice.json", recorded)
     run_in_two("ddp", partial(train_and_be_refused, data), tmp_path / "run")

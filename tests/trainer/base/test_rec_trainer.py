@@ -191,7 +191,7 @@ def test_an_order_by_lengths_is_the_same_after_a_resume(
 
 
 def test_every_save_after_the_end_of_a_run_contains_the_prior(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    """The run is pushed before its final evaluation, and again afterwards with the figures in its model card."""
+    """The run is pushed to the Hub before its final evaluation, and again afterwards, with the results in its card."""
     trainer, pushed = make_trainer(folder, tmp_path / "run", **PUSHED_PRIOR), []
 
     def upload(**options: Any) -> None:

@@ -75,8 +75,8 @@ def test_weight_zero_over_the_vocabulary_is_trls_sft(folder: Path, dataset: RecD
 
 
 def test_weight_zero_is_cross_entropy_over_the_legal_tokens(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
-    """Weight 0 is MSL. The expected loss is computed token by token from the model's logits, without the forced
-    tokens."""
+    """Weight 0 is MSL, whose softmax contains only the legal tokens. The expected loss is computed token by token from
+    the model's logits. Forced tokens, which are the only legal ones, do not count."""
     trainer = make_trainer(folder, tmp_path, bear_weight=0, targets="all")
     paths = [dataset.catalog.paths(trainer.processing_class)[item].tolist() for item in range(len(dataset.catalog))]
     batch = one_batch(trainer)
@@ -162,7 +162,7 @@ def test_evaluations_during_training_choose_the_best_model_and_stop_early(
     assert trainer.state.global_step == 6  # the evaluations at steps 4 and 6 are no better than the one at step 2
     assert trainer.state.best_metric == trainer.state.log_history[-2].get("eval_ndcg@5", trainer.state.best_metric)
     evaluations = [entry for entry in trainer.state.log_history if "eval_ndcg@5" in entry]
-    assert len(trainer.eval_dataset) == 7  # the loss is over the same users as the lists
+    assert len(trainer.eval_dataset) == 7  # the loss is computed for the same users as the rankings
     assert (
         evaluations[0]["eval_num_users"] == 7
         and "eval_loss" in evaluations[0]

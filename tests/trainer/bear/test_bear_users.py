@@ -48,7 +48,7 @@ def test_a_run_whose_prompts_name_users_recommends_what_it_ranks(
     assert np.isfinite(losses(trainer)).all() and "eval_loss" in trainer.evaluate()
     trainer.save_model()
     trainer.create_model_card()
-    k = options.get("list_length", 10)  # a model that writes lists recommends at most one list
+    k = options.get("list_length", 10)  # a model that writes lists recommends at most `list_length` items
     assert f"recommend(history, k={k}, user=0)" in (tmp_path / "README.md").read_text()
     recommender, ranked = Recommender.from_pretrained(tmp_path), trainer.rank(dataset.test).items
     for row in range(3):

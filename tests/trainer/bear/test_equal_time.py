@@ -1,4 +1,4 @@
-"""The benchmark that trains on rows in which every item is a target, and on one row per target, for equal times."""
+"""The benchmark that compares two trainings of equal time: on rows with many targets, and on one row per target."""
 
 import json
 import sys

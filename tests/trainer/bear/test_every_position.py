@@ -232,8 +232,8 @@ def test_mixtures_of_experts_count_each_token_once(tmp_path: Path) -> None:
 
 
 def test_next_items_of_several_tasks(tmp_path: Path) -> None:
-    """Next-item rows have one branch per target, and rows of other tasks have none. The loss of next-item rows is the
-    same as without other tasks."""
+    """In next-item rows, each target has a branch: a part of the row, after the history, that other targets do not
+    read. Rows of other tasks have no branches. The loss of next-item rows is the same as without other tasks."""
     dataset = prepare("toy", tmp_path / "data", toy_users=6, toy_items=60)
     tokenizer = make_tokenizer([*dataset.catalog.titles, "genres"], vocab_size=320)
     tasks = {"next_item": 1.0, "history_to_preference": 1.0}

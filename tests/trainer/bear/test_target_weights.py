@@ -42,7 +42,7 @@ def by_hand(trainer: BearTrainer, batch: dict[str, Tensor], *, decay: float, smo
     for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
         pad = int((mask == 0).sum())
         tokens = ids[pad:].tolist()
-        num_items = (len(tokens) - 1) // 3  # after <bos>
+        num_items = (len(tokens) - 1) // 3  # after <bos>, each item has three tokens
         for item in range(1, num_items):  # the first item is not a target
             for depth in range(3):
                 place = 1 + 3 * item + depth

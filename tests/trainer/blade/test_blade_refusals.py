@@ -1,4 +1,4 @@
-"""What BLADE refuses with an error message, if possible before anything is drawn or trained."""
+"""What BLADE refuses with an error message, if possible before any list is drawn or any step is trained."""
 
 from pathlib import Path
 from typing import Any

@@ -68,7 +68,7 @@ def test_a_long_prompt_loses_its_beginning_and_completions_stay_whole() -> None:
 
 
 def test_many_rows_without_anything_rejected_may_come_first() -> None:
-    count = 1001  # one more than the number of rows after which `datasets` fixes the types of columns
+    count = 1001  # `datasets` decides the types of columns from the first 1000 rows
     rejected: list[list[str]] = [[]] * count + [[" on"]]
     made = tokenize_preferences(
         texts(prompt=["a"] * (count + 1), chosen=["b"] * (count + 1), rejected=rejected), TOKENIZER

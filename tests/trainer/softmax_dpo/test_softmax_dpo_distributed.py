@@ -35,8 +35,8 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.mark.parametrize("precompute", [False, True])
 @pytest.mark.parametrize("name", ["ddp", pytest.param("zero2", marks=pytest.mark.long), "zero3"])
 def test_two_processes_equal_one(name: str, precompute: bool, folder: Path, alone: Trained, tmp_path: Path) -> None:
-    """If the reference is precomputed, two processes compute it in batches of 5, which do not divide the 24 rows
-    evenly."""
+    """If the log-probabilities of the reference are precomputed, two processes compute them in batches of 5, which do
+    not divide the 24 rows evenly."""
     halved = options(2, precompute_ref_log_probs=precompute, precompute_ref_batch_size=5)
     if name == "zero3" and not precompute:
         halved["ref_model"] = "loaded"

@@ -97,10 +97,11 @@ def compare(
         num_resamples (`int`, *optional*, defaults to `5000`): Number of bootstrap resamples, and of sign flips.
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap and of the sign flips.
     """
+    if not runs:
+        raise ValueError(f"there are no runs; give at least one run of each recommender, and of {against!r}")
     if against not in runs:
         raise ValueError(
-            f"against names {against!r}, but there are runs only of {', '.join(runs) or 'nothing'}; "
-            f"add the runs of {against!r}"
+            f"against names {against!r}, but there are runs only of {', '.join(runs)}; add the runs of {against!r}"
         )
     for name, of_name in runs.items():
         if not len(of_name):

@@ -30,7 +30,7 @@ def digest(array: pa.Array) -> str:
 
 @given(LISTS, LISTS, LISTS)
 def test_arrays_are_equal_by_content_alone(before: list, values: list, after: list) -> None:
-    """It does not matter whether an array is a slice of a longer one, or how wide its offsets are."""
+    """It does not matter whether an array is a slice of a longer one, or whether its offsets have 32 or 64 bits."""
     plain = pa.array(values, pa.list_(pa.int64()))
     whole = pa.array([*before, *values, *after], pa.list_(pa.int64()))
     assert digest(whole.slice(len(before), len(values))) == digest(plain)
