@@ -1,6 +1,6 @@
-"""The prompts of recipes that follow a paper equal the text that was published with it. The parts of a prompt are
-tokenized separately, and `compare_tokens` counts the prompts whose tokens differ from those of the text tokenized as a
-whole."""
+"""If a recipe follows a paper, its prompt is exactly the text that was published with the paper. The parts of a
+prompt are tokenized separately, and `compare_tokens` counts the prompts whose tokens differ from those of the text
+tokenized as a whole."""
 
 import json
 from pathlib import Path

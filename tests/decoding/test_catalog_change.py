@@ -104,8 +104,8 @@ def test_semantic_ids_are_kept_and_new_items_need_an_encoder() -> None:
 
 def test_a_prior_weighs_a_new_item_like_an_item_without_interactions() -> None:
     prior = PopularityPrior(np.array([5, 0, 2, 9]))
-    # For each item of the catalogue, its index in the prior. The second item is new (-1). The last two items occur
-    # only in histories.
+    # For each item of the catalogue, its index in the prior. The second item is new (-1). The last two items were
+    # removed: a history may still contain them, but they are not recommended and get no weight.
     sources = np.array([3, -1, 0, 2, 1])
     weights = MatchedPrior(prior, sources, 3).weights(Ragged.from_lists([[0, 1], [4]])).dense(2, 3)
     old = prior.weights(Ragged.from_lists([[]])).dense(1, 4)[0]

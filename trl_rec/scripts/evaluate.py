@@ -87,7 +87,8 @@ def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) ->
 
     Returns the text to print, and the metric to show by slice.
     """
-    # 1. Before the model is loaded, refuse a prior that differs from the one that `output` records for the test split.
+    # 1. Check the prior before the model is loaded. If the output folder already records the prior of an evaluation on
+    # the test split, any other prior is refused.
     prior = kind_and_strength(config)
     if prior is not None:
         on_main_process(lambda: check_choice(output, *prior))

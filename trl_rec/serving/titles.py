@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from trl_rec.items import ItemCatalog
 
 
-MOST_SORTED = 2000  # maximum number of matches that a search keeps and sorts: the first in catalogue order
+MOST_SORTED = 2000  # a search keeps and sorts at most this many matches, the first ones of the catalogue
 LONGEST_QUERY = 200  # characters
 
 
@@ -35,6 +35,7 @@ class TitleIndex:
 
     def search(self, query: str, limit: int) -> list[int]:
         """Returns the indices of the items whose titles contain all words of a query, or whose id is the query.
+        A word of the query may also be part of a longer word.
 
         Titles are compared in lower case. The item whose id is the query comes first. After it come the titles that
         begin with the query, then the titles in which a word begins with the query's first word, then all others.

@@ -1,4 +1,4 @@
-"""Interactions with items that the item table lacks have the same place in a history as if the table listed them."""
+"""An interaction keeps its place in the user's history even if the item table does not list its item."""
 
 import random
 
@@ -36,8 +36,8 @@ def test_unlisted_items_have_the_same_place_as_listed_items(tmp_path, seed, repe
     options = {"unknown_items": "keep", "repeats": repeats, "min_item_interactions": minimum}
     dataset = prepare(source, tmp_path / "data", **options)
 
-    # 1. The item table of `whole` lists all items. The histories of `dataset` equal those of `whole` without the
-    # dropped items.
+    # 1. The item table of `whole` lists all items. The histories of `dataset` equal those of `whole`, but lack
+    # the listed items that `min_item_interactions` has removed.
     dropped = set(listed) - set(dataset.catalog.ids)
     assert dropped == ({"a"} if minimum else set())
     expected = {

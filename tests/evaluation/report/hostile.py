@@ -16,9 +16,9 @@ from trl_rec.evaluation import PopularityBaseline, evaluate_baselines, evaluate_
 from trl_rec.evaluation.kept.writing import write_evaluation
 
 
-# Without escapes, most titles would end the context that they are written into: an element, an attribute, the style
-# sheet, a comment, the block of the recipe or an SVG. The last three titles contain control characters or character
-# references.
+# If the page did not escape the titles, most of them would add elements to the page, or end the markup around them: an
+# attribute, the style sheet, a comment, the `<pre>` block of the recipe or an SVG. The last three titles contain
+# control characters or character references.
 TITLES = [
     "<script>document.title='owned'</script>",
     "<img src=x onerror=\"document.title='owned'\">",

@@ -1,5 +1,5 @@
-"""Makes small ALRO runs, in the process of a test or in other processes. `folder` contains the rated dataset and the
-model that `make_folder` writes."""
+"""Makes small ALRO runs, in the process of a test or in other processes. `make_folder` writes a rated
+dataset and a model into a folder, which other functions take as their argument `folder`."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def first_batch(trainer: AlroTrainer) -> dict[str, Any]:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """Trains, ranks and measures. Every process of the run calls this function. Saves the weights in `output`, and the
-    measurements in `OUTPUT/run.pt`."""
+    """Trains, ranks and measures. Every process of the run calls this function. The folder `output`
+    gets the weights, and the measurements in `run.pt`."""
     trainer = make_trainer(folder, output, **options)
     trainer.train()
     split = load(folder / "data").validation

@@ -1,4 +1,5 @@
-"""`SoftmaxDPOTrainer`: its loss against TRL's DPO and a slow loop, its reference, evaluations and refusals."""
+"""`SoftmaxDPOTrainer`: its loss, compared with TRL's DPO and a slow loop, its reference, its evaluations, and its
+errors for invalid arguments and data."""
 
 import inspect
 import json
@@ -100,7 +101,8 @@ def test_one_negative_is_trls_dpo(kind: str, tmp_path: Path) -> None:
 def test_the_first_loss_is_that_of_a_policy_that_equals_its_reference(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, **ALL)
     assert first_loss(trainer) == pytest.approx(loss_of_equals(trainer), abs=1e-5)
-    # The folder that this model was loaded from contains other weights.
+    # The weights of `other_model` differ from those in the folder that it was loaded from. The reference must be a copy
+    # of the former.
     changed = make_trainer(folder, tmp_path, model=other_model(folder), **ALL)
     assert first_loss(changed) == pytest.approx(loss_of_equals(changed), abs=1e-5)
     loaded = make_trainer(folder, tmp_path, model=str(folder / "model"), **ALL)  # TRL loads the reference
@@ -197,7 +199,7 @@ def test_neither_padding_nor_the_order_of_negatives_matters(folder: Path, tmp_pa
     assert loss([{**row, "rejected_ids": row["rejected_ids"][::-1]} for row in rows]) == pytest.approx(
         together, abs=1e-6
     )
-    # Copies of a negative change the loss.
+    # If each rejected item occurs twice, the loss changes.
     assert loss([{**row, "rejected_ids": row["rejected_ids"] * 2} for row in rows]) > together + 0.1
 
 

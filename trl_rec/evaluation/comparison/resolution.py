@@ -38,8 +38,8 @@ def smallest_difference(
 ) -> float:
     """Returns the smallest difference that a study can detect.
 
-    A pilot with one seed, or with baselines only, contains no variation between seeds. If there is such variation in
-    the study, the result is too small.
+    If `pilot` and `reference` have one seed, or are baselines, they contain no variation between seeds. If the results
+    of the study vary between seeds, the returned difference is too small.
 
     Args:
         pilot, reference (`Runs`): The runs of two recommenders, as given to [`compare`]. The difference between these
