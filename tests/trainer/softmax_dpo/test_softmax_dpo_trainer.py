@@ -101,8 +101,8 @@ def test_one_negative_is_trls_dpo(kind: str, tmp_path: Path) -> None:
 def test_the_first_loss_is_that_of_a_policy_that_equals_its_reference(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, **ALL)
     assert first_loss(trainer) == pytest.approx(loss_of_equals(trainer), abs=1e-5)
-    # The weights of `other_model` differ from those in the folder that it was loaded from. The reference must be a copy
-    # of the former.
+    # The weights of `other_model` differ from those in the folder that it was loaded from. The reference must copy
+    # the weights of `other_model`.
     changed = make_trainer(folder, tmp_path, model=other_model(folder), **ALL)
     assert first_loss(changed) == pytest.approx(loss_of_equals(changed), abs=1e-5)
     loaded = make_trainer(folder, tmp_path, model=str(folder / "model"), **ALL)  # TRL loads the reference
