@@ -54,7 +54,7 @@ def interactions(dataset: Any) -> list[tuple[str, str, float]]:
 
 def test_a_log_with_every_row_twice_needs_the_option_repeats(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = write_table(tmp_path / "source", [row for row in PLAIN for _ in range(2)])
-    with pytest.raises(ValueError, match="every target of the test split is in its user's history.*set repeats"):
+    with pytest.raises(ValueError, match="every target of the test split .* history.*set 'repeats: first'"):
         prepare(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
