@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     of_hub = {name: getattr(arguments, name) for name in ("repo", "include_catalog", "include_prior", "private")}
     without_effect = {"dtype": arguments.dtype} if arguments.to == "hub" else of_hub
     for name, value in without_effect.items():
-        if value is not None and (value or name == "private"):
+        if value != getattr(ExportArguments, name):  # the default
             raise ValueError(f"--{name} has no effect with --to {arguments.to}; leave it out")
     if arguments.to == "merged" and arguments.output is None:
         raise ValueError("--to merged writes a folder; give --output")

@@ -193,6 +193,7 @@ def test_a_push_deletes_files_of_an_earlier_push_that_it_leaves_out(
             ["--to", "merged", "--output", "x", "--include_prior", "true"],
             "--include_prior has no effect with --to mer",
         ),
+        (["--to", "merged", "--output", "x", "--private", "false"], "--private has no effect with --to merged; leave"),
         (["--to", "hub", "--output", "x", "--dtype", "float16"], "--dtype has no effect with --to hub; leave it out"),
         (["--to", "hub", "--output", "x", "--model", "nowhere"], "nowhere contains no model; give the output folder"),
     ],

@@ -4,6 +4,7 @@ The batch size does not change the lists."""
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,29 @@ def test_runs_with_a_common_reference_dir_draw_its_lists_once(folder: Path, tmp_
     drawn_rows.clear()
     assert references(make_trainer(folder, tmp_path / "two", reference_dir=shared, target="best_of_n")) == told
     assert not drawn_rows and not parts(tmp_path / "two")
+
+
+def test_processes_divide_the_parts_that_the_main_process_found_missing(
+    folder: Path, tmp_path: Path, drawn_rows: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run may write parts into a common folder while the processes of a run look for missing ones."""
+    trainer = make_trainer(folder, tmp_path)
+    store = reference_lists.reference_store(tmp_path, trainer.train_dataset, "key")
+    found = store.missing()
+    store.write(found[0], np.zeros((len(found[0]), 8, 3)))  # written after the main process has looked
+    monkeypatch.setattr(reference_lists, "on_main_process", lambda decide: found)
+    accelerator = SimpleNamespace(
+        process_index=1, num_processes=2, is_main_process=False, device="cpu", wait_for_everyone=lambda: None
+    )
+    reference_lists.draw_reference_lists(
+        store,
+        trainer.train_dataset,
+        lambda batch: torch.zeros(len(batch["row"]), 8, 3, dtype=torch.long),
+        trainer.data_collator,
+        accelerator,
+        batch_size=64,
+    )
+    assert [part in store.missing() for part in found] == [False, False, True, False]
 
 
 def test_a_killed_run_draws_only_the_missing_lists(

@@ -216,18 +216,17 @@ def _report_repeats(card: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
     every = [name for name, count in repeated.items() if count and count == card["targets"][name]]
     if "repeats" in settings or not card["repeated_interactions"]:
         return
-    if settings["split"] == "windows":
-        remedy = "measure with exclude_history off"
-    else:
-        remedy = "set 'repeats: first' or 'repeats: last', or set 'repeats: keep' and measure with exclude_history off"
+    remedy = "measure with 'exclude_history: false'"
+    if settings["split"] != "windows":
+        remedy = "set 'repeats: first' or 'repeats: last'; or set 'repeats: keep', and " + remedy
         if every:
             raise ValueError(
-                f"every target of the {every[0]} split is in its user's history, so nothing can be measured when "
+                f"every target of the {every[0]} split is in its user's history, so nothing can be measured if "
                 f"recommendations leave out the items of the history; {remedy}"
             )
     if any(repeated.values()):
         logger.warning(
-            "%d of %d validation and test targets are in their user's history, and cannot be recommended when "
+            "%d of %d validation and test targets are in their user's history, and cannot be found if "
             "recommendations leave out the items of the history; to avoid this, %s",
             sum(repeated.values()),
             card["targets"]["validation"] + card["targets"]["test"],

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from trl_rec.parts import PartStore, to_column
+from trl_rec.trainer.base.processes import on_main_process
 from trl_rec.trainer.base.reference import hash_rows
 
 
@@ -58,10 +59,9 @@ def draw_reference_lists(
         accelerator: The accelerator of the trainer.
         batch_size: Number of rows per batch. A batch never spans several parts.
     """
-    # 1. Find the missing parts. Wait until all processes have done this before any process writes a part. Otherwise
-    # the processes would find different parts missing, and would not divide them consistently.
-    missing = store.missing()
-    accelerator.wait_for_everyone()
+    # 1. Find the missing parts on the main process. If every process looked for them, a part that another process
+    # or run writes in the meantime would be missing for some of them only, and they would divide the parts wrongly.
+    missing = on_main_process(store.missing)
     mine = missing[accelerator.process_index :: accelerator.num_processes]
 
     # 2. Process each part in batches.
