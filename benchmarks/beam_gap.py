@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/beam_gap.py runs/study-ml-100k-beam --output runs/beam-gap-ml-100k.json
 
-Each positional argument is a run folder, or a folder that contains run folders, such as that of a study. Runs whose
-folders are named `seed-N` in the same folder are seeds of one policy. For each run, all items are scored once, and a
-beam search is run with each number of beams. With B beams, NDCG@min(10, B) is measured for the items that the search
-finds, and for the items with the best scores among all items. The gap is the second value minus the first.
+Each positional argument is a run folder, or a folder that contains run folders, such as that of a study. Run folders
+that are named `seed-N` and have the same parent folder are seeds of one policy. For each run, all items are scored
+once, and a beam search is run with each number of beams. With B beams, NDCG@min(10, B) is measured for the items that
+the search finds, and for the items with the best scores among all items. The gap is the second value minus the first.
 
 The figures of every measured run are kept in the output file, so an interrupted command can be run again to continue.
 The program prints a table. Its column "detectable" contains the smallest difference in NDCG@10 that a study on the

@@ -106,7 +106,8 @@ def _placed(leaf: Any, given: dict[int, PretendTensor]) -> Any:
 
 
 def _value(leaf: Any) -> Any:
-    """Converts an argument for an operation on the CPU: returns the CPU for a device, and the values of a tensor."""
+    """Converts an argument for an operation on the CPU: any device becomes the CPU, and a `PretendTensor` becomes its
+    values."""
     if isinstance(leaf, torch.device):
         return torch.device("cpu")
     return leaf.value if isinstance(leaf, PretendTensor) else leaf

@@ -156,7 +156,8 @@ def test_a_temporary_folder_is_removed_with_its_contents(tmp_path: Path, error: 
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Collects the names of the files and folders that are synced, and `rename` at each renaming, in order."""
+    """A list of events in order: the name of each file or folder that is synced ("temporary" if the name is
+    temporary), and "rename" for each renaming."""
     events: list[str] = []
     sync, rename, replace = files._sync, Path.rename, Path.replace
 

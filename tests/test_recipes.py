@@ -171,7 +171,7 @@ def take_two_steps(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         )
         model = provide(settings, world, run)
         watches.clear()
-        # Overwrite the output folder, because another recipe may have trained into it. The verb `align3gr` refuses
+        # Overwrite the output folder, because another recipe may have written to it. The verb `align3gr` refuses
         # `--overwrite`, because it resumes automatically.
         again = [] if name.startswith("align3gr/") else ["--overwrite", "true"]
         fewer = ["--gradient_accumulation_steps", "2"] if settings.get("gradient_accumulation_steps", 1) > 8 else []

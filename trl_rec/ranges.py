@@ -217,7 +217,7 @@ def numeric_fields(kind: type[DataclassInstance]) -> dict[str, NumericField]:
 
 
 def _types(hint: Any) -> set[Any]:
-    """Returns the types in a type hint, such as `{float, list, int}` for `float | list[int]`.
+    """Returns the types in a type hint, such as `float`, `list` and `int` for `float | list[int]`.
 
     The types of a mapping's keys are left out.
     """

@@ -55,7 +55,7 @@ def random_batch(num_users=6, num_lists=5, num_ranks=4, num_items=30, num_groups
 
 def test_worked_by_hand():
     """Items 0 and 1 are in the first group, item 2 in the second, item 3 in both and item 4 in none. User 0 chose
-    three items of the first group and one of the second. User 1 has an empty history."""
+    items of the first group three times, and an item of the second once. User 1 has an empty history."""
     shares = np.array([[1, 0], [1, 0], [0, 1], [0.5, 0.5], [0, 0]])
     lists = [[[2, 0], [0, 1]], [[4, 3], [2, -1]]]
     batch = batch_of(lists, [[0, 4], [2]], [[0, 0, 1, 2], []], shares)

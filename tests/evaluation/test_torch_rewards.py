@@ -36,7 +36,7 @@ shapes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6))
 
 @given(st.integers(0, 1000), shapes, st.sampled_from(["float32", "float64"]))
 def test_rewards_equal_those_of_arrays(seed: int, shape: tuple[int, int, int], dtype: str) -> None:
-    """The shares of the groups in each item are tested in float64, and in float32, the dtype that catalogues use."""
+    """The group shares of the items are tested in float64 and in float32. Catalogues use float32."""
     arrays, tensors = make_batch(seed, shape, dtype)
     weights = {name: 1.0 + number for number, name in enumerate(REWARDS)}
     expected, found = score_lists(arrays, weights), score_tensors(tensors, weights)

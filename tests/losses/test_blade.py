@@ -113,8 +113,8 @@ def test_without_ties_the_static_reward_is_n_minus_1_times_log_f_plus_log_n() ->
 
 
 def test_the_tilt_of_a_known_distribution_is_best_of_n() -> None:
-    """With six equally likely lists, of which three are tied, the starting policy times exp(R) is the distribution of
-    the best of 3 draws."""
+    """The starting policy has six equally likely lists, of which three are tied. Its probabilities times exp(R) are
+    the distribution of the best of 3 draws."""
     rewards = [0.0, 0.4, 0.4, 0.4, 0.9, 1.3]
     at_most = doubles([sum(other <= own for other in rewards) / 6 for own in rewards])
     below = doubles([sum(other < own for other in rewards) / 6 for own in rewards])

@@ -5,11 +5,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from trl import ModelConfig
 
 from tests.conftest import make_model as make_family
 from trl_rec import ItemCatalog
 from trl_rec.compat import keep_differentiable
+from trl_rec.items.changes import match_items
 from trl_rec.models import add_item_tokens, load_model, load_tokenizer, lora_config, make_model, make_tokenizer
+from trl_rec.models.building import build_policy
 from trl_rec.ragged import Ragged
 
 
@@ -86,6 +89,24 @@ def test_tokenizers_and_adapters_include_tokens_of_users(catalog: ItemCatalog, t
     adapter = lora_config(model, new)
     assert new in adapter.trainable_token_indices.values()
     assert make_tokenizer(catalog)("<ua_1><ub_0><item_2>")["input_ids"] == [7, 8, 5]
+
+
+@pytest.mark.parametrize("codes", [["<ua_0>"], ["<ua_0>", "<ua_1>"]], ids=["known", "new"])
+def test_a_new_adapter_of_a_policy_contains_new_tokens_of_users(
+    codes: list[str], catalog: ItemCatalog, tmp_path: Path
+) -> None:
+    """The items stay the same. If a new user has a new code, its embedding would be lost without the adapter."""
+    before = catalog.with_surface("item_token", user_ids=Ragged.from_lists([["<ua_0>"]], object))
+    after = catalog.with_surface("item_token", user_ids=Ragged.from_lists([[code] for code in codes], object))
+    tokenizer = make_tokenizer(before)
+    make_model(tokenizer, hidden_size=16, num_layers=1, max_length=32).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+
+    config = ModelConfig(str(tmp_path), use_peft=True, lora_target_modules=["q_proj"])
+    _, _, tokenizer, adapter = build_policy(config, change=match_items(before, after))
+    assert adapter is not None and set(codes) <= set(tokenizer.get_vocab())
+    trained = (adapter.trainable_token_indices or {}).values()
+    assert list(trained) == ([tokenizer.convert_tokens_to_ids(after.new_tokens)] if len(codes) == 2 else [])
 
 
 @pytest.mark.parametrize("dtype", ["foo", "int8", "nn", ""])

@@ -46,7 +46,8 @@ def static_reward(reward: float, references: Sequence[float], best_of: int, prio
 
 
 def best_of_n_law(rewards: Sequence[float], best_of: int) -> list[Fraction]:
-    """Enumerates all draws, and returns the probability that each item is the best of N uniform draws."""
+    """Enumerates all draws, and returns the probability that each list is the best of N uniform draws. If several
+    draws are tied for the best, each of them wins with the same probability."""
     law = [Fraction(0)] * len(rewards)
     for draws in product(range(len(rewards)), repeat=best_of):
         winners = [item for item in draws if rewards[item] == max(rewards[other] for other in draws)]

@@ -8,7 +8,7 @@ Row = dict[str, list]
 
 
 def _first_times(row: Row) -> list[int]:
-    """Returns the positions in history + targets of those targets whose item does not occur before."""
+    """Returns the positions, in history + targets, of the targets whose item does not occur earlier."""
     sequence = row["history"] + row["targets"]
     return [place for place in range(len(row["history"]), len(sequence)) if sequence[place] not in sequence[:place]]
 

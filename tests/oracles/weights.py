@@ -1,6 +1,6 @@
-"""Computes item weights in a loop over items, as w = allowed * (shared + values), and the term that a weight adds to a
-score. `shared` are weights for all prompts, and `values` are weights of single items for one prompt. `allowed` is 0
-for the items that a filter removes, and 1 for the others."""
+"""Computes item weights, and the terms that they add to scores, in loops over items. A weight is
+w = allowed * (shared + values). `shared` are weights for all prompts, and `values` are weights of single items for one
+prompt. `allowed` is 0 for the items that a filter removes, and 1 for the others."""
 
 from __future__ import annotations
 

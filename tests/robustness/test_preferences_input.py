@@ -134,7 +134,7 @@ TABLES = [
 
 
 def with_real_ids(attack: Attack, ids: list[str]) -> Attack:
-    """Replaces i0, i1 and i2 in the attack by ids of the catalogue."""
+    """Returns the attack, changed to write ids of the catalogue in place of i0, i1 and i2."""
 
     def damage(folder: Path) -> None:
         attack.damage(folder)

@@ -50,7 +50,7 @@ def edit(name: str, **values: object) -> Callable[[Path], object]:
 
 
 def index(tokens: Callable[[int], object]) -> Callable[[Path], object]:
-    """Writes an index file, which maps item ids to tokens: each id from 1 to 50 to `tokens(id)`."""
+    """Writes an index file that maps each item id from 1 to 50 to `tokens(id)`."""
     return write("x.index.json", json.dumps({str(item): tokens(item) for item in range(1, 51)}))
 
 

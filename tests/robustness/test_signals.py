@@ -1,4 +1,5 @@
-"""A verb that receives a signal prints one line, exits with the status of the signal, and can be resumed."""
+"""A verb that receives a signal prints one line and exits with the status of the signal. Afterwards, it can be run
+again or resumed."""
 
 from __future__ import annotations
 

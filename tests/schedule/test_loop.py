@@ -1,4 +1,5 @@
-"""Runs the stages of a schedule: where each stage starts, which policy is kept, and how a killed run resumes."""
+"""Runs the stages of a schedule, and tests where each stage starts, which policy is kept, and how a killed run
+resumes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Checks prefixes (each training target with the history before it), negatives of self-play and random negatives
-against slow loops. Also tests how prefixes and random negatives are sampled, and which inputs raise errors."""
+"""Checks prefixes (each training target with the history before it), self-play negatives and random negatives against
+slow loops. Also tests how prefixes and random negatives are sampled, and which inputs raise errors."""
 
 import numpy as np
 import pytest

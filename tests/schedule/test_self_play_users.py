@@ -1,5 +1,5 @@
-"""Self-play with prompts that contain the user. Items are ranked after each prefix of a history, and the prompt
-contains the user of this history."""
+"""Tests self-play with prompts that contain the user. Items are ranked for each prefix (a history from the training
+split), and the prompt contains the user of this history."""
 
 from dataclasses import replace
 from pathlib import Path

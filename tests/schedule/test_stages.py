@@ -1,4 +1,4 @@
-"""Reads preference stages from recipes: which keys a stage may have, and what is refused."""
+"""Tests how preference stages are read from recipes: which keys a stage may have, and what is refused."""
 
 import pytest
 

@@ -1,5 +1,5 @@
-"""Tests `trl-rec compare`: how runs are grouped into arms, which arm is the reference, slices, the JSON file, and the
-runs that are refused."""
+"""Tests `trl-rec compare`: how runs are grouped into arms, which arm is the reference, how slices are compared, what
+the JSON file contains, and which runs are refused."""
 
 import json
 import shutil

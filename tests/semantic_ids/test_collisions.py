@@ -76,8 +76,8 @@ def test_few_of_many_identical_items_are_considered(case, count, code):
 
 
 def test_equal_distances_do_not_make_items_identical():
-    """All items have the distance 1 from their centroid, but in different directions. Each of the last two
-    items is the nearest to a free centroid, so it must not be left out as a copy of the first ones."""
+    """All items have the distance 1 from their centroid, but not all in the same direction. Each of the last two items
+    is the nearest to a free centroid, so the repair must not skip it as if it were identical to an earlier item."""
     residuals = [[-1, 0], [-1, 0], [0, -1], [-1, 0], [0, -1], [0, 1], [1, 0]]
     codes = repaired([[0, 0]] * 7, residuals, [[0, 0], [9, 0], [0, 9], [-9, 0]])
     assert codes[:, -1].tolist() == [0, 3, 0, 0, 0, 2, 1]

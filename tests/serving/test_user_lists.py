@@ -219,7 +219,7 @@ def test_the_command_under_accelerate_launch_writes_the_same_file(
     dataset: RecDataset, run: Path, tmp_path: Path
 ) -> None:
     """Compares the command in two processes of `accelerate launch` on a CPU with the command in a single process. The
-    lists are computed in parts of `PART_SIZE` users. There are more users, so both processes have work."""
+    lists are computed in parts of `PART_SIZE` users. The log has users for two parts, so both processes have work."""
     rng = np.random.default_rng(0)
     number = PART_SIZE + 40
     log = ["user_id,item_id", *(f"u{user},{dataset.catalog.ids[rng.integers(50)]}" for user in range(number))]

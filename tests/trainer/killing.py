@@ -1,7 +1,7 @@
 """Kills runs with SIGKILL, often while a checkpoint is being written, and starts them again.
 
-The test of each trainer provides the "work": a function that `tests.processes` runs in a new process. The work trains
-into a folder, and resumes from the checkpoints in the folder.
+The test of each trainer provides the "work": a function that `tests.processes` runs in a new process. The work trains,
+writes checkpoints to a folder, and resumes from the checkpoints that the folder already contains.
 """
 
 from __future__ import annotations

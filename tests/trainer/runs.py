@@ -39,8 +39,8 @@ def with_known_names(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_folder(folder: Path) -> RecDataset:
-    """Saves a toy dataset and a model without dropout. A semantic ID has three tokens. Often, only one third token
-    is possible after the first two."""
+    """Saves a toy dataset and a model without dropout. A semantic ID has three tokens. Often, the first two tokens
+    determine the third."""
     dataset = prepare("toy", folder / "data", toy_users=24, toy_items=60)
     codes = np.random.default_rng(0).integers(0, 7, (60, 2))
     ids = [[f"<a_{a}>", f"<b_{b}>", f"<c_{item}>"] for item, (a, b) in enumerate(codes.tolist())]

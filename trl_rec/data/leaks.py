@@ -13,8 +13,9 @@ apply to windows:
 2. No validation or test target occurs in a row of the same user in an earlier split, unless the target also occurs in
    the history of its own row.
 
-Rule 2 also rejects a source if a user chooses an item again, and the window with the second choice as its target is
-too short to contain the first choice. Such a source has to be prepared from a table of its interactions.
+Rule 2 also rejects some sources in which a user chooses an item again: those in which the second choice is the target
+of a validation or test window that is too short to contain the first choice. Such a source has to be prepared from a
+table of its interactions.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def rank_items(
         renormalize (`bool`, *optional*, defaults to `True`): If True, log-probabilities are normalised over the legal
             tokens, as in training under the trie. If False, they are normalised over the whole vocabulary.
         length_penalty (`float`, *optional*, defaults to `0.0`): The log-probability of an item is divided by
-            `n ** length_penalty`, where `n` is the number of tokens of the item, including EOS.
+            `n ** length_penalty`, where `n` is the number of tokens of the item (for a title, including EOS).
         weights ([`ItemWeights`], *optional*): Weights of the items, such as a prior or a filter. For an item with
             weight `w`, `weights.strength * log(w / W)` is added to the score, where `W` is the sum of the weights of
             all items. Items with weight 0 are left out.

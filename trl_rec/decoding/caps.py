@@ -2,8 +2,9 @@
 
 The list is built greedily from a ranking, best item first. An item is left out if the list already contains the
 maximum number of items that share one of this item's values. If a ranking of the catalogue ends before the list is
-full, `requests.py` ranks the catalogue again, without the items that can no longer be chosen. A list that the model
-writes, or that comes from a file, is only shortened.
+full, `requests.py` ranks the catalogue again, without the items that can no longer be chosen. If the ranking is
+instead a list that the model has written, or that comes from a file, no other items are added, so the result may have
+fewer items than requested.
 """
 
 from __future__ import annotations

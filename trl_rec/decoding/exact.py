@@ -6,6 +6,7 @@ trie's inner nodes, in chunks, after the cached prompt. An attention mask lets e
 own path, so the paths of a chunk are read together, and a common prefix is read only once per chunk. Each chunk is
 then removed from the cache, so memory does not grow with the number of chunks. Models that cannot use such a mask read
 the prompt again for each path.
+
 `score_items` reads the paths of a few items as completions of the prompt.
 
 Legend: B: prompts, K: given items per prompt, I: items, Q: nodes that are read together, S: nodes among them whose

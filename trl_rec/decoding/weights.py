@@ -5,9 +5,9 @@ The score of an item is
 
     log p(item | prompt) / length ** length_penalty + strength * log(w(item | prompt) / W)
 
-Here `length` is the number of tokens of the item, including EOS, and W is the sum of the weights of all items. Items
-that are excluded by the argument `exclude` of a search still count in W. Items that a filter (`allowed`) removes do
-not, so a filter shifts the scores of all items that it allows by the same number.
+Here `length` is the number of tokens of the item (for a title, including EOS), and W is the sum of the weights of all
+items. Items that are excluded by the argument `exclude` of a search still count in W. Items that a filter (`allowed`)
+removes do not, so a filter shifts the scores of all items that it allows by the same number.
 
 Legend: B prompts, F filters, I items, S items per prompt that have a weight for this prompt only (padded).
 """

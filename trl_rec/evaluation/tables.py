@@ -60,7 +60,7 @@ MEANINGS = {
     "pruned": (-1, "share of a user's next items that are among the k best by exact scores, but not in the list"),
     "pruning_rate": (
         -1,
-        "like pruned, but divided by the number of next items that are among the k best by exact scores",
+        "like pruned, but as a share of those next items that are among the k best by exact scores",
     ),
     "drawn_reward": (1, "reward of a list that the model draws, averaged over several draws"),
     "drawn_ndcg": (1, "NDCG of a list that the model draws, averaged over several draws"),

@@ -186,12 +186,15 @@ def build_policy(
         return policy, reference, tokenizer, adapter
 
     # 3. Item tokens are numbered by item index. If the indices have changed, move each item's embedding to its new
-    # token, and make embeddings for the tokens of new items, in the policy and in the reference. A new adapter must
-    # then also contain these embeddings, because saving an adapter does not save the base model.
+    # token. Make embeddings for new tokens. Do both in the policy and in the reference.
+    knows_tokens = set(change.catalog.new_tokens) <= set(tokenizer.get_vocab())
     if reference is not None:
         reference, _ = follow_items(reference, deepcopy(tokenizer), change)
     policy, token_ids = follow_items(policy, tokenizer, change)
-    if isinstance(adapter, LoraConfig) and token_ids and not change.keeps_indices:
+
+    # 4. A new adapter must also contain these embeddings, because saving an adapter does not save the base model.
+    changes_embeddings = not (knows_tokens and change.keeps_indices)
+    if isinstance(adapter, LoraConfig) and token_ids and changes_embeddings:
         adapter.trainable_token_indices = new_token_modules(policy, token_ids)
     return policy, reference, tokenizer, adapter
 

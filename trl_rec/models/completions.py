@@ -250,7 +250,7 @@ def _read(
     balanced: bool = False,
 ) -> CompletionLogits:
     """Runs the model over packed rows."""
-    # A row with a single completion needs no custom mask besides the model's causal mask.
+    # A row with a single completion needs no custom mask. The padding mask and the model's causal mask suffice.
     attention_mask = mask_for(model, _seen(layout)) if layout.shared else layout.real.long()
     inputs: dict[str, Any] = {"input_ids": layout.token_ids, "use_cache": False, **routing(model, balanced)}
     if takes_positions(model):

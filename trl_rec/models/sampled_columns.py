@@ -138,7 +138,10 @@ class DenseGradient:
 
 @contextmanager
 def collecting_rows(model: PreTrainedModel) -> Iterator[None]:
-    """Makes the gradient of the input embedding sparse inside the `with` block, if `collect_rows` has prepared it."""
+    """Makes forward passes inside the `with` block give the input embedding a sparse gradient.
+
+    The gradient stays dense if [`collect_rows`] has not prepared the input embedding.
+    """
     layer: Any = model.get_input_embeddings()
     with ExitStack() as changed:
         if isinstance(layer, nn.Embedding) and _collects(layer.weight):

@@ -1,7 +1,7 @@
 """`trl-rec compare`: compares runs over the same users, with intervals, p-values and a verdict for each comparison.
 
-Runs that differ only in the seed, or that `--names` gives the same name, form an arm. Arms are compared with each
-other.
+Runs that differ only in the seed form an arm. With `--names`, runs with the same name form an arm instead. All arms
+are compared with one arm or baseline (see `--against`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ VERBS = {
     "alro": "fine-tune a model to order a user's rated candidates, independently of the order in which they are shown",
     "softmax_dpo": "train on preferences: one chosen and several rejected completions per prompt",
     "align3gr": "make semantic IDs, fine-tune on several tasks, train on preferences in stages; or do only the stages",
-    "study": "train and compare several arms over several seeds, and measure every arm once on the test split",
+    "study": "train and compare several arms over several seeds, and measure each on the test split, once per seed",
     "evaluate": "measure baselines on a split and, if given, a model or lists made elsewhere; save metrics per user",
     "compare": "compare runs over the same users: differences with intervals, p-values and a verdict",
     "recommend": "print what a trained model recommends to a user, or write one list per user to a file",

@@ -79,7 +79,7 @@ def make_card(
       of their frequencies), the quantisation error after the level (`left`), and the number of items per code
       (`counts`).
     - `prefixes`: for the first 1, 2, ... codes, the number of `groups` of items that share these codes, the
-      `mean_size` of a group, and the mean number of `others`, the other items in an item's group.
+      `mean_size` of a group, and the number of other items in an item's group, averaged over items (`others`).
     - `neighbours`: for each of some popular items, the items that share the most leading codes with it.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 CHUNK = 1 << 14  # number of vectors whose distances to all centroids are computed at a time
-SAMPLE = 64  # maximum number of vectors per centroid in the sample that initial centroids are drawn from
+SAMPLE = 64  # maximum number of vectors per centroid in the sample that centroids are drawn from
 ROUNDING = 1e-5  # squared distances of at most this fraction of a vector's squared norm are treated as 0
 
 

@@ -21,7 +21,7 @@ COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")  # from Paul Tol's colour-
 def code_use_picture(card: Mapping[str, Any]) -> str:
     """Returns the text of an SVG file that shows how many items use each code.
 
-    The dashed line in a band marks the height that all bars would have if equally many items used each code.
+    The dashed line in a band marks the height that all bars would have if every code had the same number of items.
 
     Args:
         card (`Mapping`): The card returned by [`read_ids_card`].

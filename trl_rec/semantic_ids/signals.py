@@ -1,4 +1,4 @@
-"""Makes item vectors from texts, from behaviour, or from both."""
+"""Makes item vectors from texts, from behaviour (which items users choose near each other), or from both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def signal_vectors(
     width: int = 128,
     seed: int = 0,
 ) -> Tensor:
-    """Computes one vector per item. Items with similar texts or similar behaviour get similar vectors.
+    """Computes one vector per item.
+
+    Items that have similar texts, or that users choose near the same items, get similar vectors.
 
     Args:
         dataset (`RecDataset`): The dataset. Behaviour is taken from its training split only.

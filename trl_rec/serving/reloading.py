@@ -26,7 +26,7 @@ State: TypeAlias = list[tuple[str, int, int, int]]
 def watched_state(config: ServingConfig) -> State | None:
     """Returns the paths, inodes, sizes and modification times of the watched files.
 
-    Returns None while they are missing, for example because they are being replaced.
+    Returns None while the files are missing, for example because they are being replaced.
     """
     source = Path(config.lists or config.model or "")
     try:

@@ -54,7 +54,7 @@ class WrittenLists:
         users (`int`): Number of users.
         rows (`int`): Number of rows, over all lists.
         fallback (`int`): Number of users whose list was ranked by the prior alone.
-        short (`int`): Number of users whose list has fewer items than requested.
+        short (`int`): Number of users whose list has fewer than `k` items, with `k` as in [`write_lists`].
     """
 
     users: int

@@ -24,7 +24,7 @@ CHAINS = [[4, 30, 30, 30, 30, 1], [4, 31, 30, 30, 1], [5, 1], [6, 1], [7, 8, 1],
 
 @pytest.fixture(scope="module")
 def flat() -> PreTrainedModel:
-    """A model with many likely lists. Which of them beam search finds therefore depends on when it compares beams."""
+    """A model with many likely lists. The result of a beam search therefore depends on when it compares beams."""
     model = make_model("llama")
     with torch.no_grad():
         model.lm_head.weight.mul_(0.2)

@@ -1,5 +1,5 @@
-"""Compares the legal children of trie nodes with those that follow from the items that a list may still contain, and
-the tokens of lists with the paths of their items."""
+"""Tests which children of a trie node are legal while a list is written, and that the tokens of a list are the paths
+of its items."""
 
 import random
 

@@ -1,5 +1,5 @@
-"""Compares the measures of how rated candidates are ordered with slow loops over pairs, and the baselines for rated
-lists with their definitions."""
+"""Compares the metrics for orders of rated candidates with slow loops, and the baselines for rated lists with their
+definitions."""
 
 import numpy as np
 import pytest

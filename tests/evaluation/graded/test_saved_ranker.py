@@ -33,7 +33,7 @@ def test_a_saved_ranker_has_the_metrics_that_its_trainer_measured(tmp_path: Path
         for metric, values in trained.results[name].per_user.items():
             np.testing.assert_array_equal(values, again.results[row].per_user[metric])
 
-    # Evaluate two rankings per list. Each combines what the model ranks for three orders of the candidates.
+    # Evaluate two rankings per list. Each of them combines the model's rankings for three orders of the candidates.
     evaluate.main([*words[:-3], str(tmp_path / "combined"), "--num_orders", "2", "--combined_orders", "3"])
     combined = read_evaluation(tmp_path / "combined").results[again.recommender]
     assert "slot_bias" not in combined.per_user and "consistency" in combined.per_user

@@ -1,5 +1,5 @@
-"""Tests the smallest difference that a study can detect, and the share of validation rows in which a recommender
-that knows items only by their ids can recommend a target."""
+"""Tests the smallest difference that a study can detect, and the headroom (an upper bound on the gain) of arms that
+know items only by their ids."""
 
 from dataclasses import fields
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Runs small studies: their results, the arms that they leave out, and the changes that they refuse."""
+"""Runs small studies, and tests their results, the arms that they leave out, and the changes that they refuse."""
 
 import json
 import shutil

@@ -1,5 +1,5 @@
-"""Tests the metric values that a study reports for a baseline that was measured together with a trained model, and
-for users of whom some have no value."""
+"""Tests the metric values that a study reports for a baseline that was measured together with a trained model, and for
+metrics that have no value for some users."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,5 +1,5 @@
-"""Dual semantic IDs: their training on a small dataset, the inputs of this training, and the files of the IDs. The
-inputs must not contain held-out data."""
+"""Tests dual semantic IDs: their training on a small dataset, the inputs of this training, and the files of the IDs.
+The inputs must not contain held-out data."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The three parts of the training of dual semantic IDs: aligning, rebuilding and quantising."""
+"""Tests the three parts of the training of dual semantic IDs: aligning, rebuilding and quantising."""
 
 from copy import deepcopy
 

@@ -21,8 +21,8 @@ from trl_rec.serving.vllm.recommender import ADAPTER, check_servable
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the same text as an earlier item:UserWarning")
 
-# Each pair is a kind of recommender and its setting `renormalize`. True is the softmax over the legal tokens alone,
-# which recommenders that write lists always use. The others are tested with both values.
+# Each pair is a kind of recommender and its setting `renormalize`. If it is True, the softmax is over the legal tokens
+# alone. Recommenders that write lists always use this softmax. The others are tested with both values.
 SEARCHES = [(kind, True) for kind in ("item_token", "semantic_id", "title", "list", "title_list")]
 SEARCHES += [(kind, False) for kind in ("item_token", "semantic_id", "title")]
 FILTERS = [

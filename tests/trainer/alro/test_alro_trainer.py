@@ -48,7 +48,7 @@ def assert_close(model: torch.nn.Module, expected: dict[str, Tensor], tolerance:
 
 @torch.no_grad()
 def slow_table(trainer: AlroTrainer, batch: dict[str, Tensor], row: int, shown: int) -> tuple[Tensor, list[int]]:
-    """Reads the candidates of a row, in their order number `shown`, in a separate forward pass. Returns the
+    """Reads a row with order number `shown` of its candidates in a separate forward pass. Returns the
     log-probabilities at each of the n answer positions, `(n, V)`, and the tokens that name the candidates."""
     answer, mask = batch["answer_mask"][row, shown], batch["completion_mask"][row, shown]
     prompt, tokens = batch["prompt_ids"][row][batch["prompt_mask"][row]], batch["completion_ids"][row, shown]

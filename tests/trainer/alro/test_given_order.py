@@ -42,8 +42,8 @@ def test_the_order_is_by_the_mean_rating_of_the_other_users(folder: Path) -> Non
 
 
 def test_an_item_that_only_the_user_of_the_row_rated_has_no_mean_of_its_own() -> None:
-    """If the row's own user counted, this user's rating alone would determine the mean, and the order would reveal the
-    rating."""
+    """If the row's own user counted, the mean of an item that nobody else rated would follow this user's rating, and
+    the order would reveal the rating."""
     order = GivenOrder(np.array([5.0, 1.0, 30.0]), np.array([1, 1, 10]))
     assert order.slots(np.array([1, 0]), np.array([1.0, 5.0])).tolist() == [0, 1]
     assert order.slots(np.array([0, 1]), np.array([5.0, 1.0])).tolist() == [0, 1]

@@ -1,5 +1,5 @@
-"""Early stopping: when a run stops, which settings are refused, and how a resumed run continues the count of
-evaluations without an improvement."""
+"""Early stopping: when a run stops, which settings are refused, and how a resumed run continues to count the
+evaluations that brought no improvement."""
 
 from pathlib import Path
 from typing import Any

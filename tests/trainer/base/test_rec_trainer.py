@@ -176,7 +176,7 @@ def test_an_order_by_lengths_is_the_same_after_a_resume(
     def make(name: str, **saving: Any) -> BearTrainer:
         options = {"train_sampling_strategy": strategy, "targets": "all", "per_device_train_batch_size": size}
         options |= {"gradient_accumulation_steps": 4 // size, "seed": 3}
-        # Dropout draws random numbers after the order of one epoch is drawn and before that of the next.
+        # Dropout draws random numbers after the order of one epoch is drawn, and before the order of the next epoch.
         model = load_model(folder / "model", attention_dropout=0.2)
         return make_trainer(folder, tmp_path / name, model=model, max_steps=14, **options, **saving)
 

@@ -1,4 +1,4 @@
-"""Preferences that are token ids: how rows that are too long are shortened, and which rows are refused."""
+"""Preferences that are token ids: how rows that are too long are shortened or dropped, and which rows are refused."""
 
 import logging
 

@@ -1,5 +1,5 @@
-"""`SoftmaxDPOTrainer`: its loss, compared with TRL's DPO and a slow loop, its reference, its evaluations, and its
-errors for invalid arguments and data."""
+"""`SoftmaxDPOTrainer`: its loss (compared with TRL's DPO and with a slow loop), its reference, its evaluations, and
+its errors for invalid arguments and data."""
 
 import inspect
 import json

@@ -1,7 +1,7 @@
 """Builds rows with one branch per target (see `structure.py`).
 
 Such a row begins with a trunk: the head of the prompt, and the history. A branch contains the tail of the prompt and
-tokens of one target, and continues the trunk up to the item before this target.
+tokens of one target. It continues the part of the trunk that ends with the item before this target.
 
 First, each sequence is cut into windows that are short enough for one prompt. Then each window becomes a row, or
 several rows if it needs more columns (one per token) than a row may have.

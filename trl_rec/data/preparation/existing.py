@@ -40,8 +40,9 @@ OWN = [
 def is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str], overwrite: bool) -> bool:
     """Returns whether the folder contains a dataset that was made from these sources with these settings.
 
-    With `overwrite`, the result is always False. Raises ValueError if the folder contains anything that must not be
-    replaced. Without `overwrite`, this includes a dataset that was made with other settings or from other sources.
+    With `overwrite`, the function never returns True. Instead of returning False, it raises ValueError if the folder
+    contains anything that must not be replaced. Without `overwrite`, this includes a dataset that was made with other
+    settings or from other sources.
     """
     if not (output_dir / "card.json").is_file():
         if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):

@@ -46,7 +46,7 @@ def read_and_split(reader: Reader, files: dict[str, Path], options: Options, set
     if num_merged:
         logger.warning(
             "%d timestamps differ from the user's previous timestamp by less than float64 can represent; "
-            "interactions with such timestamps keep their exact order",
+            "such interactions are sorted by their exact timestamps",
             num_merged,
         )
 

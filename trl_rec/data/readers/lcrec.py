@@ -4,8 +4,8 @@
 and `X.index.json` maps items to the tokens of their semantic IDs.
 
 The files have no timestamps. The position of an interaction in the list of its user is used instead, and a split by
-time raises an error. The published datasets contain a few items with an empty title. The title of such an
-item becomes "item" and its id, such as "item 7".
+time raises an error. The published datasets contain a few items with an empty title. The title of such an item
+becomes "item" and its id, such as "item 7".
 """
 
 from __future__ import annotations

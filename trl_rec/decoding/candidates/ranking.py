@@ -32,9 +32,8 @@ class RankedCandidates(NamedTuple):
     Args:
         order (`torch.Tensor`): The index of the candidate at each rank. Padding is -1.
         scores (`torch.Tensor`): The log-probability of the answer up to each rank. The probability of each name in the
-            answer is normalised over the names not yet written. With
-            `single_pass`, the log-probability of the candidate's name, normalised over all names of the list. Padding
-            is -inf.
+            answer is normalised over the names not yet written. With `single_pass`, a score is instead the
+            log-probability of the candidate's name, normalised over all names of the list. Padding is -inf.
     """
 
     order: Tensor

@@ -109,7 +109,7 @@ def smallest_positive(weights: Tensor) -> Tensor:
 
 
 def known_to(prior: Prior | None, catalog: ItemCatalog) -> Prior | None:
-    """Returns a prior that ignores retired items in histories, given a prior of the items that can be recommended."""
+    """Extends a prior of the items that can be recommended, so that it ignores retired items in histories."""
     if prior is None or not catalog.num_retired:
         return prior
     count = catalog.num_recommendable

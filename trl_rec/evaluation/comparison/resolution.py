@@ -2,7 +2,8 @@
 
 If the pilot or the study has one seed, this difference is 2.8 times the paired standard error of the pilot, rescaled
 to the study's number of users. The factor 2.8 is 1.96 + 0.84. An observed difference of 1.96 standard errors is
-significant at the level of 5 %. Adding 0.84 lets 80 % of studies detect a true difference of this size.
+significant at the level of 5 %. If the true difference is 0.84 standard errors larger than that, 80 % of studies
+observe a significant difference.
 
 If the pilot and the study both have several seeds, the difference is larger, because a few seeds give only a rough
 estimate of the variance between seeds. To account for this, the module simulates studies with variances that agree
@@ -38,8 +39,8 @@ def smallest_difference(
 ) -> float:
     """Returns the smallest difference that a study can detect.
 
-    If `pilot` and `reference` have one seed, or are baselines, they contain no variation between seeds. If the results
-    of the study vary between seeds, the returned difference is too small.
+    If `pilot` and `reference` have one seed, or are baselines, they contain no variation between seeds. The returned
+    difference is then too small for a study whose results vary between seeds.
 
     Args:
         pilot, reference (`Runs`): The runs of two recommenders, as given to [`compare`]. The difference between these

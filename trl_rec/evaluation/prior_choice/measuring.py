@@ -1,4 +1,4 @@
-"""Measures settings of a prior (its strength, and eps, its weight of popularity) by NDCG on the validation split.
+"""Measures settings of a prior, its strength and its eps (the weight of popularity), by NDCG on the validation split.
 
 Decoding the validation users again for every setting would take long. Models that score single items are therefore
 decoded once for many settings. Models that write lists have to be decoded for every setting.

@@ -1,4 +1,4 @@
-"""Runs studies, which compare recommenders ("arms") and measure each of them once on the test split."""
+"""Runs studies, which compare recommenders ("arms") and measure each of them on the test split, once per seed."""
 
 from typing import TYPE_CHECKING
 

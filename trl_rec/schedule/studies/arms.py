@@ -116,8 +116,8 @@ def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]])
             raise ValueError(f"arms: {name!r} and {slugs[arm.slug]!r} would share a folder; rename one of them")
         slugs[arm.slug] = name
 
-    # 2. Check that each baseline exists, and that `policy` and `start` name trainings. The arm named by `start` must
-    # have all seeds of the arm that starts from it.
+    # 2. Check that each baseline exists, that `only_validation` leaves no arm unmeasured, and that `policy` and
+    # `start` name trainings. The arm named by `start` must have all seeds of the arm that starts from it.
     _check_baselines(arms)
     _check_measured(arms, config)
     _check_policies(arms, config)

@@ -1,4 +1,7 @@
-"""Measures every arm of a study once on the test split, or finds the measurements of its trainings on validation."""
+"""Measures the arms of a study on the test split, once per seed, or finds their measurements on validation.
+
+The measurements on validation are those that the trainings made at their end.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ OF_MODELS = ("exhaustive", "best_of")
 
 
 def measure(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str, Measured]:
-    """Measures every arm once on the test split. Returns the folders of the measurements by arm.
+    """Measures every arm on the test split, once per seed. Returns the folders of the measurements by arm.
 
     Args:
         study: The study.

@@ -176,8 +176,8 @@ def _figures(
 
     - `figures`: for each measure, the mean over users and seeds, the interval of this mean, the mean of each seed, and
       the number of users. Only users who have a value with every seed are counted;
-    - `runs`: for each seed, the folder of the measurement, the name of the row with the arm's results in it and, for a
-      training, the result of [`_training_entry`];
+    - `runs`: for each seed, the folder of the measurement (`test`), the name that the arm's results have in this
+      folder (`row`) and, for a training, the result of [`_training_entry`];
     - `validation`: the validation measure by which points of grids are chosen, averaged over the seeds, or None if no
       run has this measure.
     """
@@ -185,7 +185,7 @@ def _figures(
     known = [metric for metric in shown if all(metric in per_user for per_user in runs.values())]
     figures: dict[str, Any] = {}
     for metric in known:
-        values = np.stack([per_user[metric] for per_user in runs.values()])  # (S, N)
+        values = np.stack([per_user[metric] for per_user in runs.values()])  # (seeds, users)
         values = values[:, np.isfinite(values).all(0)]
         if not values.size:
             continue

@@ -1,6 +1,6 @@
 """Computes the training data of the item and user towers: text vectors, behaviour vectors, and user-item pairs.
 
-The towers are the models that compute the codes that make up the semantic IDs of items and users (see `tower`).
+The towers are two models (see `tower`). They compute the codes of the semantic IDs of items and users.
 
 All interactions come from the training split. For every fifth user, the last training target is held out, unless it is
 the user's only target. The held-out targets are used to measure how well the towers match users with items. They are

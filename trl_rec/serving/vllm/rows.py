@@ -36,7 +36,7 @@ class Row:
     Args:
         length (`int`): Number of items to write.
         written (`list[int]`): All tokens that the request has written. The engine appends to this list.
-        prefix (list of `int`, *optional*): Tokens at the end of the prompt that already belong to the items.
+        prefix (list of `int`, *optional*): Tokens of the items that the prompt already contains, at its end.
         exclude (list of `int`, *optional*): Indices of items to leave out.
         mask ([`Mask`], *optional*): The allowed items.
     """

@@ -26,7 +26,7 @@ def catalog_change(
     removed.
 
     Returns None if training does not start from a run folder. Also returns None if the items of the earlier run have
-    another surface, because the tokens that this run learned for items then have no meaning for the new run.
+    another surface, because the tokens that the earlier run learned for items then have no meaning for the new run.
 
     Args:
         folder (`str` or `Path`, *optional*): The model that training starts from: a run folder, or any other folder or

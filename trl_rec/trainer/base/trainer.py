@@ -2,9 +2,9 @@
 
 The trainer of each training method defines:
 
-- `batch_loss`: the loss of a batch,
-- `rank_and_measure`: how items are ranked for the users of a split, and how the rankings are measured,
-- `seconds_per_user`: an estimate of how long the ranking takes per user,
+- `batch_loss`: computes the loss of a batch,
+- `rank_and_measure`: ranks items for the users of a split, and computes metrics of the rankings,
+- `seconds_per_user`: estimates how long the ranking takes per user,
 - `save_settings`: writes the files that a run folder contains besides those of the model,
 - `method`, `display_name`, `paper`: the short name of the method, its name in tables, and its paper.
 

@@ -1,7 +1,7 @@
 """Collates next-item rows and list rows (whose completion is a list of items) into batches.
 
-Batches contain the trie node before each target token. Labels that are not part of an item, such as the tokens of a
-text, have the node `FREE`, at which the whole vocabulary is legal.
+Given a trie, batches contain the trie node before each target token. Labels that are not part of an item, such as the
+tokens of a text, have the node `FREE`, at which the whole vocabulary is legal.
 
 Legend: B rows (or sequences, in `_nodes`), T columns, which are the tokens of the longest row or sequence.
 """

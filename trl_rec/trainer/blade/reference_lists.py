@@ -59,8 +59,8 @@ def draw_reference_lists(
         accelerator: The accelerator of the trainer.
         batch_size: Number of rows per batch. A batch never spans several parts.
     """
-    # 1. Find the missing parts on the main process. If every process looked for them, a part that another process
-    # or run writes in the meantime would be missing for some of them only, and they would divide the parts wrongly.
+    # 1. Find the missing parts on the main process only. If every process looked for missing parts while another
+    # process or run wrote one, the processes could find different parts, and would then divide them wrongly.
     missing = on_main_process(store.missing)
     mine = missing[accelerator.process_index :: accelerator.num_processes]
 

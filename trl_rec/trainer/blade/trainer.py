@@ -143,8 +143,9 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         self._rollouts: dict[tuple[int, ...], Rollouts] = {}
         self._drawn_at = -1
         # The reference lists of all rows are drawn `reference_draws` times. `_redraw_number` is the number of the
-        # newest draw, from 0. `_redrawn` contains the lists of this draw, `(num_rows, M, K)`. Only the lists of draw 0
-        # are in `train_dataset` instead. `_reference_key` contains everything that the lists of draw 0 depend on.
+        # newest draw, from 0. `_redrawn` contains the lists of this draw, `(num_rows, M, K)`. It is not used for draw
+        # 0, whose lists are in `train_dataset`. `_reference_key` contains everything that the lists of draw 0 depend
+        # on.
         self._redrawn = np.empty((0, 0, 0), np.int64)
         self._redraw_number = 0
         self._reference_key: tuple[Any, ...] = ()

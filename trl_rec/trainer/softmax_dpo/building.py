@@ -1,4 +1,4 @@
-"""Loads the models of a recipe, and builds a [`SoftmaxDPOTrainer`] from them, preferences and a configuration."""
+"""Builds a [`SoftmaxDPOTrainer`] from preferences and the configurations of a recipe, and loads its models."""
 
 from __future__ import annotations
 
