@@ -2,8 +2,8 @@
 
 `generate` is called with `prefix_allowed_tokens_fn`, the usual way to restrict the output in transformers. The
 function passed as this argument walks a trie of Python dicts for every beam and every token. Both methods renormalise
-log-probabilities over the legal tokens, get the same prompts, and should return the same items. The program prints the
-number of prompts for which they return the same items.
+log-probabilities over the legal tokens, get the same prompts, and should return the same lists. The program prints the
+number of prompts for which they return the same list.
 
     python benchmarks/decoding.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--prompts 8] [--num_beams 10]
         [--runs 3] [--dtype float32|bfloat16|nf4]

@@ -12,10 +12,10 @@ Both arms train the language model `--model` on titles, with the loss and the le
 Time is the processor time of the steps, without evaluations. It equals the elapsed time with one thread on an idle
 machine. The learning rate rises over the first 2 % of the time, and then falls linearly to 0.
 
-After each tenth of the time, both arms measure the loss per target on the same validation targets, and save a
-checkpoint. After an interruption, run the same command again to continue from the last checkpoint. In the run folder,
-`loss.json` contains these measurements, and `metrics.json` contains the metrics of the split that
-`--set final_split=SPLIT` selects.
+After each tenth of the time, both arms measure the loss per target on the same `--targets` validation targets, and
+save a checkpoint. At the end, they measure it once more, on `--final_targets` targets. After an interruption, run the
+same command again to continue from the last checkpoint. In the run folder, `loss.json` contains these measurements,
+and `metrics.json` contains the metrics of the split that `--set final_split=SPLIT` selects.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def main() -> None:
     parser.add_argument("--config", default="bear/office-titles", help="a recipe of 'trl-rec bear' with titles")
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--rows", type=int, default=32, help="rows per step of the arm `rows`")
-    parser.add_argument("--targets", type=int, default=2000, help="number of validation targets for the loss")
+    parser.add_argument("--targets", type=int, default=2000, help="number of validation targets at each tenth")
+    parser.add_argument("--final_targets", type=int, default=0, help="number of validation targets at the end")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the recipe to change")
     arguments = parser.parse_args()
 
@@ -70,6 +71,8 @@ def main() -> None:
 
     # 2. Train, and evaluate as `trl-rec bear` does.
     trainer.train(resume_from_checkpoint=True)
+    if arguments.final_targets:
+        measure_again(trainer, dataset, arguments.final_targets)
     conclude(trainer, dataset, {**vars(data), **vars(model)}, recipe=given(argv, data, model))
     trainer.end()
     print("\n".join(loss_table(arguments.output)))
@@ -118,7 +121,8 @@ def loss_table(output: str) -> list[str]:
         output: The run folder without the name of the arm.
     """
     files = [Path(f"{output}-{arm}", LOSSES) for arm in ARMS]
-    points = [json.loads(file.read_text())[POINTS] if file.exists() else [] for file in files]
+    measured = [json.loads(file.read_text()) if file.exists() else {POINTS: []} for file in files]
+    points = [one[POINTS] for one in measured]
     lines = [f"| time | {' | '.join(f'{arm}: steps | loss' for arm in ARMS)} |", "|---" * (1 + 2 * len(ARMS)) + "|"]
     for tenth in range(max(map(len, points))):
         cells = []
@@ -126,7 +130,17 @@ def loss_table(output: str) -> list[str]:
             _, steps, loss = one[tenth] if tenth < len(one) else (None, "", None)
             cells.append(f"{steps} | {'' if loss is None else f'{loss:.3f}'}")
         lines.append(f"| {(tenth + 1) / MEASUREMENTS:.0%} | {' | '.join(cells)} |")
+    for arm, one in zip(ARMS, measured, strict=True):
+        if "final" in one:
+            lines.append(f"{arm}, at the end, on {one['final'][0]:,} targets: {one['final'][1]:.3f}")
     return lines
+
+
+def measure_again(trainer: BearTrainer, dataset: RecDataset, num_targets: int) -> None:
+    """Adds the loss of the trained model on `num_targets` validation targets to the measurements."""
+    file = Path(str(trainer.args.output_dir), LOSSES)
+    held_out = HeldOut(trainer, dataset, num_targets)
+    write_json(file, json.loads(file.read_text()) | {"final": [held_out.num_targets, held_out.loss()]})
 
 
 class HeldOut:
@@ -167,11 +181,10 @@ class HeldOut:
             processing_class=trainer.processing_class,
             catalog=trainer.catalog,
         )
-        encoded: Any = self.trainer.train_dataset
+        encoded: Any = sorted(self.trainer.train_dataset, key=lambda row: len(row["input_ids"]))  # for less padding
         size = trainer.args.per_device_eval_batch_size
         self.batches = [
-            self.trainer.data_collator([encoded[row] for row in range(start, min(start + size, len(encoded)))])
-            for start in range(0, len(encoded), size)
+            self.trainer.data_collator(encoded[start : start + size]) for start in range(0, len(encoded), size)
         ]
 
     @torch.no_grad()

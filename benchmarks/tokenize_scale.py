@@ -1,6 +1,7 @@
 """Measures the time and the peak memory of making semantic IDs for a large catalogue.
 
-    python benchmarks/tokenize_scale.py [--items 1000000] [--width 384] [--levels 3] [--codes 256] [--parts dual]
+    python benchmarks/tokenize_scale.py [--items 1000000] [--width 384] [--levels 3] [--codes 256]
+        [--pairs 1000000] [--parts vectors codes dual]
 
 There are three parts. The first, `vectors`, makes item vectors from a generated log with twenty interactions per item
 on average, in which each user chooses from a small part of the catalogue. The second, `codes`, runs residual k-means

@@ -1,4 +1,4 @@
-"""Sorts and filters random logs in blocks, removes their repeats, and compares the results with plain Python."""
+"""Sorts random logs in blocks, removes their repeats, filters them, and compares the results with plain Python."""
 
 import numpy as np
 import pyarrow as pa
@@ -52,7 +52,8 @@ def test_a_log_processed_in_blocks_equals_plain_python(monkeypatch, seed):
     expected = sorted(rows, key=lambda row: (order[row[0]], row[2]))
     assert triples(log) == expected
 
-    # 2. Filtering: while a user or an item has too few interactions, one of its pairs of user and item is removed.
+    # 2. Filtering: repeatedly find an interaction whose user or item has too few interactions, and remove it, together
+    # with all other interactions of the same user and item.
     core = expected
     while True:
         few = [row for row in core if min(sum(other[side] == row[side] for other in core) for side in (0, 1)) < 5]

@@ -1,6 +1,6 @@
-"""Tests that rows with branches give the same log-probabilities as one forward pass per branch, also for models that
-need a separate row for each branch. A row with branches starts with a text, the trunk. Each branch is another text,
-which continues a prefix of the trunk."""
+"""Tests rows with branches. Such a row starts with a text, the trunk. Each branch is another text, which continues a
+prefix of the trunk. The log-probabilities must equal those of one forward pass per branch. For models that cannot read
+several branches in one row, each branch gets a row of its own."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
-"""Computes BLADE for one list at a time: its estimates in exact fractions, and its loss and its fixed point in
-floats."""
+"""Computes the parts of BLADE in plain loops: estimated probabilities in exact fractions, and rewards, losses and the
+fixed point of training in floats."""
 
 import math
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def best_of_n_reward(at_most: Fraction, below: Fraction, best_of: int) -> float:
 
 def static_reward(reward: float, references: Sequence[float], best_of: int, prior: Fraction) -> float:
     """Returns the Best-of-N reward of a list with the given reward, computed from the rewards of the reference lists
-    alone. Ties count as in `best_of_n_reward`."""
+    alone. References with an equal reward count in F (`at_most`), but not in F_ (`below`)."""
     size = len(references) + 2 * prior
     at_most = (sum(reference <= reward for reference in references) + prior) / size
     below = (sum(reference < reward for reference in references) + prior) / size
@@ -79,15 +79,15 @@ def list_loss(logp: float, old_logp: float, advantage: float, clip: float) -> tu
 
 
 def fixed_point(best_of: int, coefficient: float, num_points: int = 20_001) -> tuple[float, float]:
-    """Returns the effective N of the policy that BLADE's target no longer changes, and the KL of this policy to the
-    starting policy.
+    """Returns the effective N of BLADE's fixed point, and its KL to the starting policy.
 
-    Let U be the quantile of a reward of this policy among the rewards of the starting policy. U has the density
+    The fixed point is the policy that further training with BLADE does not change. Let U be the quantile of a reward
+    of this policy among the rewards of the starting policy. U has the density
     g(u) = c ((1 - tau) u + tau G(u))^(N-1), where G' = g and tau is `coefficient`. The effective N is
     E[U] / (1 - E[U]).
 
-    With h = (1 - tau) u + tau G, dh/du = (1 - tau) + tau c h^(N-1). Bisection finds the c for which G rises from 0 to
-    1 while h rises from 0 to 1.
+    Let h = (1 - tau) u + tau G, so dh/du = (1 - tau) + tau c h^(N-1). All integrals are over h from 0 to 1. Bisection
+    finds the c for which the density g integrates to 1.
     """
     h = np.linspace(0, 1, num_points)
     power = h ** (best_of - 1)

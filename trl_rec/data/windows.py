@@ -65,7 +65,7 @@ def _index(log: Log, split: str, users: pa.Table) -> Windows:
 
 
 def _interactions(users: pa.Table, items: pa.Table, windows: Mapping[str, Windows]) -> IndexedLog:
-    """Returns the interactions that the windows of all splits contain.
+    """Reconstructs the interactions from the windows of all splits.
 
     The first window of a user contributes all of its items, and each later window contributes its last item. Every
     interaction has the timestamp of its window.
@@ -79,7 +79,8 @@ def _interactions(users: pa.Table, items: pa.Table, windows: Mapping[str, Window
     order = np.lexsort((timestamp, user))
     rows = Ragged.from_lengths(values, lengths).take(order)
 
-    # 2. Keep only the items that a window adds. All items of a later window, except the last, are in earlier windows.
+    # 2. Keep only the items that a window adds. This assumes that all items of a later window, except the last, are
+    # in earlier windows.
     is_first = np.diff(user[order], prepend=-1) > 0
     new = rows.slice(np.where(is_first, 0, rows.lengths - 1), rows.lengths)
     source = np.repeat(order, new.lengths)

@@ -58,7 +58,7 @@ def balanced(distances: Tensor, *, epsilon: float = EPSILON, iterations: int = I
     """Computes a soft assignment of the items of each group to codes, in which all codes receive the same total.
 
     The Sinkhorn algorithm starts with Q = exp(-d / epsilon), where d are the scaled distances, and normalises columns
-    and rows in turn. This function stores log Q in float64, because exp(-1 / 0.003) would underflow in float32.
+    and rows in turn. This function stores log Q, because Q can be as small as exp(-1 / 0.003), which is 0 in float32.
 
     Args:
         distances (`torch.Tensor` of shape `(G, num_items, num_codes)`): Squared distances, for G groups of items.

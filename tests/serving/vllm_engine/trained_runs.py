@@ -28,7 +28,7 @@ def train_run(kind: str, folder: Path, *, steps: int = 30) -> Path:
     if (run / "recommender.json").is_file():
         return run
 
-    # 1. Make the items. Some of them share a semantic ID or a title.
+    # 1. Make the items. Some of them share a semantic ID.
     dataset = prepare("toy", folder / f"data-{kind}", toy_users=40, toy_items=NUM_ITEMS)
     catalog = with_surface(dataset.catalog, kind)
 

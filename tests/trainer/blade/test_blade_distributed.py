@@ -38,7 +38,7 @@ def references(output: Path) -> list[list]:
     ids=["full", "two iterations", "adapter"],
 )
 def test_two_processes_equal_one(names: list[str], options: dict, folder: Path, tmp_path: Path) -> None:
-    """The reference lists are drawn in parts of four or five rows, and each process draws some of the parts."""
+    """The reference lists of 16 rows are drawn in four parts. Each process draws some of the parts."""
     options |= {
         "max_prompts": 16,
         "gradient_accumulation_steps": 2,

@@ -40,9 +40,9 @@ OWN = [
 def is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str], overwrite: bool) -> bool:
     """Returns whether the folder contains a dataset that was made from these sources with these settings.
 
-    With `overwrite`, the function never returns True. Instead of returning False, it raises ValueError if the folder
-    contains anything that must not be replaced. Without `overwrite`, this includes a dataset that was made with other
-    settings or from other sources.
+    Raises ValueError if the folder contains anything that must not be replaced. Without `overwrite`, a dataset that
+    was made with other settings or from other sources must not be replaced. With `overwrite`, the function never
+    returns True, because the dataset is made again.
     """
     if not (output_dir / "card.json").is_file():
         if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):

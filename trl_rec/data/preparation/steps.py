@@ -50,7 +50,7 @@ def read_and_split(reader: Reader, files: dict[str, Path], options: Options, set
             num_merged,
         )
 
-    # 3. Filter. Each step replaces `indexed`, so that only one log is in memory.
+    # 3. Filter. Each step replaces `indexed`, so that earlier logs do not stay in memory.
     if settings.get("repeats") in ("first", "last"):
         num_interactions = len(indexed.user)
         indexed = drop_repeats(indexed, settings["repeats"])

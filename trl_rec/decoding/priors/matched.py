@@ -67,8 +67,8 @@ class MatchedPrior:
             inside = (items >= 0) & (items < len(targets))
             changes["items"] = torch.where(inside, targets[torch.where(inside, items, 0)], -1)
 
-        # 3. If there are no shared weights, or all of them are 0, add the items that the prior has no weights for. For
-        # each prompt, they get the smallest positive weight of this prompt.
+        # 3. If each prompt has weights of its own, and there are no shared weights or all of them are 0, add the items
+        # that the prior has no weights for. For each prompt, they get the smallest positive weight of this prompt.
         if weights.items is not None and weights.values is not None and is_own:
             new = self._new.to(weights.items.device).expand(len(weights.items), -1)
             changes["items"] = torch.cat([changes["items"], new], 1)
@@ -95,7 +95,10 @@ class MatchedPrior:
 
     @cached_property
     def _targets(self) -> Tensor:
-        """The index in the catalogue of each of the prior's items; -1 if the item cannot be recommended."""
+        """For each item of the prior, its index in the catalogue; -1 if the item cannot be recommended.
+
+        The tensor ends with the last item of the prior that the catalogue contains.
+        """
         targets = torch.full((int(self.sources.max(initial=-1)) + 1,), -1)
         known = torch.nonzero(self._sources >= 0).squeeze(1)
         targets[self._sources[known]] = known

@@ -1,8 +1,10 @@
-"""Computes the log-probability of each candidate at each answer position, in one table per order of a list.
+"""Computes the log-probability of each candidate at each answer position, in one table per prompt.
 
-Legend: B lists, S orders of the same candidates, m candidates of the longest list, C tokens of the longest list with
-its answer, M answer tokens in the batch; k is an answer position. An answer consists of names: the name of a candidate
-is the single token that identifies it in one order of a list.
+A list has several prompts, which show its candidates in different orders. An answer consists of names, sometimes
+followed by EOS. The name of a candidate is the single token that identifies the candidate in one of these prompts.
+
+Legend: B lists, S prompts per list, m candidates of the longest list, C tokens of the longest prompt with its answer,
+M answer tokens in the batch; k is an answer position.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from trl_rec.models.completions import CompletionLogits, completion_logps
 
 
 class AnswerTable(NamedTuple):
-    """The tables and the supervised losses of a batch. There is one of each per order of each list.
+    """The tables and the supervised losses of a batch. There is one of each per prompt.
 
     Args:
         logps (`torch.Tensor` of shape `(B, S, m, m)`): Row k contains the log-probability of each candidate's name at
-            answer position k, normalised over the names of the list. Column j is the same candidate in every order
-            of a list. Rows beyond the number of candidates are meaningless.
+            answer position k, normalised over the names of the list. Column j is the same candidate in every
+            prompt of a list. Rows beyond the number of candidates are meaningless.
         sft (`torch.Tensor` of shape `(B, S)`): The supervised loss, averaged over the tokens of the answer that have a
             loss.
         aux_loss (`torch.Tensor` of shape `()`, *optional*): Same as in [`CompletionLogits`].
@@ -56,9 +58,9 @@ def answer_table(read: CompletionLogits, inputs: dict[str, Tensor], *, vocabular
 def _scores(read: CompletionLogits, names: Tensor, answer: Tensor) -> Tensor:
     """Returns the logit of each candidate's name at each answer position, `(B, S, m, m)`. Logits beyond the end of an
     answer are 0."""
-    # 1. Find the list, order and position of each of the M answer tokens.
+    # 1. Find the list, prompt and position of each of the M answer tokens.
     places = read.places_in(answer)
-    row = places // answer.shape[2]  # among all B * S orders
+    row = places // answer.shape[2]  # among all B * S prompts
     list_ = row // answer.shape[1]
     order = row % answer.shape[1]
     position = (answer.cumsum(-1) - 1).flatten()[places]
@@ -66,7 +68,8 @@ def _scores(read: CompletionLogits, names: Tensor, answer: Tensor) -> Tensor:
     # 2. Gather the logits of the m names at each token.
     scores = read.at(names[list_, order])  # (M, m)
 
-    # 3. Scatter these logits into tables with an extra row for EOS, and drop the extra row.
+    # 3. Scatter these logits into tables. The EOS after the longest answer has position m, so the tables need a row m,
+    # which is dropped afterwards.
     num_candidates = names.shape[2]
     table = scores.new_zeros(*names.shape[:2], num_candidates + 1, num_candidates)
     return table.index_put((list_, order, position), scores)[:, :, :-1]

@@ -1,6 +1,6 @@
-"""Manages the reference policy of preference training, and stores its log-probabilities.
+"""Manages the reference, the policy that BLADE and preference training compare the trained policy with.
 
-The trained policy is compared with the reference. By default, a model with an adapter is its own reference. If the
+Also stores the log-probabilities of the reference. By default, a model with an adapter is its own reference. If the
 trainer added the adapter (`peft_config`), the reference is the model with its adapter switched off. If the model
 already had an adapter, the reference is the model with a frozen copy of this adapter, named "ref", which TRL makes
 before training.
@@ -117,7 +117,8 @@ def hash_weights(model: nn.Module) -> str:
     """Returns a hash of the model's weights. Every process returns the same hash.
 
     Under ZeRO-3 the parameters themselves are empty, so each process hashes its own shard, and the hashes of all
-    processes are combined. (TRL 1.16 hashes the empty parameters, which gives all models the same hash.)
+    processes are combined. (TRL 1.16 hashes the empty parameters, so models of one architecture all get the same
+    hash.)
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():

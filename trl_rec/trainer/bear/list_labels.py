@@ -3,8 +3,8 @@
 A list row is a training row whose completion is a list of items. Items that stand earlier in the list are illegal, and
 optionally so are the items of the history.
 
-Legend: B rows, T tokens of the longest row, K items of the longest list, E items of the longest history, M list tokens
-before which the trie branches (the node before the token has several children).
+Legend: B rows, T tokens of the longest row, K items of the longest list, E excluded items per prompt (padded), M list
+tokens before which the trie branches (the node before the token has several children).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def list_choices(
     Returns:
         - `trie_nodes`, `(B, T)`: The node before each label, or -1 where there is no label or the label is forced (the
           only legal token). The EOS after a list is forced.
-        - `ranks`, `(B, T)`: The rank of the label's item in the list, from 0. Arbitrary where there is no label.
+        - `ranks`, `(B, T)`: The rank of the label's item in the list, from 0. Arbitrary where `trie_nodes` is -1.
         - `items`, `(B, K)`: The lists, padded with -1.
         - `excluded`, `(B, E)`: The items that are illegal at every label, in the format of `Excluded.places`.
     """
@@ -82,8 +82,8 @@ def list_choices(
 def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool, twins: Twins | None = None) -> None:
     """Raises `ValueError` if a row is inconsistent, or if decoding could never generate its list.
 
-    The labels of a row must be the paths of its `items`. The items must be distinct and, with `exclude_history`, must
-    not be in the history.
+    The labels of a row must be the paths of its `items`. The items must be distinct. With `exclude_history`, they must
+    not be in the history, and must not be in the group of an item of the history (`twins`, see [`list_choices`]).
     """
     # 1. Check the items.
     items = split_rows(rows, "items")
