@@ -92,8 +92,8 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Runs the benchmarks that make their own data. With DATASET (a dataset folder with titles) and MODEL (a language
-# model), also runs those that need a dataset and a model.
+# Runs benchmarks that make their own data. With DATASET (a dataset folder with titles) and MODEL (a language model),
+# also runs benchmarks that need a dataset and a model. `benchmarks/` contains more of both kinds.
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/trie.py
 	$(BIN)/python benchmarks/data_scale.py

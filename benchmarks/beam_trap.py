@@ -190,7 +190,7 @@ def train(arguments: argparse.Namespace, strength: float, seed: int, arm: str) -
 
 
 def figures(probabilities: np.ndarray, beam: np.ndarray, exact: np.ndarray, num_beams: int) -> dict[str, float]:
-    """Returns the measurements of one model that the table shows.
+    """Returns one model's values in the columns of the table, except the training time.
 
     Args:
         probabilities: The probability of every item as the next one, `(N, num_items)`.

@@ -11,8 +11,9 @@ column "kept" contains NDCG@10 on validation, divided by that of the supervised 
 same seed.
 
 `--choose` applies a rule that is fixed beforehand: of the settings that keep at least `--keep` of the supervised NDCG,
-the one with the largest share of tied pairs is chosen. The rule uses means over the seeds. The chosen setting is
-written to `setting.json`.
+the one with the largest share of tied pairs is chosen. The rule is meant for runs with the static target Best-of-N:
+where this target ties many pairs, BLADE's moving target should help most. The rule uses means over the seeds. The
+chosen setting is written to `setting.json` in the folder of the study.
 
 `--kl` prints the reward of the lists sampled in training at the step where the KL divergence first reaches each given
 level. The reward and the KL divergence are moving averages over a tenth of the log. "-" means that at least one run
@@ -61,8 +62,11 @@ def main(words: list[str] | None = None) -> None:
         log = [json.loads(line) for line in path.read_text().splitlines()]
         log = [entry for entry in log if SIGNALS["tied pairs"] in entry]
         setting = path.parent.parent.relative_to(top).as_posix()
-        if log:
-            supervised = validation_ndcg(top / arguments.against / path.parent.name)
+        if log and (path.parent / METRICS).exists():
+            reference = top / arguments.against / path.parent.name
+            if not (reference / METRICS).exists():
+                raise SystemExit(f"{reference} is not a finished run; name the supervised arm with --against")
+            supervised = validation_ndcg(reference)
             kept = validation_ndcg(path.parent) / supervised
             runs.setdefault(setting, []).append(({**last_quarter(log), "kept": kept}, log))
     if not runs:

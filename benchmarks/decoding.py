@@ -2,8 +2,9 @@
 
 `generate` is called with `prefix_allowed_tokens_fn`, the usual way to restrict the output in transformers. The
 function passed as this argument walks a trie of Python dicts for every beam and every token. Both methods renormalise
-log-probabilities over the legal tokens, get the same prompts, and should return the same lists. The program prints the
-number of prompts for which they return the same list.
+log-probabilities over the legal tokens, get the same prompts, and should return the same lists. The program prints
+their times, the peak memory of the tensors of `rank_items` (beyond the model), and the number of prompts for which
+both methods return the same list.
 
     python benchmarks/decoding.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--prompts 8] [--num_beams 10]
         [--runs 3] [--dtype float32|bfloat16|nf4]
@@ -14,10 +15,10 @@ for some prompts, because `generate` computes its logits in bfloat16, and `rank_
 
     python benchmarks/decoding.py DATASET_FOLDER --weights RUN_FOLDER [--prompts 64] [--num_beams 10] [--runs 20]
 
-With `--weights`, the program instead compares the times of `rank_items` with and without item weights (factors on the
-probabilities of items), in turns. All prompts share one weight per item, and each prompt also has 1,000 weights of its
-own. In this case, the program uses one thread and excludes the items of the history from the lists. `RUN_FOLDER` is
-the output of a training verb.
+With `--weights`, the program instead compares the CPU times of `rank_items` with and without item weights (factors on
+the probabilities of items), in turns. All prompts share one weight per item, and each prompt also has 1,000 weights of
+its own. In this case, the program uses one thread, and excludes the items of the history from the lists. `RUN_FOLDER`
+is the output of a training verb. If this folder specifies more beams than `--num_beams`, its number of beams is used.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def measure_recipe(name: str, world: World) -> dict[str, Any]:
 
 
 def run_recipe(name: str, world: World, cap: int | None) -> dict[str, Any] | None:
-    """Runs a few steps of a recipe, one batch each, and an evaluation of one batch.
+    """Runs a few steps of a recipe, one batch each, and an evaluation of one batch if the recipe names a dataset.
 
     Some recipes train with several trainers in turn. Returns the figures of the last one, or None if the memory does
     not suffice.

@@ -2,8 +2,9 @@
 
 `device.py` runs recipes with them. Nothing is downloaded. Histories of titles are as long as a recipe's `max_length`
 or `max_history` allows, and logits are as wide as the vocabulary of the recipe's model. A recipe therefore takes about
-the time and the memory that it would take with real weights and data. The tokenizer has few tokens. The other tokens
-of the model's vocabulary never occur in the data, but every softmax over the vocabulary includes them.
+the time and the memory that it would take with real weights and with real histories of this length. The tokenizer has
+few tokens. The other tokens of the model's vocabulary never occur in the data, but every softmax over the vocabulary
+includes them.
 """
 
 from __future__ import annotations
@@ -86,9 +87,11 @@ class World:
         return folder
 
     def dataset(self, name: str) -> Path:
-        """Returns a generated dataset folder that replaces `data/NAME` and is split in the same way.
+        """Returns a generated dataset folder that replaces `data/NAME`.
 
-        Users and items have semantic IDs. Titles are long if the name begins with `office`.
+        If the name ends with `next-ten`, the validation and the test split have ten targets per user each. Otherwise,
+        they have one (leave-one-out). Users and items have semantic IDs. Titles are long if the name begins with
+        `office`.
         """
         folder = self.folder / "data" / name
         if not folder.is_dir():

@@ -12,10 +12,11 @@ Both arms train the language model `--model` on titles, with the loss and the le
 Time is the processor time of the steps, without evaluations. It equals the elapsed time with one thread on an idle
 machine. The learning rate rises over the first 2 % of the time, and then falls linearly to 0.
 
-After each tenth of the time, both arms measure the loss per target on the same `--targets` validation targets, and
-save a checkpoint. At the end, they measure it once more, on `--final_targets` targets. After an interruption, run the
-same command again to continue from the last checkpoint. In the run folder, `loss.json` contains these measurements,
-and `metrics.json` contains the metrics of the split that `--set final_split=SPLIT` selects.
+After each tenth of the time, both arms measure the loss per target on the same validation targets, about `--targets`
+in number, and save a checkpoint. With `--final_targets`, they also measure it at the end, on about this many targets.
+After an interruption, run the same command again to continue from the last checkpoint. In the run folder, `loss.json`
+contains these measurements, and `metrics.json` contains the metrics of the recipe's `final_split`, which
+`--set final_split=SPLIT` changes.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--rows", type=int, default=32, help="rows per step of the arm `rows`")
     parser.add_argument("--targets", type=int, default=2000, help="number of validation targets at each tenth")
-    parser.add_argument("--final_targets", type=int, default=0, help="number of validation targets at the end")
+    parser.add_argument("--final_targets", type=int, default=0, help="validation targets at the end; 0 for none")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the recipe to change")
     arguments = parser.parse_args()
 
@@ -115,7 +116,10 @@ def has_windows(dataset: RecDataset) -> bool:
 
 
 def loss_table(output: str) -> list[str]:
-    """Returns the measurements of the arms that have any, side by side, as the lines of a Markdown table.
+    """Returns the lines of a Markdown table with the measurements of both arms side by side.
+
+    The cells of missing measurements are empty. After the table, there is one line for each measurement on
+    `--final_targets` targets.
 
     Args:
         output: The run folder without the name of the arm.
@@ -232,7 +236,7 @@ class Clock(TrainerCallback):
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **of: Any) -> None:
         """Sets the learning rate according to the time that has passed, and starts the clock."""
-        passed = self.seconds / self.limit
+        passed = min(1, self.seconds / self.limit)
         for group in of["optimizer"].param_groups:
             group["lr"] = args.learning_rate * min(passed / RISE, 1 - passed)
         self.since = time.process_time()

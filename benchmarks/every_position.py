@@ -1,4 +1,4 @@
-"""Compares the time of training with all items of a user in one row, with one row per item, and with TRL's trainer.
+"""Compares the times of three ways to train on a user's items: all in one row, one row per item, and with TRL.
 
     python benchmarks/every_position.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--items 20] [--runs 3]
         [--batch_size 4] [--max_length 1024] [--dtype float32|bfloat16]

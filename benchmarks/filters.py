@@ -1,13 +1,13 @@
-"""Compares the time of recommendation requests with and without a filter, for a large catalogue of semantic IDs.
+"""Compares the time of recommendation requests with and without a filter, for a large catalogue.
 
-Both kinds of requests are made to a `Recommender`, in turns, with one thread. The model has random weights and the
-size of the models in the recipes for training from scratch. CPU time is measured, so that other programs on the
-machine matter little.
+Both kinds of requests are made to a `Recommender`, in turns, with one thread. The model has random weights and, by
+default, the size of the model in the recipe `bear/beauty`. CPU time is measured, so that other programs on the machine
+matter little.
 
     python benchmarks/filters.py [--items 100000] [--hidden_size 128] [--layers 2] [--runs 30] [--batch 1]
         [--surface semantic_id|item_token] [--prior] [--lists 0]
 
-`--batch` is the number of requests that are made together, each with one of ten filters. With `--prior`, both kinds of
+`--batch` is the number of requests that are made together. Each filter is one of ten. With `--prior`, both kinds of
 requests also use the item weights of a prior. With `--lists N`, the program also makes N filtered lists (rounded up to
 batches of 64), and counts the items in these lists that the filters do not allow.
 """
@@ -48,8 +48,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     recommender = build(arguments, rng)
 
-    # 1. Time requests with and without a filter in turns. The first pair builds the caches of the trie and the
-    #    filters.
+    # 1. Time requests with and without a filter in turns. The first pair builds caches, and does not count.
     seconds: dict[str, list[float]] = {"without": [], "with": []}
     for _ in range(arguments.runs + 1):
         histories = random_histories(arguments.batch, arguments.items, rng)
@@ -76,7 +75,9 @@ def main() -> None:
             items = [recommender.catalog.positions[rank.item_id] for rank in ranks]
             wrong += sum(category[item] != wanted or price[item] >= limit for item in items)
     if arguments.lists:
-        print(f"{arguments.lists:,} filtered lists contain {wrong} items that their filters do not allow")
+        print(
+            f"{64 * len(range(0, arguments.lists, 64)):,} filtered lists contain {wrong} items that their filters do not allow"
+        )
 
 
 def build(arguments: argparse.Namespace, rng: np.random.Generator) -> Recommender:

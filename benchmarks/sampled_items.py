@@ -2,9 +2,9 @@
 
 With sampled items, the softmax compares each target with a few items instead of the whole catalogue. The program
 prints the time of the forward and backward pass, the time of the whole step, and the optimizer's share of the step.
-The model, the batch and the sampling of items are those of `BearTrainer` with `targets: all`. Gradient clipping
-and AdamW read and write every embedding, so their share grows with the catalogue. Times are CPU seconds, which equal
-the elapsed time with one thread on an idle machine.
+The model, the batch and the sampling of items are those of `BearTrainer` with `targets: all`. The optimizer's share
+includes gradient clipping. Clipping and AdamW process the gradients of all embeddings, so this share grows with the
+catalogue. Times are CPU seconds, which equal the elapsed time with one thread on an idle machine.
 
     OMP_NUM_THREADS=1 python benchmarks/sampled_items.py
 """

@@ -9,7 +9,8 @@ and the repair of collisions (items with the same ID). Its vectors have the widt
 mixture to resemble those of a text encoder. The third, `dual`, trains the two networks (towers) of the dual method,
 one for items and one for users, on as many users as items. Each of the three training phases takes one epoch of
 `--pairs` pairs of a user and an item. Then this part quantises all items, and repairs their collisions with the
-Sinkhorn algorithm. Real training takes more epochs over more pairs, and its time grows in proportion.
+Sinkhorn algorithm. The collisions that remain are repaired as in the second part. Real training takes more epochs over
+more pairs, and its time grows in proportion.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Compares the speed of `write_lists`, which writes one list per user to a file, with that of `rank_split`.
 
-`rank_split` ranks items for the users of the test split in one pass, with all prompts in memory. `write_lists` ranks
-items for the same users in parts, stores each part on disk, and writes the lists to a Parquet file. Both use the same
-model, exclude the items of the history, and use the prior of the run folder and the same batch size. They take turns.
-On a CPU, CPU time is measured, so that other programs on the machine matter little. On other devices, elapsed time is
-measured.
+`rank_split` builds the trie, and ranks items for the users of the test split in one pass, with all prompts in memory.
+`write_lists` uses the trie that the recommender has already built. It ranks items for the same users in parts, stores
+each part on disk, and writes the lists to a Parquet file. Both use the same model, exclude the items of the history,
+and use the prior of the run folder and the same batch size. They take turns. On a CPU, CPU time is measured, so that
+other programs on the machine matter little. On other devices, elapsed time is measured.
 
     python benchmarks/user_lists.py DATASET_FOLDER RUN_FOLDER [--users 1000] [--k 10] [--batch_size 64] [--runs 3]
         [--device cpu] [--threads 1]
@@ -53,7 +53,7 @@ def main() -> None:
     settings = recommender.settings
     options = {name: settings[name] for name in ("renormalize", "length_penalty", "max_length", "num_beams")}
 
-    # Time both functions in turns. The first pair builds the caches of the trie, and does not count.
+    # Time both functions in turns. The first pair builds caches, and does not count.
     clock = time.process_time if recommender.model.device.type == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {"rank_split": [], "write_lists": []}
     with tempfile.TemporaryDirectory() as folder:

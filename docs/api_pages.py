@@ -30,7 +30,7 @@ PACKAGES = (
     "trl_rec.serving.exports",
     "trl_rec.serving.vllm",
 )
-# Maximum number of parameters in a signature. A dataclass with more parameters shows only those in its docstring.
+# The signature of a dataclass with more parameters than this shows only the first one and those in its docstring.
 # Configurations are such dataclasses, because they inherit more than a hundred parameters from TRL.
 MOST_PARAMETERS = 30
 REFERENCE = re.compile(r"<!-- api: (?P<package>[\w.]+) -->")

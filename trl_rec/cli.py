@@ -192,12 +192,19 @@ def _accelerate_words(options: dict[str, Any]) -> list[str]:
 
     `options["accelerate_config"]` is a file, or the name of a shipped configuration.
     """
-    from trl_rec.scripts.options.recipe_files import find_recipe
+    from trl_rec.scripts.options.recipe_files import recipes_folder
 
     words = []
     if "accelerate_config" in options:
         name = options["accelerate_config"]
-        words += ["--config_file", str(find_recipe(name if name.endswith(".yaml") else f"accelerate/{name}"))]
+        shipped = {path.stem: path for path in sorted((recipes_folder() / "accelerate").glob("*.yaml"))}
+        file = Path(name) if Path(name).is_file() else shipped.get(name)
+        if file is None:
+            raise ValueError(
+                f"accelerate_config {name!r} is neither a file nor a shipped configuration; the shipped ones are "
+                f"{', '.join(shipped)}"
+            )
+        words += ["--config_file", str(file)]
     if "num_processes" in options:
         words += ["--num_processes", str(options["num_processes"])]
     return words

@@ -10,7 +10,7 @@ the import of this module is fast.
 
 There are three kinds of parts. `UNDOCUMENTED` lists the names that are imported from modules without documentation.
 `MEMBERS` lists the members of parent classes that our classes override or use. Every other part has a function or a
-context manager here, whose docstring says what would break without the part.
+context manager here, whose docstring says why the part is needed.
 """
 
 from __future__ import annotations
@@ -294,11 +294,11 @@ def settle_checkpointing(args: TrainingArguments) -> None:
     """Makes the options of activation checkpointing agree under their old and new names.
 
     Call this function before `TrainingArguments.__post_init__`. transformers 5.23 renamed `gradient_checkpointing` to
-    `activation_checkpointing`, and warns if the old name is set. TRL 1.16 still sets its own default, True, under the
-    old name. Unless the new name is set, this function copies that default to the new name. An older transformers
-    reads only the old name. With such a release, this function copies the value of the new name to the old name, or,
-    if only the old name is set, the value of the old name to the new name. This function can be removed once TRL uses
-    the new name and transformers 5.23 is the oldest release allowed.
+    `activation_checkpointing`, and warns if only the old name is set. TRL 1.16 still sets its own default, True, under
+    the old name. If the old name still has this default and the new name is not set, this function copies the default
+    to the new name. An older transformers reads only the old name. With such a release, this function copies the value
+    of the new name to the old name, or, if only the old name is set, the value of the old name to the new name. This
+    function can be removed once TRL uses the new name and transformers 5.23 is the oldest release allowed.
     """
     default = next(one.default for one in fields(args) if one.name == "gradient_checkpointing")
     if args.activation_checkpointing is None and args.gradient_checkpointing == default:
@@ -405,11 +405,11 @@ def uploading_copies(
 
 
 def load_active_adapter(model: nn.Module, folder: str) -> None:
-    """Loads the active adapter from the top level of a checkpoint folder.
+    """With transformers below 5.23, loads the active adapter from the top level of a checkpoint folder.
 
-    If the folder also has subfolders with adapters, such as "ref", transformers below 5.23 loads only the adapters in
-    the subfolders (huggingface/transformers#30478), and a resumed policy would start over. This function can be
-    removed once 5.23 is the oldest transformers allowed.
+    If the folder also has subfolders with adapters, such as "ref", these releases load only the adapters in the
+    subfolders (huggingface/transformers#30478), and a resumed policy would start over. This function can be removed
+    once 5.23 is the oldest transformers allowed.
     """
     if not knows_activation_checkpointing() and (Path(folder) / "adapter_config.json").is_file():
         peft_model: Any = model

@@ -52,8 +52,8 @@ def test_a_log_processed_in_blocks_equals_plain_python(monkeypatch, seed):
     expected = sorted(rows, key=lambda row: (order[row[0]], row[2]))
     assert triples(log) == expected
 
-    # 2. Filtering: repeatedly find an interaction whose user or item has too few interactions, and remove it, together
-    # with all other interactions of the same user and item.
+    # 2. Filtering: repeatedly find an interaction whose user or item has too few interactions. Remove all interactions
+    # of this user with this item.
     core = expected
     while True:
         few = [row for row in core if min(sum(other[side] == row[side] for other in core) for side in (0, 1)) < 5]
@@ -66,7 +66,7 @@ def test_a_log_processed_in_blocks_equals_plain_python(monkeypatch, seed):
         with pytest.raises(ValueError, match="no interactions are left"):
             k_core(log, 5, 5)
 
-    # 3. Repeated pairs: either the first or the last one is kept.
+    # 3. Repeats: of a user's interactions with the same item, only the first or only the last is kept.
     first = [row for place, row in enumerate(expected) if row[:2] not in [other[:2] for other in expected[:place]]]
     last = [row for place, row in enumerate(expected) if row[:2] not in [other[:2] for other in expected[place + 1 :]]]
     assert triples(drop_repeats(log, "first")) == first

@@ -47,13 +47,14 @@ CLEAN = {
         "validation": [(0, [1, 2, 3], [4, 6], 5.0)],
         "test": [(0, [1, 2, 3, 4, 6], [5, 2], 7.0), (2, [4, 4, 2], [3], 8.0), (4, [1], [3], 8.0)],
     },
+    # User 1 has item 1 in a training row, too. As a test target, it is allowed because the history of its row contains
+    # it.
     "windows": {
         "train": [(0, [1, 2], [3], 1.0), (0, [2, 3], [4], 2.0), (1, [5, 6], [1], 5.0)],
         "validation": [(0, [3, 4], [5], 5.0), (2, [4, 2], [6], 6.0)],
-        "test": [(0, [4, 5], [6], 6.0), (1, [1, 7], [2], 8.0), (1, [7, 2], [1, 7], 9.0), (3, [1], [2], 7.0)],
+        "test": [(0, [4, 5], [6], 6.0), (1, [1, 7], [2], 8.0), (1, [7, 2, 1], [1], 9.0), (3, [1], [2], 7.0)],
     },
 }
-CLEAN["windows"]["test"][2] = (1, [7, 2, 1], [1], 9.0)  # a target may be in the history
 
 
 def refused(rule, message, **splits):
@@ -170,7 +171,8 @@ def test_rows_of_the_time_split_in_another_period_are_refused():
             "the target of validation row 0 already occurs in an earlier",
         ),  # the same copy with an early time
         ((7, [3, 4], [5], 5.5), "train row 0 .time 5.5. is not before the first validation row .time 5."),
-        ((0, [4, 5], [6], 2.0), "the target of validation row 0"),  # a copied test row
+        # A copied test row with an early time. Its history contains the validation target.
+        ((0, [4, 5], [6], 2.0), "the target of validation row 0"),
         (
             (0, [1, 2], [6], 1.0),
             "the target of test row 0 already occurs in an earlier",

@@ -168,7 +168,7 @@ def test_list_rows_need_a_training_split_and_a_list_format(tokenizer_copy) -> No
 
 
 def test_a_format_of_single_items_is_refused_for_lists() -> None:
-    """With a format of single items, each list would have one item, and no list would end with EOS."""
+    """A format of single items has neither a list length nor tokens that end a list."""
     single, split = make_format("item_token", list_length=None)[0], make_split([([0], [1, 2, 3])])
     prompts = build_list_prompts(split, FORMATS["item_token"][0])
     for build in (

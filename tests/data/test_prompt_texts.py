@@ -1,6 +1,6 @@
-"""If a recipe follows a paper, its prompt is exactly the text that was published with the paper. The parts of a
-prompt are tokenized separately, and `compare_tokens` counts the prompts whose tokens differ from those of the text
-tokenized as a whole."""
+"""The prompts of the recipes for BEAR and MSL on Amazon Office are exactly the authors' training prompts. The parts of
+a prompt are tokenised separately, and `compare_tokens` counts the prompts whose tokens differ from those of the text
+tokenised as a whole."""
 
 import json
 from pathlib import Path

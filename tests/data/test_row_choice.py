@@ -232,8 +232,8 @@ def test_nanoseconds_of_arrow_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_the_card_of_an_older_version_is_still_accepted(tmp_path: Path) -> None:
-    """The settings in the card omit newer options that are not set. A folder that was made before these options
-    existed can therefore still be loaded."""
+    """The settings in the card omit newer options that are not set. `prepare` therefore still accepts a folder that
+    was made before these options existed."""
     source = write_table(tmp_path / "source")
     dataset = prepare(source, tmp_path / "out")
     assert dataset.card["settings"] == {

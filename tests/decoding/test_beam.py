@@ -131,10 +131,8 @@ def test_models_with_other_attention_equal_brute_force(family: str) -> None:
     model = make_model(family, attention="eager" if family == "gemma2" else "sdpa")
     rng = random.Random(1)
     sequences = random_catalogue(rng, has_eos=True)
-    rows = [
-        [rng.randrange(3, VOCABULARY) for _ in range(6)] for _ in range(3)
-    ]  # prompts of equal length, because padding would use up the window
-    ranked = rank_items(model, pad(rows), TokenTrie.from_sequences(sequences), num_beams=len(sequences))
+    prompts, rows = random_prompts(rng, 3)
+    ranked = rank_items(model, prompts, TokenTrie.from_sequences(sequences), num_beams=len(sequences))
     for ours, prompt in zip(as_rankings(ranked), rows, strict=True):
         assert dict(ours) == pytest.approx(dict(brute_force(model, prompt, sequences, renormalize=True)), abs=1e-4)
 

@@ -2,6 +2,7 @@
 recipe again gives equal weights."""
 
 import json
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -168,11 +169,21 @@ def test_a_recipe_sets_the_number_of_processes(tmp_path: Path, monkeypatch, caps
     assert [launched.num_processes for launched in launches] == [3, 1]
     assert {launched.config_file for launched in launches} == {str(find_recipe("accelerate/zero2"))}
 
+    # A file may have any name.
+    own = shutil.copy(find_recipe("accelerate/zero2"), tmp_path / "own.yml")
+    command(["bear", "--config", str(recipe), "--accelerate_config", str(own)])
+    assert launches[-1].config_file == str(own)
+
     for line, message in (
         ("num_processes: three", "num_processes must be a whole number, not 'three'"),
         (
             "accelerate_config: [zero2]",
             "accelerate_config must be a file, or the name of a shipped configuration, not ['zero2']",
+        ),
+        (
+            "accelerate_config: zero1",
+            "accelerate_config 'zero1' is neither a file nor a shipped configuration; the shipped ones are cpu, ddp, "
+            "fsdp2, zero2, zero3",
         ),
     ):
         recipe.write_text(f"dataset: d\n{line}\n")

@@ -32,10 +32,10 @@ NUM_FILES = 12
 def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: float, seed: int = 0) -> list[set[str]]:
     """Starts the run and kills it, `num_kills` times. Then starts it once more, and lets it finish.
 
-    The times of the kills are random. About half of the starts complete a checkpoint before the kill, so that the run
-    makes progress. The first, third, fifth ... kill comes as soon as 1 to `NUM_FILES` files of the next checkpoint are
-    written. The second, fourth, sixth ... kill comes within `most_seconds` after the first file of the next checkpoint
-    is written. The test fails if the run ends before it is killed.
+    The times of the kills are random. After about half of the starts, the kill waits until a checkpoint is complete,
+    so that the run makes progress. The first, third, fifth ... kill then comes as soon as 1 to `NUM_FILES` files of
+    the next checkpoint are written. The second, fourth, sixth ... kill comes within `most_seconds` after the first
+    file of the next checkpoint is written. The test fails if the run ends before it is killed.
 
     Returns:
         For each kill, the names of the checkpoints that were unfinished after it.

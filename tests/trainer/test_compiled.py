@@ -1,7 +1,8 @@
 """A compiled model (`torch_compile=True`) has the losses, weights and recommendations of the same model uncompiled.
 
 `torch.compile` wraps a model. The wrapper hides the class, the layers and the adapters of the model, so each trainer
-must unwrap the model before it reads them. The wrapper also raises an error if it is used as a condition.
+must unwrap the model before it reads them. The wrapper also raises an error if its truth value is tested, as in
+`if model:`.
 """
 
 from __future__ import annotations

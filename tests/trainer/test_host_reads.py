@@ -96,8 +96,8 @@ def test_blade(surface: str, folders: dict[str, Path], tmp_path: Path) -> None:
     places = reads(blade_runs.make_trainer, folders[surface], tmp_path, rewards=REWARDS)
     in_rounds = sum(count for place, count in places.items() if place.startswith("decoding/lists/decoder.py"))
     assert places.total() - in_rounds <= 12
-    # With titles, each round of sampling reads the sizes of its forward pass. Each round chooses at least one token,
-    # and a title has fewer than 20 tokens, so a list of 3 titles takes at most 3 * 20 rounds.
+    # With titles, each round of sampling reads the sizes of its forward pass. Each round adds at least one token to
+    # every incomplete list, and a title has fewer than 20 tokens, so lists of 3 titles take at most 3 * 20 rounds.
     longest = 3 * 20 if surface == "title" else 0
     assert in_rounds <= longest
 

@@ -110,7 +110,8 @@ def assert_recommends_alike(case: str, folder: Path, split: Dataset, ranked: np.
 
 
 def assert_orders_alike(folder: Path, rows: Dataset, ranked: Any, ids: list[str]) -> None:
-    """Asserts that the run folder orders candidates as the trainer did, if they are shown in the same order."""
+    """Asserts that the run folder orders candidates as the trainer did. The candidates are shown to the model in the
+    order in which the trainer showed them."""
     ranker = CandidateRanker.from_pretrained(folder)
     for row in range(3):
         given = rows[row]

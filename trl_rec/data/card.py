@@ -1,6 +1,7 @@
 """Makes the card of a dataset. The card describes the dataset's contents, its source and its settings.
 
-The card contains no creation time, so the same source, settings and library versions give the same card.
+The card contains no creation time. The same source and settings therefore give the same card, as long as the versions
+of Python and of the libraries are the same.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from trl_rec.ragged import BLOCK, Ragged
 
 
 Parser = Callable[[pa.ChunkedArray], pa.ChunkedArray]
-# `\s` matches only ASCII white space, so add Unicode separators and U+0085 (next line).
-WHITE_SPACE = r"[\s\p{Z}\x{85}]+"
+# `\s` matches only ASCII white space, without the vertical tab. Add it, Unicode separators and U+0085 (next line).
+WHITE_SPACE = r"[\s\v\p{Z}\x{85}]+"
 
 
 class Columns(Protocol):
@@ -57,7 +57,8 @@ class RowError(ValueError):
 def items_table(table: pa.Table, where: str) -> pa.Table:
     """Checks a table of items, and returns it with `item_id` and `title` as the first columns.
 
-    Raises ValueError if an id is repeated or a title is empty. Line breaks in titles become spaces.
+    Raises ValueError if an id is repeated, a title is empty or a semantic ID is invalid. Every run of white space in a
+    title becomes one space.
     """
     require(table, ("item_id", "title"), where)
     item_ids = distinct_ids(table, "item_id", where)

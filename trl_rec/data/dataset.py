@@ -36,7 +36,7 @@ FILES = [
     *(f"{split}/{name}" for split in SPLITS for name in ("dataset_info.json", "state.json")),
 ]
 # Interactions with items that the catalogue lacks. The file exists if the dataset was prepared with
-# `unknown_items="keep"`.
+# `unknown_items="keep"` from a source with an item table.
 UNLISTED = "unlisted.parquet"
 # Keys that `read_card` requires. The remaining keys of a card are informational.
 CARD_KEYS = {"split", "fingerprint", "settings", "sources", "rows", "num_interactions"}
@@ -94,7 +94,7 @@ class RecDataset:
 
         The columns are `user`, `item_id`, `timestamp` and `place`. `place` is the number of rows of `interactions`
         that precede the interaction. No split contains these interactions. If the dataset was prepared without
-        `unknown_items="keep"`, `unlisted` is None.
+        `unknown_items="keep"`, or from a source without an item table, `unlisted` is None.
         """
         return _read(self.path, UNLISTED, _read_unlisted) if (self.path / UNLISTED).is_file() else None
 
@@ -128,8 +128,8 @@ class RecDataset:
 def load(path: str | Path) -> RecDataset:
     """Loads a dataset folder written by [`prepare`].
 
-    Raises ValueError if the folder is incomplete or was changed, or if validation or test items leak into training
-    rows.
+    Raises ValueError if files are missing or do not match each other, or if validation or test items leak into
+    training rows.
     """
     # 1. Check that the card and all files exist.
     path = Path(path).absolute()

@@ -34,9 +34,9 @@ class IndexedLog:
         item (`np.ndarray`): For each interaction, the index of its item's row in `items`, int32.
         timestamp (`np.ndarray`): Timestamp of each interaction, float64.
         rating (`np.ndarray`, *optional*): Rating of each interaction, float32. None if the source has no ratings.
-        place (`np.ndarray`, *optional*): For each interaction, its index in the sorted log before filtering, not
-            counting interactions with items that the source's item table lacks. Only set if those interactions are to
-            be inserted later.
+        place (`np.ndarray`, *optional*): For each interaction, its index in the sorted log before k-core filtering,
+            not counting interactions with items that the source's item table lacks. Only set if those interactions
+            are kept in a separate table (see [`separate_unlisted`]).
     """
 
     users: pa.Table
@@ -80,7 +80,8 @@ class CodedLog:
 
     Args:
         users, items, user, item, timestamp, rating: Same as in [`IndexedLog`].
-        exact_time (`np.ndarray`, *optional*): The timestamps before rounding, int64, if `timestamp` is rounded.
+        exact_time (`np.ndarray`, *optional*): The exact timestamps, int64, if different timestamps may become equal
+            when they are rounded to float64.
         unlisted_ids (`pa.Array`, *optional*): Ids of items that `items` lacks, if interactions with them are kept. In
             the array `item`, these items are numbered from `items.num_rows`.
     """

@@ -32,15 +32,15 @@ REQUIRED = ("user_id", "item_id", "timestamp")  # columns that interactions must
 
 
 def interactions_table(table: Columns, where: str) -> pa.Table:
-    """Same as [`read_interactions`], except that it takes no options and drops no rows."""
+    """Same as [`read_interactions`] without options. Drops no rows, and returns only the table."""
     return read_interactions(table, where, Options())[0]
 
 
 def read_interactions(table: Columns, where: str, options: Options) -> tuple[pa.Table, dict[str, int]]:
     """Checks interactions, and drops the rows that the options exclude.
 
-    As text, the columns of a large log do not all fit in memory at once. Each column is therefore read, converted and
-    released before the next column is read.
+    The unconverted columns of a large log do not all fit in memory at once. Each column is therefore requested from
+    `table`, converted and released before the next column is requested.
 
     Args:
         table: The interactions. Columns that are not needed are not read.

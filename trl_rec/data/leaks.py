@@ -2,7 +2,8 @@
 
 Under leave-one-out, leave-last-m and a split by time, the history of a validation or test row must equal the history
 and targets of the same user's row in the previous split. If a user has a test row but no validation row, the test row
-is compared with the user's training row. This rules out any leak.
+is compared with the user's training row, if there is one. Each row of a user then continues the previous row, so no
+row contains the targets of a later split.
 
 A source may also consist of windows: rows with a history and one target, of which a user may have several. Windows do
 not satisfy this rule, because their length is limited and the source may have dropped some of them. Two weaker rules

@@ -26,7 +26,7 @@ from trl_rec.ragged import Ragged, join, within
 def build_list_rows(
     split: Dataset, prompt_format: PromptFormat, *, every_position: bool = False, max_length: int | None = None
 ) -> Dataset:
-    """Returns training rows, each with a list of the next `prompt_format.list_length` new items.
+    """Returns training rows, each with a list of the next new items, at most `prompt_format.list_length` of them.
 
     Args:
         split: `RecDataset.train`; the validation and test splits are refused.

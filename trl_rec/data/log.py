@@ -54,7 +54,10 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Log:
-    """The tables of a source. Their rows are checked, but not yet filtered, sorted or split.
+    """The tables of a source. Their rows are checked.
+
+    Interactions are not yet sorted or split. The reader has dropped only those that its options exclude (`left_out`).
+    Windows are already divided into splits.
 
     Args:
         names (`Mapping[str, str]`): File name of each table, for error messages.

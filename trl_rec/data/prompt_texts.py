@@ -63,6 +63,8 @@ class PromptTexts:
     ) -> PromptTexts:
         """Returns the given texts, with the default in place of each text that is None.
 
+        With `chat_template`, the head and the tail also contain the text of the template.
+
         Args:
             surface: The surface of the catalogue.
             tokenizer: The tokenizer, which may have a chat template.

@@ -75,9 +75,9 @@ class PromptFormat:
 
         Args:
             catalog: The items. The defaults of the texts below depend on `catalog.surface`.
-            tokenizer: The tokenizer. Without `chat_template`, prompts begin with BOS if the tokenizer adds BOS to
-                texts. Prompts of item tokens and semantic IDs begin with BOS even if the tokenizer does not add it,
-                or with EOS if there is no BOS.
+            tokenizer: The tokenizer. Prompts without a chat template begin with the tokens that [`beginning_ids`]
+                returns: prompts of titles with BOS if the tokenizer adds BOS to texts, and all other prompts with BOS
+                or, if there is no BOS, with EOS.
             prompt_head (*optional*): Text before the history. It may contain `{user}` once, which is replaced by the
                 user's semantic ID.
             prompt_item (*optional*): Text of an item in the history. It must contain `{surface}`.
@@ -124,7 +124,7 @@ class PromptFormat:
 
     @property
     def is_compact(self) -> bool:
-        """Whether items have the same tokens in histories and completions, and prompts end with the history.
+        """Whether items have the same tokens in histories and completions, and no text is between or after the items.
 
         In such a format, one row of items is enough to train a model to predict every item of a history.
         """

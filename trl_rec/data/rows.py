@@ -1,4 +1,4 @@
-"""Builds rows for next-item training: `input_ids` and `labels` for `SFTTrainer` and the trainers of this package.
+"""Builds rows for next-item training: `input_ids` and `labels` for `SFTTrainer` and [`BearTrainer`].
 
 - `targets="last"` makes one row per target, with this target at the end: a prompt with the history, and the target as
   completion.
@@ -64,8 +64,8 @@ def build_rows(
         split: `RecDataset.train`; the validation and test splits are refused.
         prompt_format: How histories are written.
         targets: `"last"` makes one row per target, with all earlier items as history. `"all"` makes one row per
-            sequence. Each target is then predicted from the same tokens as with `"last"`, except that histories that
-            exceed `max_length` or `max_history` may be cut shorter than with `"last"` (see `long_histories`).
+            sequence. Each target is then predicted from the same tokens as with `"last"`, except that long histories
+            may be cut shorter than with `"last"` (see `long_histories`).
         max_length (*optional*): Maximum number of tokens of a prompt and the longest completion together. With
             `"last"`, the oldest items of a history that is too long are dropped. With `"all"`, see `long_histories`.
         max_history (*optional*): Maximum number of items before a target. Histories with more items are shortened or
@@ -73,19 +73,23 @@ def build_rows(
         long_histories (*optional*, defaults to `"windows"`): With `targets="all"`, what happens to a target whose
             history exceeds `max_length` or `max_history`. With `"windows"`, the sequence is cut into rows that overlap
             by half, so the history of the target is still at least half as long as the limits allow. With `"rows"`,
-            the target gets a row of its own, as with `targets="last"`. Each target is trained once in either case.
+            the target gets a row of its own, as with `targets="last"`. Each target is trained once in either case. In
+            a compact format, the rows have a fixed number of items, computed as if every item had the longest path. If
+            paths have different lengths, `"windows"` may therefore also cut a history that fits into `max_length`.
         max_row_tokens (*optional*): With `targets="all"`, maximum number of tokens of a row with branches. If the
-            targets of a sequence need more tokens, they are divided among several rows.
+            targets of a sequence need more tokens, they are divided among several rows. A row with a single target
+            may be longer.
         join_windows (*optional*, defaults to `False`): Whether successive rows of a user in `split` are joined into
             one sequence (see `branches/joining.py`). Use it with `targets="all"` if each row of `split` is a window
             (a history and its target), as in BIGRec's files.
         trie (*optional*): Trie of the catalogue. Pass it if the loss is a softmax over legal tokens. A forced token
-            (the only legal token at its position) then has the loss 0, so branches end at the last token that is not
-            forced.
+            (the only legal token at its position) then has the loss 0, so branches leave out the forced tokens at the
+            end of a path.
 
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 for tokens that are excluded from the loss) and `user`.
-        Rows with branches also have `branch_prefixes` and `branch_lengths`, the arguments of [`Branches`].
+        Rows with branches also have `branch_prefixes` and `branch_lengths`, the arguments `prefixes` and `lengths` of
+        [`Branches`].
     """
     check_is_train(split, "models")
     if long_histories not in get_args(LongHistories):
@@ -291,8 +295,8 @@ def _equal_windows(
     width = int(items.lengths.max(initial=1)) if max_history is None else max_history + 1
     room = prompt_format.room(max_length)
     if room is not None:
-        # The longest completion is already subtracted from `room`. Here the completion is the last item of the window,
-        # so one more item fits.
+        # Assume that every item has the longest path. The longest completion is already subtracted from `room`. Here
+        # the completion is the last item of the window, so one more item fits.
         most = room // int(prompt_format.paths.lengths.max()) + 1
         width = most if max_history is None else min(width, most)
     step = width - width // 2
@@ -308,7 +312,10 @@ def _equal_windows(
     # 3. In each window, find the items that are targets and were not trained in the previous window.
     trained_before = np.where(number > 0, start + width - step, 0)
     first = np.maximum(trained_before, history.lengths[source])
-    return HistoryWindows(source, start, first, stop - 1)
+
+    # 4. Leave out windows that lie in the history, because they have no targets.
+    has_targets = first < stop
+    return HistoryWindows(*(part[has_targets] for part in (source, start, first, stop - 1)))
 
 
 def _write_compact(

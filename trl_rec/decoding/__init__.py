@@ -1,4 +1,4 @@
-"""Recommends items with a model: by beam search over the catalogue, by scoring every item, by sampling whole lists, or
+"""Recommends items with a model: by beam search over the catalogue, by scoring every item, by writing whole lists, or
 by ordering given candidates. The package also contains priors, which give each item a weight without the model, and a
 logits processor for `model.generate`."""
 

@@ -6,19 +6,21 @@ things make this search faster than `generate`:
 
 - A step gathers the children of the beams' trie nodes. It never masks the vocabulary and never loops over beams in
   Python.
-- The prompt is stored once in the key-value cache, however many beams continue it (see `prompt_cache.py`).
+- The prompt is stored once in the key-value cache, however many beams continue it. Models that do not support this get
+  one cache row per beam (see `prompt_cache.py`).
 - Forced tokens are skipped: no forward pass is spent on them alone. A token is forced if it is the only legal token at
-  its node. Skipping requires `renormalize=True`: a forced token then has log-probability 0, so a beam in a chain of
-  forced tokens keeps its slot and its score. The model reads the whole chain at once, just before the beam branches
-  again.
+  its node. With `renormalize=True`, a forced token has log-probability 0, so a beam keeps its score in a chain of
+  forced tokens. The model reads the whole chain at once, just before the beam branches again. Nothing is skipped with
+  `renormalize=False`, with one cache row per beam, or if every depth has a node that branches.
 
 In each round of the loop, every prompt moves to the next depth at which at least one of its beams branches. Prompts
 can be at different depths, so they do not wait for each other. Skipping forced tokens saves many forward passes, but
 each round must then copy four integers from the device to the host, to choose the size of its forward pass. Without
-skipping, the rounds copy nothing to the host.
+skipping, each round extends every beam by one token, and copies nothing to the host.
 
-Legend: B: prompts, K: beams per prompt, A: active beams per prompt (the beams that branch in this round), C: children
-per node (padded), N: continuations per prompt, E: excluded items per prompt.
+Legend: B: prompts, P: tokens per prompt (padded), K: beams per prompt, A: active beams per prompt (the beams that
+branch in this round), C: children per node (padded), N: continuations per prompt, E: excluded items per prompt
+(padded), V: tokens with a logit (`trie.tokens` with `renormalize=True`, otherwise the whole vocabulary).
 """
 
 from __future__ import annotations
@@ -149,8 +151,8 @@ class _Beams(NamedTuple):
     """The beams that the search still extends. Each tensor has the shape `(B, K)`.
 
     Args:
-        nodes: The trie node that each beam has reached. If forced tokens are skipped, this node lies at the end of the
-            chain of forced tokens. It is the node at which the beam next branches, or a leaf.
+        nodes: The trie node that each beam has reached. If forced tokens are skipped, this is the end of the chain of
+            forced tokens: a node with several children, or a leaf.
         scores: The log-probability of each beam; -inf marks an empty slot.
         num_read: Number of tokens of each beam that the model has read.
     """
@@ -182,8 +184,8 @@ def _search(
 ) -> _Finished:
     """Returns the best `num_beams` leaves for each prompt in the cache."""
     # If log-probabilities are normalised over the legal tokens, a forced token has log-probability 0, so chains of
-    # forced tokens can be skipped. Skipping saves a round only if there is a depth at which no node branches. A cache
-    # with one row per beam cannot skip: it reads one token of every beam per step.
+    # forced tokens can be skipped. Skipping is certain to save a round only if there is a depth at which no node
+    # branches. A cache with one row per beam cannot skip: it reads one token of every beam per step.
     skips = renormalize and cache.shared and 1 in trie.depth_widths
 
     # 1. Start with one beam per prompt, at the root or at the end of the chain of forced tokens that starts there.
@@ -307,12 +309,13 @@ def _drop_hopeless(
 
 
 def _pending(trie: TokenTrie, beams: _Beams, active: Tensor, step: int, skips: bool) -> tuple[Pending, int]:
-    """Returns the tokens that the model must read before the active beams branch, and C, the largest number of
-    children of an active beam's node."""
+    """Returns the tokens that the model must read before the active beams branch, and C. No node of an active beam has
+    more than C children."""
     depths = trie.depths(beams.nodes)
     lengths = depths - beams.num_read  # (B, K)
 
-    # 1. Size the forward pass. Without skipping, every beam has one token to read, and its depth equals `step`.
+    # 1. Size the forward pass. Without skipping, the depth of every beam equals `step`, and every beam has one token
+    # to read, except in the first round, which needs no forward pass.
     if skips:
         num_active, num_inner, longest, max_children = _round_sizes(trie, beams.nodes, lengths, active)
     else:
@@ -402,8 +405,8 @@ def _with_waiting(grown: _Beams, parents: Tensor, beams: _Beams, active: Tensor)
 def _rank_leaves(
     finished: _Finished, trie: TokenTrie, excluded: Excluded, weighted: TrieWeights | Unweighted, top_k: int
 ) -> RankedItems:
-    """Ranks the items of the finished leaves, and leaves out excluded items and items with weight 0. Items that share
-    a leaf get separate ranks."""
+    """Ranks the items of the finished leaves, without excluded items and items with weight 0. Items that share a leaf
+    get separate ranks."""
     # 1. Lay out each leaf's items side by side, `width` columns per leaf. Without item weights, the items of a leaf
     # have equal scores, so the first `top_k` of them that are not excluded are enough.
     width = trie.max_shared

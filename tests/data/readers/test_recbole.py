@@ -37,6 +37,11 @@ def test_atomic_files_are_read(tmp_path):
     assert dataset.test[0]["target_ratings"] == [4] and dataset.catalog.group_shares()[0] == ["x", "y"]
 
 
+def test_a_rating_of_an_item_is_a_number(tmp_path):
+    source = write(tmp_path / "source", inter=INTER, item=ITEM.replace("price:float", "rating:float"))
+    assert prepare(source, tmp_path / "out").catalog.items["rating"].to_pylist() == [1.5, None, 2]
+
+
 def test_title_column_can_be_named(tmp_path):
     source = write(
         tmp_path / "source",

@@ -24,7 +24,8 @@ CHAINS = [[4, 30, 30, 30, 30, 1], [4, 31, 30, 30, 1], [5, 1], [6, 1], [7, 8, 1],
 
 @pytest.fixture(scope="module")
 def flat() -> PreTrainedModel:
-    """A model with many likely lists. The result of a beam search therefore depends on when it compares beams."""
+    """A model under which many lists have similar probabilities. The result of a beam search therefore depends on when
+    it compares beams: after equal numbers of tokens, or after equal numbers of choices."""
     model = make_model("llama")
     with torch.no_grad():
         model.lm_head.weight.mul_(0.2)
@@ -73,8 +74,8 @@ def test_beam_list_equals_a_search_that_reads_every_token(
 
 @pytest.mark.parametrize("sequences", [CATALOGUES["ragged"], CHAINS], ids=["ragged", "chains"])
 def test_beams_are_compared_at_equal_numbers_of_tokens(flat: PreTrainedModel, sequences: list[list[int]]) -> None:
-    """Beams of different items are compared after equal numbers of tokens, including tokens that are forced, and not
-    after equal numbers of choices between tokens."""
+    """Beams are compared after equal numbers of tokens, including forced tokens, and not after equal numbers of
+    choices."""
     prompts, rows = random_prompts(random.Random(0), 8)
     ranked = beam_list(flat, prompts, TokenTrie.from_sequences(sequences), list_length=3, num_beams=2)
     assert [tuple(items) for items in ranked.items.tolist()] == [

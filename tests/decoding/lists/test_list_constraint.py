@@ -16,7 +16,8 @@ from trl_rec.items import TokenTrie
 
 @given(st.integers(0, 2**32), st.booleans())
 def test_a_child_is_legal_as_long_as_an_item_below_it_remains(seed: int, has_eos: bool) -> None:
-    """Checks every inner node. The list so far may contain any items, even only some of those that share a path."""
+    """Checks every inner node. The list so far is random, so it may contain only some of the items that share a
+    path."""
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     trie = TokenTrie.from_sequences(sequences)

@@ -75,7 +75,7 @@ def whole_batch(trainer: BearTrainer) -> dict[str, Tensor]:
 
 
 def measured(trainer: BearTrainer) -> tuple[float, Tensor, int]:
-    """Returns the loss and the gradient of all rows, and the number of tokens that the model reads."""
+    """Returns the loss and the gradient of all rows, and the number of tokens in these rows."""
     batch = whole_batch(trainer)
     trainer.model.zero_grad()
     loss = trainer.compute_loss(trainer.model, batch)
@@ -219,8 +219,7 @@ def test_targets_of_a_row_share_sampled_items(family: str, tmp_path: Path) -> No
     assert all(parameter.grad is not None for parameter in trainer.model.parameters())
 
 
-def test_mixtures_of_experts_count_each_token_once(tmp_path: Path) -> None:
-    """The load-balancing loss covers each token that the model reads, and does not change the other terms."""
+def test_the_load_balancing_loss_leaves_the_other_terms_unchanged(tmp_path: Path) -> None:
     balanced = make(tmp_path, "qwen3_moe", targets="all", router_aux_loss_coef=0.5)
     plain = make(tmp_path, "qwen3_moe", targets="all", router_aux_loss_coef=0.0)
     batch = whole_batch(balanced)

@@ -1,4 +1,4 @@
-"""`sampled_items`: the softmax of the loss contains the target and K sampled items instead of all items."""
+"""`sampled_items`: in training, the softmax is taken over the target and K sampled items instead of over all items."""
 
 from __future__ import annotations
 

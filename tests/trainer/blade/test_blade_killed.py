@@ -16,7 +16,7 @@ from trl_rec.trainer.blade import reference_lists
 
 
 pytestmark = pytest.mark.slow
-# As in the recipes, only the newest checkpoint and the one with the best ranking metric are kept.
+# Only the newest checkpoint and the one with the best ranking metric are kept.
 OPTIONS = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 OPTIONS |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_ndcg@3", "max_users": 4}
 # The run depends on all state that a resume must restore: the optimizer's moments, the learning rate schedule and the

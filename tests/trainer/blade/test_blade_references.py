@@ -1,5 +1,5 @@
-"""Reference lists are drawn once and then reused. When a killed run is started again, it draws only the missing lists.
-The batch size does not change the lists."""
+"""By default, reference lists are drawn once and then reused. When a killed run is started again, it draws only the
+missing lists. The batch size does not change the lists."""
 
 import shutil
 from functools import partial

@@ -1,4 +1,4 @@
-"""What BLADE refuses with an error message, if possible before any list is drawn or any step is trained."""
+"""Settings and data that BLADE refuses with an error message. Most are refused before any list is drawn."""
 
 from pathlib import Path
 from typing import Any

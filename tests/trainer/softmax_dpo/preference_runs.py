@@ -36,8 +36,8 @@ TEXT_TOKENIZER = make_tokenizer(SENTENCES * 4)
 
 
 def preference_table(dataset: RecDataset, *, most: int = 4, seed: int = 0) -> Dataset:
-    """Returns one row per training user. The user's last item is chosen, and 1 to `most` items that the user never
-    chose are rejected."""
+    """Returns one preference row per row of the training split. `chosen` is the last item of the training row, and
+    `rejected` contains 1 to `most` items that are not in that row."""
     draw = np.random.default_rng(seed)
     histories, targets = (split_rows(dataset.train, name) for name in ("history", "targets"))
     rows = []

@@ -95,7 +95,7 @@ def state(model: torch.nn.Module, adapter: str) -> dict[str, Tensor]:
 
 
 def assert_trains(trainer: SoftmaxDPOTrainer) -> None:
-    """Asserts that training changes all trainable tensors and no others."""
+    """Trains, and asserts that the loss falls, and that all trainable tensors and no others change."""
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train()

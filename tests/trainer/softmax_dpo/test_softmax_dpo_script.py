@@ -22,7 +22,7 @@ STEPS += ["--use_cpu", "--bf16", "false", "--report_to", "none", "--disable_tqdm
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> Path:
-    """A folder with a model, an adapter on it, and preferences."""
+    """A folder that contains a model, an adapter for this model, and preferences."""
     make_family("llama", vocab_size=len(TEXT_TOKENIZER)).save_pretrained(tmp_path / "model")
     torch.manual_seed(0)
     lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)

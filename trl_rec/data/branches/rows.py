@@ -111,8 +111,8 @@ def whole_histories(
     """Returns the targets whose whole history fits into a prompt, and the remaining targets.
 
     Both are returned as windows. A sequence has at most one window of each kind. The windows of the remaining targets
-    still begin at the first item of their sequence. Their histories are too long for a prompt, and [`cut`] shortens
-    them.
+    still begin at the first item of their sequence, so their histories are too long for a prompt. [`cut`] can cut
+    these windows into shorter ones.
 
     Args:
         num_known: For each sequence, the number of items at its beginning that are not targets.
@@ -132,9 +132,10 @@ def whole_histories(
 def cut(rest: HistoryWindows, limits: Limits) -> HistoryWindows:
     """Cuts windows that are too long into shorter ones.
 
-    The shorter windows share no targets, but each repeats about half a prompt of earlier items as history. The history
-    of a target has at least half as many tokens, or half as many items, as the limits allow. The last window of a
-    sequence begins as early as the limits allow for the history of its last target.
+    The shorter windows share no targets, but each repeats about half a prompt of earlier items as history. Unless one
+    more item would exceed the limits, the history of a target has at least half as many tokens, or half as many items,
+    as the limits allow. The last window of a sequence begins as early as the limits allow for the history of its last
+    target.
     """
     source, _, first, end = rest
     parts = [rest.where(np.zeros(len(source), bool))]  # an empty part, because `joined` needs at least one part

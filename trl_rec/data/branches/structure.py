@@ -4,14 +4,14 @@ These rows are needed if an item is written with different tokens in a history a
 has text between or after the items. Otherwise, an ordinary row, in which the items simply follow each other, is
 enough.
 
-A row with branches begins with a trunk: the head of the prompt (the text before the items) and the items of the
-history. One branch per target follows: the tail of the prompt (the text after the items), and the tokens of the
-target's path that stand before the last learned token. The path consists of the target's tokens in a completion. If
-decoding is restricted by a trie, the last learned token is the last one for which the trie allows an alternative.
-Otherwise, it is the last token of the path. (The last branch of a row also contains this token, see below.) A branch
-continues a prefix of the trunk, namely the head and the items before its target. One row with branches replaces the
-separate rows of all its targets, and contains their common beginning only once. A row without branches consists of its
-trunk alone.
+A row with branches begins with a trunk: the head of the prompt (the text before the items) and the items before the
+last target, so the other targets are among these items. One branch per target follows: the tail of the prompt (the
+text after the items), and the tokens of the target's path that stand before the last learned token. The path consists
+of the target's tokens in a completion. If the loss is a softmax over the tokens that a trie allows, the last learned
+token is the last one for which the trie allows an alternative. Otherwise, it is the last token of the path. (The last
+branch of a row also contains this token, see below.) A branch continues a prefix of the trunk, namely the head and the
+items before its target. One row with branches replaces the separate rows of all its targets, and contains their common
+beginning only once. A row without branches consists of its trunk alone.
 
     trunk                        branches
     head | item 1 | item 2 | ... | tail, path of target 1 | tail, path of target 2 | ...

@@ -1,4 +1,4 @@
-"""Checks the options of `prepare` that are strings or mappings, before any file is read."""
+"""Checks the options of `prepare` that are strings or mappings, except `format`, `split` and `license`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OWN_COLUMNS = ("item_id", "title", "semantic_id")  # columns that identify singl
 
 
 def check_options(options: Options, unknown_items: str, repeats: str | None) -> None:
-    """Raises ValueError if an option has a wrong type or value, or needs another option that is not set."""
+    """Raises ValueError if an option has a wrong type or value, or does not fit the other options."""
     # 1. Check strings and choices.
     for name in ("title_column", "group_column", "group_separator", "timestamp_format", "event_column"):
         text = getattr(options, name)

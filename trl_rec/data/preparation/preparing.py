@@ -51,12 +51,13 @@ def prepare(
 ) -> RecDataset:
     """Makes a dataset folder from an interaction log, and loads it.
 
-    If the folder already exists and was made from the same files with the same settings, it is only loaded.
+    If the folder already exists and was made from the same files with the same settings, it is only loaded, unless
+    `overwrite` is set.
 
     Args:
         source (`str` or `Path`): Folder with the files of the source; `"toy"`, which is generated from the seed;
             `"ml-100k"`, which is downloaded once and cached; or `"hf://datasets/owner/name"`, a dataset on the
-            Hugging Face Hub. If your folder is named `toy`, write `"./toy"`.
+            Hugging Face Hub. If your folder is named `toy` or `ml-100k`, write `./` before its name.
         output_dir (`str` or `Path`): The dataset folder. It is created in one step at the end, so a failure leaves no
             incomplete folder.
         format (`str`, *optional*): `table`, `recbole`, `bigrec`, `lcrec`, `ml-100k` or `toy`; detected from the files

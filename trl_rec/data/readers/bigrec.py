@@ -1,10 +1,10 @@
-"""Reads BIGRec's files: windows in `train.csv`, `test.csv` and optionally `valid.csv`, and titles in `id2name*.json`.
+"""Reads BIGRec's files: windows in `train.csv`, `test.csv` and optionally `valid.csv`, and titles in a JSON file.
 
-The columns of the CSV files are `user_id,item_ids,timestamp`. Each row is a window: a list of ids whose last item is
-the target. The source has already assigned the windows to splits, one file per split. If there is no validation file,
-the last tenth of the training rows by time becomes the validation split. Training rows with equal timestamps stay in
-the same split. Titles in the published dataset contain HTML entities and line breaks. The entities are decoded, and
-the line breaks become spaces.
+The JSON file is named `id2name4Rec.json` or `id2name.json`. The columns of the CSV files are
+`user_id,item_ids,timestamp`. Each row is a window: a list of ids whose last item is the target. The source has already
+assigned the windows to splits, one file per split. If there is no validation file, the last tenth of the training rows
+by time becomes the validation split. Training rows with equal timestamps stay in the same split. Titles in the
+published dataset contain HTML entities and line breaks. The entities are decoded, and the line breaks become spaces.
 """
 
 from __future__ import annotations

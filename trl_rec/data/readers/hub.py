@@ -83,7 +83,7 @@ def _tables(downloaded: dict[str, DatasetDict], name: str) -> dict[str, Dataset]
 
 
 def _only_split(splits: DatasetDict, what: str) -> Dataset:
-    """Returns the only split of a table. Raises ValueError if there are several splits."""
+    """Returns the only split of a configuration. Raises ValueError if there are several splits."""
     if len(splits) > 1:
         raise ValueError(
             f"{what} has the splits {', '.join(splits)}, so it is not clear which one to read; name "

@@ -17,7 +17,7 @@ from trl_rec.data.interactions import interactions_table
 from trl_rec.data.log import Log, Options, Reader
 from trl_rec.data.readers.fetching import GROUPLENS, find_ml_100k, ml_100k_folder
 from trl_rec.data.readers.files import read_delimited, without_gz
-from trl_rec.data.readers.recbole import read_atomic
+from trl_rec.data.readers.recbole import READ_LATER, read_atomic
 
 
 # Columns of the files of GroupLens, which have no header.
@@ -72,7 +72,7 @@ class MovieLensReader(Reader):
             users = _read_plain(files["users"], "|", USERS)
         else:
             titles, genres = _recbole_items(files["items"])
-            ratings = read_atomic(files["interactions"])
+            ratings = read_atomic(files["interactions"], texts=READ_LATER)
             users = read_atomic(files["users"])
 
         items = titles.append_column("year", _years(titles["title"])).append_column("genres", genres)

@@ -18,6 +18,7 @@ from trl_rec.data.readers.files import check_repeats, check_single, find_file, r
 
 
 SUFFIXES = {"interactions": ".inter", "items": ".item", "users": ".user"}
+READ_LATER = ("timestamp", "rating")  # columns of interactions that `read_interactions` converts
 TITLES = ("title", "movie_title", "name", "item_name")  # default names of the title column, in order of preference
 
 
@@ -43,7 +44,8 @@ class RecBoleReader(Reader):
         """Reads the log. Without an item file, the item ids are used as titles."""
         names = {kind: path.name for kind, path in files.items()}
         items = _read_items(files["items"], options) if "items" in files else None
-        interactions, left_out = read_interactions(read_atomic(files["interactions"]), names["interactions"], options)
+        table = read_atomic(files["interactions"], texts=READ_LATER)
+        interactions, left_out = read_interactions(table, names["interactions"], options)
         return Log(
             interactions=interactions,
             items=grouped(items, options, names.get("items")),
@@ -55,9 +57,9 @@ class RecBoleReader(Reader):
 
 
 def read_atomic(path: Path, texts: tuple[str, ...] = ()) -> pa.Table:
-    """Reads a file, and converts each column to the type in the header, except that columns in `texts` stay text.
+    """Reads a file, and converts each column to the type in the header. Removes the types from the column names.
 
-    The types are removed from the column names.
+    The columns in `texts` stay text.
     """
     table = read_delimited(path, delimiter="\t", quoted=False)  # a quotation mark is part of the text
     check_repeats([header.partition(":")[0] for header in table.column_names], path)
@@ -74,7 +76,7 @@ def read_atomic(path: Path, texts: tuple[str, ...] = ()) -> pa.Table:
 
 def _typed(column: pa.ChunkedArray, kind: str, name: str, where: str) -> pa.ChunkedArray:
     """Converts a column to the type in its header."""
-    if kind == "token" or name in ("timestamp", "rating"):  # `read_interactions` converts timestamps and ratings
+    if kind == "token":
         return column
     if kind == "float":
         return _floats(column, name, where)

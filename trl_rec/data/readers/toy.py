@@ -40,7 +40,9 @@ THIRD = [
 MOST_ITEMS = len(FIRST) * len(SECOND) * len(THIRD)
 NUM_STEPS = (20, 40)  # minimum and maximum number of interactions per user
 NUM_FOLLOWERS = 3
-FOLLOWING = 0.5  # probability that the next item is a follower of the last item, if that follower is unseen
+# Probability that a step picks a random follower of the last item. If the user has already seen this follower, the
+# next item is drawn by taste and popularity instead.
+FOLLOWING = 0.5
 
 
 class ToyReader(Reader):

@@ -13,7 +13,7 @@ The number of distinct rows depends on the task:
 
 - `item_to_id` and `id_to_item`: one per item.
 - `profile_to_user` and `user_to_profile`: one per user with a profile.
-- `next_item`: the rows that `build_rows` makes.
+- `next_item`: as many as `build_rows` makes.
 - All other tasks: one per training target.
 
 Distinct rows are repeated or sampled to obtain the requested number.
@@ -85,13 +85,14 @@ def build_task_rows(
     Args:
         dataset: The dataset. Its validation and test splits are not used.
         tokenizer: The tokenizer, with the catalogue's tokens added.
-        prompt_format: Prompt format of the task `next_item`. If it names users, the prompts of the other tasks do so
-            too; otherwise their slot `user` is empty, except in `user_to_profile`.
+        prompt_format: Prompt format of the task `next_item`. In `user_to_profile`, the slot `user` always contains the
+            user's semantic ID. In all other tasks with this slot, it is empty unless `prompt_format` names users.
         tasks: Maps the name of each task to its number of rows, relative to the number of rows that [`build_rows`]
             makes. If a task has fewer distinct rows than requested, they are repeated; if it has more, a sample of
             them is taken. Rows of `history_to_preference` and `query_to_item` are dropped if no item before the target
-            has a group (or, in a catalogue without groups, a word in its title). Rows of `query_to_item` are also
-            dropped if the target has no group (or no such word). A task without any row raises a ValueError.
+            has a group (or, in a catalogue without groups, a word of at least four letters in its title). Rows of
+            `query_to_item` are also dropped if the target has no group (or no such word). A task without any row
+            raises a ValueError.
         cap (*optional*): Maximum number of rows per task. It does not apply to `next_item`.
         targets, max_length, max_history: Same as in [`build_rows`], for `next_item`. `max_length` applies to the other
             tasks too: texts in their prompts are truncated, and the oldest items of the history are dropped.
@@ -108,9 +109,9 @@ def build_task_rows(
         - `slots`: the token ids of each slot, a list of lists. Empty for `next_item`.
         - `input_ids`, `labels`: token ids and labels of the answer; for `next_item`, of the whole row.
         - `user`: the user, or -1 in rows about an item.
-        - `length`: upper limit for the number of tokens of the row, for samplers that group by length. It counts the
-          task's longest template and the texts of all slots of the task. The template that is drawn for a batch may be
-          shorter, or have fewer slots.
+        - `length`: upper limit for the number of tokens of the row, for samplers that group by length. Except for
+          `next_item`, it counts the answer, the task's longest template and the texts of all slots of the task. The
+          template that is drawn for a batch may be shorter, or have fewer slots.
         - `row`: the row's number, which seeds the choice of templates.
         - `branch_prefixes`, `branch_lengths`: as in [`build_rows`], if the rows of `next_item` have these columns.
           Rows of other tasks have no branches.
