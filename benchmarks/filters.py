@@ -75,9 +75,8 @@ def main() -> None:
             items = [recommender.catalog.positions[rank.item_id] for rank in ranks]
             wrong += sum(category[item] != wanted or price[item] >= limit for item in items)
     if arguments.lists:
-        print(
-            f"{64 * len(range(0, arguments.lists, 64)):,} filtered lists contain {wrong} items that their filters do not allow"
-        )
+        num_lists = 64 * len(range(0, arguments.lists, 64))
+        print(f"{num_lists:,} filtered lists contain {wrong} items that their filters do not allow")
 
 
 def build(arguments: argparse.Namespace, rng: np.random.Generator) -> Recommender:
