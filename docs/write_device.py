@@ -74,7 +74,7 @@ def origin(figures: dict[str, Any]) -> str:
 
 
 def recipes(figures: dict[str, Any]) -> list[list[str]]:
-    """Returns the heading, and one row per recipe that trains a published model."""
+    """Returns the heading, and one row per recipe that trains a Llama or Qwen model."""
     rows = [["recipe", "rows per step", "peak memory", "16 GB", "24 GB", "seconds per step"]]
     found = {recipe["name"]: recipe for recipe in figures.get("recipes", [])}
     for name, settings in consumer_recipes().items():
@@ -93,7 +93,7 @@ def recipes(figures: dict[str, Any]) -> list[list[str]]:
 
 
 def consumer_recipes() -> dict[str, dict[str, Any]]:
-    """Returns the settings of each recipe that trains a published model, by the name of the recipe."""
+    """Returns the settings of each recipe that trains a Llama or Qwen model, by the name of the recipe."""
     found = {}
     for verb in VERBS:
         for path in sorted((RECIPES / verb).glob("*.yaml")):

@@ -150,10 +150,10 @@ def is_in(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def stable_order(numbers: np.ndarray) -> np.ndarray:
-    """Returns the indices that sort `numbers`, integers from 0 to 2**32 - 1. Equal numbers keep their order.
+    """Returns the indices that sort integers from 0 to 2**32 - 1. Equal numbers keep their order.
 
-    numpy sorts 16-bit integers with a radix sort, which is several times faster than its stable sort of
-    longer integers.
+    The lower and then the upper 16 bits are sorted, because numpy sorts 16-bit integers with a radix sort, which is
+    several times faster than its stable sort of longer integers.
     """
     order = np.argsort((numbers & 0xFFFF).astype(np.uint16), kind="stable")
     if numbers.max(initial=0) > 0xFFFF:
@@ -189,8 +189,8 @@ def join(*parts: Ragged) -> Ragged:
     lengths = np.stack([part.lengths for part in parts])  # (parts, rows)
     starts = np.cumsum(lengths.sum(0)) - lengths.sum(0) + np.cumsum(lengths, 0) - lengths
 
-    # Copy the values in blocks of rows, because the target indices (`place`) of all values together would take several
-    # times the memory of the values.
+    # Copy the values in blocks of rows. For all rows at once, `place` (the index of each value in the flat result)
+    # would take several times the memory of the values.
     values = np.empty(int(lengths.sum()), dtype=np.result_type(*(part.values for part in parts)))
     for part, start, length in zip(parts, starts, lengths, strict=True):
         for rows in row_blocks(part.offsets, BLOCK):

@@ -1,10 +1,10 @@
 """Limits how many items of a list may share a value of a catalogue column, such as two items per brand.
 
 The list is built greedily from a ranking, best item first. An item is left out if the list already contains the
-maximum number of items that share one of this item's values. If a ranking of the catalogue ends before the list is
-full, `requests.py` ranks the catalogue again, without the items that can no longer be chosen. If the ranking is
-instead a list that the model has written, or that comes from a file, no other items are added, so the result may have
-fewer items than requested.
+maximum number of items that share one of this item's values. A ranking of the catalogue contains only the best items.
+If it ends before the list is full, `requests.py` ranks the catalogue again, without the items that can no longer be
+chosen. If the ranking is instead a list that the model has written, or that comes from a file, no other items are
+added, so the result may have fewer items than requested.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ def changed_recommender(
         lists = prompt_format.list_length is not None
         trie = TokenTrie.from_catalog(change.catalog, recommender.tokenizer, lists=lists)
 
-    # 3. Match the prior with the new catalogue. If an earlier change has wrapped the prior in a `MatchedPrior`, match
-    # the original prior again.
+    # 3. Match the prior with the new catalogue. If the prior is already a `MatchedPrior`, because the catalogue was
+    # changed before or has retired items, match the original prior again.
     prior = recommender.prior
     sources = change.sources
     if isinstance(prior, MatchedPrior):

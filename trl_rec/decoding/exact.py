@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 # Maximum number of nodes that are read together per prompt. The attention mask grows with the square of this number.
 MOST_NODES = 1024
-# Maximum number of tokens in a forward pass, over all of its rows: for example 256 nodes for each of 16 prompts.
+# Maximum number of tokens in a forward pass, over all of its rows: for example 256 nodes for each of 16 prompts. The
+# tokens of the prompts count only in `_score_separately`, where each path has a row with its own copy of the prompt.
 MOST_TOKENS = 1 << 12
 # Maximum number of logits that a forward pass returns. In float32, this number of logits takes 128 MB.
 MOST_LOGITS = 1 << 25
@@ -131,8 +132,8 @@ def score_items(
     Args:
         model, prompts, trie, renormalize, length_penalty: As in [`rank_items`].
         items (`torch.Tensor` of shape `(B, K)`): Item indices; -1 is padding.
-        exclude (`torch.Tensor` or lists of `int`, *optional*): Items to remove *before* the softmax, which raises the
-            scores of the other items. `exclude` requires `renormalize`. List decoding excludes items in the same way.
+        exclude (`torch.Tensor` or lists of `int`, *optional*): Items to remove *before* the softmax, which can raise
+            the scores of other items. `exclude` requires `renormalize`. List decoding excludes items in the same way.
             [`rank_items`] excludes items after the softmax, so the other scores do not change.
 
     Returns:
@@ -278,7 +279,7 @@ def _chunks(trie: TokenTrie, size: int, renormalize: bool) -> Iterator[_Chunk]:
         depths = torch.arange(1, int(trie.depths(first)), device=nodes.device)
         above = trie.above(trie.item_starts[first].long(), depths)
 
-        # 4. Move the nodes whose logits are needed to the end.
+        # 4. Move the nodes whose logits are needed to the end. Skip the chunk if there is no such node.
         wanted = scored[some]
         if not wanted.any():
             continue

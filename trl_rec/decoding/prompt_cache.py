@@ -1,4 +1,4 @@
-"""Runs the forward passes of a beam search and caches their keys and values. Each prompt is read once.
+"""Runs the forward passes of decoding, and caches their keys and values. Each prompt is read once.
 
 `SharedPrompt` keeps one cache row per prompt. The tokens of all beams of a prompt lie side by side in its row, and an
 attention mask lets each token see the prompt and the earlier tokens of its own beam. So the prompt's keys and values
@@ -9,7 +9,7 @@ pass.
 
 Legend: B: prompts, P: prompt tokens (left-padded), K: beams, W: pending tokens per beam (not read by the model yet;
 right-aligned), A: active beams (beams that the model reads now), G: columns generated so far, Q: columns of this
-forward pass, V: vocabulary.
+forward pass, V: vocabulary, or the argument `tokens` if it is given.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Pending:
         depths (`torch.Tensor` of shape `(B, K)`): Number of tokens of each beam after the prompt, including its
             pending tokens.
         active (`torch.Tensor` of shape `(B, K)`): True for the beams whose tokens are read now.
-        num_active (`int`): A, the largest number of active beams of a prompt.
+        num_active (`int`): A. No prompt has more than A active beams.
         num_inner (`int`): The largest number of inner tokens of a prompt. All pending tokens of an active beam except
             its last one are inner tokens.
     """

@@ -93,8 +93,8 @@ class RequestRanker:
 
     Args:
         model, prompt_format, trie, settings, prior: As in [`Recommender`].
-        catalog (`ItemCatalog`): The items. Histories may contain any of them. Retired items, which are the last rows
-            of the catalogue, are not recommended.
+        catalog (`ItemCatalog`): The items. Retired items, which come last, may be left out. Histories may contain
+            retired items, but they are never recommended.
         pad_token_id (`int`): Id of the padding token.
     """
 

@@ -183,6 +183,7 @@ def _remedy(is_given: bool) -> str:
 def settings_of_run(folder: str | Path | None) -> dict[str, Any]:
     """Returns the settings of the model in a run folder: the `surface` of items, the `prompt` as arguments of
     [`PromptFormat.for_catalog`], and how items are ranked. Returns an empty dict if the folder is not a run folder.
+    Raises `ValueError` if the model orders candidates.
 
     The catalogue may be missing, as in a folder that was published without it.
     """

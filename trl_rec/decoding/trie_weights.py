@@ -7,7 +7,8 @@ of a node is the largest weight below the node. On the way from a node to a chil
 root to the node. The search ranks correctly for two reasons:
 
 - Along the path of an item, the gains add up to `strength * (log w(item) - log bound(root))`. This is what the weight
-  adds to the score of the item, up to the constant.
+  adds to the score of the item, up to the constant. If several items share a leaf, the gains are those of the largest
+  weight. After the search, `item_bonus` gives each of these items the bonus of its own weight.
 - No gain is positive, so a beam that scores below the finished items can never overtake them.
 
 If the positive weights below a node are all equal, the gains below this node are 0, or -inf for nodes below which all
@@ -19,8 +20,8 @@ would favour large subtrees over likely items.
 
 A place is a position in `trie.items`.
 
-Legend: B prompts, F filters, I items, S items with weights of their own per prompt (padded), E excluded items per
-prompt (padded), N nodes or places.
+Legend: B prompts, F filters, I items, S items per prompt that have a weight for this prompt only (padded), E excluded
+items per prompt (padded), N nodes or places.
 """
 
 from __future__ import annotations
@@ -279,8 +280,8 @@ def _filter_of(weights: ItemWeights, num_prompts: int, device: torch.device) -> 
 def _shared_by_place(trie: TokenTrie, weights: ItemWeights) -> tuple[Tensor, Tensor]:
     """Returns two tensors, indexed by place.
 
-    The first contains the shared weight of the item at the place, without a filter, `(1, I)`. The second contains
-    whether each filter allows the item, `(F, I)`.
+    The first contains the shared weight of the item at the place, before filters are applied, `(1, I)`. The second
+    contains whether each filter allows the item, `(F, I)`.
     """
     num_items = len(trie.item_positions)
     for name in ("shared", "allowed"):

@@ -92,8 +92,8 @@ def measure_beam_gap(
 ) -> BeamGap:
     """Ranks the catalogue for some users both by beam search and by the exact scores of all items.
 
-    The time grows with the size of the catalogue, because for each user, the model reads the inner nodes of the trie
-    that contains the items' tokens.
+    The beam search uses the policy's number of beams, but at least `k`. The time grows with the size of the catalogue,
+    because for each user, the model reads the inner nodes of the trie that contains the items' tokens.
 
     Args:
         policy (`Policy`): A policy that ranks single items.

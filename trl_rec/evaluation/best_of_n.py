@@ -2,7 +2,8 @@
 
 Rewards such as NDCG use the items that the users chose next, so Best-of-N cannot be used to make recommendations. Its
 mean reward is an upper bound for the mean reward of a policy that BLADE trains from the given policy with
-`target="best_of_n"`, the same N and the default `beta`. N lists have to be drawn for each list that is evaluated.
+`target="best_of_n"`, the same rewards and N, and the default `beta`. N lists have to be drawn for each list that is
+evaluated.
 
 Legend: U: users, S: lists drawn per user, K: items per list, N: `best_of`.
 """

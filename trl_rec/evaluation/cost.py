@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from trl_rec.printing import in_words
 
 
-MOST_SECONDS = 15.0  # maximum number of seconds to spend on the estimate
-SHARE = 0.05  # maximum time to spend on the estimate, as a share of the time that the evaluation is expected to take
+MOST_SECONDS = 15.0  # maximum number of seconds to spend on larger batches, after the first estimate
+SHARE = 0.05  # maximum time to spend on larger batches, as a share of the expected time of the evaluation
 SHORT = 30.0  # seconds; shorter evaluations are not announced, and not estimated more closely
 GROWTH = 4  # ratio of the sizes of successive batches
 RankSome: TypeAlias = Callable[[np.ndarray], object]  # takes row numbers, and ranks items for these rows

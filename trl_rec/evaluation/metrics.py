@@ -82,7 +82,7 @@ def mrr(hits: np.ndarray, k: int) -> np.ndarray:
 def ndcg(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
     """Computes NDCG@k, `(...,)`, with the discount 1 / log2(rank + 1).
 
-    It is 1 if the first `min(k, num_relevant)` ranks are hits.
+    It is 1 if the first `min(k, num_relevant)` ranks are hits. `num_relevant` must be at least 1.
     """
     best = np.concatenate([[0.0], np.cumsum(_discounts(k))])  # (k + 1,): ideal DCG for 0 to k relevant items
     values: np.ndarray = _dcg(hits, k) / best[np.minimum(num_relevant, k)]

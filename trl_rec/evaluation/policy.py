@@ -1,8 +1,9 @@
 """Defines and evaluates a policy: a model together with its prompt format and its decoding settings.
 
-`evaluate_policy` adds three kinds of metrics that need more than a ranking:
+`evaluate_policy` ranks the catalogue and computes the metrics of [`evaluate_split`]. Where they apply, it adds three
+kinds of metrics:
 
-- recall far down the ranking, from a pass with more beams;
+- recall far down the ranking, usually from a separate pass with more beams;
 - preference accuracy, which is how often a held-out item that a user liked scores above one that the user disliked;
 - expected recall and NDCG over random orders of the items that share a leaf of the trie.
 """
@@ -57,7 +58,8 @@ class Policy:
         num_beams, exclude_history, renormalize, length_penalty, batch_size, max_length (*optional*): As in
             [`rank_histories`].
         prior (*optional*): A prior that the model is multiplied by, as in [`rank_histories`].
-        finished (*optional*): Stores the finished rows, so that an interrupted evaluation can be resumed.
+        finished (*optional*): Stores the finished rows of [`rank`] and [`score`], so that an interrupted evaluation
+            can be resumed.
     """
 
     model: PreTrainedModel
@@ -284,7 +286,7 @@ def evaluate_policy(
     reward_functions: Mapping[str, ListReward] | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Ranks the rows of a split with a policy, and computes all metrics.
+    """Ranks the catalogue for the rows of a split with a policy, and computes all metrics.
 
     Args:
         policy (`Policy`): The policy.

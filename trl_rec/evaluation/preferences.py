@@ -118,8 +118,8 @@ class RatedTargets:
         """Computes `preference_accuracy` per user, `(num_rows,)`.
 
         Each pair consists of a liked and a disliked held-out item of a user. The accuracy is the share of the pairs in
-        which the liked item has the higher score. A pair with equal scores counts half, so random scores have an
-        accuracy of about 0.5.
+        which the liked item has the higher score. A pair with equal scores counts half, so a recommender that gives
+        all items the same score has an accuracy of 0.5.
 
         Args:
             scores (`np.ndarray` of shape `(len(items.values),)`): The score of each item.

@@ -194,7 +194,7 @@ def map_histories(
         dtype (*optional*, defaults to `int64`): Type of the values.
         desc: Label of the progress bar.
         finished (*optional*): Stores the values of the finished histories. It must describe everything that `compute`
-            depends on, except for `desc`, the prompts and the excluded items, which are added here.
+            depends on, except for `desc`, the prompts, the histories and the excluded items, which are added here.
     """
     prompts = prompt_format.encode(histories, users, max_length=max_length)
     if finished is not None:

@@ -38,7 +38,7 @@ class Evaluation:
     """The metrics of one recommender on one split.
 
     Args:
-        metrics (`dict[str, float]`): The metrics by name, as returned by [`evaluate_rankings`], and rewards if any
+        metrics (`dict[str, float]`): The metrics by name, such as those of [`evaluate_rankings`], and rewards if any
             were requested.
         intervals (`dict[str, tuple[float, float]]`, *optional*): 95 % bootstrap intervals of the means over users.
         per_user (`dict[str, np.ndarray]`, *optional*): The values per user, `(num_users,)` each, from which the
@@ -82,7 +82,7 @@ def evaluate_split(
     reward_functions: Mapping[str, ListReward] | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Computes all metrics of a ranking for the rows of a split, with bootstrap intervals.
+    """Evaluates a ranking for the rows of a split, with bootstrap intervals of the metrics that are means over users.
 
     Args:
         ranked (`Rankings`, or `np.ndarray` of shape `(len(split), K)`): The items for each row of the split, best
@@ -213,7 +213,11 @@ def _fit(name: str, dataset: RecDataset, seed: int) -> FittedBaseline:
 
 
 def _warn_of_known_targets(histories: Ragged, targets: Ragged, twins: Twins | None) -> None:
-    """Warns if at least a tenth of the targets are excluded because they are in the histories of their rows."""
+    """Warns if at least a tenth of the targets cannot be found because they are in the histories of their rows.
+
+    Two other kinds of targets are counted too: those with a twin in the history, and those that repeat an earlier
+    target of the row.
+    """
     is_new = new_targets(histories, targets, twins)
     if is_new.mean() <= 0.9:
         logger.warning(

@@ -179,7 +179,7 @@ def number_text(value: float) -> str:
 def direction_of(column: str) -> int:
     """Returns 1 if higher values of a metric are better, -1 if lower values are better, and 0 otherwise."""
     stem = stem_of(column)
-    if stem.startswith("reward/"):  # training maximises every reward, including user-defined ones
+    if stem.startswith("reward/"):  # every reward is higher for better lists, as stated in `score_lists`
         return 1
     return MEANINGS.get(stem, (0, ""))[0]
 

@@ -52,7 +52,7 @@ class ItemCatalog:
             `<ua_3><ub_17>`. Items must not use these tokens.
         num_retired (`int`, *optional*, defaults to `0`): Number of retired items, which are the last rows of the
             table. A model can read them in histories, but they are in no trie, so they are never recommended.
-        license (`str`, *optional*): The licence of the data that the items come from, as given to `trl-rec prepare`.
+        license (`str`, *optional*): The licence of the data that the items come from. `trl-rec prepare` records it.
             When a model is pushed to the hub, its catalogue is pushed with it if this licence allows redistribution
             (see [`allows_redistribution`]), or if `include_catalog` is set for the push.
     """

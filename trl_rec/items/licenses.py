@@ -1,8 +1,8 @@
 """Lists the data licences that allow redistribution of a catalogue, such as pushing it to the hub beside a model.
 
-A licence is recorded as it was given to `trl-rec prepare --license`. Only the licences that are listed here count as
-allowing redistribution. With any other licence, or without a licence, the catalogue is pushed only if
-`include_catalog` is set.
+`trl-rec prepare` records the licence that is given by `--license`, or else the known licence of the data format, if
+any. Only the licences that are listed here count as allowing redistribution. With any other licence, or without a
+licence, the catalogue is pushed only if `include_catalog` is set.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Finds twins: items with the same title, which are indistinguishable if items are written as titles.
 
-If a user's history contains an item, the item's twins are excluded from recommendations too, because the user would
-see the same title again. Items that share a semantic ID but have different titles are not twins, because a user can
+If the items of a user's history are excluded from recommendations, their twins are excluded too, because the user
+would see the same titles again. Items that share a semantic ID but have different titles are not twins, because a user can
 tell them apart.
 """
 

@@ -2,7 +2,7 @@
 
 A custom mask is needed if a row contains several completions of one prompt, or several branches (see `branches.py`). A
 model with sliding windows ignores its windows if it is given a custom mask. The result is still correct if the prompt
-and any single completion together fit into the window.
+and the longest completion together fit into the window.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ def keeps_state(model: PreTrainedModel) -> bool:
 def takes_positions(model: PreTrainedModel) -> bool:
     """Returns whether the model uses the position ids passed to it."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    # ALiBi (BLOOM, MPT) ignores position ids. It computes distances from the columns in which the tokens stand.
+    # ALiBi ignores position ids. It computes distances from the columns in which the tokens stand. Falcon's `forward`
+    # has the parameter `position_ids` even if the model is configured to use ALiBi.
     alibi = model.config.get_text_config().to_dict().get("alibi")
     return "position_ids" in inspect.signature(base.forward).parameters and not alibi

@@ -112,7 +112,7 @@ def _separate(inputs: dict[str, Tensor], seen: Tensor, starts: Tensor) -> tuple[
     predicts = _of_next(inputs["labels"], IGNORED) != IGNORED
     places = predicts.nonzero()  # (N, 2)
     if not len(places):  # a forward pass needs at least one row
-        places = real.long().argmax(1)[:1].unsqueeze(0)  # the first column of the first row
+        places = real.long().argmax(1)[:1].unsqueeze(0)  # the first token of the first row
         places = torch.cat([torch.zeros_like(places), places], 1)
     row_and_part = torch.cat([places[:, :1], parts[places[:, 0], places[:, 1]].unsqueeze(1)], 1)  # (N, 2)
     is_last = torch.ones(len(places), dtype=torch.bool, device=places.device)

@@ -45,8 +45,8 @@ def start_from_vectors(
     mixed with a little noise. Then they are scaled to the variance of the model's embeddings. The new embedding of a
     token is its scaled vector plus the mean of all embeddings of the model.
 
-    If the output embeddings are a separate module, they are overwritten in the same way. Tokens whose vector is 0 keep
-    their embeddings.
+    If the output embeddings are not tied to the input embeddings, they are overwritten in the same way. Tokens whose
+    vector is 0 keep their embeddings.
 
     Args:
         model (`PreTrainedModel`): The model, without an adapter.

@@ -46,10 +46,10 @@ def logits_at(
             B * T positions, or a boolean mask with N True entries. N may be 0. The logits are in the order of the
             indices, or of `positions.nonzero()`. With a mask, the host waits for the device to count the entries. By
             default, the model computes logits at its usual positions and returns them in their usual shape.
-        tokens (`torch.Tensor` of shape `(U,)` or `SampledColumns`, *optional*): The tokens to compute logits for, in
-            the order of the columns of the logits. Defaults to the vocabulary. With `SampledColumns`, each of the N
-            positions has its own tokens. If the model transforms its logits, it must treat all tokens alike, as
-            soft-capping and scaling do.
+        tokens (`torch.Tensor` of shape `(U,)` or `SampledColumns`, *optional*): The tokens to compute logits for. The
+            logits have one column per token, in the same order. Defaults to the vocabulary. With `SampledColumns`,
+            each of the N positions has its own tokens. If the model transforms its logits, it must treat all tokens
+            alike, as soft-capping and scaling do.
     """
     head = model.get_output_embeddings()
     places = positions

@@ -6,10 +6,10 @@ for a different item. Semantic-ID tokens keep their meaning, so only tokens that
 
 - The token of a known item (an item of the old catalogue) gets the embedding that the item had.
 - The token of a new item gets the mean of the vectors of its groups, such as its genres. The vector of a group is the
-  mean embedding of the known items in the group. If an item has no groups, or none of its groups contains a known
-  item, its token gets the mean embedding of all known items.
-- A new semantic-ID token, of an item or a user, gets the mean embedding of the known tokens of its level. The level of
-  `<b_7>` consists of all tokens of the form `<b_...>`.
+  mean embedding of the known items in the group. Groups without known items are left out. If no group remains, the
+  token gets the mean embedding of all known items.
+- A new semantic-ID token, of an item or a user, gets the mean embedding of the known tokens of its level, or a random
+  embedding if there are none. The level of `<b_7>` consists of all tokens of the form `<b_...>`.
 
 These rules apply to the input embeddings, to the output embeddings if they are not tied, and to the bias of the output
 layer if it has one.

@@ -39,7 +39,7 @@ def lora_config(model: PreTrainedModel, new_token_ids: list[int], **options: Any
     Args:
         model (`PreTrainedModel`): The base model.
         new_token_ids (list of `int`): The result of [`add_item_tokens`].
-        options: Fields of `LoraConfig`. By default, all linear layers are adapted.
+        options: Fields of `LoraConfig`. By default, all linear layers except the output layer are adapted.
     """
     options = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **options}
     if new_token_ids:

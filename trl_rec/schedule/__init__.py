@@ -2,9 +2,9 @@
 
 `pipeline.py` runs the three parts of Align³GR: semantic IDs, supervised fine-tuning, and the stages.
 
-The modules `sequence*.py` and the package `studies` do not use stages. `sequence.py` contains the baseline `sequence`
-of `trl-rec evaluate`, a small model that is trained on the interaction log. `studies` trains and compares several
-recommenders.
+The modules `sequence*.py` and the package `studies` have other purposes. `sequence.py` contains the baseline
+`sequence` of `trl-rec evaluate`, a small model that is trained on the interaction log. `studies` trains and compares
+several recommenders.
 """
 
 from typing import TYPE_CHECKING

@@ -19,7 +19,7 @@ from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 def check_pipeline(
     stages: Sequence[PreferenceStage], schedule: Schedule, supervised: BearConfig | None = None
 ) -> None:
-    """Raises `ValueError` if the stages are certain to fail.
+    """Raises `ValueError` if the supervised part or the stages are certain to fail.
 
     The checks need neither the policy nor the semantic IDs that the earlier parts of the pipeline produce, so they can
     run before these parts.
@@ -53,9 +53,9 @@ def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule:
 
     - training does not run under FSDP or ZeRO-3,
     - the prior that the configuration asks for can be made after the last stage,
-    - the output folder is outside the folder `start`,
+    - `start` is a folder, and the output folder is outside it,
     - the dataset has validation rows,
-    - the policy in `start` was trained with the items, the prompts and the softmax of the stages,
+    - if `start` is a run folder, its policy was trained with the items, the prompts and the softmax of the stages,
     - the ratings of the dataset suffice for the feedback stages.
 
     Args:

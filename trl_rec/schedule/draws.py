@@ -16,8 +16,7 @@ def draw(
     """Draws up to `count` allowed numbers per row: the first allowed numbers of a random permutation of `range(size)`.
 
     Args:
-        rows (`np.ndarray` of shape `(N,)`): One key per row. The key and the seed determine the row's
-            permutation.
+        rows (`np.ndarray` of shape `(N,)`): One key per row. The key and the seed determine the row's permutation.
         count: How many numbers to draw per row.
         size: Exclusive upper bound of the numbers.
         seed: Seed of the permutations.

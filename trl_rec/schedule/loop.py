@@ -124,7 +124,7 @@ def _run_stage(
 ) -> dict[str, Any]:
     """Trains one stage from the policy in `start` and returns its report.
 
-    `before` contains the validation metrics of this policy. It is None if they are not known.
+    `before` contains the validation metrics of this policy. It is None or empty if they are not known.
     """
     # 1. Build the preference table. Skip the stage if no prompt has negatives.
     policy = load_on_device(load_policy, start, schedule)

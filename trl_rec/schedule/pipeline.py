@@ -1,7 +1,8 @@
 """Runs the three parts of Align³GR: semantic IDs of items and users, multi-task fine-tuning, and preference stages.
 
 Each part has its own folder, and a finished part is not run again. If the process is killed, run the same program
-again. The unfinished part resumes, and the IDs and weights are the same as without the interruption.
+again. Training then resumes from the newest checkpoint. Unfinished semantic IDs are made again, but text vectors that
+were already computed are reused. The IDs and weights are the same as without the interruption.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ def self_play_preferences(
 ) -> Dataset:
     """Builds a preference table whose negatives are the policy's own recommendations, best first.
 
-    The negatives include neither the target nor any other item of the user in the training split, because those are
-    correct answers in other rows of the user.
+    The negatives include neither the target nor any other item of the user in the training split. The other items are
+    left out because they can be the targets of other prompts of the user.
 
     The negatives may include validation and test items of the user. Excluding them would require the held-out data,
     and a model could learn the held-out items from their absence among the negatives. So held-out items are treated
@@ -75,8 +75,8 @@ def random_preferences(
 ) -> Dataset:
     """Builds a preference table with random negatives, excluding the user's items in the training split.
 
-    The Softmax-DPO paper uses such negatives. The negatives of a row are drawn in a random order, which depends only
-    on the seed and the index of the row.
+    The Softmax-DPO paper uses such negatives. The negatives of a row are the first allowed items of a random
+    permutation of the catalogue. This permutation depends only on the seed and the index of the row.
 
     Args:
         prefixes: Prompts from `training_prefixes`.

@@ -4,7 +4,8 @@ The model is trained once on the training split, kept in the user's cache folder
 of its folder is a hash of the training and validation rows, the recipe and the version of this package. During
 training, the folder contains checkpoints. If the process is killed, the next call continues from the newest
 checkpoint. Training counts as complete only if the folder contains a mark, a file that `write_mark` writes last. The
-mark contains the size and a hash of each weight file, so that damaged weights are detected.
+mark contains the size and a hash of each weight file, so that files that were removed, cut short or replaced are
+detected.
 
 The folder is a run folder: its `recipe.yaml` trains the same model with `trl-rec bear`.
 """
@@ -52,7 +53,7 @@ class SequenceBaseline:
 
     The model resembles SASRec: it is a causal transformer with one token per item, trained with cross-entropy at every
     position. Its checkpoint is chosen by NDCG@10 on the validation split. The caller does not have to choose any
-    sizes, because [`sequence_recipe`] derives them and the number of steps from the log.
+    sizes, because [`sequence_recipe`] derives them and the number of steps from the data.
 
     `fit` sets the attributes `recipe` and `folder`. `recipe` contains the settings with which `trl-rec bear` trains
     the same model, except `dataset` and `output_dir`. `folder` is the folder of the trained model.

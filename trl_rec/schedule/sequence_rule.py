@@ -1,17 +1,18 @@
-"""Makes the recipe of the baseline `sequence`, by a rule that derives all sizes from the interaction log.
+"""Makes the recipe of the baseline `sequence`, by a rule that depends on the number of items and the interaction log.
 
-For MovieLens-100k (1,682 items, long histories), the rule gives roughly the settings of the recipe `bear/ml-100k`, and
-for Amazon Beauty (12,101 items, short histories) roughly those of `bear/beauty`. These two recipes were tuned on the
-validation splits.
+Apart from the loss, the rule gives roughly the settings of the recipe `bear/ml-100k` for MovieLens-100k (1,682 items,
+long histories), and roughly those of `bear/beauty` for Amazon Beauty (12,101 items, short histories). These two
+recipes were tuned on the validation splits.
 
-- **Size.** The model is `SMALL` if the catalogue has fewer than `MANY_ITEMS` items, and `LARGE` otherwise.
+- **Size.** The model has two layers. It is `SMALL` if the catalogue has fewer than `MANY_ITEMS` items, and `LARGE`
+  otherwise.
 - **Start.** The item embeddings start from vectors computed from the co-occurrence of items. A few passes over the log
   then suffice.
 - **Row length.** The length of a row is the smallest power of two into which 99 % of the training sequences fit, but
   at least 16 and at most 128. Longer sequences are cut into overlapping rows.
 - **Batch.** The number of rows is chosen so that a batch contains about `STEP_TOKENS` items. It is rounded to a power
   of two, and is at most `MAX_BATCH`.
-- **Steps.** The steps suffice for `NUM_PASSES` passes over the log, but are at least `MIN_STEPS` and at most
+- **Steps.** The steps suffice for about `NUM_PASSES` passes over the log, but are at least `MIN_STEPS` and at most
   `MAX_STEPS`. The upper limit bounds the training time for long logs. The learning rate always falls to 0 at the last
   step.
 - **Loss.** The loss is cross-entropy over all items, at every position. If there are more than `MOST_SCORED` items, it

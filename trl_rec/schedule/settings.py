@@ -29,10 +29,11 @@ class Schedule:
         dataset (`RecDataset`): The dataset. Its catalogue must have the surface that the policy writes.
         config (`SoftmaxDPOConfig`): Configuration of the trainer. Each stage gets a folder inside `output_dir`.
         keep (`str`, *optional*, defaults to `"best"`): Which policy a stage passes on to the next stage. With
-            `"last"`, it is the policy after the stage's last step. With `"best"`, the stage selects its checkpoint
-            with the highest validation NDCG or, with `eval_strategy="no"`, the policy after its last step. The
-            selected policy is passed on if its validation NDCG is higher than that of the policy that the stage
-            started from. Otherwise, the policy that the stage started from is passed on.
+            `"last"`, it is the policy after the stage's last step or, with `load_best_model_at_end`, the stage's best
+            checkpoint. With `"best"`, the stage selects its checkpoint with the highest validation NDCG or, with
+            `eval_strategy="no"`, the policy after its last step. The selected policy is passed on if its validation
+            NDCG is higher than that of the policy that the stage started from. Otherwise, the policy that the stage
+            started from is passed on.
         adapter (`PeftConfig`, *optional*): Adapter to train if the first policy has no adapter.
         model_options (`dict`, *optional*): Arguments for loading models (`dtype`, `quantization_config`, ...).
         recipe (`dict`, *optional*): Keys to write to `recipe.yaml` besides those of `config`. By default, they are
@@ -67,7 +68,7 @@ class Schedule:
 
     @property
     def picks_checkpoints(self) -> bool:
-        """Whether a stage ends with its best checkpoint rather than with its last step."""
+        """Whether `keep` makes each stage end with its best checkpoint rather than with its last step."""
         return self.keep == "best" and self.config.eval_strategy != "no"
 
     @property

@@ -1,4 +1,4 @@
-"""Draws two random orders: the order of the candidates in a prompt, and the order of equally rated candidates in the
+"""Draws random orders: orders in which prompts list the candidates, and the order of equally rated candidates in an
 answer.
 
 Each position in a prompt's list of candidates is a slot. The results depend only on the arguments, which include a key

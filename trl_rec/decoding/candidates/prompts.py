@@ -1,12 +1,13 @@
 """Turns a rated history and a list of candidates into the token ids of a prompt and its answer.
 
 The prompt has two parts. The first part contains a fixed text (the head) and the rated history, and does not depend on
-the order of the candidates. The second part is the list of candidates. Each position in that list is a slot, and each
-slot has a one-token name. The answer consists of these names, most preferred candidate first. The default names depend
-on the surface (the text that represents an item). If each item is a single token, a slot has the token of its item as
-its name. Otherwise, the names are letters: the first slot is always called A, whichever candidate it contains. Small
-models trained from scratch learn to rank with item tokens as names, but do not learn which item a letter refers to.
-With item tokens as names, the order in which the prompt lists the candidates has little influence on the ranking.
+the order of the candidates. The second part is the list of candidates, with a fixed text before and after it. Each
+position in that list is a slot, and each slot has a one-token name. The answer consists of these names, most preferred
+candidate first. The default names depend on the surface (the text that represents an item). If each item is a single
+token, a slot has the token of its item as its name. Otherwise, the names are letters: the first slot is always called
+A, whichever candidate it contains. Small models trained from scratch learn to rank with item tokens as names, but do
+not learn which item a letter refers to. With item tokens as names, the order in which the prompt lists the candidates
+has little influence on the ranking.
 
 As in `trl_rec/data/prompts.py`, texts are split into pieces, such as one item or one rating. Each piece is tokenised
 once, and prompts are assembled from the pieces' token ids.
@@ -181,7 +182,7 @@ class RatedPromptFormat:
         return np.searchsorted((self.values[1:] + self.values[:-1]) / 2, ratings)
 
     def encode_candidates(self, candidates: Ragged, slots: Ragged) -> tuple[Ragged, Ragged]:
-        """Returns the second part of each prompt: the candidates in their slots, and the text up to the answer.
+        """Returns the second part of each prompt: the candidates in their slots, and the texts before and after them.
 
         Args:
             candidates (`Ragged`): Item indices of the candidates of each prompt.

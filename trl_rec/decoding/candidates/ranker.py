@@ -87,7 +87,7 @@ class CandidateRanker:
                 letters, there may be at most as many candidates as letters.
 
         Returns:
-            One [`Recommendation`] per candidate, most preferred first.
+            One [`Recommendation`] per candidate, most preferred first. The scores are those of [`RankedCandidates`].
         """
         self._check(history, ratings, candidates)
         indices = self.catalog.index_of(list(candidates))

@@ -1,13 +1,14 @@
 """Lets a model write the list that it recommends, greedily or by beam search over whole lists.
 
-The beam search works like that of `generate`. The beams of a prompt advance one token per step, and each step keeps
-the best `num_beams` lists, complete or not. As in `sampling.py`, excluded items and items already in the list are
-removed before the softmax. If no item weights are given, a score is therefore the log-probability of a list under the
-policy. Tokens that the trie forces have log-probability 0 and are skipped: as in `beam.py`, they need no step of their
-own. A beam at the end of a chain of forced tokens therefore has more tokens than the other beams. Such a beam keeps
-its slot and its score until the other beams have as many tokens. If continuations of different beams have equal
-scores, they keep the order of their beams. If continuations of the same beam have equal scores, the one whose subtree
-contains the lowest item index comes first.
+The beams of a prompt advance one token per step, and each step keeps the best `num_beams` lists, complete or not. This
+is the search of `generate`, except that complete lists are not set aside, so they leave fewer slots for incomplete
+lists. As in `sampling.py`, excluded items and items already in the list are removed before the softmax. If no item
+weights are given, a score is therefore the log-probability of a list under the policy. Tokens that the trie forces
+have log-probability 0 and are skipped: as in `beam.py`, they need no step of their own. A beam at the end of a chain
+of forced tokens therefore has more tokens than the other beams. Such a beam keeps its slot and its score until the
+other beams have as many tokens. If continuations of different beams have equal scores, they keep the order of their
+beams. If continuations of the same beam have equal scores, the one whose subtree contains the lowest item index comes
+first.
 
 Legend: B: prompts, N: beams per prompt, R = B * N, C: children (padded), M = min(N, C), K: items per list.
 """
@@ -85,7 +86,7 @@ def beam_list(
     Args:
         model, prompts, trie, list_length, exclude: As in [`sample_item_lists`].
         num_beams (`int`): Width of the search. With 1, the result is the list of [`greedy_list`]. If `num_beams` is at
-            least the number of possible lists, every list is scored.
+            least the number of possible lists, the result is the best of all possible lists.
         weights ([`ItemWeights`], *optional*): Weights of the items, as in [`greedy_list`].
 
     Returns:

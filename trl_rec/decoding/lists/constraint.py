@@ -112,7 +112,7 @@ def legal_children(
         nodes (`torch.Tensor` of shape `(M,)` or `(1,)`): One node per row of `taken`, or one node for all rows.
         taken (`torch.Tensor` of shape `(M, S)`): The taken items, as distinct indices into `trie.items` in ascending
             order; `num_items` is padding. See `taken_places`.
-        width (`int`, *optional*): An upper bound of C. Without it, C is copied from the device.
+        width (`int`, *optional*): As in `TokenTrie.children`: C, at least the number of children of each node.
 
     Returns:
         `tokens, next_nodes, legal` of shape `(M, C)`. With a single node, `tokens` and `next_nodes` have the shape
@@ -144,8 +144,8 @@ def emptied_children(
     """
     above, emptied = _emptied(trie, nodes, taken, num_allowed)
 
-    # Mark each child below which all items are taken. Taken items elsewhere in the trie mark an additional column,
-    # which is dropped.
+    # Mark each child below which all items are taken. Taken items that are not below such a child mark an additional
+    # column, which is dropped.
     column = torch.where(emptied, above - 1 - trie.row_offsets[nodes].unsqueeze(1), num_columns)
     is_empty = torch.zeros(len(taken), num_columns + 1, dtype=torch.bool, device=taken.device)
     return is_empty.scatter_(1, column.clamp(max=num_columns), True)[:, :-1]

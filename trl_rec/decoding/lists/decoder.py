@@ -69,7 +69,7 @@ class ListLogits(NamedTuple):
         logits (`torch.Tensor` of shape `(B, A, U)`): The logits of `trie.tokens`.
         rows (`torch.Tensor` of shape `(R,)`): For each list, the index of its logits among the A rows of its prompt.
             Arbitrary if the list was not read in this round.
-        max_children (`int`): The maximum number of children over the nodes of all next choices.
+        max_children (`int`): C. No node of a next choice has more than C children.
         at_root (`bool`): Whether the next choice of every list is known to be at the root.
     """
 
@@ -276,8 +276,7 @@ class ListDecoder:
         return ListLogits(logits, rows, max_children, at_root)
 
     def _pending(self, lists: Lists, active: Tensor, step: int) -> tuple[Pending, int]:
-        """Returns the tokens that the model reads next, and the maximum number of children of the nodes that they
-        lead to."""
+        """Returns the tokens that the model reads next, and C. No node that they lead to has more than C children."""
         lengths = torch.where(active, lists.num_written - lists.num_read, 0)
         if self.depth_is_known:
             num_active = self.shape[1]

@@ -1,11 +1,12 @@
 """Samples lists of distinct items, several per prompt, or writes one greedy list per prompt.
 
-All lists of all prompts advance together, and the model reads no prefix twice. Excluded items and items that are
-already in the list are removed before the softmax (see `constraint.py`), so the log-probabilities are those of the
-distribution that was sampled from. The random number for a token depends on the seed, the number that identifies the
-prompt (the argument `rows`), the index of the list, the rank of the item in the list and the depth of the token in the
-item's path. It does not depend on the prompt's position in the batch or on the process. So the lists of a prompt
-depend neither on the other prompts of its batch nor on the number of processes.
+All lists of all prompts advance together. The model reads each prompt, and each token of a list, only once. Excluded
+items and items that are already in the list are removed before the softmax (see `constraint.py`), so the
+log-probabilities are those of the distribution that was sampled from. The random number for a token depends on the
+seed, the number that identifies the prompt (the argument `rows`), the index of the list, the rank of the item in the
+list and the depth of the token in the item's path. If `rows` is given, the random number does not depend on the
+prompt's position in the batch or on the process. In this case, the lists of a prompt depend neither on the other
+prompts of its batch nor on the number of processes.
 
 Legend: B: prompts, G: lists per prompt, K: items per list, D: tokens of the longest path, T: tokens of the longest
 list.

@@ -3,7 +3,7 @@ another.
 
 A prior is any object with a method `weights(histories)` that returns the [`ItemWeights`] of a batch of histories.
 [`rank_histories`], [`Policy`] and [`Recommender`] accept a prior and multiply the policy's probabilities by the
-weights of the prior.
+weights of the prior, raised to the power `strength`.
 """
 
 from trl_rec.decoding.priors.base import Prior

@@ -89,9 +89,9 @@ class TransitionPrior:
     """A prior that prefers items that often followed the items of the history in training.
 
     The weight of item j is the sum of two terms. The first is the score of j after the history, as in
-    [`TransitionCounts`], divided by the sum of the scores of all items. The second is
-    `eps * (count(j) + 1) / (total + num_items)`, so every item has a positive weight. If no recent item of the history
-    was followed by another item in training, the first term is 0 for all items.
+    [`TransitionCounts`], divided by the sum of the scores of all items. The second is `eps` times the weight of j in
+    [`PopularityPrior`], so every item has a positive weight. If no recent item of the history was followed by another
+    item in training, the first term is 0 for all items.
 
     Args:
         counts (`TransitionCounts`): How often each item followed each other item in training.

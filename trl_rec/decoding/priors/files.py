@@ -57,7 +57,8 @@ class PriorFile:
         return array
 
     def number(self, name: str) -> float:
-        """Returns a setting without checking it. The class of the prior checks that it is a number in its range."""
+        """Returns a setting without checking its value. The class of the prior checks that it is a number in its
+        range."""
         if name not in self.settings:
             raise ValueError(f"the setting {name!r} is missing")
         value: float = self.settings[name]
@@ -148,8 +149,8 @@ def read_counts(
     Args:
         content: The content of the file.
         prefix (*optional*): The beginning of the names of the arrays.
-        max_history, decay (*optional*): The fields of [`TransitionCounts`], not checked yet. `max_history` defaults to
-            the setting of this name.
+        max_history, decay (*optional*): The fields of [`TransitionCounts`]; this function checks them. `max_history`
+            defaults to the setting of this name.
     """
     offsets = content.array(f"{prefix}offsets", np.int64, 1)
     targets = content.array(f"{prefix}targets", np.int32, 1)

@@ -65,7 +65,7 @@ def check_prior(kind: str | None, strength: str, *, others: tuple[str, ...] = ()
 
 
 def given_strength(strength: str) -> float | None:
-    """Returns the strength as a number, or None if it is `"auto"`. Raises `ValueError` if it is neither."""
+    """Returns the strength as a number of at least 0, or None for `"auto"`. Raises `ValueError` for other values."""
     if strength == AUTO:
         return None
     try:

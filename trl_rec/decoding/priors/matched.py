@@ -30,8 +30,8 @@ class MatchedPrior:
 
     Items that the prior has no weights for are ignored in histories. As recommendations, they get the smallest weight
     that is not 0, so the prior never excludes them. This weight is taken from the weights that are the same for all
-    prompts (`ItemWeights.shared`) or, if those are all 0, from the weights of each prompt. If the prior counts how
-    often items were chosen, this is the weight of the item that was chosen least often.
+    prompts (`ItemWeights.shared`) or, if those are all 0, from the weights of each prompt. With a [`PopularityPrior`],
+    for example, it is the weight of the item that was chosen least often.
 
     Args:
         prior (`Prior`): The prior.
@@ -106,7 +106,7 @@ class MatchedPrior:
 
 
 def smallest_positive(weights: Tensor) -> Tensor:
-    """Returns the smallest positive one of the weights `(..., S)`, as `(..., 1)`. The result is 1 if all are 0."""
+    """Returns the smallest positive weight along the last dimension, `(..., 1)`, or 1 if all weights are 0."""
     smallest = torch.where(weights > 0, weights, torch.inf).amin(-1, keepdim=True)
     return torch.where(smallest.isfinite(), smallest, 1)
 

@@ -135,7 +135,8 @@ class MixturePrior:
         fitted = fit_mixture(likelihoods)  # (len(counts) + 1,), the popularity last
 
         # 2. Scale the weights so that the weights of the counts add up to 1. The weight of the popularity is then
-        # `eps`. If no count gives any target a share, all counts get the same weight.
+        # `eps`. If the fit leaves almost no weight to the counts (for example, because no count gives any target a
+        # share), all counts get the same weight.
         of_counts = fitted[:-1]
         total = float(of_counts.sum())
         if total < SMALLEST:

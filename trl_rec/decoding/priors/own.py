@@ -75,8 +75,8 @@ class FunctionPrior:
             )
         items = torch.arange(values.shape[1]).expand_as(values)
         # `ItemWeights` adds `values` to the shared weights, so shared weights of 0 change no weight. They are passed
-        # because decoding checks that there is one shared weight per item. This check also fails if the function
-        # returns the wrong number of columns.
+        # because decoding checks their number, so it raises an error if the function returns the wrong number of
+        # columns.
         return _FunctionWeights(torch.zeros(values.shape[1]), items, values, strength=self.strength)
 
 

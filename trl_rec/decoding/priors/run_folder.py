@@ -1,5 +1,5 @@
-"""Saves and loads the prior of a model in its run folder. The prior is stored in `prior.safetensors`, and its settings
-in `recommender.json`.
+"""Saves and loads the prior of a model in its run folder. The prior is stored in `prior.safetensors`, and some of its
+settings also in `recommender.json`.
 
 In `recommender.json`, the key `prior` contains the kind, `strength` and, for some kinds, `eps`. This `strength` and
 `eps` override those in `prior.safetensors`, and may be edited. Without the key `prior`, the model has no prior.

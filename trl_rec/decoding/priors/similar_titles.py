@@ -4,7 +4,7 @@ they followed each other.
 Two titles are similar if they share rare words. The prior's other counts count pairs of items in the log, and few of
 these pairs contain an item that hardly occurs there. The count of similar titles also gives such items a score.
 
-Legend: N items, W occurrences of words in titles.
+Legend: N items, W entries of all title vectors (see [`similar_titles`]).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def similar_titles(titles: Sequence[str], popularity: np.ndarray, most: int) -> 
     """
     most = min(most, max(1, MOST_SHARES // max(1, len(titles))))
     items, words, values = _title_vectors(titles)
-    items_of_word = Ragged.from_lengths(items, np.bincount(words))  # the occurrences are sorted by word
+    items_of_word = Ragged.from_lengths(items, np.bincount(words))  # the entries are sorted by word
     order = np.argsort(items, kind="stable")
     words_of_item = Ragged.from_lengths(words[order], np.bincount(items, minlength=len(titles)))
     values_of_item = Ragged(values[order], words_of_item.offsets)

@@ -32,8 +32,8 @@ def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None)
             `trl-rec evaluate`.
         names (`Sequence[str]`, *optional*): Name of the arm of each folder. By default, folders whose recipes
             (`recipe.yaml`) differ only in the settings `NOT_IN_ARM`, such as the seed and the output folder, form one
-            arm. The name of the arm is the common beginning of its folders' names. A folder without a recipe is an arm
-            of its own.
+            arm. The name of the arm is the common beginning of its folders' names, without a trailing `seed`. A folder
+            without a recipe is an arm of its own.
 
     Returns:
         `Arms`: the evaluations by name of the arm and by seed, in the order given.
@@ -113,8 +113,9 @@ def _recipe_key(folder: Path) -> str:
 
 
 def _named(groups: Sequence[list[KeptEvaluation]]) -> dict[str, list[KeptEvaluation]]:
-    """Names each group by the common beginning of its folders' names. Groups that would get the same name are named by
-    the paths of their first folders."""
+    """Names a group of one folder by the folder's name, and a larger group by the common beginning of its folders'
+    names, without a trailing `seed`. Groups that would get the same name are named by the paths of their first
+    folders."""
     short = []
     for group in groups:
         names = [kept.folder.resolve().name for kept in group]

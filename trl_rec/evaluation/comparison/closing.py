@@ -1,5 +1,5 @@
-"""Writes the sentences below a table of results. They say whether the model beats the strongest baseline, and what to
-do if it does not."""
+"""Writes the sentences below a table of results. They say whether the model beats the strongest baseline, and what may
+help if it is worse."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Comparison:
         num_seeds (`int`): Number of seeds compared.
         same_sign (`bool`): Whether the difference has the same sign with every seed.
         verdict (`str`): The result in words, as returned by [`verdict`].
-        by_seed (`tuple[float, ...]`): Mean of the recommender for each seed compared.
+        by_seed (`tuple[float, ...]`): Mean of the recommender over users, for each of its runs that were compared.
         alpha (`float`, *optional*, defaults to `0.05`): Significance level of the verdict.
     """
 
@@ -88,9 +88,9 @@ def compare(
     Args:
         runs (`Mapping[str, Runs]`): Maps the name of each recommender to the `Evaluation.per_user` of its runs, given
             as a mapping from seeds or as a sequence in the order of the seeds. Runs with the same seed are paired. If
-            two recommenders have no seed in common, their runs are paired in order. A recommender without seeds, such
-            as a baseline, has a single run, given with the seed `None` or as a sequence with one element. This run is
-            paired with every run of the other recommender.
+            two recommenders have no seed in common, their runs are paired in order. Runs that have no partner are left
+            out. A recommender without seeds, such as a baseline, has a single run, given with the seed `None` or as a
+            sequence with one element. This run is paired with every run of the other recommender.
         against (`str`): Name of the reference.
         metric (`str`): The metric to compare.
         alpha (`float`, *optional*, defaults to `0.05`): Significance level of the verdicts.

@@ -51,8 +51,8 @@ def _paired_runs(
     """Returns the paired runs of two recommenders, in the same order.
 
     Runs with the same seed are paired. If the two recommenders have no seed in common, their runs are paired in order.
-    If one recommender has a single run without a seed, that run and all runs of the other recommender are returned, to
-    be paired by NumPy's broadcasting.
+    Runs that have no partner are left out. If one recommender has a single run without a seed, that run and all runs
+    of the other recommender are returned, to be paired by NumPy's broadcasting.
     """
     if None in first or None in second:
         return list(first.values()), list(second.values())

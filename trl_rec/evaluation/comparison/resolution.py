@@ -1,15 +1,15 @@
 """Estimates, from a pilot, the smallest difference that a study with given numbers of users and seeds can detect.
 
-If the pilot or the study has one seed, this difference is 2.8 times the paired standard error of the pilot, rescaled
-to the study's number of users. The factor 2.8 is 1.96 + 0.84. An observed difference of 1.96 standard errors is
-significant at the level of 5 %. If the true difference is 0.84 standard errors larger than that, 80 % of studies
-observe a significant difference.
+The pilot consists of runs of two recommenders that have already been evaluated. If the pilot or the study has one
+seed, the smallest difference is 2.8 times the paired standard error of the pilot, rescaled to the study's number of
+users. The factor 2.8 is 1.96 + 0.84. An observed difference of 1.96 standard errors is significant at the level of
+5 %. If the true difference is 0.84 standard errors larger than that, 80 % of studies observe a significant difference.
 
-If the pilot and the study both have several seeds, the difference is larger, because a few seeds give only a rough
-estimate of the variance between seeds. To account for this, the module simulates studies with variances that agree
-with the pilot. As in [`verdict`], a study detects a difference only if the difference is significant and has the same
-sign with every seed. The returned difference is at least 2.8 standard errors. It is also large enough that 80 % of the
-simulated studies detect a true difference of this size, and that 90 % detect one twice as large.
+If the pilot and the study both have several seeds, 2.8 standard errors are usually too few, because a few seeds give
+only a rough estimate of the variance between seeds. To account for this, the module simulates studies with variances
+that agree with the pilot. As in [`verdict`], a study detects a difference only if the difference is significant and
+has the same sign with every seed. The returned difference is at least 2.8 standard errors. It is also large enough
+that 80 % of the simulated studies detect a true difference of this size, and that 90 % detect one twice as large.
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ def order_ndcg(places: np.ndarray, ratings: np.ndarray, k: int) -> np.ndarray:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Returns Kendall's tau between two rankings of each list, `(N,)`. `first` and `second` are `(N, m)`.
+    """Returns Kendall's tau between two rankings of each list, `(N,)`.
 
+    `first` and `second`, `(N, m)`, contain one number per candidate, such as its place; lower numbers come first.
     Pairs of candidates that share a rank in one of the rankings are left out. Any other pair has the value 1 if both
     rankings order it in the same way, and -1 otherwise. Tau is the mean of these values, or 0 if all pairs are left
     out. Entries where `first` is negative are padding.

@@ -98,7 +98,7 @@ def rank_rated_rows(
     )
     source = np.repeat(np.arange(len(candidates)), num_orders)  # the list of each prompt
 
-    # 2. Build the prompts. The history is cut so that the candidates and the answer fit into `max_length`.
+    # 2. Build the prompts. The history is cut so that the prompt and the answer together fit into `max_length`.
     shown, names = prompt_format.encode_candidates(candidates.take(source), slots)
     histories = split_rows(rows, "history").take(source)
     ratings = split_rows(rows, "history_ratings").take(source)

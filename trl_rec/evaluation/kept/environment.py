@@ -34,7 +34,7 @@ PACKAGES = (
     "numpy",
     "pyarrow",
 )
-STARTED = time.monotonic()  # when this module was imported, shortly after the process began
+STARTED = time.monotonic()  # when this module was imported, usually shortly after the process began
 
 
 def write_environment(folder: str | Path) -> None:
@@ -52,7 +52,7 @@ def environment() -> dict[str, Any]:
           the directory is not in a repository, or git is missing.
         - `device`: name of the device; `devices`: number of devices that this process sees.
         - `processes`, `threads`: number of processes, and of threads per process.
-        - `seconds`: time since this process began.
+        - `seconds`: time since this module was imported, usually shortly after the process began.
         - `peak_memory`, `peak_device_memory`: maximum number of bytes that this process held; null if unknown.
     """
     state = PartialState()

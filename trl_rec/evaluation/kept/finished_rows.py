@@ -35,7 +35,7 @@ from trl_rec.parts import RowStore
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 20.0  # time between two writes; if the process is killed, at most this much work is lost
+SECONDS = 20.0  # minimum time between two writes; a killed process loses at most this much work and one batch
 PACKAGES = ("trl-rec", "trl", "transformers", "peft", "torch")
 Keep: TypeAlias = Callable[[np.ndarray, np.ndarray], None]
 

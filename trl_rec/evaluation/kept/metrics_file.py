@@ -64,7 +64,7 @@ def metrics_content(
         recommender (`str`, *optional*): The recommender that the run trained or evaluated, by its name in `results`.
         seed (`int`, *optional*): Seed that the recommender was trained with.
         num_rows (`int`, *optional*): Number of rows of the split. If it is larger than the number of users in the
-            results, only a sample of the rows was evaluated.
+            results, only some of the rows were evaluated.
     """
     return {
         "split": split,

@@ -119,7 +119,7 @@ def read_evaluation(folder: str | Path) -> KeptEvaluation:
 
 
 def check_comparable(first: KeptEvaluation, second: KeptEvaluation) -> None:
-    """Raises `ValueError` if two evaluations differ in their items, split, users, or excluded items."""
+    """Raises `ValueError` if two evaluations differ in their catalogue, split, users, or `exclude_history`."""
     which = f"{first.folder} and {second.folder}"
     if first.identity["catalog"] != second.identity["catalog"]:
         raise ValueError(f"{which} recommend from different catalogues; compare runs on the same dataset folder")

@@ -54,8 +54,8 @@ def write_evaluation(
         recommender (`str`, *optional*): Name in `results` of the recommender that the run trained or evaluated. `None`
             if there are only baselines.
         seed (`int`, *optional*): Seed that the recommender was trained with.
-        rows (`np.ndarray` of shape `(num_users,)`, *optional*): Numbers of the evaluated rows of the split. Defaults
-            to all rows.
+        rows (`np.ndarray` of shape `(num_users,)`, *optional*): Numbers of the evaluated rows of the split, in
+            ascending order. Defaults to all rows.
         targets (`Ragged`, *optional*): The items to use as the targets of each evaluated row, for example the
             candidates of a list to be ordered. Defaults to the targets of the split.
     """

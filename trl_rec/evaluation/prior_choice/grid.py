@@ -17,7 +17,7 @@ from trl_rec.decoding.priors import SavedPrior
 
 AnyPrior = TypeVar("AnyPrior", bound=SavedPrior)
 # A step on an axis is a whole number n. At step n, the strength is 2 ** (n / 2), and eps is 10 ** (n / 2). Both are
-# rounded to two digits.
+# rounded to two significant digits.
 STRENGTH_STEPS = range(-4, 4)  # 0.25 to 2.8
 EPS_STEPS = range(-4, 3)  # 0.01 to 10
 STRENGTH_LIMITS = (-10, 10)  # 0.031 to 32

@@ -1,7 +1,8 @@
-"""Measures settings of a prior, its strength and its eps (the weight of popularity), by NDCG on the validation split.
+"""Measures settings of a prior by NDCG on the validation split. A setting is a strength and an eps (the weight of
+popularity).
 
-Decoding the validation users again for every setting would take long. Models that score single items are therefore
-decoded once for many settings. Models that write lists have to be decoded for every setting.
+Running the model again for every setting would take long. If the model scores single items, its scores are therefore
+used for many settings. If it writes lists, it has to write them again with every setting.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def make_measure(
 
 
 def seconds_to_measure(policy: Policy, dataset: RecDataset, *, k: int, max_users: int | None = None) -> float:
-    """Estimates how many seconds it takes to measure all settings, by ranking a few validation users.
+    """Estimates how many seconds it takes to measure all settings, by ranking items for a few validation users.
 
     All processes must call this function. The arguments are those of [`make_measure`].
     """
@@ -91,9 +92,9 @@ def seconds_to_measure(policy: Policy, dataset: RecDataset, *, k: int, max_users
 
         return len(rows) * sum(policy.seconds_of([_rank, _score], rows))
 
-    # The search measures a first grid of settings and, usually, an extension of this grid. A model that writes lists
-    # makes one pass per setting of the first grid. With exact scores, one pass measures the first grid, and one more
-    # pass the extension.
+    # The search measures a first grid of settings and, usually, an extension of this grid. For a model that writes
+    # lists, count one pass per setting of the first grid of a prior with eps, where only one axis changes at a time.
+    # With exact scores, count one pass for the first grid and one for the extension.
     number = len(STRENGTH_STEPS) + len(EPS_STEPS) if how == "lists" else 2
     return number * len(rows) * policy.seconds_per_user(rows, [RankingPass(k)])[0]
 

@@ -15,10 +15,10 @@ INK_COLOR = -1  # as a colour number in a legend: the text colour of the page
 
 @dataclass(frozen=True)
 class Verdict:
-    """One sentence on whether a recommender is better than a reference.
+    """The result of comparing a recommender with a reference, or the conclusion of a study.
 
     Args:
-        text (`str`): The sentence.
+        text (`str`): The result in words.
         outcome (`str`, *optional*, defaults to `"open"`): `"better"`, `"worse"`, or `"open"` for any other
             result.
     """
@@ -29,7 +29,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Verdicts, each shown as a highlighted sentence."""
+    """Verdicts, each shown in a box of its own."""
 
     verdicts: Sequence[Verdict]
     kind: ClassVar[str] = "verdicts"
@@ -42,7 +42,7 @@ class Cell:
     Args:
         text (`str`): The value.
         small (`str`, *optional*): The interval of the value, or another remark in small print.
-        is_best (`bool`, *optional*, defaults to `False`): Whether the value is the best of its column.
+        is_best (`bool`, *optional*, defaults to `False`): Whether the value is the best of all recommenders.
     """
 
     text: str

@@ -106,7 +106,7 @@ def line_chart(curves: Sequence[Curve], *, label: str, x_label: str, marks_only:
             panel.axes.plot(*values.T, color=SERIES[number % NUM_COLORS], marker=marker, linestyle=dash)
             lowest = min(lowest, values[:, 1].min(initial=np.inf))
         if lowest >= 0:
-            # No value is negative, so let the y-axis start at most slightly below 0. A curve at 0 stays visible.
+            # No value is negative, so remove most of the space below 0. The rest keeps a curve at 0 visible.
             bottom, top = panel.axes.get_ylim()
             panel.axes.set_ylim(bottom=max(bottom, -0.04 * top))
         panel.axes.set_xlabel(x_label)

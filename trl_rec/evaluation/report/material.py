@@ -1,4 +1,5 @@
-"""Defines the data of a report, which is an HTML page: runs, recommenders, and optionally a study and the dataset."""
+"""Defines the data from which a report (an HTML page) is made: runs, recommenders, and optionally a study and the
+dataset."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ class Arm:
         name (`str`): The name of the recommender in the page.
         runs (`Sequence[Run]`): The run of each seed.
         rows (`Sequence[str]`): The name of the recommender in the results of each run.
-        is_own (`bool`): Whether the page is about this recommender. False for baselines.
+        is_own (`bool`): Whether the page is about this recommender. False for baselines. Without a study, also False
+            for priors and products, which are treated as baselines.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Makes the last section of a report: the recipe and the environment of each run, and facts about a study."""
+"""Makes the last section of a report: the recipe and environment of each recommender, and facts about a study."""
 
 from __future__ import annotations
 

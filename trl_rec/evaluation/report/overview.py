@@ -99,7 +99,7 @@ def _legend(columns: Sequence[str]) -> list[tuple[str, str]]:
 
 def plane_section(material: Material) -> Section | None:
     """Returns the section that shows each recommender as a point whose coordinates are accuracy and reward. Returns
-    None if no rewards were measured."""
+    None if no rewards were measured, or if the reward is the primary metric."""
     arms = [arm for arm in material.arms if "reward" in arm.metrics and material.primary in arm.metrics]
     if not arms or material.primary == "reward":
         return None

@@ -65,8 +65,9 @@ def read_material(
 
 
 def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm]:
-    """Returns the recommenders of the folders, each as an arm. Each baseline is read from the first folder that
-    contains it. The runs of models are grouped into arms by [`read_arms`]."""
+    """Returns the recommenders of the folders, each as an arm. The runs of models are grouped into arms by
+    [`read_arms`]. All other recommenders (baselines, priors and products) are read from the first folder that contains
+    them."""
     if names is not None and len(names) != len(folders):
         raise ValueError(
             f"the number of names ({len(names)}) differs from the number of runs ({len(folders)}); give one name per "

@@ -83,7 +83,7 @@ def curves_section(material: Material) -> Section | None:
 
 
 def signal_sections(material: Material) -> list[Section]:
-    """Returns sections with charts of the logged quantities that BLADE and the other methods learn from."""
+    """Returns sections with charts of the quantities that BLADE and the other methods log during training."""
     sections = []
     if _is_blade(material):
         over = _chart(material, DISTANCE, over="kl")

@@ -41,7 +41,7 @@ class EvaluationConfig:
             `rewards` and `list_length`.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         max_users (`int`, *optional*): Maximum number of rows of the split to evaluate, spread evenly over the split.
-            Defaults to all rows.
+            Defaults to all rows. The maximum also applies to the validation rows used to choose a prior's exponent.
         ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the metrics.
         recall_at (`int`, *optional*, defaults to `50`): A further cutoff, for recall alone. This recall needs a second
             pass over the users, with `recall_at` beams, unless every item is a single token or `num_beams` is at least
@@ -57,8 +57,7 @@ class EvaluationConfig:
         batch_size (`int`, *optional*, defaults to `16`): Prompts per forward pass.
         max_length (`int`, *optional*): Maximum number of tokens of the prompt and the completion together.
         num_orders (`int`, *optional*): For a model of `trl-rec alro`, the number of rankings that the model makes of
-            each list of candidates. The prompt of each ranking has a different random order of the candidates. 2 by
-            default.
+            each list of candidates. Each prompt has its own random order of the candidates. 2 by default.
         combined_orders (`int`, *optional*): For a model of `trl-rec alro`, the number of random prompt orders per
             ranking. With 5, the model ranks the list in five prompt orders, and Borda count combines the five results
             into one ranking. Each of the `num_orders` rankings then takes five times as long. 1 by default.
@@ -68,16 +67,20 @@ class EvaluationConfig:
             `"transition"`, `"mixture"`, `"saved"` (the prior in the model's run folder) or `"none"`. By default, the
             prior in the run folder is used, if there is one. With a prior, three recommenders are evaluated: the model
             alone, the prior alone, and the product of both.
-        prior_strength (`str`, *optional*): Exponent of the prior, as a number. `"auto"` chooses the exponent on the
-            validation split, as in [`choose_prior`]. By default, a saved prior keeps its saved exponent and its saved
-            eps (the weight of the popularity), and the exponent of any other prior is chosen as with `"auto"`.
+        prior_strength (`str`, *optional*): Exponent of the prior, as a number. `"auto"` chooses the exponent, and the
+            eps (the weight of the popularity) if the prior has one, on the validation split, as in [`choose_prior`].
+            By default, a saved prior keeps its saved exponent and eps, and those of any other prior are chosen as with
+            `"auto"`.
         seed (`int`, *optional*, defaults to `0`): Seed of the baselines `random` and `sequence`, of drawn lists and of
             the bootstrap.
     """
 
     model: str | None = field(
         default=None,
-        metadata={"help": "hub id, folder or GGUF file of the model; if unset, only the baselines are evaluated"},
+        metadata={
+            "help": "hub id, folder or GGUF file of the model; if model and lists are unset, only the baselines are "
+            "evaluated"
+        },
     )
     baselines: list[str] = field(
         default_factory=lambda: list(BASELINES),

@@ -39,7 +39,9 @@ def evaluate_with_baselines(
     sequence: Callable[[RecDataset], FittedBaseline] | None = None,
     output: str | Path | None = None,
 ) -> dict[str, Evaluation]:
-    """Evaluates the baselines, and the model or the lists of `config`. Users are divided among the processes.
+    """Evaluates the baselines, and the model or the lists of `config`.
+
+    The users for whom a model ranks items are divided among the processes.
 
     Args:
         dataset: The dataset, with any surface. The model writes items with the surface in `config`.
@@ -74,7 +76,7 @@ def evaluate_with_baselines(
     else:
         dataset = dataset.with_surface("item_token")
 
-    # 2. Load the prior and the policy, and choose the setting of the prior on the validation split.
+    # 2. Load the prior and the policy, and set the strength and eps of the prior.
     prior = None if folder is None else load_prior(folder, dataset, config)
     policy = None if folder is None else load_policy(folder, dataset, config)
     if policy is not None and output is not None:

@@ -55,7 +55,7 @@ def evaluate_model(
     If there is a prior, also evaluates the prior alone, and the product of the model and the prior. If `best_of` is
     set, also evaluates lists that the model draws.
     """
-    # 1. Print how long the evaluation takes, and evaluate the policy. With a prior, all rows are ranked a second time.
+    # 1. Estimate the time for ranking, and evaluate the policy. With a prior, the product ranks all rows once more.
     rows = held_out(dataset, config.split)
     passes = ranking_passes(policy, config.ks, config.recall_at, len(dataset.catalog))
     num_rankings = 1 if prior is None else 2
@@ -90,8 +90,8 @@ def evaluate_model(
             finished=policy.finished,
         )
         results |= {f"{name}, {kind}": evaluation for kind, evaluation in drawn.items()}
-        # The values of "drawn" are means over the drawn lists. Add them to the model's own metrics, for comparisons
-        # between models.
+        # The values of "drawn" are means over the drawn lists. Add the reward and NDCG among them to the model's own
+        # metrics, for comparisons between models.
         of_one = drawn["drawn"].per_user
         ndcg = next(metric for metric in of_one if metric.startswith("ndcg@"))
         values = {"drawn_reward": of_one["reward"], f"drawn_{ndcg}": of_one[ndcg]}

@@ -24,8 +24,8 @@ def kind_and_strength(config: EvaluationConfig) -> tuple[str, float | None] | No
     """Returns the kind and the given strength of the prior. The strength is None if it will be chosen on the
     validation split.
 
-    Returns a single None if there is no prior, if a saved prior keeps its saved strength and eps, or if [`load_prior`]
-    will raise an error.
+    Returns a single None if there is no prior, if a saved prior keeps its saved strength and eps, or if the settings
+    in the run folder already show that [`load_prior`] will raise an error.
 
     Args:
         config: The settings, as returned by [`evaluation_settings`].
@@ -77,8 +77,11 @@ def choose_setting(
     config: EvaluationConfig,
     recorded: Mapping[str, Any] | None,
 ) -> tuple[SavedPrior, PriorChoice]:
-    """Returns the prior with the strength in `config` or, for `"auto"`, with the strength and eps that are best on the
-    validation split. Also returns the [`PriorChoice`]."""
+    """Returns the prior with its strength and eps set, and the [`PriorChoice`].
+
+    If `config.prior_strength` is a number, it is used as in [`given_choice`]. Otherwise, the strength and eps that are
+    best on the validation split are used.
+    """
     strength = given_strength(config.prior_strength or AUTO)
     k = max(config.ks)
     if strength is not None:

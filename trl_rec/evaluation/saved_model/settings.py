@@ -48,8 +48,8 @@ def evaluation_settings(config: EvaluationConfig) -> EvaluationConfig:
 
 
 def metric_options(config: EvaluationConfig) -> dict[str, Any]:
-    """Returns the keyword arguments that [`evaluate_baselines`] and [`evaluate_policy`] have in common: the split and
-    the metrics."""
+    """Returns the keyword arguments that [`evaluate_baselines`] and [`evaluate_policy`] have in common: the split, the
+    options of the metrics, and the seed."""
     return {
         "split": config.split,
         "ks": config.ks,

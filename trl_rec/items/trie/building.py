@@ -128,8 +128,8 @@ def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
     num_nodes = 1
 
     for column in range(depth):
-        # 1. Find the rows at which each node of this level begins and ends. Paths that have already ended have no node
-        # at this level.
+        # 1. Find where each node of this level begins and ends among the sorted paths. Paths that have already ended
+        # have no node at this level.
         token = paths[order, column]
         differs[1:] |= token[1:] != token[:-1]
         start = differs.nonzero().squeeze(1)

@@ -247,7 +247,7 @@ class TokenTrie:
         return counts
 
     def longest_list(self, length: int) -> int:
-        """Returns the total number of tokens in the `length` longest paths of items."""
+        """Returns the maximum total number of tokens in the paths of `length` distinct items."""
         total = 0
         for depth in range(self.max_depth, 0, -1):
             count = min(length, self.items_per_depth[depth])
