@@ -186,11 +186,14 @@ def test_lists_obey_filters_and_limits(kind: str) -> None:
     none = recommender.recommend(history, LIST_LENGTH, allowed=["id 8"], exclude=["id 8"])
     assert none == [] and "0 of 6 items" in str(none.short)
 
-    # With limits, the items are chosen from the list that the model writes without limits.
-    assert_same(
-        listed(recommender.recommend(history, LIST_LENGTH, max_per={"brand": 1})),
-        greedy(listed(plain), {"brand": 1}, LIST_LENGTH),
-    )
+    # With limits, the items are chosen from the whole list that the model writes without limits, alone and in a batch.
+    for k in (1, 2, LIST_LENGTH):
+        expected = greedy(listed(plain), {"brand": 1}, k)
+        assert_same(listed(recommender.recommend(history, k, max_per={"brand": 1})), expected)
+        one = ItemFilter(max_per={"brand": 1})
+        first, second = recommender.recommend_batch([history, history], [k, LIST_LENGTH], filters=[one, one])
+        assert_same(listed(first), expected)
+        assert_same(listed(second), greedy(listed(plain), {"brand": 1}, LIST_LENGTH))
     with pytest.raises(ValueError, match="k 7 exceeds the list length 6; choose k <= 6"):
         recommender.recommend(history, 7)
 

@@ -233,5 +233,13 @@ def test_stages_without_ratings_are_refused_before_any_part_runs(source: Path, t
     empty = [[] for _ in range(len(dataset.train))]
     unrated = dataset.train.remove_columns("target_ratings").add_column("target_ratings", empty)
     schedule = Schedule(replace(dataset, train=unrated), SoftmaxDPOConfig(str(tmp_path), **SHARED), keep="last")
-    with pytest.raises(ValueError, match="rating"):
+    with pytest.raises(ValueError, match=r"^stage \d \(.*\): .*rating"):
         check_pipeline(STAGES, schedule)
+
+
+@pytest.mark.parametrize("given", [False, "false", "runs/x/checkpoint-3"])
+def test_stages_always_resume(given: bool | str, source: Path, tmp_path: Path) -> None:
+    config = BearConfig(str(tmp_path / "policy"), resume_from_checkpoint=given, **SHARED)
+    schedule = Schedule(load(source), SoftmaxDPOConfig(str(tmp_path / "run"), **SHARED), keep="last")
+    with pytest.raises(ValueError, match=f"resume_from_checkpoint: {given} has no effect with stages"):
+        check_pipeline(STAGES, schedule, config)

@@ -212,10 +212,8 @@ class RequestRanker:
         """Ranks requests that need the same search."""
         batch = self._batch(requests, exclude_history)
         lists = [CappedList(request.limits, request.k, self._num_items) for request in requests]
-        top_k = max(_asked(request, self._num_items) for request in requests)
-        if search.kind == "lists":
-            assert self._format.list_length is not None
-            top_k = min(top_k, self._format.list_length)
+        asked = [self._num_ranked(request, search) for request in requests]
+        top_k = max(asked)
 
         # In the first round, every list is filled with the best items of a ranking. A list with limits may then be too
         # short, although the catalogue has more items. In the next round, only the items that may still be added to
@@ -225,8 +223,10 @@ class RequestRanker:
             ranked = self._found(batch, search, top_k)
             unfinished = []
             for place, row in enumerate(rows):
-                lists[row].add(*ranked[place])
-                ended = len(ranked[place][0]) < top_k or search.kind == "lists"
+                # Other requests of the batch may have asked for more items.
+                items, scores = ranked[place]
+                lists[row].add(items[: asked[row]], scores[: asked[row]])
+                ended = len(items) < asked[row] or search.kind == "lists"
                 if not lists[row].is_full and not ended:
                     unfinished.append(place)
             rows = [rows[place] for place in unfinished]
@@ -234,6 +234,14 @@ class RequestRanker:
                 batch = self._narrowed(batch, unfinished, [lists[row].open for row in rows])
 
         return [_finished(one, request, search) for one, request in zip(lists, requests, strict=True)]
+
+    def _num_ranked(self, request: Request, search: _Search) -> int:
+        """Returns how many items are ranked for a request in a round. With `max_per`, a list of the model is written
+        to its end, because there is only one round."""
+        if search.kind == "lists" and request.limits:
+            assert self._format.list_length is not None
+            return self._format.list_length
+        return _asked(request, self._num_items)
 
     def _batch(self, requests: list[Request], exclude_history: bool) -> _Batch:
         """Writes the prompts, and looks up the excluded items and the weights."""
@@ -394,8 +402,8 @@ class _Search(NamedTuple):
 
 
 def _asked(request: Request, num_items: int) -> int:
-    """Returns how many items are ranked for a request in a round. With `max_per`, these are twice as many as the
-    request needs, because `max_per` leaves some of them out."""
+    """Returns how many items are asked for in a round. With `max_per`, these are twice as many as the request needs,
+    because `max_per` leaves some of them out."""
     return min(2 * request.k, num_items) if request.limits else request.k
 
 

@@ -141,6 +141,9 @@ def measure_beam_gaps(
     exact = policy.rank_exhaustively(rows, max(beams))
     exhaustive_seconds = time.perf_counter() - started
 
+    targets = split_rows(rows, "targets")
+    pairs = np.unique(np.stack([targets.row_ids, targets.values], 1), axis=0)  # a row may repeat a target
+    num_distinct = np.bincount(pairs[:, 0], minlength=len(rows))
     gaps = []
     for num_beams in beams:
         # 1. Rank by beam search. The first B ranks suffice for the metrics and for the pruned targets.
@@ -150,7 +153,6 @@ def measure_beam_gaps(
 
         # 2. Compare the two rankings.
         best = exact.head(num_beams)
-        targets = split_rows(rows, "targets")
         cutoff = min(k, num_beams)
         names = (f"ndcg@{cutoff}", f"recall@{cutoff}")
         by_beam, by_exact = (per_user_metrics(ranked.items, targets, ks=[cutoff]) for ranked in (beam, best))
@@ -167,7 +169,7 @@ def measure_beam_gaps(
                 num_pruned=int(num_pruned.sum()),
                 beam_seconds=beam_seconds,
                 exhaustive_seconds=exhaustive_seconds,
-                per_user=_per_user(*at_cutoff, targets.lengths, cutoff, numbers, dataset, split),
+                per_user=_per_user(*at_cutoff, num_distinct, cutoff, numbers, dataset, split),
             )
         )
     return gaps

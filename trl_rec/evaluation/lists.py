@@ -18,7 +18,7 @@ def readable_lists(
     split: Dataset,
     catalog: ItemCatalog,
     *,
-    rows: Sequence[int] = range(10),
+    rows: Sequence[int] | None = None,
     num_recent: int = 3,
 ) -> str:
     """Formats the lists of some rows of a split as text. An arrow marks the items that the user chose next.
@@ -27,7 +27,7 @@ def readable_lists(
         ranked (`Rankings`, or `np.ndarray` of shape `(len(split), K)`): The recommended items of each row, best first.
         split (`Dataset`): Split that contains the histories and targets.
         catalog (`ItemCatalog`): Catalogue that contains the titles.
-        rows (`Sequence[int]`, *optional*, defaults to `range(10)`): Numbers of the rows to show.
+        rows (`Sequence[int]`, *optional*): Numbers of the rows to show. By default, the first ten.
         num_recent (`int`, *optional*, defaults to `3`): Number of recent history items to show, newest first.
     """
     items = ranked.items if isinstance(ranked, Rankings) else ranked
@@ -35,7 +35,7 @@ def readable_lists(
     histories = split_rows(split, "history")
     targets = split_rows(split, "targets")
     blocks = []
-    for row in rows:
+    for row in range(min(10, len(split))) if rows is None else rows:
         newest_first = histories[row][::-1]
         recent = " | ".join(titles[item] for item in newest_first[:num_recent])
         chosen = set(targets[row].tolist())

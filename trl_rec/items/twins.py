@@ -1,8 +1,8 @@
 """Finds twins: items with the same title, which are indistinguishable if items are written as titles.
 
 If the items of a user's history are excluded from recommendations, their twins are excluded too, because the user
-would see the same titles again. Items that share a semantic ID but have different titles are not twins, because a user can
-tell them apart.
+would see the same titles again. Items that share a semantic ID but have different titles are not twins, because a user
+can tell them apart.
 """
 
 from __future__ import annotations

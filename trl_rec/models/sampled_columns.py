@@ -97,8 +97,8 @@ MARK = "_collects_rows"  # attribute that [`collect_rows`] sets on parameters
 def collect_rows(model: PreTrainedModel) -> None:
     """Prepares the input and output embeddings for sparse gradients, and adds hooks that make the gradients dense.
 
-    After this call, [`take_rows`] and [`collecting_rows`] produce sparse gradients. Do not call this function with
-    DeepSpeed, FSDP or `torch.compile`, or on devices other than CPU and CUDA, which do not support sparse gradients.
+    After this call, [`take_rows`] and [`collecting_rows`] produce sparse gradients. DeepSpeed, FSDP, `torch.compile`,
+    and devices other than CPU and CUDA do not support sparse gradients, so do not call this function with them.
     """
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         weight = getattr(layer, "weight", None)

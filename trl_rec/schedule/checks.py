@@ -43,7 +43,7 @@ def check_pipeline(
     # The ratings must suffice for the feedback stages, which learn from ratings.
     for number, stage in enumerate(stages, 1):
         if stage.source == "feedback":
-            feedback_table(number, stage, schedule)
+            _check_ratings(number, stage, schedule)
 
 
 def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
@@ -85,10 +85,15 @@ def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule:
     for number, stage in enumerate(stages, 1):
         is_finished = (schedule.folder(number, stage) / "stage.json").is_file()
         if stage.source == "feedback" and not is_finished:
-            try:
-                feedback_table(number, stage, schedule)
-            except ValueError as error:
-                raise ValueError(f"stage {number} ({stage.name}): {error}") from error
+            _check_ratings(number, stage, schedule)
+
+
+def _check_ratings(number: int, stage: PreferenceStage, schedule: Schedule) -> None:
+    """Raises `ValueError` if the table of a feedback stage cannot be built."""
+    try:
+        feedback_table(number, stage, schedule)
+    except ValueError as error:
+        raise ValueError(f"stage {number} ({stage.name}): {error}") from error
 
 
 def check_not_sharded(config: SoftmaxDPOConfig) -> None:

@@ -96,7 +96,7 @@ def load_on_device(load: Callable[..., Any], folder: str | Path, schedule: Sched
 
 def check_resumes_by_itself(config: BearConfig | SoftmaxDPOConfig) -> None:
     """Raises `ValueError` if `overwrite` is set or a checkpoint is named, because schedules resume automatically."""
-    given = str(config.resume_from_checkpoint or "true").lower()
+    given = "true" if config.resume_from_checkpoint is None else str(config.resume_from_checkpoint).lower()
     option = "overwrite" if config.overwrite else f"resume_from_checkpoint: {config.resume_from_checkpoint}"
     if config.overwrite or given != "true":
         raise ValueError(

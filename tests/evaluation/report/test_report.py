@@ -8,6 +8,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,6 +109,13 @@ def test_runs_of_one_name_are_seeds_of_one_recommender(hostile: Path, tmp_path: 
     write_report([hostile, other], tmp_path / "page.html", names=["<mine>", "<mine>"])
     page = Page(tmp_path / "page.html")
     assert "<mine> against popularity: " in page.text and ", one seed. " not in page.text
+
+
+def test_priors_and_products_are_not_baselines() -> None:
+    run: Any = SimpleNamespace(kept=SimpleNamespace(recommender="BEAR"))
+    rows = ["popularity", "prior", "BEAR x prior", "BEAR"]
+    arms = [Arm(row, [run], [row], is_own=row == "BEAR") for row in rows]
+    assert [arm.name for arm in arms if arm.is_baseline] == ["popularity"]
 
 
 def test_a_beam_gap_is_shown(hostile: Path, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def read(**changes: Any) -> None:
         ({"arms": {"a": {**SFT, "grid": {"output_dir": ["x"]}}}}, "grid: the study sets output_dir itself"),
         ({"arms": {"a": {**SFT, "seeds": [1]}}}, "seeds must begin with the study's first seed, 0"),
         ({"arms": {"a": {**SFT, "seeds": [0, 7]}}}, r"seeds must list some of the study's seeds \[0, 1\]"),
+        ({"arms": {"a": {**SFT, "seeds": [[0]]}}}, r"seeds must list some of the study's seeds \[0, 1\]"),
         ({"arms": {"a": {**SFT, "start": "b"}}}, "'b' is not another training of this study; leave start out"),
         (
             {"arms": {"a": {**SFT, "start": "b"}, "b": {"baseline": "random"}, "c": SFT, "d": SFT}},

@@ -13,7 +13,7 @@ from trl_rec.decoding.priors import FittedPrior
 from trl_rec.evaluation.cost import say_cost
 from trl_rec.evaluation.policy import Policy
 from trl_rec.evaluation.prior_choice.grid import AnyPrior, Setting, best_setting, search_grid, with_setting
-from trl_rec.evaluation.prior_choice.measuring import make_measure, seconds_to_measure
+from trl_rec.evaluation.prior_choice.measuring import make_measure, num_measured, seconds_to_measure
 
 
 if TYPE_CHECKING:
@@ -81,8 +81,13 @@ def choose_prior(
         lowest strength is chosen, and among those the one with the lowest eps.
     """
     seconds = seconds_to_measure(policy, dataset, k=k, max_users=max_users)
+    say_cost(
+        num_measured(policy, dataset, max_users),
+        seconds,
+        name="choice of the prior",
+        remedy="set max_users to shorten it",
+    )
     measure, how, num_users = make_measure(policy, dataset, prior, k=k, max_users=max_users)
-    say_cost(num_users, seconds, name="choice of the prior", remedy="set max_users to shorten it")
     values, at_limit = search_grid(measure, has_eps=hasattr(prior, "eps"), one_axis_at_a_time=how == "lists")
     best = best_setting(values)
     grid = [{"strength": one.strength, "eps": one.eps, "value": values[one]} for one in values]

@@ -99,6 +99,11 @@ def seconds_to_measure(policy: Policy, dataset: RecDataset, *, k: int, max_users
     return number * len(rows) * policy.seconds_per_user(rows, [RankingPass(k)])[0]
 
 
+def num_measured(policy: Policy, dataset: RecDataset, max_users: int | None) -> int:
+    """Returns the number of validation users for whom settings are measured."""
+    return len(_way_and_rows(policy, dataset, max_users)[1])
+
+
 def _way_and_rows(policy: Policy, dataset: RecDataset, max_users: int | None) -> tuple[str, Dataset]:
     """Returns the name of the way in which settings are measured, and the validation users."""
     how = "lists" if policy.writes_lists else "exact" if policy.trie.max_depth == 1 else "rescored"

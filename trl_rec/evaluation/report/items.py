@@ -67,13 +67,13 @@ def groups_section(material: Material) -> Section | None:
     )
     if len(rows) < len(names):
         blocks.append(Note(f"Only the {len(rows)} largest of {len(names)} groups are shown."))
-    return Section(
-        "groups",
-        "Share per group",
-        "A fair recommender shows each group as often as users chose the group. The upright bars show each group's "
-        "share in the histories. The marks of a fair recommender lie on these bars.",
-        [Charts([Panel(svg)], legend, is_wide=True), *blocks],
-    )
+    text = "A fair recommender shows each group as often as users chose the group."
+    if history is not None:
+        text += (
+            " The upright bars show each group's share in the histories. The marks of a fair recommender lie on these "
+            "bars."
+        )
+    return Section("groups", "Share per group", text, [Charts([Panel(svg)], legend, is_wide=True), *blocks])
 
 
 def codes_section(material: Material) -> Section | None:

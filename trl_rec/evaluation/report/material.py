@@ -16,6 +16,7 @@ from trl_rec.evaluation.comparison.compare import Comparison
 from trl_rec.evaluation.comparison.pairing import Runs
 from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.kept.reading import KeptEvaluation
+from trl_rec.evaluation.prior_rows import PRIOR_ROW, product_row
 from trl_rec.evaluation.report.drawing import NUM_COLORS
 from trl_rec.evaluation.results import Evaluation, held_out
 from trl_rec.items import ItemCatalog
@@ -61,13 +62,19 @@ class Arm:
         runs (`Sequence[Run]`): The run of each seed.
         rows (`Sequence[str]`): The name of the recommender in the results of each run.
         is_own (`bool`): Whether the page is about this recommender. False for baselines. Without a study, also False
-            for priors and products, which are treated as baselines.
+            for priors and products.
     """
 
     name: str
     runs: Sequence[Run]
     rows: Sequence[str]
     is_own: bool
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the recommender is a baseline, and not a model, its prior, or the product of both."""
+        of_model = (PRIOR_ROW, product_row(self.runs[0].kept.recommender or ""))
+        return not self.is_own and self.rows[0] not in of_model
 
     @cached_property
     def seeds(self) -> list[Evaluation]:
@@ -225,7 +232,7 @@ class Material:
     @property
     def strongest_baseline(self) -> Arm | None:
         """The baseline with the best primary metric."""
-        return self._best([arm for arm in self.arms if not arm.is_own])
+        return self._best([arm for arm in self.arms if arm.is_baseline])
 
     def _best(self, arms: Sequence[Arm]) -> Arm | None:
         measured = [arm for arm in arms if self.primary in arm.metrics]

@@ -104,8 +104,8 @@ def signal_sections(material: Material) -> list[Section]:
             Section(
                 "signal",
                 "Training signal",
-                "The quantities that the method learns from, per step. Each remark describes how the curve should "
-                "develop.",
+                "Quantities that the method logs during training, per step. The remark below each chart describes how "
+                "to read it.",
                 [Charts(others, _legend(material))],
             )
         )

@@ -198,7 +198,7 @@ def _read_arm(name: str, entry: Any, config: StudyConfig, read_recipe: Callable[
         )
     needs = _read_needs(where, entry.get("needs", {}))
     if kind == "baseline":
-        return Arm(name, baseline=_text(where, kind, entry[kind]), needs=needs)
+        return Arm(name, baseline=_text(where, kind, entry[kind]))
     if kind == "lists":
         return Arm(name, lists=_text(where, kind, entry[kind]), needs=needs)
     if kind == "policy":
@@ -321,7 +321,12 @@ def _read_seeds(where: str, seeds: Any, of_study: Sequence[int]) -> tuple[int, .
     """Returns the seeds of a training. The first one is the study's first seed, which is used to choose from grids."""
     if seeds is None:
         return tuple(of_study)
-    if not isinstance(seeds, list) or not seeds or not set(seeds) <= set(of_study) or len(set(seeds)) != len(seeds):
+    if (
+        not isinstance(seeds, list)
+        or not seeds
+        or not all(seed in of_study for seed in seeds)
+        or len(set(seeds)) != len(seeds)
+    ):
         raise ValueError(
             f"{where}: seeds must list some of the study's seeds {list(of_study)}, each of them once, not {seeds!r}"
         )
