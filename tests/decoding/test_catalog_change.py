@@ -1,5 +1,5 @@
 """Tests recommendations from a changed catalogue. With titles, new items can be recommended at once. With semantic
-IDs, new items need an encoder. With item tokens, items can only be removed."""
+IDs, new items get their IDs from a saved encoder. With item tokens, items can only be removed."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from trl_rec.items import TokenTrie
 def test_exact_scores_equal_a_beam_search_with_one_beam_per_item(
     monkeypatch: pytest.MonkeyPatch, shared: bool, seed: int, key: tuple[str, str], has_eos: bool, renormalize: bool
 ) -> None:
-    """The catalogues contain chains of forced tokens, and leaves that several items share. Some items are excluded.
-    The nodes of the trie are read in small chunks. The cache has one row per prompt if `shared` is true."""
+    """The catalogues contain chains of forced tokens, and leaves that several items share. Some items are excluded. If
+    `shared` is true, the cache has one row per prompt, and the trie's nodes are read in chunks of random size."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: None if shared else "for this test")
     rng = random.Random(seed)
     monkeypatch.setattr(exact, "MOST_NODES", rng.choice([1, 2, 5, 1000]))
@@ -67,7 +67,8 @@ def test_scores_equal_those_of_one_forward_pass_per_item(
 
 @pytest.mark.parametrize("family", ["mistral-window", "gemma2", "qwen3_moe"])
 def test_the_scores_of_other_models_equal_brute_force(family: str) -> None:
-    """A sliding window of 4 tokens needs one cache row per item. Gemma 2 caps its logits softly."""
+    """With a sliding window of 4 tokens, the model reads the prompt again for each path. Gemma 2 caps its logits
+    softly."""
     model = make_model(family, attention="eager" if family == "gemma2" else "sdpa")
     rng = random.Random(1)
     sequences = random_catalogue(rng, has_eos=True)
@@ -123,7 +124,8 @@ def test_paths_of_given_items_are_read_up_to_their_last_branch(monkeypatch: pyte
 
 
 def test_score_items_removes_excluded_items_before_the_softmax() -> None:
-    """With `exclude`, the score of an item equals its score as the first item of a list."""
+    """With `exclude`, the other items have the scores that they would have in a catalogue without the excluded items.
+    List decoding excludes items in the same way."""
     model = MODELS["gpt2", "sdpa"]
     sequences = [[4, 5, 6], [4, 7, 8], [4, 7, 9], [9, 9, 9], [9, 9, 9]]  # the last two share a leaf
     trie = TokenTrie.from_sequences(sequences)

@@ -238,7 +238,8 @@ def test_the_mixture_weights_maximise_the_likelihood() -> None:
 
 
 def test_the_share_of_a_target_is_its_weight() -> None:
-    """The share of a target is its weight, normalised over the items outside the history."""
+    """All shares are normalised over the items outside the history. With a tiny `eps`, the weight of a target is the
+    sum of its shares under the counts, each multiplied by the mixture weight of its count."""
     prior = mixture()
     histories = Ragged.from_lists([[0, 1, 2], [4, 3], [6]])
     targets = Ragged.from_lists([[5], [1, 7], [6]])  # the last target is in its history, so it is left out

@@ -186,7 +186,8 @@ def test_lists_obey_filters_and_limits(kind: str) -> None:
     none = recommender.recommend(history, LIST_LENGTH, allowed=["id 8"], exclude=["id 8"])
     assert none == [] and "0 of 6 items" in str(none.short)
 
-    # With limits, the items are chosen from the whole list that the model writes without limits, alone and in a batch.
+    # With limits, the items are chosen from the whole list that the model writes without limits. This holds for a
+    # single history and for a batch.
     for k in (1, 2, LIST_LENGTH):
         expected = greedy(listed(plain), {"brand": 1}, k)
         assert_same(listed(recommender.recommend(history, k, max_per={"brand": 1})), expected)
@@ -200,8 +201,8 @@ def test_lists_obey_filters_and_limits(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["item_token", "title", "list"])
 def test_for_an_empty_history_items_are_ranked_by_the_prior_alone(kind: str) -> None:
-    """For an empty history, the items are ranked by the prior alone. Without a prior, or with a prior that only
-    filters, they are ranked by the model."""
+    """For an empty history, the items are ranked by the prior alone. They are ranked by the model if there is no
+    prior, if the prior only filters, or if its strength is 0."""
     weights = np.linspace(0.1, 1, NUM_ITEMS)
     fallback = make_recommender(kind, ArrayPrior(weights)).recommend([], 4)
     assert fallback.fallback and [one.item_id for one in fallback] == ["id 23", "id 22", "id 21", "id 20"]
@@ -372,7 +373,7 @@ def test_the_trie_and_the_masks_are_made_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_columns_of_the_item_table_are_saved_in_the_run_folder(tmp_path: Path) -> None:
-    """Numbers stay numbers. A group column is stored as lists, but can be compared like any other column."""
+    """Numbers stay numbers. A group column is stored as lists, but a condition can compare it with a single value."""
     log = tmp_path / "log"
     log.mkdir()
     rows = [f"u{user},i{(user + step) % 6},{step}" for user in range(6) for step in range(5)]

@@ -57,7 +57,7 @@ def seeded(rng: random.Random) -> torch.Generator:
 @given(
     st.integers(0, 2**32), st.sampled_from(sorted(MODELS)), st.booleans(), st.booleans(), st.sampled_from([0.0, 1.0])
 )
-@example(3_973_751_206, ("gpt2", "eager"), True, False, 0.0)  # two excluded items have shorter paths than the others
+@example(3_973_751_206, ("gpt2", "eager"), True, False, 0.0)  # excluded items with paths of different lengths
 def test_with_one_beam_per_item_scores_are_exact(
     monkeypatch: pytest.MonkeyPatch,
     shared_cache: bool,
@@ -124,8 +124,7 @@ def test_equal_weights_change_no_list_and_a_filter_equals_exclusion(
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sampled_from([1, 3, 10]), st.booleans())
 def test_excluding_items_equals_filtering_them_out_of_uneven_weights(seed: int, num_beams: int, has_eos: bool) -> None:
-    """The search chooses subtrees by a bound on the weights of their items. This bound does not count excluded
-    items."""
+    """The search chooses subtrees by a bound on the weights of their items. This bound ignores excluded items."""
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     count = len(sequences)
@@ -302,8 +301,8 @@ def list_score(model, prompt: list[int], paths: list[list[int]], items, removed:
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sampled_from([2, 3, 5]))
 def test_lists_of_a_narrow_beam_are_complete(seed: int, num_beams: int) -> None:
-    """If paths differ in length, a beam with a high score may be in the middle of a path when the best beam is
-    complete."""
+    """If paths differ in length, a beam with a high score may still be in the middle of a path when the search ends.
+    The search must not return its incomplete list."""
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos=True)
     prompts, _ = random_prompts(rng, 2)

@@ -41,7 +41,10 @@ class TrainingPairs:
         return cls(np.unique(pair_keys(column(train, "user")[sequences.row_ids], items)))
 
     def contain(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Returns whether each pair is in the training split. The two arrays are broadcast against each other."""
+        """Returns whether each pair is in the training split. The two arrays are broadcast against each other.
+
+        If the pairs were collected with `codes`, `items` must also contain codes.
+        """
         if not len(self.keys):
             return np.zeros(np.broadcast_shapes(users.shape, items.shape), bool)
         keys = pair_keys(users, items)
@@ -54,7 +57,7 @@ class TrainingPairs:
 
 
 def pair_keys(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Encodes each pair as one int64. Keys are ordered by user, and then by item.
+    """Encodes each pair as one int64. Sorting the keys sorts the pairs by user, and then by item.
 
     Both indices fit into one key, because datasets store them as int32.
     """

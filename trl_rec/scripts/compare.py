@@ -51,7 +51,8 @@ class CompareArguments:
         },
     )
     metric: str | None = field(
-        default=None, metadata={"help": "metric to compare; if unset, NDCG (or graded NDCG) at the largest k"}
+        default=None,
+        metadata={"help": "metric to compare; if unset, NDCG (or graded NDCG) at the largest k, or else the reward"},
     )
     slices: bool = field(
         default=False,
@@ -118,7 +119,7 @@ def _is_other_run(against: str, folders: Sequence[str]) -> bool:
 
 
 def _metric(arms: Arms) -> str:
-    """Returns the most important metric that all runs have, in the order of [`main_metrics`]."""
+    """Returns the first metric that is among the [`main_metrics`] of every run."""
     of_runs = [main_metrics(run) for arm in arms.values() for run in runs_of(arm).values()]
     common = [metric for metric in of_runs[0] if all(metric in others for others in of_runs)]
     if not common:

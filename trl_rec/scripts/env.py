@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
 
 
 def describe_environment() -> dict[str, str]:
-    """Returns the versions, the platform, the devices, the threads and the installed extras."""
+    """Returns the platform, the versions, the devices, the threads and, per extra, the versions of its packages."""
     import torch  # these imports take seconds, and --help does not need them
 
     from trl_rec.evaluation.kept.environment import PACKAGES
@@ -49,7 +49,7 @@ def describe_environment() -> dict[str, str]:
 
 
 def _extras() -> dict[str, list[str]]:
-    """Returns the packages of each extra of trl-rec."""
+    """Returns the packages of each extra of trl-rec, without the extras in `NOT_EXTRAS`."""
     extras: dict[str, list[str]] = {}
     for requirement in metadata.requires("trl-rec") or []:
         found = re.fullmatch(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"].*", requirement)

@@ -109,7 +109,9 @@ class PrepareArguments:
     seed: Annotated[int, SEED] = field(default=0, metadata={"help": "seed of the toy log"})
     toy_users: Annotated[int, COUNT] = field(default=300, metadata={"help": "number of users in the toy log"})
     toy_items: Annotated[int, COUNT] = field(default=200, metadata={"help": "number of items in the toy log"})
-    overwrite: bool = field(default=False, metadata={"help": "replace a dataset folder made with other settings"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "make the dataset again, and replace an existing dataset folder"}
+    )
 
 
 KINDS = (PrepareArguments,)

@@ -166,7 +166,7 @@ def _print(arguments: RecommendArguments, recommender: Recommender, one_filter: 
     elif arguments.where is None and arguments.max_per is None:
         print("there is nothing to recommend, because all items are in the history (see --exclude_history)")
     else:
-        print("there is nothing to recommend, because no item passes the filters")
+        print("there is nothing to recommend, because no item outside the history passes the filters")
     print(
         "\n".join(
             f"  {rank:>2}. {printable(item.title)}  ({item.score:.2f})" for rank, item in enumerate(recommended, 1)
@@ -191,7 +191,7 @@ def _history(arguments: RecommendArguments, recommender: Recommender) -> tuple[l
 
 
 def _dataset(arguments: RecommendArguments, recommender: Recommender) -> RecDataset:
-    """Loads the dataset, and checks that it has the items of the model."""
+    """Loads the dataset, and checks that its catalogue is the model's. Only retired items may be missing."""
     assert arguments.dataset is not None
     dataset = load(arguments.dataset)
     folder = local_folder(arguments.model)  # a hub repository has been downloaded to the cache by now

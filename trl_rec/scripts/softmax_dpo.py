@@ -55,8 +55,9 @@ def main(argv: list[str]) -> None:
     """Trains and saves a model. With a dataset, also evaluates it on the split that `final_split` selects."""
     data, model_config, config = parse(KINDS, argv, "softmax_dpo")
 
-    # 1. Read the preferences. If they name users, check that each chosen item is a target of its user in the training
-    # split, not one in the validation or test split.
+    # 1. Load the dataset, and determine the prior of this run. Only a run with a dataset can have a prior. Then read
+    # the preferences. If they have the columns `user` and `history`, check that each chosen item is a target of its
+    # user in the training split, and directly follows this history there.
     dataset = None if data.dataset is None else load(data.dataset).with_surface(data.surface)
     catalog = None if dataset is None else dataset.catalog
     if dataset is not None:

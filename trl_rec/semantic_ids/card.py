@@ -1,4 +1,4 @@
-"""Computes and prints the card of a dataset's semantic IDs: statistics that are stored beside the IDs.
+"""Computes the card of a dataset's semantic IDs (statistics that are stored beside the IDs), and formats it as text.
 
 The card shows whether the IDs are distinct, whether the codes are used evenly, and whether items that share codes are
 similar.
@@ -73,11 +73,11 @@ def make_card(
     - `moved` and `extended`: the number of items whose codes a repair changed, and the number of items that got an
       additional token.
     - `largest_group`: the largest number of items that share an ID.
-    - `without_vector`: the number of items whose vector is zero because the training split contains no information
-      about them.
+    - `without_vector`: the number of items whose vector is zero, such as items that do not occur in the training
+      split.
     - `levels`: for each level, the number of codes that are `used`, their `perplexity` (the exponential of the entropy
       of their frequencies), the quantisation error after the level (`left`), and the number of items per code
-      (`counts`).
+      (`counts`). Only `left` is measured before the repairs.
     - `prefixes`: for the first 1, 2, ... codes, the number of `groups` of items that share these codes, the
       `mean_size` of a group, and the number of other items in an item's group, averaged over items (`others`).
     - `neighbours`: for each of some popular items, the items that share the most leading codes with it.
@@ -170,7 +170,7 @@ def _neighbours(
         shared = np.cumprod(codes == codes[item], 1).sum(1)  # (num_items,)
         order = np.lexsort((-popularity, -shared))
 
-        # 3. Take the first items in this order, without the item itself.
+        # 3. Take the first items in this order, without the item itself and without items that share no code with it.
         closest = [int(other) for other in order[: NEIGHBOURS + 1] if other != item and shared[other]][:NEIGHBOURS]
         items = [{"shared": int(shared[other]), "title": catalog.titles[other]} for other in closest]
         entries.append({"title": catalog.titles[item], "id": "".join(semantic_ids[item]), "items": items})
@@ -226,7 +226,8 @@ def _summary(card: Mapping[str, Any]) -> list[str]:
         )
     if card["without_vector"]:
         lines.append(
-            f"{card['without_vector']:,} items have a zero vector, because there is no information about them"
+            f"{card['without_vector']:,} items have a zero vector, because the training split does not relate them to "
+            "other items"
         )
     return lines
 

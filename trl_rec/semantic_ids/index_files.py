@@ -54,7 +54,7 @@ def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = Fal
 
     Returns:
         [`RecDataset`]: The dataset, whose catalogue now contains the semantic IDs of the items. Semantic IDs of users
-        are not imported.
+        are not imported. If the import replaces existing IDs, those of users are deleted.
     """
     tokens = read_index(Path(path), dataset.catalog.ids)
     _check_prefixes(tokens, dataset.catalog.ids, Path(path).name)
@@ -77,9 +77,9 @@ def _check_prefixes(tokens: list[list[str]], items: list[str], name: str) -> Non
 
 
 def card_of_tokens(dataset: RecDataset, semantic_ids: Ragged) -> dict[str, Any]:
-    """Returns the card (settings and statistics) of IDs that were not made from vectors.
+    """Returns the card (settings and statistics) of IDs of which only the tokens are known.
 
-    Statistics that need vectors are missing.
+    The quantisation errors are None, because they can be computed only with the vectors that the IDs were made from.
     """
     # 1. Number the distinct tokens at each position. Shorter IDs are padded with an empty token, which gets
     # a number too.

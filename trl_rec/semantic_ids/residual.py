@@ -44,7 +44,8 @@ def residual_kmeans(
 ) -> ResidualCodes:
     """Quantises vectors level by level with k-means.
 
-    The peak memory is three times the size of the vectors, plus `CHUNK * codes` distances.
+    For many vectors, the peak memory (including the vectors themselves) is about three times the size of the vectors,
+    plus `CHUNK * codes` distances.
 
     Args:
         vectors (`torch.Tensor` of shape `(num_vectors, width)`): The vectors, float32.

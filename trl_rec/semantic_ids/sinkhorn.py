@@ -1,14 +1,14 @@
 """Reduces collisions of semantic IDs: the Sinkhorn algorithm spreads items with equal IDs over the last level's codes.
 
 The method follows the released code of LC-Rec, LETTER and Align3GR. It processes each group of colliding items
-separately. The distances from the items to the centroids of the last level are centred and scaled to [-1, 1]. The
-Sinkhorn algorithm turns these distances into a soft assignment: each item is divided among the codes, so that all
-codes receive the same total. Then each item gets the code to which its largest part was assigned. Further rounds
-repeat these steps for the items that still collide.
+separately. The squared distances from the items' residuals to the centroids of the last level are centred and scaled
+to [-1, 1]. The Sinkhorn algorithm turns these distances into a soft assignment: each item is divided among the codes,
+so that all codes receive the same total. Then each item gets the code to which its largest part was assigned. Further
+rounds repeat these steps for the items that still collide.
 
 The repair may change the last code of every item in a group. It does not check whether an item outside the group
-already has the new codes, so it can create new collisions. [`repair_last_level`] resolves the collisions that remain
-after the last round.
+already has the new codes, so it can create new collisions. Callers should therefore use [`repair_last_level`] after
+the last round. It resolves the remaining collisions as far as other last codes are free.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def balanced(distances: Tensor, *, epsilon: float = EPSILON, iterations: int = I
     """Computes a soft assignment of the items of each group to codes, in which all codes receive the same total.
 
     The Sinkhorn algorithm starts with Q = exp(-d / epsilon), where d are the scaled distances, and normalises columns
-    and rows in turn. This function stores log Q, because Q can be as small as exp(-1 / 0.003), which is 0 in float32.
+    and rows in turn. This function stores log Q, because the entries of Q range from exp(-1 / epsilon) to
+    exp(1 / epsilon), so they would underflow or overflow if epsilon is small.
 
     Args:
         distances (`torch.Tensor` of shape `(G, num_items, num_codes)`): Squared distances, for G groups of items.

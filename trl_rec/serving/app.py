@@ -207,7 +207,7 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def elsewhere(request: Request, error: HTTPException) -> Response:
-        """Handles an unknown path, an unknown method, or a body that FastAPI cannot read."""
+        """Handles an unknown path, an unknown method, a body that FastAPI cannot read, or a failed health check."""
         sentences = {
             400: "the body cannot be read as JSON",
             404: f"there is nothing at {request.url.path!r:.80}; GET /openapi.json lists the endpoints",

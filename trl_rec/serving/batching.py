@@ -29,7 +29,7 @@ class QueueFull(Exception):
     """Raised if too many requests are waiting.
 
     Args:
-        seconds (`int`): Number of seconds after which the queue is expected to be empty.
+        seconds (`int`): Number of seconds after which the queue is expected to be empty, from 1 to 60.
     """
 
     def __init__(self, seconds: int) -> None:

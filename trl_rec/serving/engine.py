@@ -72,7 +72,7 @@ class Items:
 
     @cached_property
     def groups(self) -> list[str]:
-        """The names of the largest groups, sorted."""
+        """The names of the largest groups (at most `MOST_GROUPS`), in alphabetical order."""
         if self.catalog.group_column is None:
             return []
         values = self.catalog.items[self.catalog.group_column].combine_chunks()
@@ -145,9 +145,9 @@ def history_of(
 def name_with_hash(path: Path, files: Iterable[Path]) -> str:
     """Returns the name of a folder or file, followed by a hash of the given files.
 
-    The hash covers the name, the size, and the first and last bytes of each file. Copies of a run therefore have the
-    same hash on every machine. If the run is trained again, the hash changes, because the first and last bytes of the
-    weights differ.
+    If the path is a symbolic link, the name is that of its target. The hash covers the name, the size, and the first
+    and last `EDGE` bytes of each file. Copies of a run therefore have the same hash on every machine. If the run is
+    trained again, the hash changes, because these bytes of the weights differ.
     """
     digest = hashlib.blake2b(digest_size=4)
     for file in sorted(files):

@@ -1,7 +1,7 @@
 """Checks requests before the app gets them: the access token, and the type, size and arrival time of the body.
 
-Also counts the responses. The whole body is read before the request is passed on, so that a request takes no place in
-the queue while its client is still sending it.
+Also counts the responses. The whole body is read before the request is passed on, because its size and its arrival
+time can only be checked while it is read. The app can then read the body again.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Guard:
             )
 
     async def _body(self, scope: Any, receive: Receive) -> bytes:
-        """Returns the body. Raises [`Refused`] if it is not JSON, too large or too slow."""
+        """Returns the body. Raises [`Refused`] if its content type is not JSON, or if it is too large or too slow."""
         kind = _header(scope, b"content-type").partition(b";")[0].strip().lower()
         if kind != b"application/json":
             raise Refused(415, "the body must be JSON; send it with Content-Type: application/json")

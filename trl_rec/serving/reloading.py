@@ -1,8 +1,8 @@
 """Watches the run folder or the file of precomputed lists, and loads a new version while the server runs.
 
 A new run may be written into the same folder, or a symbolic link may be changed to point to another folder. The new
-run is loaded as soon as its files have stopped changing. Until then, requests are served from the old run. If the new
-run cannot be loaded, the server stays with the old one. A file of lists is treated in the same way.
+run is loaded as soon as its files have stopped changing. Until it is loaded, requests are served from the old run. If
+the new run cannot be loaded, the server stays with the old one. A file of lists is treated in the same way.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ State: TypeAlias = list[tuple[str, int, int, int]]
 def watched_state(config: ServingConfig) -> State | None:
     """Returns the paths, inodes, sizes and modification times of the watched files.
 
-    Returns None while the files are missing, for example because they are being replaced.
+    Returns None while the files are missing, for example because they are being replaced. Always returns None if the
+    model is given as a hub id.
     """
     source = Path(config.lists or config.model or "")
     try:

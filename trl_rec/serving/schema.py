@@ -19,7 +19,7 @@ LONGEST_HISTORY = 1000  # items
 LONGEST_EXPLAINED = 200  # items; an explanation needs one prompt per item
 LONGEST_TEXT = 2000  # characters of an id or title
 MOST_CONDITIONS = 50
-MOST_VALUES = 1000  # values in the conditions of a filter, including the names of columns and the operators
+MOST_VALUES = 1000  # entries of all nested lists of a filter: alternatives, conditions, columns, operators and values
 WHERE: dict[str, Any] = {"examples": [[["category", "==", "Shoes"], ["price", "<", 50]]]}
 
 Text = Annotated[str, StringConstraints(max_length=LONGEST_TEXT)]

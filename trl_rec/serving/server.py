@@ -25,7 +25,8 @@ def serve(config: ServingConfig, ready: Callable[[str], object] = lambda address
     """Serves recommendations until the process gets SIGINT, SIGTERM or SIGHUP.
 
     After the first signal, the server accepts no further connections and finishes the requests that it has already
-    accepted, for at most `stop_seconds`. After the second signal, the server ends at once.
+    accepted, for at most `stop_seconds`. After the second signal, it sends no further responses. Its worker thread may
+    still finish the accepted requests, which can delay the end by up to `stop_seconds`.
 
     Args:
         config ([`ServingConfig`]): The settings.
@@ -77,7 +78,7 @@ class _Server(uvicorn.Server):
             self.ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stops gracefully on the first signal, and at once on the second one."""
+        """Stops gracefully on the first signal, and without waiting for open connections on the second one."""
         self.force_exit = self.should_exit
         self.should_exit = True
 

@@ -1,4 +1,4 @@
-"""Finds items by their exact titles, or by words in their titles, for a search box."""
+"""Looks up items by their exact titles, and searches for items by words in their titles or by id."""
 
 from __future__ import annotations
 

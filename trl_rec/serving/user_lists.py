@@ -1,9 +1,9 @@
 """Recommends items to all users, and writes the lists to a Parquet file, with one row per user and rank: `user_id,
 rank, item_id, score`.
 
-Users are divided into parts of a fixed size, and the processes share the parts. A finished part is stored next to the
-output until the file is complete. After an interruption, the same call therefore computes only the missing parts, even
-with another number of processes. Only one part per process is in memory at a time.
+Users are divided into parts of a fixed size, and the parts are divided among the processes. A finished part is stored
+next to the output until the file is complete. After an interruption, the same call therefore computes only the missing
+parts, even with another number of processes. Only one part per process is in memory at a time.
 
 Legend: U users of a part, K ranks.
 """

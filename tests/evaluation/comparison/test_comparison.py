@@ -22,7 +22,7 @@ def cells(line: str) -> list[str]:
 
 
 def constant(*means: float) -> list[dict[str, np.ndarray]]:
-    """Returns one run per mean. The values of its users are close to the mean."""
+    """Returns one run per mean. The values of its users scatter around the mean, more widely in each further run."""
     noise = np.random.default_rng(1).normal(0, 0.01, 100)
     return [{"ndcg@5": mean + noise * (1 + seed)} for seed, mean in enumerate(means)]
 

@@ -1,5 +1,5 @@
-"""With one seed, the smallest difference that a study can resolve equals 2.8 standard errors. With several seeds, it
-also depends on the numbers of seeds and comparisons."""
+"""If the pilot or the study has one seed, the smallest difference that the study can resolve equals 2.8 standard
+errors. If both have several seeds, it also depends on the numbers of seeds and comparisons."""
 
 import numpy as np
 import pytest

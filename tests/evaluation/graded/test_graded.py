@@ -80,7 +80,7 @@ def test_the_best_order_has_ndcg_one_and_the_reverse_has_tau_minus_one() -> None
 
 
 def test_the_slot_profile_is_flat_for_an_order_that_ignores_the_slots() -> None:
-    """A slot is the place of a candidate in the prompt."""
+    """A slot is the position of a candidate in the prompt."""
     draw = np.random.default_rng(0)
     counts = [3, 4] * 2000
     places = np.repeat(orders(counts, 1, draw), 2, 1)

@@ -1,5 +1,5 @@
-"""A saved evaluation is complete and is read back unchanged. It cannot be compared with an evaluation of other
-rows."""
+"""A saved evaluation is complete and is read back unchanged. Evaluations cannot be compared if they differ in the
+catalogue, the split, the users or `exclude_history`."""
 
 import json
 from dataclasses import replace

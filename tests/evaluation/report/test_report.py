@@ -28,7 +28,7 @@ ALLOWED = {  # every tag that a page may contain
 
 
 class Page(HTMLParser):
-    """Parses the tags, attributes and texts of a page as a browser does."""
+    """Collects the tags, attributes and texts of a page, and the ids of its sections."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)

@@ -72,6 +72,10 @@ def dataset(folder: Path) -> RecDataset:
         ({"dynamic_coefficient": 1.2}, "dynamic_coefficient must be from 0 to 1, not 1.2"),
         ({"beta": -0.1}, "beta must be at least 0, not -0.1"),
         ({"num_iterations": 2, "save_steps": 5}, "num_iterations is 2, .* at step 5, between two steps"),
+        (
+            {"num_iterations": 2, "save_strategy": "epoch", "max_steps": 5},
+            "num_iterations is 2, .* at step 5, between two steps",
+        ),
         ({"num_iterations": 2, "save_steps": 0.1}, "num_iterations is 2, .* at step 0.1, between two steps"),
         (
             {

@@ -10,7 +10,9 @@ from trl_rec.ranges import COUNT, SEED, check_ranges
 
 @dataclass
 class StudyConfig:
-    """The configuration of a study. Once the study has started, only `threads` and `jobs` may change.
+    """The configuration of a study.
+
+    Once the study has started, only `threads` and `jobs` may change, and `output_dir` if the folder has been moved.
 
     Args:
         output_dir (`str`): The study's folder. The same command continues a study that was interrupted.

@@ -22,6 +22,8 @@ def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
     reasons.
 
     An arm depends on another arm if it starts from the other arm's policies or measures them again.
+
+    Raises `ValueError` if the arm named by `against` is left out.
     """
     has = {
         "users": len(dataset.test),
@@ -48,11 +50,7 @@ def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
             study.say(f"{name} is left out: {study.left_out[name]}")
     if not has["titles"]:
         study.say("the items have no titles, so the example lists in the results page show item ids")
-    if study.config.against in study.left_out:
-        raise ValueError(
-            f"against: {study.config.against!r} is left out ({study.left_out[study.config.against]}), so the other "
-            "arms cannot be compared with it; name another arm"
-        )
+    _check_against(study)
 
 
 def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
@@ -60,6 +58,8 @@ def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
 
     The largest possible gain of an arm is its headroom. If an arm is left out, the arms that start from its policies
     or measure its policies again are left out too.
+
+    Raises `ValueError` if the arm named by `against` is left out.
     """
     config = study.config
     found = resolution(
@@ -99,7 +99,18 @@ def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
         if arm.policy in study.left_out and name not in study.left_out:
             study.left_out[name] = f"it measures the policies of {arm.policy}, which is left out"
             study.say(f"{name} is left out: {study.left_out[name]}")
+    _check_against(study)
     return found
+
+
+def _check_against(study: Study) -> None:
+    """Raises `ValueError` if the arm named by `against` is left out."""
+    against = study.config.against
+    if against in study.left_out:
+        raise ValueError(
+            f"against: {against!r} is left out ({study.left_out[against]}), so the other arms cannot be compared with "
+            "it; name another arm"
+        )
 
 
 def _split(study: Study) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trl_rec.schedule.studies.study import Study
 
 
-# Keys of `trl-rec evaluate` that apply only to models. They are left out when baselines and lists are measured.
+# Keys that `trl-rec evaluate` accepts only with a model. They are left out when baselines or lists are measured.
 OF_MODELS = ("exhaustive", "best_of")
 
 
@@ -49,8 +49,9 @@ def measure(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str,
             )
         if arm.policy is not None and name not in study.left_out:
             runs |= {(name, seed): run for seed, run in _measure_again(study, arm, runs).items()}
-    # Every measurement of a model that orders rated candidates also contains the measurements of the baselines. In a
-    # study without such models, the baselines are measured in a separate run.
+    # Baselines that order rated candidates are measured only together with a model of `trl-rec alro`. A study that
+    # trains such models takes the results of the baselines from the first measurement of such a model. Any other study
+    # measures the baselines in a separate run.
     rated = next((runs[name, arm.seeds[0]] for name, arm in study.trainings.items() if arm.verb == "alro"), None)
     baselines = rated or _test(study, "baselines", {**without_model, **_further_baselines(study)}, "baselines/all")
     study.finish(list({run.path: run for run in (baselines, *runs.values())}.values()), None, TEST)
@@ -91,10 +92,10 @@ class Measured:
 
     Args:
         folders: The evaluation folder of each seed; the seed is None for an arm without seeds.
-        row: The name of the baseline in these evaluations, if the arm is a baseline. None selects the recommender that
-            each evaluation was made for.
+        row: The name of the baseline in these evaluations, if the arm is a baseline. Otherwise None.
         part (*optional*): If the arm measures the policies of another arm, which results of each evaluation to use:
-            those of the `"model"`, of the `"prior"`, or of their `"product"`.
+            those of the `"model"`, of the `"prior"`, or of their `"product"`. If `row` and `part` are None, each
+            evaluation was made for the arm itself, and the results of the evaluated recommender are used.
     """
 
     folders: Mapping[int | None, Path]

@@ -1,10 +1,10 @@
 """Estimates the smallest difference that a study can detect, and the headroom of each of its arms (recommenders).
 
 The headroom of an arm is an upper bound on its gain over the arm that the others are compared with. The smallest
-difference and the headrooms are computed before the first training, from the baselines on the validation split. If the
-study's recipe sets the headroom of an arm, this value is used instead. A headroom can be computed only for arms whose
-models read item ids and no item texts. Such models cannot recommend an item that is not in the training split, which
-limits their measures.
+difference and the headrooms are computed before the first training, from the validation split and the results of the
+baselines on it. If the study's recipe sets the headroom of an arm, this value is used instead. A headroom can be
+computed only for arms whose models read item ids and no item texts. Such models cannot recommend an item that is not
+in the training split, which limits their measures.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Resolution:
     Args:
         smallest: The smallest difference in the primary measure that the study can detect; None if the baselines do
             not have this measure.
-        ceiling: The largest possible value of the primary measure, on the validation split, for a recommender that
-            recommends only items of the training split; None if the measure is not in `BOUNDED`.
+        ceiling: An upper bound on the primary measure, on the validation split, of a recommender that recommends only
+            items of the training split; None if the measure is not in `BOUNDED`, or if the baselines do not have it.
         reference: The primary measure, on the validation split, of the arm that the other arms are compared with
             (the study's `against`); None if that arm is not one of the baselines measured here.
         only_ids: Names of the arms whose models read item ids and no item texts (see [`knows_only_ids`]).

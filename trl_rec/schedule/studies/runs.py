@@ -28,13 +28,14 @@ POLL = 0.1  # seconds between two checks of whether processes have ended
 
 @dataclass(frozen=True)
 class Run:
-    """One execution of a verb with its keys, in a folder of its own.
+    """One execution of a verb with its keys.
 
     Args:
         title: Title of the run in messages, such as `bear (bear_weight=2.75), seed 0`.
         verb: The verb.
         keys: Maps each key of the recipe to its value. If `has_folder` is True, `output_dir` is not among the keys.
-        path: The run folder.
+        path: The run folder. If `has_folder` is False, this folder is not created, and its name is used only for the
+            recipe, the log and the record of the run.
         once: Whether the run must never be repeated with other inputs. True for measurements on the test split.
         has_folder: Whether the verb writes to the run folder, rather than to a dataset folder.
         study (*optional*): The folder of the study. The record of the run contains paths relative to it, so that a
@@ -157,12 +158,12 @@ def _start_some(
     say: Callable[[str], None],
     has_said: set[Path],
 ) -> None:
-    """Moves waiting runs to `active` and starts them, until `jobs` of them are active.
+    """Removes runs from `waiting`, and starts those that are not finished, so that at most `jobs` runs are active.
 
-    A run is added as soon as it is started, so that `active` contains it even if the start of a later run fails.
-    If a process that an interrupted call of the study left behind is still working on a run, the run is moved to the
-    end of `waiting`. The user is told about each such run only once. For this purpose, `has_said` contains the folders
-    of the runs that the user has been told about.
+    A run is added to `active` as soon as it is started, so that `active` contains it even if the start of a later run
+    fails. If a process that an interrupted call of the study left behind is still working on a run, the run is moved
+    to the end of `waiting`. The user is told about each such run only once. For this purpose, `has_said` contains the
+    folders of the runs that the user has been told about.
     """
     for run in waiting[: jobs - len(active)]:
         waiting.remove(run)

@@ -109,7 +109,7 @@ class Study:
     def recipes(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Yields the title, the verb and the keys of some runs, so that the keys can be checked before the first run.
 
-        These runs are chosen so that every key in the study's configuration occurs in at least one of them.
+        Every key of a verb that the study's configuration sets occurs in at least one of these runs.
         """
         if self.config.dataset is None:
             yield "prepare", "prepare", self.made["prepare"]

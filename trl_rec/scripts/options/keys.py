@@ -107,7 +107,7 @@ PLACES: dict[str, Titles] = {
     "ExportArguments": "keys",
     "StudyConfig": "keys",
 }
-# Keys of TRL and Transformers that most recipes set. They are shown among the keys of this package.
+# Keys of TRL and Transformers that users often set. They are shown among the keys of this package.
 COMMON: dict[str, dict[str, str]] = {
     "model": {
         "model_name_or_path": "model to start from: hub id, folder or GGUF file",

@@ -148,6 +148,7 @@ def checked_values(
     Raises `ValueError` if a value has the wrong type. The following values are allowed or converted:
 
     - A string is accepted for a number, a flag or a mapping, because the parser converts it, as on the command line.
+      In a list of numbers or flags, strings are not accepted.
     - A number is converted to a string if the field is a string.
     - A single string is converted to a list if the field is a list of strings.
     - The value of an unknown key is returned unchanged, because the parser reports unknown keys later.

@@ -38,7 +38,7 @@ class DualIdsConfig:
         text_encoder (`str`, *optional*, defaults to `"words"`): The encoder that embeds texts, as in
             [`load_text_encoder`].
         item_text (`str`, *optional*): Template for the text of an item, with column names in braces, such as
-            `"{title}, {genres}"`. By default the text contains all columns.
+            `"{title}, {genres}"`. By default, the text contains all columns except `item_id`.
         signals (`str`, *optional*, defaults to `"both"`): What the IDs are learned from: `"text"`, `"behaviour"` or
             `"both"`.
         behaviour (`str`, *optional*, defaults to `"cooccurrence"`): How the items' collaborative vectors are computed

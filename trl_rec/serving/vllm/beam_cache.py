@@ -2,8 +2,8 @@
 
 [`VllmPrompts`] has the interface `BeamCache` of `decoding/beam.py`. Each active beam is a request of its own, which
 consists of the prompt and the beam's tokens, and asks for one new token. vLLM returns the highest log-probabilities
-at the position of the new token. vLLM also caches the common beginnings of requests. A forced token (the only legal
-one) needs no request of its own, because it is appended to the prompt.
+at the position of the new token. vLLM also caches the common beginnings of requests. If the search skips forced tokens
+(see `decoding/beam.py`), they need no requests of their own: the next request of the beam contains them.
 
 Legend: B: prompts, K: beams per prompt, A: active beams per prompt (beams that the model reads now),
 U: distinct tokens of the trie.
@@ -66,7 +66,8 @@ def ask(
         asks (list of [`Ask`]): The requests.
         num_tokens (`int`): Maximum number of new tokens per request.
         wanted (lists of `int`, *optional*): The tokens whose log-probabilities are returned, one list per request.
-        logprobs (`int`, *optional*): Number of best tokens whose log-probabilities are returned, besides the new one.
+        logprobs (`int`, *optional*): If given, the log-probabilities of the new token and of this many best tokens are
+            returned.
     """
     from vllm import SamplingParams
 
@@ -101,7 +102,7 @@ class VllmPrompts:
         prompts (lists of `int`): The prompts.
         arguments (list of `dict`): The `extra_args` of each prompt.
         trie (`TokenTrie`): The catalogue, on the CPU.
-        num_beams (`int`): For each beam, vLLM returns the log-probabilities of this many tokens.
+        num_beams (`int`): For each beam, vLLM returns the log-probabilities of at most this many tokens.
 
     Attributes:
         logits (`torch.Tensor` of shape `(B, 1, U)`): The log-probabilities after the prompts, of the best `num_beams`

@@ -55,7 +55,7 @@ class FilterTables:
         return self._allowed[filters.unsqueeze(1), places]
 
     def num_allowed(self, filters: Tensor, nodes: Tensor) -> Tensor:
-        """Returns how many items below the nodes `(M, N)` the filters `(M,)` allow."""
+        """Returns how many items the filters `(M,)` allow below the nodes `(M, N)`."""
         return self._counts[filters.unsqueeze(1), nodes]
 
     def _store(self, mask: Mask) -> None:

@@ -34,9 +34,10 @@ class Row:
     """Describes a request: the items that it asks for, and the tokens that have been written so far.
 
     Args:
-        length (`int`): Number of items to write.
+        length (`int`): Number of items to write, including the complete items in `prefix`.
         written (`list[int]`): All tokens that the request has written. The engine appends to this list.
-        prefix (list of `int`, *optional*): Tokens of the items that the prompt already contains, at its end.
+        prefix (list of `int`, *optional*): Tokens at the end of the prompt that already belong to the output: complete
+            items, and possibly the beginning of one more.
         exclude (list of `int`, *optional*): Indices of items to leave out.
         mask ([`Mask`], *optional*): The allowed items.
     """

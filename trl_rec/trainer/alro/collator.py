@@ -53,7 +53,7 @@ class RatedListCollator(EpochCounter):
         """Returns the tensors of a batch.
 
         Returns:
-            - `prompt_ids` and `prompt_mask`, `(B, P)`: The histories.
+            - `prompt_ids` and `prompt_mask`, `(B, P)`: The histories, each after the head of the prompt.
             - `completion_ids`, `completion_mask` and `answer_mask`, `(B, S, C)`: The lists, each followed by its
               answer. `answer_mask` is True for the tokens of the answer.
             - `names`, `(B, S, m)`: The token that names each candidate, for each order of a list. Entry `i` belongs to

@@ -57,15 +57,16 @@ class AlroConfig(RecConfig, SFTConfig):
         max_history (`int`, *optional*, defaults to `20`): Maximum number of rated items in a history.
         candidate_order (`str`, *optional*, defaults to `"shuffled"`): Order in which training prompts show the
             candidates. `"shuffled"`: a random order. `"given"`: by mean rating in training, best first, as a retriever
-            might show them. The user's own ratings are left out of the means. If `permutation_weight` is not 0, each
-            list is also presented in a second order, which is random in both cases. Evaluations always show random
-            orders.
+            might show them. The label of a candidate (the user's first rating of it) is left out of its mean.
+            If `permutation_weight` is not 0, each list is also presented in a second order, which is random in both
+            cases. Evaluations always show random orders.
         letters (`bool`, *optional*): Whether candidates are named by letters. By default, candidates are named by
             their own tokens if every item is a single token, and by letters otherwise.
         prompt_candidates (`str`, *optional*): Text between the history and the candidates. (For this trainer, the
-            inherited field `prompt_item` must contain `{rating}` after `{surface}`.)
+            inherited field `prompt_tail` is the text between the candidates and the answer, `prompt_item` must contain
+            `{rating}` after `{surface}`, and no text may contain `{user}`.)
         log_gradient_norms (`bool`, *optional*, defaults to `False`): Whether to log the gradient norm of each part of
-            the loss. This costs up to three extra backward passes at each logging step.
+            the loss. At each logging step, this costs up to three extra backward passes per micro-batch.
         eval_num_orders (`int`, *optional*, defaults to `2`): Number of orders in which each list is presented in an
             evaluation. Metrics are averaged over the orders. With two or more orders, evaluation also measures how
             much the model's rankings agree across orders, and how biased the model is towards positions in the prompt.

@@ -1,7 +1,8 @@
 """Orders the candidates of training lists as a retriever might: by mean rating in the training split, best first.
 
-The ratings of the user whose list is ordered are left out of the means. Otherwise the order of items with few ratings
-would reveal the user's ratings, which are the labels.
+The label of a candidate, which is the user's first rating of the item, is left out of the item's mean. Otherwise the
+order of items with few ratings would reveal the labels. If the user has rated the item again, the later ratings are
+not left out.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class GivenOrder:
         )
 
     def slots(self, candidates: np.ndarray, ratings: np.ndarray) -> np.ndarray:
-        """Returns the indices of the candidates, best mean first, `(m,)`. Candidates with equal means keep their
-        order.
+        """Returns the indices into `candidates` that sort the candidates by mean, best first, `(m,)`. Candidates with
+        equal means keep their order.
 
         Args:
             candidates: The items of a training list, `(m,)`.

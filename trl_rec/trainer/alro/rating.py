@@ -65,7 +65,7 @@ class RatingStageConfig:
 
     Args:
         rating_epochs (`float`, *optional*, defaults to `0.0`): Number of epochs of the rating stage. 0 skips the
-            stage. A pretrained model requires 0.
+            stage. A pretrained model requires 0. If `max_steps` is set, the stage takes this number of steps instead.
         rating_learning_rate (`float`, *optional*, defaults to `3e-3`): Learning rate of the rating stage.
         rating_max_length (`int`, *optional*, defaults to `128`): Maximum number of tokens per row.
         letter_lists (`int`, *optional*, defaults to `0`): Number of rows, besides those with ratings, that teach which

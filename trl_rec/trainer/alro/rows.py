@@ -180,9 +180,9 @@ def _spread(ratings: Ragged) -> np.ndarray:
 
 
 def _that_fit(rows: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:
-    """Returns `rows` unchanged. Raises ValueError if the candidates of a list, the model's answer and one rated item
-    of the history do not fit in `max_length`. The rest of the history need not fit, because prompts leave out the
-    oldest items if necessary."""
+    """Returns `rows` unchanged. Raises ValueError if the candidates of a list, the model's answer and the longest
+    rated item of the catalogue do not fit in `max_length`. The whole history need not fit, because prompts leave out
+    the oldest items if necessary."""
     prompt_format.check_lengths(
         split_rows(rows, "candidates"), args.max_length, f"list {{row}} of the {rows.split} split"
     )

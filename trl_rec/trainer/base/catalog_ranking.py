@@ -40,8 +40,9 @@ class CatalogRankingMixin(RecTrainerMixin):
         renormalizes (`bool`): Whether the scores of items use the softmax over the legal tokens, which are the next
             tokens that the trie allows. Otherwise they use the softmax over the vocabulary. Models that write lists
             always use the legal tokens.
-        prior (`SavedPrior`, *optional*): The prior, whose item weights multiply the probabilities of the trained model
-            in rankings. [`conclude`] sets this attribute, and every later save of the model contains the prior.
+        prior (`SavedPrior`, *optional*): The prior that is saved with the model. A [`Recommender`] multiplies the
+            model's probabilities by the item weights of the prior, but `policy` and `rank` do not. [`conclude`] sets
+            this attribute, and every later save of the model contains the prior.
     """
 
     trie: TokenTrie

@@ -106,7 +106,7 @@ class RecConfig(Base):
     """
 
     # Fields of this package that may change when a run is resumed, because they do not affect how a step changes the
-    # weights.
+    # weights. Without `list_length`, `eval_exclude_history` may change too (see `fingerprint.py`).
     may_change: ClassVar[tuple[str, ...]] = (
         "eval_ks",
         "eval_recall_at",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FEW = 2.0  # seconds of training after the first batch that suffice for an estimate
 LONG = 10.0  # seconds of training that suffice for an estimate even if they include the first batch
-FORWARD = 1 / 3  # time of a forward pass, as a share of a training step
+FORWARD = 1 / 3  # time of a forward pass, as a share of the training time of the same batch
 
 
 def announce_cost(trainer: RecTrainerMixin, dataset: RecDataset) -> None:

@@ -1,11 +1,12 @@
-"""Makes the prior of a run: fits the prior, chooses its setting on the validation split, and saves it.
+"""Makes the prior of a run: fits the prior, chooses its setting, and saves it.
 
 A prior gives each item a weight, for example by its popularity. In rankings, the weights multiply the probabilities of
 the model.
 
 The setting of a prior is its strength (the exponent of the weights) and, for some priors, a further number (see
-[`Setting`]). The setting is chosen for the trained model, so the prior is made after training. [`check_run_prior`] is
-called before training, and finds the problems that are certain to cause an error after training.
+[`Setting`]). Unless the strength is given, the setting is chosen on the validation split for the trained model, so the
+prior is made after training. [`check_run_prior`] is called before training, and finds the problems that are certain to
+cause an error after training.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def continue_prior(args: RecConfig, folder: str | Path | None) -> None:
     kind.
 
     The new run then fits this prior to its own data. The strength is chosen again on the validation split, unless the
-    recipe of the earlier run gives a number. Nothing is set if the user has chosen a prior or `"none"`.
+    recipe of the earlier run gives a number. Nothing is set if the user has chosen a prior or `"none"`, or if a prior
+    of that kind cannot be fitted, in which case a warning is logged.
 
     Args:
         args: The configuration of the new run, which is changed.

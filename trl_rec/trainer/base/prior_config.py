@@ -20,10 +20,12 @@ class PriorConfig(RecConfig):
         prior (`str`, *optional*): A prior to multiply the trained model by at the end of a run: `"popularity"`,
             `"transition"`, `"mixture"` or `"none"`. The prior is kept in the run folder, where [`Recommender`] finds
             it. The model, the prior alone, and their product are evaluated. Training does not use the prior. By
-            default, there is no prior, with one exception: if a training verb of `trl-rec` continues an earlier run
-            that has a prior, a prior of the same kind is fitted to the new data (see [`continue_prior`]).
+            default, there is no prior, with one exception: if a training verb of `trl-rec` or [`build_bear_trainer`]
+            continues an earlier run that has a prior, a prior of the same kind is fitted to the new data (see
+            [`continue_prior`]).
         prior_strength (`str`, *optional*, defaults to `"auto"`): Exponent of the prior, as a number. With `"auto"`,
-            [`choose_prior`] chooses the exponent on the validation split.
+            [`choose_prior`] chooses the exponent on the validation split and, for `"transition"` and `"mixture"`, also
+            how much an item's popularity adds to its weight.
         include_prior (`bool`, *optional*, defaults to `False`): Whether `push_to_hub` pushes the prior, which contains
             counts of users' choices.
     """

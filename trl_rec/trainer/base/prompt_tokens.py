@@ -33,7 +33,7 @@ def announce_tokens(trainer: CatalogRankingMixin, dataset: RecDataset) -> None:
 
 
 def whole_text_comparison(trainer: CatalogRankingMixin, dataset: RecDataset) -> TokenComparison | None:
-    """Compares the tokens of prompts with the tokens of the prompts' whole texts, for up to 1,000 users.
+    """Compares the tokens of up to 1,000 prompts with the tokens of the prompts' whole texts.
 
     The prompts are those of the validation split, or of the training split if the validation split is empty. Returns
     None if there are no prompts, or if the surface is not the title: the tokens of the other surfaces never merge with

@@ -106,7 +106,7 @@ def conclude(
         name = trainer.display_name
         some = final_rows(dataset, trainer.args)
         with trainer.policy() as policy:
-            # 1. Print how long the evaluation will take.
+            # 1. Print how long the evaluation will take, unless it is short.
             policy = replace(policy, finished=FinishedRows.of_model(trainer.args.output_dir, policy.model))
             rows = held_out(some, trainer.args.final_split)
             passes = ranking_passes(policy, options["ks"], options["recall_at"], len(dataset.catalog))

@@ -86,7 +86,7 @@ class EpochOrder(TrainerCallback):
     """Callback that calls `set_epoch` of a sampler at the start of each epoch.
 
     If a run with several processes resumes within an epoch, neither Accelerate 1.15 nor transformers 5.23 passes the
-    epoch to the sampler. Without this callback, every epoch would then have the same order as the first.
+    epoch to the sampler. Without this callback, the resumed epoch would have the same order as the first epoch.
 
     Args:
         sampler (`Sampler`, *optional*): The sampler. A sampler without a `set_epoch` method is ignored.

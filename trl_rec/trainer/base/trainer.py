@@ -1,11 +1,11 @@
 """Defines the mixin on which all trainers of this package are based. It extends a trainer of TRL.
 
-The trainer of each training method defines:
+Subclasses define:
 
 - `batch_loss`: computes the loss of a batch,
 - `rank_and_measure`: ranks items for the users of a split, and computes metrics of the rankings,
 - `seconds_per_user`: estimates how long the ranking takes per user,
-- `save_settings`: writes the files that a run folder contains besides those of the model,
+- `save_settings`: writes the files that a saved model needs to recommend items, such as the catalogue,
 - `method`, `display_name`, `paper`: the short name of the method, its name in tables, and its paper.
 
 The mixin does the rest: it averages metrics over all processes and logs them, calls `rank_and_measure` at each
@@ -388,11 +388,11 @@ class RecTrainerMixin(ABC, Base):
         return {"sharding": sharding, "number of processes": self.accelerator.num_processes}
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        """Returns the parent's sampler. If it uses the lengths of rows, it gets the seed of the run.
+        """Returns the parent's sampler, or a sampler that uses the seed of the run if rows are sampled by length.
 
-        In `Trainer`, a `BatchRebalanceSampler` always has the seed 42. A `LengthGroupedSampler` has no seed. It draws
-        the order of the rows from the global random state, so a resumed run would continue in another order. It is
-        replaced by [`LengthGroups`].
+        In `Trainer`, a `BatchRebalanceSampler` always has the seed 42, so this seed is replaced. A
+        `LengthGroupedSampler` has no seed. It draws the order of the rows from the global random state, so a resumed
+        run would continue in another order. It is replaced by [`LengthGroups`].
         """
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, BatchRebalanceSampler):
@@ -493,10 +493,11 @@ class RecTrainerMixin(ABC, Base):
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Same as `Trainer.push_to_hub`, except that only files which may be published are uploaded.
 
-        These files are the model, its settings and its card. The catalogue is uploaded if the recorded licence of the
-        data allows redistribution, or if `include_catalog` is set. The prior is uploaded if `include_prior` is set.
-        Files with data about single users stay in the run folder. See [`copy_published`]. A catalogue or prior that an
-        earlier push has uploaded is deleted from the repository if it is not uploaded again.
+        These files are the model, its tokenizer, its settings, its card, and the files that describe the run, such as
+        the recipe and `metrics.json`. The catalogue is uploaded if the recorded licence of the data allows
+        redistribution, or if `include_catalog` is set. The prior is uploaded if `include_prior` is set. Files with
+        data about single users stay in the run folder. See [`copy_published`]. A catalogue or prior that an earlier
+        push has uploaded is deleted from the repository if it is not uploaded again.
         """
         with uploading_copies(self._published, replaced=REPLACED, announce=announce_deleted):
             return super().push_to_hub(*args, **kwargs)

@@ -3,7 +3,7 @@
 Given a trie, batches contain the trie node before each target token. Labels that are not part of an item, such as the
 tokens of a text, have the node `FREE`, at which the whole vocabulary is legal.
 
-Legend: B rows (or sequences, in `_nodes`), T columns, which are the tokens of the longest row or sequence.
+Legend: B rows (or sequences, in `_nodes`), T columns (at least as many as the longest row or sequence has tokens).
 """
 
 from __future__ import annotations
@@ -120,7 +120,10 @@ class NextItemCollator:
             batch["trie_nodes"] = nodes.masked_fill(forced, -1)
 
     def _weights(self, rows: list[dict[str, Any]]) -> Tensor:
-        """Returns `age_decay ** a`, `(B, T)`, where `a` is the number of targets that begin after each column."""
+        """Returns `age_decay ** a`, `(B, T)`, where `a` is the number of targets that begin after each column.
+
+        For all labels of a branch, `a` is the number of targets that begin after the first label of the branch.
+        """
         nodes = Ragged.from_lists([row["trie_nodes"] for row in rows])
         begins = (self._pad(nodes, -1) == 0).long()  # 1 where a target begins, at the root of the trie
         ages = begins.flip(1).cumsum(1).flip(1) - begins
@@ -157,7 +160,8 @@ def with_trie_nodes(rows: Dataset, trie: TokenTrie, free: np.ndarray | None = No
     """Adds the field `trie_nodes` to rows: the trie node before each label, or -1 where there is no label.
 
     The labels of a branch must be the beginning of an item's path (its token ids). The other labels of a row must be
-    concatenated paths of items. Otherwise, raises a `ValueError` that names the row.
+    concatenated paths of items. If a label does not continue the path of any item, raises a `ValueError` that names
+    the row.
 
     Args:
         rows: Rows with `labels`.

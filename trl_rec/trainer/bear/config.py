@@ -33,8 +33,9 @@ class BearConfig(PriorConfig, SFTConfig):
             weight of 0.25 in the authors' code corresponds to 0.25 x `sharpness` here.
         sharpness (`float`, *optional*, defaults to `2.75`): Divisor of the margin in the beam term, the paper's xi.
             The margin is how far the target's log-probability is above that of the least likely token inside the beam.
-        variant (`str`, *optional*, defaults to `"paper"`): `"paper"` gives the larger gradient to targets that are
-            inside the beam, `"survival"` to targets that are outside the beam.
+        variant (`str`, *optional*, defaults to `"paper"`): The beam term increases the gradient of the cross-entropy.
+            With `"paper"`, the increase is larger for targets inside the beam. With `"survival"`, it is larger for
+            targets outside the beam.
         num_beams (`int`, *optional*, defaults to `10`): Number of beams in the beam term, the paper's B. Set it to
             the number of beams that decoding uses.
         temperature (`float`, *optional*, defaults to `1.0`): Divisor of the logits in the loss of item tokens. It does

@@ -91,7 +91,11 @@ def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool, twins: Tw
     if exclude_history:
         histories = split_rows(rows, "history")
         known = _rows_with_known_items(items, histories if twins is None else twins.complete(histories))
-        _check_none(known, "its list contains an item of the history; set eval_exclude_history to false to allow this")
+        _check_none(
+            known,
+            "its list contains an item of the history, or another item with the same title; set eval_exclude_history "
+            "to false to allow this",
+        )
 
     # 2. Check the labels. They must be the tokens of the list, optionally followed by one more token (EOS).
     labels = split_rows(rows, "labels")

@@ -139,6 +139,8 @@ def counted_negatives(streams: Tensor, columns: SampledColumns, num_negatives: i
 def log_probabilities(log_q: Tensor, columns: SampledColumns) -> Tensor:
     """Returns the log-probability of each draw, `(N, L)`, given that the draw differs from the target.
 
+    The values of padding and of draws that equal the target have no meaning.
+
     Args:
         log_q: The result of [`ItemSampler.log_q`].
         columns: The row of each target token, the token itself, and the draws of each row.

@@ -3,6 +3,8 @@
 The collator draws a random prompt template for each row. The draw depends only on the seed, the epoch and the row.
 Therefore the templates change between epochs, and a resumed run uses the same templates as an uninterrupted run.
 
+Here, every answer that is not an item is called a text, even the semantic ID of a user.
+
 Legend: B rows, T tokens of the longest row, N target tokens, V vocabulary, K tasks.
 """
 
@@ -31,7 +33,7 @@ from trl_rec.trainer.bear.collator import NextItemCollator
 class TaskCollator(EpochCounter, NextItemCollator):
     """A [`NextItemCollator`] that prepends a prompt to the answer of each row of [`build_task_rows`].
 
-    Rows without a task, such as evaluation rows, already contain their prompts.
+    Rows of the task `next_item` already contain their prompts, and so do rows without a task, such as evaluation rows.
 
     Args:
         templates (`Mapping[str, list[TemplateIds]]`): The prompt templates of each task, from [`template_ids`].

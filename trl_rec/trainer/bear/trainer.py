@@ -60,7 +60,8 @@ CHOICES = ("trie_nodes", "ranks", "items", "excluded")
 class BearTrainer(CatalogRankingMixin, SFTTrainer):
     """[`~trl.SFTTrainer`] with BEAR's loss, for rows that predict the next item or a list of items.
 
-    To use another loss for item tokens, override [`~BearTrainer.token_loss`].
+    To use another loss for item tokens, override [`~BearTrainer.token_loss`]. In training with `sampled_items`, this
+    method is not called.
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): Same as in `SFTTrainer`.
@@ -294,9 +295,9 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         streams = inputs.pop("negatives", None)  # (B, L)
         choices = {name: inputs.pop(name) for name in CHOICES if name in inputs}
 
-        # 1. Compute logits at the N positions that have a target. A position predicts the token after it. Under the
-        # softmax over legal tokens, item tokens need only the logits of the trie's U tokens. The tokens of texts need
-        # the logits of the whole vocabulary.
+        # 1. Compute logits at the N positions that have a target. A position predicts the label of the next position.
+        # Under the softmax over legal tokens, item tokens need only the logits of the trie's U tokens. The tokens of
+        # texts need the logits of the whole vocabulary.
         tokens = self.trie.tokens if choices and tasks is None else None
         columns = None  # set only in training with sampled items
         learned = torch.zeros_like(labels, dtype=torch.bool)
@@ -366,7 +367,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
 
         If `among` is given, it contains the trie's U tokens, and `logits` contains only the logits of these tokens,
         `(N, U)`. The softmax is over the legal tokens, or over the vocabulary if `choices` is empty. `places`, `(N,)`,
-        are the positions of the tokens among all B * T positions.
+        are the positions that predict the tokens, as indices into all B * T positions.
         """
         if not choices:
             return self.token_loss(logits, targets, None)
@@ -407,7 +408,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         """Returns the tokens that each target is chosen from, the nodes that they lead to, and whether they are legal.
 
         All have the shape `(N, C)`. If the trie has a single node with several children, tokens and nodes have the
-        shape `(1, C)`, and the mask of legal tokens is None if all are legal.
+        shape `(1, C)`. Outside list rows, all of these tokens are then legal, and the mask of legal tokens is None.
         """
         # Pad to the number of children of the trie's widest node. Padding to the widest node of this batch would need
         # a copy from the device to the host, and would rarely save anything: every batch contains the root, which is

@@ -235,8 +235,8 @@ class BladeConfig(RecConfig, DPOConfig):
             )
         if self.reference_draws > 1 and not least:
             raise ValueError(
-                f"reference_draws={self.reference_draws} has no effect with target={self.target}, which uses no "
-                "reference lists; leave it out"
+                f"reference_draws={self.reference_draws} has no effect with target={self.target}, which "
+                "learns without reference lists; leave it out"
             )
 
     def _check_reward_functions(self, weights: dict[str, Any]) -> None:
@@ -255,15 +255,17 @@ class BladeConfig(RecConfig, DPOConfig):
                 )
 
     def _check_iterations(self) -> None:
-        """Raises ValueError if a checkpoint would be saved between two steps on the same rollouts. Rollouts are not
-        saved, so a run resumed from that checkpoint would end with other weights than an uninterrupted run."""
+        """Raises ValueError if `num_iterations` cannot be combined with other options. For example, no checkpoint may
+        be saved between two steps on the same rollouts. Rollouts are not saved, so a run resumed from such a
+        checkpoint would end with other weights than an uninterrupted run."""
         if self.num_iterations == 1:
             return
         check_inert(self, ("train_sampling_strategy",), "rows are always shuffled if num_iterations is above 1")
 
-        # Checkpoints are saved at regular steps and at the last step.
-        every = {"steps": self.save_steps, "best": self.eval_steps}.get(SaveStrategy(self.save_strategy).value) or 0
-        last = self.max_steps if every and self.max_steps > 0 else 0
+        # Checkpoints are saved at regular steps or after epochs, and at the last step.
+        strategy = SaveStrategy(self.save_strategy).value
+        every = {"steps": self.save_steps, "best": self.eval_steps}.get(strategy) or 0
+        last = self.max_steps if (every or strategy == "epoch") and self.max_steps > 0 else 0
         between = next((step for step in (every, last) if step % self.num_iterations), None)
         if between is not None:
             raise ValueError(

@@ -4,9 +4,10 @@ In each step, the policy samples several lists per prompt (the rollouts). By def
 further lists per prompt before training (the reference lists). The Best-of-N reward of a rollout then depends on the
 rank of the rollout's reward, such as NDCG, among the rewards of the prompt's reference lists and rollouts.
 
-Each prompt is processed once to sample all of its lists, and once by each model that computes the log-probabilities of
-the lists (see `decoding.lists` and `models.completions`). The log-probabilities are those of the softmax over legal
-tokens that sampling uses.
+Each prompt is processed once to sample all of its lists (see `decoding.lists`). The policy and the reference then
+compute the log-probabilities of the lists. Each of them processes the prompt once more, or once per list if the model
+cannot read several lists in one row (see `models.completions`). The log-probabilities are those of the softmax over
+legal tokens that sampling uses.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items per list.
 """
@@ -88,7 +89,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         catalog (`ItemCatalog`): The catalogue. The rewards `ild` and `mgu` use its groups.
         reward_functions (`Mapping[str, ListReward]`, *optional*): Additional reward functions by name; see
             [`score_lists`]. They are used together with the functions of `args.reward_functions`, and replace those
-            of the same name.
+            of the same name. Their weights are in `args.rewards`.
         kwargs: Passed to `DPOTrainer`.
 
     Example:
@@ -108,7 +109,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     method = "blade"
     display_name = "BLADE"
     paper = Paper("Bayesian List-wise Alignment via Dynamic Estimation for LLM-based Recommendation", "2605.04559")
-    # Left out of the run's fingerprint, because the reference model in the fingerprint determines this column.
+    # Left out of the run's fingerprint, because other entries of the fingerprint determine this column.
     derived_columns = frozenset({"references"})
     measures_loss_on_splits = False  # the loss needs rollouts; evaluation generates lists for the users of a split
 
@@ -145,7 +146,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         # The reference lists of all rows are drawn `reference_draws` times. `_redraw_number` is the number of the
         # newest draw, from 0. `_redrawn` contains the lists of this draw, `(num_rows, M, K)`. It is not used for draw
         # 0, whose lists are in `train_dataset`. `_reference_key` contains everything that the lists of draw 0 depend
-        # on.
+        # on, except the rows.
         self._redrawn = np.empty((0, 0, 0), np.int64)
         self._redraw_number = 0
         self._reference_key: tuple[Any, ...] = ()
@@ -268,7 +269,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
 
         Args:
             inputs: The inputs, with the lists of the first draw.
-            number: Index of the batch in training, from 0. Each batch is used for `num_iterations` steps.
+            number: Index of the global batch that the inputs belong to, from 0. Each global batch is used for
+                `num_iterations` steps.
             rows: The row indices in `inputs["row"]`, on the host.
         """
         args = self.args
@@ -491,7 +493,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
         """Generates lists for at most `max_users` users of a split, and returns metrics of the lists. The metrics are
-        the ranking metrics and the mean of each reward. Each metric can be used to select a checkpoint.
+        the ranking metrics, the mean of the weighted sum of the rewards, and the mean of each reward. Each metric can
+        be used to select a checkpoint.
         """
         split = at_most(self.args.max_users, split)
         ranked = self.rank(split)

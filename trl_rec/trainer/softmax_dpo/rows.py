@@ -1,8 +1,9 @@
-"""Reads and tokenizes preferences among items. Each row has a history, a chosen item and rejected items.
+"""Reads preferences of any kind, and tokenizes preferences among items.
 
-The model sees only the surfaces of items. Therefore a rejected item is dropped if it has the same surface as the
-chosen item or an earlier rejected item of the row. If a prompt is too long, its oldest items are dropped.
-Completions are never truncated. The module `texts` tokenizes preferences given as texts.
+A row of preferences among items has a history, a chosen item and rejected items. The model sees only the surfaces of
+items. Therefore a rejected item is dropped if it has the same surface as the chosen item or an earlier rejected item
+of the row. If a prompt is too long, its oldest items are dropped. Completions are never truncated. The module `texts`
+tokenizes preferences given as texts.
 """
 
 from __future__ import annotations
@@ -160,8 +161,8 @@ def preference_rows(
         prompt_format: How histories and items are written.
         max_length (*optional*): Maximum number of tokens of a prompt and the longest item of the catalogue together.
             If there are more tokens, the oldest items of the history are dropped.
-        training (*optional*, defaults to `True`): Whether the rows are for training. If so, a table from a validation
-            or test split raises a ValueError.
+        training (*optional*, defaults to `True`): Whether the rows are for training. If so, a table whose `split` is
+            not `"train"` raises a ValueError. A table whose `split` is None is accepted.
 
     Returns:
         `datasets.Dataset` with `prompt_ids`, `chosen_ids` and `rejected_ids` (a list of lists).

@@ -307,14 +307,15 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Returns the dataset with a column `ref_logps`.
 
-        Each process computes its share of the rows. The result is saved, and reused for the same rows and weights.
+        Each process computes its share of the rows. The result is saved. It is reused if the rows, the weights of the
+        reference, and `normalize` are the same.
         """
         if is_split(dataset):
             return dataset
         if self.state.global_step == 0:  # a trained adapter must not be copied to the reference
             complete_ref_adapter(self.model)
 
-        # Compute the log-probabilities, unless an earlier run with the same rows and weights has saved them.
+        # Compute the log-probabilities, unless an earlier run has saved them.
         weights = hash_weights(self.bare(self.reference_of(self.model)))
         path = [reference_file(str(self.args.output_dir), dataset, weights, self.renormalizes)]
         broadcast_object_list(path)

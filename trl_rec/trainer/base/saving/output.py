@@ -69,7 +69,7 @@ def find_start(
     """Returns the checkpoint to resume from, or None to start from scratch.
 
     Raises `ValueError` in each of these cases:
-    - The checkpoint belongs to another run.
+    - The checkpoint belongs to another run, or its sharding does not fit this launch.
     - `resume` names a checkpoint that is missing or damaged.
     - `resume` is `True`, and every checkpoint that was written completely (has a mark) is damaged now.
     - Neither `resume` nor `overwrite` is set, and the folder contains the work of an earlier run.
@@ -152,7 +152,8 @@ def find_work(folder: Path) -> Path | None:
 
 
 def remove_work(folder: Path) -> None:
-    """Removes the checkpoints, the weights and the files in `OF_A_RUN` from an output folder. Other files stay."""
+    """Removes the checkpoints, the weights, the files in `OF_A_RUN` and the finished rows of an interrupted evaluation
+    from an output folder. Other files stay."""
     (folder / MARK).unlink(missing_ok=True)  # remove marks first, because a folder with a mark counts as complete
     for checkpoint in checkpoints(folder):
         (checkpoint / MARK).unlink(missing_ok=True)

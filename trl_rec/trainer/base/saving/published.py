@@ -74,7 +74,8 @@ The model's prompts contain a semantic ID of the user. These IDs are never publi
 model was trained on contains them. To use the model, pass this folder as `catalog=` of `from_pretrained`, or as
 `--dataset` of `trl-rec recommend` and `trl-rec serve`.
 """
-# Further files of a checkpoint. They are needed to resume from it, and `hub_strategy: checkpoint` pushes them.
+# Further files of a checkpoint. They are needed to resume from it, and are pushed if `hub_strategy` is `checkpoint` or
+# `all_checkpoints`.
 RESUME = (
     MARK,
     "trainer_state.json",
@@ -92,7 +93,7 @@ RESUME = (
 def files_of(folder: Path, patterns: Sequence[str]) -> list[str]:
     """Returns the files of a folder that match any of the patterns, as relative paths, sorted.
 
-    Files in checkpoints are left out. So are files in hidden folders, which a killed run may leave behind.
+    Files in checkpoints are left out. So are hidden files and hidden folders, which a killed run may leave behind.
     """
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     names = [name for name in names if not name.startswith(("checkpoint-", "."))]

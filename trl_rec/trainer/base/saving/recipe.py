@@ -1,8 +1,8 @@
 """Writes `recipe.yaml`, which contains the options that differ from their defaults, so that a run can be repeated.
 
 `trl-rec VERB --config RUN/recipe.yaml --output_dir OTHER` trains the same weights on the same machine, with the same
-package versions and the same number of threads. The recipe contains neither secrets nor options for files of earlier
-runs, such as `overwrite`.
+package versions and the same numbers of processes and threads. The recipe contains neither secrets nor options for
+files of earlier runs, such as `overwrite`.
 """
 
 from __future__ import annotations
