@@ -1,5 +1,5 @@
-"""Makes tiny models for tests of recipes. Each tiny model replaces the pretrained model of a recipe, and has the
-architecture and the special tokens of that model."""
+"""Makes tiny models for tests of recipes. Each tiny model replaces the pretrained model of a recipe. It has the
+same architecture, and its tokenizer treats BOS, EOS and padding like the tokenizer of that model."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ CHAT = (
     "{% for message in messages %}<bos>{{ message.role }}\n{{ message.content }}<eos>\n{% endfor %}"
     "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
 )
-# bitsandbytes packs nf4 weights for a CPU with AVX-512 only if the number of rows of a weight is a multiple of 32, and
-# the number of columns is a multiple of 64.
+# On a CPU with AVX-512 for bfloat16, bitsandbytes repacks nf4 weights. This requires that the number of rows of a
+# weight is a multiple of 32, and the number of columns is a multiple of 64.
 SIZE = {"intermediate_size": 192, "num_hidden_layers": 2, "tie_word_embeddings": True}
 LLAMA_3_ROPE = {
     "rope_type": "llama3",
@@ -49,8 +49,8 @@ def save_stand_in(name: str, texts: list[str], folder: Path) -> Path:
 
 
 def llama_3(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Returns a model with four query heads per key-value head and long-context rotary positions. The tokenizer puts
-    BOS before every text, and has no padding token."""
+    """Returns a model with four query heads per key-value head and long-context rotary positions. Changes the
+    tokenizer so that it puts BOS before every text and has no padding token."""
     bos = tokenizer.bos_token_id
     eos = tokenizer.eos_token_id
     begin_with_bos(tokenizer)
@@ -62,8 +62,8 @@ def llama_3(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def llama_2(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Returns a model with one query head per key-value head and an untied output layer. The tokenizer puts BOS before
-    every text, and has no padding token."""
+    """Returns a model with one query head per key-value head and an untied output layer. Changes the tokenizer so that
+    it puts BOS before every text and has no padding token."""
     begin_with_bos(tokenizer)
     heads = {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 8}
     tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -80,7 +80,8 @@ def begin_with_bos(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def qwen_2(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """Returns a model with biases in attention, and with more embedding rows than tokens. The tokenizer has no BOS."""
+    """Returns a model with biases in attention, and with more embedding rows than tokens. Changes the tokenizer so
+    that it has no BOS."""
     tokenizer.bos_token = None
     heads = {"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 1}
     rest = {
@@ -93,7 +94,7 @@ def qwen_2(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
 
 
 def smollm_2(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Returns a Llama with an odd number of heads. The tokenizer pads with EOS."""
+    """Returns a Llama with an odd number of heads. Makes the tokenizer pad with EOS."""
     tokenizer.pad_token = tokenizer.eos_token
     heads = {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 1}
     tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}

@@ -1,5 +1,5 @@
 """Checks that the non-public parts of dependencies that `trl_rec.compat` uses still exist, and that no other module of
-the package uses non-public parts.
+the package uses non-public parts, except the members that `MEMBERS` lists.
 
 If a test fails after an upgrade, its name or message says which function, or which row of `MEMBERS` or `UNDOCUMENTED`,
 must be changed.
@@ -483,7 +483,7 @@ def test_the_hidden_messages_still_exist(name: str) -> None:
     module = {"DeepSpeed": "deepspeed.accelerator.real_accelerator"}.get(name, name)
     pytest.importorskip(module.split(".")[0])
     text = inspect.getsource(import_module(module))
-    # `NOTICES` contains formatted messages. The source contains only the text before the first formatted value.
+    # `NOTICES` contains messages as they are logged. The text before their first value is also in the source code.
     assert all(beginning.partition("['")[0] in text for beginning in compat.NOTICES[name])
 
 

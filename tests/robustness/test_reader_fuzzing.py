@@ -21,7 +21,7 @@ from trl_rec.data import load, prepare
 
 
 def as_json_lines(folder: Path) -> None:
-    """Writes `LOG`, the small log of other tests, as JSON Lines."""
+    """Writes `LOG`, the small log of other tests, and a table of its items as JSON Lines."""
     folder.mkdir()
     names = ("user_id", "item_id", "timestamp", "rating")
     rows = [json.dumps(dict(zip(names, row, strict=True))) for row in LOG]

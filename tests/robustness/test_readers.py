@@ -27,7 +27,7 @@ def put(name: str, content: str | bytes) -> Damage:
 
 
 def swap(name: str, old: str, new: str) -> Damage:
-    """Replaces text in a file of the source."""
+    """Replaces the first occurrence of a text in a file of the source."""
 
     def _swap(folder: Path) -> None:
         path = folder / "source" / name

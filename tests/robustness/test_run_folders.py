@@ -47,7 +47,7 @@ def with_surface(surface: str) -> Callable[[Path], None]:
 
 
 def other_items(folder: Path) -> None:
-    """Writes a catalogue of other items."""
+    """Writes a catalogue whose items have the same ids but other titles, and are therefore other items."""
     ItemCatalog(pa.table({"item_id": IDS, "title": ["x", "y", "z"]}), surface="item_token").save(
         folder / "run/catalog"
     )

@@ -88,7 +88,8 @@ def check(sequences: Any, items: Any) -> None:
 
 
 def as_paths(sequences: Any) -> list[list[int]] | None:
-    """Returns the paths without padding, or None if they are not all lists of tokens."""
+    """Returns the paths without padding. Returns None if there are no paths, or if one of them does not consist of at
+    least one token and of nothing but padding after the tokens."""
     if not isinstance(sequences, list | np.ndarray) or isinstance(sequences, np.ndarray) and sequences.ndim != 2:
         return None
     paths = [as_numbers(row) for row in sequences]
@@ -104,7 +105,7 @@ def as_paths(sequences: Any) -> list[list[int]] | None:
 
 
 def as_numbers(values: Any) -> list[int] | None:
-    """Returns the values as whole numbers of 64 bits, or None if this is impossible."""
+    """Returns the values as a list, or None if they are not a list or a 1-D array of integers of at most 64 bits."""
     if isinstance(values, np.ndarray):
         return values.tolist() if values.ndim == 1 and values.dtype.kind in "iu" else None
     is_right = isinstance(values, list) and all(type(value) is int and -(2**63) <= value < 2**63 for value in values)

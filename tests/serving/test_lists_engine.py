@@ -4,6 +4,7 @@ expected answers from the same lists with plain loops."""
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -58,6 +59,21 @@ def test_lists_are_those_of_the_file_without_filtered_items(engine: ListsEngine)
         assert [(one.item_id, pytest.approx(one.score, abs=1e-6)) for one in answer] == allowed[: request.k]
         assert answer.unknown == 1 and not answer.fallback
         assert (answer.short is None) == (len(allowed) >= request.k)
+
+
+def test_retired_items_are_not_recommended() -> None:
+    catalog = catalogue("item_token")
+    retired = {f"id {item}" for item in range(NUM_ITEMS - 6, NUM_ITEMS)}
+    engine = ListsEngine(replace(catalog, num_retired=6), make_table(), "recs")
+    requests = [
+        RecommendRequest(user=user, k=12, where=where) for user in USERS for where in (None, [["stock", ">=", 0]])
+    ]
+    for request, answer in zip(requests, engine.answer(requests), strict=True):
+        assert [one.item_id for one in answer] == [
+            item for item, _ in make_lists()[request.user or ""] if item not in retired
+        ]
+    (popular,) = engine.answer([RecommendRequest(user="new", k=12)])
+    assert popular and not retired & {one.item_id for one in popular}
 
 
 def test_groups_are_limited(engine: ListsEngine) -> None:

@@ -55,10 +55,16 @@ class ListsEngine:
         lists = lists.sort_by([("user_id", "ascending"), ("rank", "ascending")])
         codes = lists["user_id"].combine_chunks().dictionary_encode()
         self._rows: dict[str, int] = {user: row for row, user in enumerate(codes.dictionary.to_pylist())}
-        lengths = np.bincount(codes.indices.to_numpy(), minlength=len(self._rows))
+        rows = codes.indices.to_numpy()
         items = catalog.index_of(lists["item_id"].combine_chunks())
+        scores = lists["score"].to_numpy().astype(np.float32)
+
+        # Leave out items that were retired after the lists were written.
+        kept = items < catalog.num_recommendable
+        rows, items, scores = (column[kept] for column in (rows, items, scores))
+        lengths = np.bincount(rows, minlength=len(self._rows))
         self._items = Ragged.from_lengths(items, lengths)
-        self._scores = Ragged.from_lengths(lists["score"].to_numpy().astype(np.float32), lengths)
+        self._scores = Ragged.from_lengths(scores, lengths)
 
         # 2. Order the items by how many lists contain them, for users without a list.
         counts = np.bincount(items, minlength=len(catalog))

@@ -48,7 +48,7 @@ COMPARISONS = ["sft against counter", "bear against counter", "bear against sft"
 
 
 class Forked:
-    """A process that was forked to run a verb, with the interface of `subprocess.Popen`."""
+    """A process that was forked to run a verb. It has the methods of `subprocess.Popen` that a study uses."""
 
     def __init__(self, words: Sequence[str], log: Path, lock: int | None, threads: int) -> None:
         self._status: int | None = None

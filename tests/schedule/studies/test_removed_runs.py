@@ -1,5 +1,6 @@
-"""A run whose folder was removed is repeated, although the record beside the folder says that it is finished. Also
-tests that no process of a run outlives a study that cannot go on."""
+"""A run whose folder or results were removed is repeated, although the record beside the folder says that the run is
+finished. Also tests that a study refuses semantic IDs that were replaced after its start, and that no process of a run
+outlives a study that cannot go on."""
 
 import json
 import shutil

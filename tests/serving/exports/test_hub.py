@@ -243,6 +243,17 @@ def test_trainers_push_the_same_files(
     assert {name for name in names_in(hub.folder) if not name.startswith("last-")} == ALWAYS | more
 
 
+def test_a_run_without_a_final_evaluation_pushes_its_recipe(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(tmp_path / "on-the-hub")
+    monkeypatch.setattr(transformers_trainer, "hf_api", lambda: hub)
+    trainer = make_trainer(world, tmp_path / "run", push_to_hub=True, final_split="none")
+    trainer.train()
+    conclude(trainer, load(world / "data").with_surface("item_token"), {})
+    assert "recipe.yaml" in hub.pushed[-1][1]
+
+
 def test_a_pushed_checkpoint_can_be_resumed(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:

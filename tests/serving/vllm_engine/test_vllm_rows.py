@@ -1,5 +1,5 @@
-"""Compares our logits processor with a slow search for the legal tokens. The processor keeps one row per request, and
-vLLM adds, moves and removes rows between the steps."""
+"""Compares `CatalogRows`, on which our logits processor for vLLM is built, with a slow search for the legal tokens. It
+keeps one row per request. Between the steps, the tests add, move and remove rows, as vLLM does."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def train_run(kind: str, folder: Path, *, steps: int = 30) -> Path:
     if (run / "recommender.json").is_file():
         return run
 
-    # 1. Make the items. Some of them share a semantic ID.
+    # 1. Make the items. If their surface is the semantic ID, some items share one.
     dataset = prepare("toy", folder / f"data-{kind}", toy_users=40, toy_items=NUM_ITEMS)
     catalog = with_surface(dataset.catalog, kind)
 

@@ -219,7 +219,7 @@ def test_lists_that_the_policy_cannot_write_are_refused(folder: Path, dataset: R
     first, second, third = good[1]["items"]
     refused("row 1: its list contains an item twice", items=[first, second, first])
     refused(
-        "row 1: its list contains an item of the history, or another item with the same title; set eval_exclude_history",
+        "row 1: its list contains an item of the history, or another item with the same title",
         history=[*good[1]["history"], third],
     )
     refused("row 1: its labels are not the paths of its items", items=[second, first, third])

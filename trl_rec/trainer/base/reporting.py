@@ -244,17 +244,16 @@ def save_run(trainer: RecTrainerMixin, recipe: Mapping[str, Any] | None = None, 
         trainer: A trainer whose `train` has returned.
         recipe (*optional*): Keys of `recipe.yaml` besides the trainer's configuration. By default, no recipe is
             written, which is right for a run that no `trl-rec` verb can repeat.
-        push (*optional*): Whether to push the model to the hub, if `push_to_hub` is set.
+        push (*optional*): Whether to push the model and these files to the hub, if `push_to_hub` is set.
     """
-    if push:
-        trainer.save_model()
-    else:
-        trainer.save_model(_internal_call=True)  # saves without pushing
+    trainer.save_model(_internal_call=True)  # saves without pushing
     if trainer.is_world_process_zero():
         keys = None if recipe is None else {**recipe, **trainer.args.given}
         write_run(trainer.args.output_dir, trainer.method, keys, trainer.state.log_history)
         trainer.create_model_card()  # contains the recipe
     trainer.accelerator.wait_for_everyone()
+    if push and trainer.args.push_to_hub:
+        trainer.push_to_hub(commit_message="Model save")
 
 
 def write_run(
