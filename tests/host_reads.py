@@ -2,9 +2,10 @@
 runs on a CPU, and every tensor is treated as if it were on a GPU.
 
 Three kinds of operations are counted as host reads: a scalar read (`item`, `bool`, `int`, `equal`), a copy to the
-host (`tolist`, `numpy`, `cpu`), and an operation whose output has a size that depends on values (`nonzero`, indexing
-by a boolean mask, `masked_select`, `unique`, `bincount`, and `repeat_interleave` without an output size). Reads in the
-model's own forward pass are not counted. Reads in our hooks, which run during the forward pass, are counted.
+host (`tolist`, `numpy`, `cpu`, `to("cpu")`), and an operation whose output has a size that depends on values
+(`nonzero`, indexing by a boolean mask, `masked_select`, `unique`, `bincount`, and `repeat_interleave` without an
+output size). By default, reads in the model's own forward pass are not counted, but reads in our hooks, which run
+during the forward pass, are counted.
 """
 
 from __future__ import annotations

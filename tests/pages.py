@@ -1,7 +1,7 @@
 """Finds the code blocks of Markdown pages, and makes the small dataset that they run on.
 
-Python blocks and the `trl-rec` commands of bash blocks are run, unless the line before a block of `docs/` is
-`<!-- not run: REASON -->`.
+Tests run the Python blocks and the `trl-rec` commands of bash blocks. In `docs/`, the line `<!-- not run: REASON -->`
+before a block prevents this.
 """
 
 import os
@@ -115,7 +115,8 @@ def make_world(folder: Path) -> None:
 
 
 def train(verb: str, argv: list[str], output: Path) -> None:
-    """Runs the script of a training verb for four steps, in the same way as `accelerate launch`."""
+    """Runs the script of a training verb in this process for four steps. As under `accelerate launch`, the script is
+    the module `__main__` and reads `sys.argv`. `output` becomes the current directory."""
     os.chdir(output)
     sys.argv = [verb, *argv, "--max_steps", "4"]
     runpy.run_module(f"trl_rec.scripts.{verb}", run_name="__main__", alter_sys=True)

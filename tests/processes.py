@@ -1,8 +1,8 @@
 """Runs a function of a test in a separate process, or in two processes that train together.
 
-The processes are forked from a server that has already imported the trainers. At its end, each process shuts Python
-down completely and calls the `atexit` functions, as a script does. Unlike the processes of `accelerate launch`, these
-processes share one hash seed.
+The processes are forked from a server that has already imported the trainers. When the function has returned, its
+process shuts Python down completely and calls the `atexit` functions, as a script does. Unlike the processes of
+`accelerate launch`, these processes share one hash seed.
 
 The function to run, the "work", must be defined at the top level of a module, or be a `partial` of such a function.
 Its only argument is the output folder. The processes print to a log file next to this folder, with the suffix `.log`.

@@ -1,5 +1,5 @@
-"""Makes tiny models for tests of recipes. Each tiny model replaces the pretrained model of a recipe. It has the
-same architecture, and its tokenizer treats BOS, EOS and padding like the tokenizer of that model."""
+"""Makes tiny models for tests of recipes. Each tiny model replaces the pretrained model of a recipe. It has the same
+architecture, and its tokenizer treats BOS, EOS and padding like the tokenizer of that model."""
 
 from pathlib import Path
 

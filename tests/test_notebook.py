@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, and ends with a list from the server."""
+"""All cells of the notebook run, except the installation, and the server of the notebook answers with a list."""
 
 import os
 import sys

@@ -40,7 +40,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_programs_run(block: Block, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
     monkeypatch.setenv("XDG_CACHE_HOME", str(world / "cache"))
-    # A checkpoint contains the pickled configuration. Pickle looks up a class of the program in `__main__`.
+    # A checkpoint contains the pickled configuration. Pickle looks in `__main__` for the classes that the
+    # program defines.
     module = ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", module)
     exec(compile(block.text, block.name, "exec"), vars(module))

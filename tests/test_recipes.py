@@ -1,9 +1,9 @@
 """Every recipe can be parsed, and every training recipe takes two real training steps on a small dataset with a tiny
 model.
 
-All recipes in the folder `recipes` are tested, so a new recipe needs no entry here. The recipes run in a folder that
-contains the datasets that they name. If a recipe starts from the output of another recipe, the other recipe runs
-first.
+All recipes in the folder `recipes` are tested. A new recipe needs no entry here, unless it names a dataset that the
+fixture `world` does not make. The recipes run in the folder of this fixture. If a recipe starts from the output of
+another recipe, the other recipe runs first.
 """
 
 import csv
@@ -184,8 +184,8 @@ def take_two_steps(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 
 def provide(settings: dict[str, Any], world: Path, run: Callable[..., Any]) -> list[str]:
-    """Makes the model and the semantic IDs that a recipe starts from, and returns the options that the recipe then
-    needs."""
+    """Makes the model and the semantic IDs (of items and of users) that a recipe starts from, and returns the options
+    that the recipe then needs."""
     if "tokenize" in settings:  # the recipe replaces the IDs that another recipe made
         return ["--overwrite_ids", "true"]
     if settings.get("surface") == "semantic_id" and load(settings["dataset"]).catalog.semantic_ids is None:

@@ -121,8 +121,8 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     for name, program in programs.items():
         (folder / f"{name}.py").write_text(program)
 
-    # In the working directory and with the settings of `make lint`, mypy reuses the cache of `make lint`. This saves a
-    # minute.
+    # mypy runs in the same directory and with the same settings as in `make lint`, so that it can reuse the cache of
+    # `make lint`. This saves a minute.
     run = subprocess.run(
         [sys.executable, "-m", "mypy", "--no-error-summary", *(str(folder / f"{name}.py") for name in programs)],
         cwd=ROOT,

@@ -160,8 +160,9 @@ def _split_words(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
 
     # 1. Read the recipe here, so that a wrong recipe name raises an error before the launch.
     for_script: list[str] = []
+    joined = tuple(f"--{key}=" for key in ("config", *LAUNCH_KEYS))
     for word in argv:
-        for_script += word.split("=", 1) if word.startswith("--config=") else [word]
+        for_script += word.split("=", 1) if word.startswith(joined) else [word]
     options: dict[str, Any] = {}
     if "--config" in for_script[:-1]:
         recipe = read_recipe(find_recipe(for_script[for_script.index("--config") + 1]))

@@ -1,5 +1,5 @@
-"""Tests training rows in which the targets of a user share one history, and each target is a branch. The texts of the
-branches must equal those of rows with one target each."""
+"""Tests training rows in which the targets of a user share a trunk (the head of the prompt and the history), and each
+target has a branch. The texts of the branches must equal those of rows with one target each."""
 
 from typing import Any
 
@@ -30,8 +30,8 @@ Text = tuple[int, list[int], list[int]]  # the user, the tokens before the learn
 
 
 def texts_of(row: dict[str, Any]) -> list[Text]:
-    """Returns the text of each branch of a row, read column by column: the tokens that a prediction attends to, and
-    the tokens that are predicted."""
+    """Returns the text of each branch of a row, read column by column: the user, the tokens before the first predicted
+    token, and the predicted tokens. A row without branches has one text."""
     tokens = row["input_ids"]
     trunk = len(tokens) - sum(row["branch_lengths"])
     labels = [*row["labels"][1:], -100]
@@ -41,14 +41,14 @@ def texts_of(row: dict[str, Any]) -> list[Text]:
         columns = [*range(prefix), *range(start, start + length)]
         learned = [(place, labels[column]) for place, column in enumerate(columns) if labels[column] != -100]
         # The trunk is the part of the row before the branches. A branch continues a prefix of the trunk: the head of
-        # the prompt and the items before the target of this branch. Of the columns of the prefix, only the last one
-        # predicts a token of this branch. The other columns predict tokens of other branches.
+        # the prompt and the items before the target of this branch. If prompts have no tail, the last column of the
+        # prefix predicts the first token of this branch. Its other columns predict tokens of other branches, or none.
         learned = [(place, label) for place, label in learned if place >= prefix - 1]
         places, path = zip(*learned, strict=True)
         assert list(places) == list(range(places[0], places[0] + len(places)))
         before = [tokens[column] for column in columns[: places[0] + 1]]
         read = [tokens[column] for column in columns[places[0] + 1 :]]
-        assert read[: len(path) - 1] == list(path)[:-1]  # each predicted token is the next token that is read
+        assert read[: len(path) - 1] == list(path)[:-1]  # each predicted token but the last is read next
         found.append((row["user"], before, list(path)))
         start += length
     return found or [ordinary(row)]
@@ -117,8 +117,8 @@ def test_histories_that_exceed_a_limit_are_shortened(
 
 
 def count_items(prompt_format: PromptFormat, history: list[int]) -> int:
-    """Returns the number of items in a history. In the formats of these tests, no two sequences of items have the same
-    tokens."""
+    """Returns the number of items in a history. In the formats of these tests, the tokens of an item never begin with
+    the tokens of another item, so only one item can come next."""
     pieces = {tuple(prompt_format.pieces[item].tolist()) for item in range(NUM_ITEMS)}
     separator = len(prompt_format.separator)
     count = 0

@@ -1,6 +1,6 @@
 """Tests the two benchmarks of beam search. `beam_trap` uses a synthetic log with a trap: many unlikely items share a
-likely code in their semantic IDs, so a beam search loses the likely items. `beam_gap` measures the NDCG that is lost
-because the beam searches of saved policies prune items."""
+likely code in their semantic IDs, so a beam search can lose the likely items. `beam_gap` measures the NDCG that is
+lost because the beam searches of saved policies prune items."""
 
 import json
 from pathlib import Path

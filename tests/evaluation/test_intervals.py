@@ -88,7 +88,7 @@ def test_one_seed_has_no_error_of_seeds():
 
 
 def test_if_users_do_not_differ_the_errors_of_seeds_have_a_t_distribution():
-    values = np.repeat([[0.1], [0.2], [0.6]], 8, axis=1)  # all users have the same value
+    values = np.repeat([[0.1], [0.2], [0.6]], 8, axis=1)  # for each seed, all users have the same value
     drawn = seed_errors(values, 200_000, np.random.default_rng(11))
     standard_error = np.std([0.1, 0.2, 0.6], ddof=1) / np.sqrt(3)
     np.testing.assert_allclose(np.quantile(drawn, [0.9, 0.975]), standard_error * np.array([1.886, 4.303]), rtol=0.03)

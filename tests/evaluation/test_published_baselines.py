@@ -33,7 +33,7 @@ def test_baselines_reproduce_the_known_figures(folder, format_name, popularity, 
             "folder of MovieLens-100k"
         )
     dataset = prepare(folder, tmp_path / "dataset", format=format_name)
-    # With item tokens, items with the same title count separately.
+    # With item tokens, only the items of a history are excluded, and not other items with the same titles.
     results = evaluate_baselines(dataset.with_surface("item_token"), ks=(10,))
     for name, expected in {"popularity": popularity, "transition": transition}.items():
         for metric, value in expected.items():

@@ -37,8 +37,8 @@ def test_accuracy_and_graded_ndcg_equal_ranx():
     )
     ideal = np.array([sorted(row.values()) + [0] * (12 - len(row)) for row in grades])
     ours |= {f"graded@{k}": metrics.graded_ndcg(gains, ideal, k) for k in KS}
-    # The `ndcg` of ranx uses the grades as gains, but our plain NDCG only counts hits. All metrics except graded NDCG
-    # are therefore computed from binary qrels.
+    # The `ndcg` of ranx uses the grades as gains, but our plain NDCG only counts hits. For all metrics except graded
+    # NDCG, ranx therefore gets qrels in which every grade is 1.
     binary = ranx.Qrels({user: dict.fromkeys(row, 1) for user, row in qrels.to_dict().items()})
     for name, theirs in {
         "recall": "recall",

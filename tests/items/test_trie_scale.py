@@ -1,4 +1,5 @@
-"""Checks the time and the memory that it takes to build a trie of ten million items."""
+"""Checks the time and the memory that it takes to build a trie of ten million items. Also checks that looking up
+children takes less than 1.5 times as long in this trie as in a small one."""
 
 import json
 import subprocess

@@ -23,8 +23,9 @@ SETTINGS = {"gamma": 1.3, "sigma": 0.7}
 
 
 class Batch(NamedTuple):
-    """Lists of candidates. `logps` is a table with the log-probability of each candidate at each answer position.
-    `permuted` is the table for a prompt with the candidates in another order."""
+    """Lists of candidates. `logps` contains one table per list: the log-probability of each candidate at each answer
+    position. `permuted` contains the tables for prompts that show the candidates in another order. Column i belongs
+    to the same candidate in both."""
 
     logps: Tensor
     ratings: Tensor
@@ -134,9 +135,9 @@ def test_soft_lambda_worked_by_hand() -> None:
     with probability 1/4 at position 2.
 
     The expected positions are s = (1 * 3/4 + 2 * 1/4, 1 * 1/4 + 2 * 3/4) = (5/4, 7/4). The second candidate is
-    preferred, but its expected position is 1/2 behind that of the first one. The gains are 1 and 3,
-    maxDCG = 3 + 1/log2(3) and delta = 1 - 1/log2(3). So the weight is w = delta * 2 / maxDCG, and the loss is
-    w log2(1 + exp(1/2)).
+    preferred, but its expected position is 1/2 behind that of the first one. Before the division by maxDCG, the gains
+    are 1 and 3. With maxDCG = 3 + 1/log2(3) and delta = 1 - 1/log2(3), the weight of the pair is
+    w = delta * (3 - 1) / maxDCG, and the loss is w log2(1 + exp(1/2)).
 
     With c = w sigmoid(1/2) / log 2, the loss has the slope c in the expected position of the second candidate, and -c
     in that of the first. An expected position s has the slope p * (k - s) in the log-probability at answer position k,
@@ -175,8 +176,8 @@ def test_the_weight_of_a_pair_depends_on_the_gap_of_its_ranks() -> None:
 
 @pytest.mark.parametrize("sigma", [1.0, 0.3])
 def test_soft_lambda_equals_lambda_loss_if_the_model_is_almost_certain(sigma: float) -> None:
-    """LambdaLoss sums over pairs and uses the gaps in the model's order. Here, the score of a candidate is minus its
-    position."""
+    """LambdaLoss sums over pairs instead of averaging, and measures the distances of pairs in the model's order, as
+    `delta="model"` does. Here, the score of a candidate is minus its position."""
     ratings = table_of([3.0, 5.0, 0.0, 3.0, 1.0, 4.0, 4.0])
     num_pairs = sum(a > b for a in ratings[0] for b in ratings[0])
     for order in ([1, 5, 6, 0, 3, 4, 2], [2, 4, 3, 0, 6, 5, 1], [3, 1, 4, 2, 6, 0, 5]):
@@ -282,7 +283,8 @@ def test_equal_positions_are_ranked_by_column() -> None:
 
 
 def test_huge_ratings_do_not_overflow() -> None:
-    """With huge ratings, such as play counts, only the best candidate has a gain above 0."""
+    """Ratings such as play counts may be huge. Here, they are so far apart that the gains of all candidates except the
+    best one are rounded to 0."""
     logps = torch.randn(1, 3, 3).log_softmax(-1).requires_grad_()
     output = soft_lambda_loss(logps, torch.tensor([[1e4, 200.0, 1.0]]), torch.tensor([[0, 1, 2]]), None)
     wanted = soft_lambda_loss(logps, torch.tensor([[60.0, 2.0, 1.0]]), torch.tensor([[0, 1, 2]]), None)
@@ -519,8 +521,8 @@ def test_half_precision_is_computed_in_float32(
 @pytest.mark.parametrize("masked", [False, True])
 def test_both_losses_are_finite_at_huge_logits_in_bf16(masked: bool) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, 1e4], [-1e4, 1e4, 0.0, -1e4], [0.0] * 4, [1e4] * 4], dtype=torch.bfloat16)
-    # In the first list, the second table is uncertain where the first table is certain. In the second list, some
-    # candidates are impossible in both tables.
+    # In the first list, each table is uniform at the positions where the other table is not. In the second list, some
+    # candidates are impossible at the same position in both tables.
     permuted = torch.stack([logits.flip(0), logits[:, [2, 1, 0, 3]]])
     mask = torch.tensor([[True, True, False, True]]).expand(2, -1) if masked else None
     ratings, gold_rank = torch.tensor([[1, 5, 0, 3]]).expand(2, -1), torch.tensor([[2, 0, 3, 1]]).expand(2, -1)

@@ -1,4 +1,4 @@
-"""Compares BEAR with a loop and with the form that its authors published, and tests it at the limits of its
+"""Compares BEAR with a loop, and its gradient with that of the authors' code. Tests BEAR at the limits of its
 arguments."""
 
 import math
@@ -173,7 +173,7 @@ def test_smoothing_equals_that_of_torch_over_the_legal_tokens(smoothing: float) 
     batch = random_batch()
     output, found = gradient(batch, **settings)
     for row, legal in enumerate(batch.legal):
-        target = legal[: batch.target[row]].sum()  # the position of the target among the legal tokens
+        target = legal[: batch.target[row]].sum()  # the index of the target among the legal tokens
         wanted = F.cross_entropy(batch.logits[row, legal], target, label_smoothing=smoothing)
         assert_close(output.loss[row], wanted, rtol=1e-12, atol=1e-12)
     assert found[~batch.legal].eq(0).all()
@@ -210,7 +210,8 @@ def test_the_gradient_of_a_forced_token_is_exactly_0(dtype: torch.dtype, variant
 def test_the_limits_of_a_large_and_of_a_small_sharpness() -> None:
     """BEAR multiplies the gradient of cross-entropy by 1 + 0.4 s, where 0.4 is weight / sharpness. Here, s is
     sigmoid(margin / sharpness) for `paper` and sigmoid(-margin / sharpness) for `survival`. s tends to 1/2 for a
-    large sharpness, and to 0 or 1 for a small sharpness."""
+    large sharpness. For a small sharpness, it tends to 0 or 1, unless the margin is 0. If the margin is 0, s is always
+    1/2."""
     batch = random_batch(masked=False)
     _, plain = gradient(batch, num_beams=3, weight=0.0, sharpness=1.0)
     pruned = bear_loss(*batch, num_beams=3, weight=0.0, sharpness=1.0).metrics["pruned"]

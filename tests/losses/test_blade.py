@@ -1,5 +1,6 @@
-"""Compares BLADE's estimates, rewards, advantages and loss with exact loops, with figures from a separate simulation,
-and with an enumeration of all lists of a small policy."""
+"""Compares BLADE's estimates, rewards, advantages and loss with loops and with figures from a separate simulation. For
+a policy over five lists, also compares the expected gradient of the loss with the gradient of the objective, by
+enumerating all groups of three rollouts."""
 
 import math
 from fractions import Fraction
@@ -166,8 +167,9 @@ def test_the_reward_is_finite_and_increasing_for_n_in_the_hundreds(
 
 @pytest.mark.parametrize("best_of", [2, 8, 500])
 def test_a_narrow_tie_is_close_to_no_tie(best_of: int) -> None:
-    """With a dynamic coefficient of 1e-6, `at_most` and `below` differ only in the last digits of float32. As they
-    become equal, the reward tends to log N + (N - 1) log F, where F is `at_most`."""
+    """If the dynamic coefficient is tiny, such as 1e-6, and no reference has the same reward as the rollout, `at_most`
+    and `below` differ only in the last digits of float32. As they become equal, the Best-of-N reward tends to
+    log N + (N - 1) log F, where F is `at_most`."""
     for gap in (0, 2**-24, 2**-22, 2**-20):
         found = best_of_n_reward(torch.tensor(0.9), torch.tensor(0.9 - gap), best_of=best_of)
         assert found.item() == pytest.approx(
@@ -239,8 +241,9 @@ def test_with_saturated_references_blade_has_a_signal_and_best_of_n_has_none() -
     assert blade.argsort().equal(rewards.argsort())
 
 
-# The expected figures are from a separate simulation of 500,000 groups. If a policy is as good as the best of k lists,
-# the quantiles of its lists are k-th roots of uniform random numbers.
+# The expected figures are from a separate simulation of 500,000 groups. If a policy is as good as the best of k lists
+# of the reference policy, the quantiles of its lists among those of the reference policy are k-th roots of uniform
+# random numbers.
 
 
 @pytest.mark.parametrize(
@@ -257,8 +260,11 @@ def test_with_saturated_references_blade_has_a_signal_and_best_of_n_has_none() -
     ],
 )
 def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float, figures: str) -> None:
-    """A group has 8 rollouts and 16 references. The figures are the standard deviation of log F, the share of tied
-    pairs, and the share of groups in which all rewards are equal. `strength` is k.
+    """A group has 8 rollouts and 16 references, and `strength` is k. The figures are:
+
+    - the standard deviation of log `at_most` within a group, averaged over the groups,
+    - the share of pairs of rollouts with equal Best-of-8 rewards,
+    - the share of groups in which all Best-of-8 rewards are equal.
 
     A measured value may differ from its figure by up to four standard errors plus the rounding of the figure. The
     figure 0 is exact, so its rounding is 0.
@@ -478,8 +484,9 @@ def test_the_gradient_equals_that_of_reward_minus_kl(beta: float, kind: str) -> 
 @pytest.mark.parametrize("tau", [0.1, 0.3, 0.5])
 def test_a_moving_target_overestimates_the_gradient_of_the_reward(tau: float) -> None:
     """With tau above 0, the reward R of a list also depends on the other rollouts of its group. The test compares the
-    gradient with the gradient for constant rewards: the mean R of each list over all groups that begin with this list.
-    Both gradients have almost the same direction, but the first is up to 1.5 times as long."""
+    expected gradient of the loss with the gradient for constant rewards. The constant reward of a list is its expected
+    R, given that the list is the first rollout of the group. Both gradients have almost the same direction, but that
+    of the loss is up to 1.5 times as long."""
     references = doubles([[0.2, 0.4, 0.4, 0.7, 0.1] * 3]).expand(len(GROUPS), -1)
     learned = target(ITEM_REWARDS[GROUPS], references, tau=tau)
     others = PREFERENCES.log_softmax(-1)[GROUPS[:, 1:]].sum(-1).exp()

@@ -21,9 +21,8 @@ from trl_rec.trainer.bear.collator import NextItemCollator
 SHARED = [(family, kind) for family in ("llama", "qwen3", "phi3", "gpt2") for kind in ("sdpa", "eager")]
 MODELS = {key: tiny(*key) for key in SHARED}
 Rows = list[dict[str, list[int]]]
-# A row is described by the number of tokens in its trunk and by its branches. A branch is described by two numbers:
-# one selects the prefix of the trunk that the branch follows (modulo the trunk's length), the other is the branch's
-# length.
+# A row is described by the number of tokens in its trunk and by its branches. A branch is described by two numbers
+# `(n, length)`: it continues the first `1 + n % trunk` tokens of the trunk, and has `length` tokens of its own.
 shapes = st.lists(
     st.tuples(
         st.integers(1, 7),
@@ -36,7 +35,12 @@ EXAMPLE: Any = [(6, [(1, 3), (3, 0), (5, 2)]), (3, []), (4, [(3, 4)])]
 
 
 def make_rows(shape: list[tuple[int, list[tuple[int, int]]]], seed: int = 0) -> Rows:
-    """Returns rows of random tokens, in which every column but the first has a label."""
+    """Returns rows of random tokens, in which every column but the first has a label.
+
+    Of several branches with the same prefix, only the last is kept. The label that a column predicts is stored in the
+    next column, so each row has one token more than its description says. This token belongs to the last branch of the
+    row or, without branches, to the trunk.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for trunk, branches in shape:
@@ -131,8 +135,8 @@ def test_the_reason_for_separate_rows_is_logged(warnings: list[str]) -> None:  #
 
 
 def test_labels_of_separate_rows_keep_their_values() -> None:
-    """When a row is split, per-token entries move with their labels, and per-row entries are copied to each new
-    row."""
+    """When a row is split, entries with one value per label move with the labels, and entries with one value per row
+    are copied to each new row."""
     batch = batch_of(make_rows(EXAMPLE))
     batch["trie_nodes"] = torch.where(batch["labels"] == -100, -1, batch["labels"] + 1000)
     batch["target_weights"] = torch.where(batch["labels"] == -100, 0.0, batch["labels"] / 8)

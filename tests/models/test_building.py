@@ -1,4 +1,4 @@
-"""Tests how models are built from recipes: adapters, trusted code and seeds."""
+"""Tests how models are built from recipes: adapters, trusted code, seeds and sizes."""
 
 from pathlib import Path
 

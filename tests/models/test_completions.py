@@ -49,8 +49,8 @@ EXAMPLE = [(5, [3, 1, 4]), (2, [0, 2]), (7, [0, 0])]
 
 
 def tiny(family: str, kind: str = "sdpa") -> PreTrainedModel:
-    """Returns a small model with halved weights. With the usual weights, rounding alone can change a gradient by
-    2e-5."""
+    """Returns a small model with halved weight matrices. With the usual weights, rounding alone can change a gradient
+    by 2e-5."""
     model = make_model(family, attention=kind)
     with torch.no_grad():
         for parameter in model.parameters():

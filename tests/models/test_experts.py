@@ -48,8 +48,8 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one_by_one(model: PreTrainedModel) -> Tensor:
-    """Returns the load-balancing loss over the tokens of all texts. The model reads each text alone and without
-    padding. The tokens of a prompt are counted once."""
+    """Returns the load-balancing loss over the tokens of all prompts and completions. The model reads each completion
+    after its prompt, in a forward pass of its own and without padding. The tokens of a prompt are counted once."""
     layers: list[list[Tensor]] = [[] for _ in model.model.layers]
     for prompt, of_prompt in zip(PROMPTS, COMPLETIONS, strict=True):
         for number, completion in enumerate(of_prompt):

@@ -95,7 +95,8 @@ def test_tokenizers_and_adapters_include_tokens_of_users(catalog: ItemCatalog, t
 def test_a_new_adapter_of_a_policy_contains_new_tokens_of_users(
     codes: list[str], catalog: ItemCatalog, tmp_path: Path
 ) -> None:
-    """The items stay the same. If a new user has a new code, its embedding would be lost without the adapter."""
+    """The items stay the same. In the case `new`, a second user has a new code. The adapter must contain the embedding
+    of this code, because saving an adapter does not save the base model."""
     before = catalog.with_surface("item_token", user_ids=Ragged.from_lists([["<ua_0>"]], object))
     after = catalog.with_surface("item_token", user_ids=Ragged.from_lists([[code] for code in codes], object))
     tokenizer = make_tokenizer(before)

@@ -162,7 +162,8 @@ def test_logits_of_some_tokens_are_columns_of_all_logits(name: str, dtype: torch
 
 def losses(model: Any) -> dict[str, Tensor]:
     """Returns the losses of BEAR, BLADE and Softmax-DPO. That of BEAR is computed from logits at one position per row.
-    The others are computed from the logits of completions, all completions of a prompt in one row of the batch."""
+    The others are computed from the logits of completions, with all completions of a prompt in one row. Softmax-DPO is
+    computed twice: over the whole vocabulary, and over the legal tokens ("catalogue")."""
     trie = catalogue()
     items = torch.arange(48).view(12, 2, 2) * 4
     lists = list_tokens(trie, items)
@@ -187,8 +188,8 @@ def losses(model: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_and_gradients_equal_those_of_an_output_layer_in_float64(name: str) -> None:
-    """Only the trainers' own output layer rounds the gradient of the logits to the dtype of the model, so gradients
-    agree only up to this rounding."""
+    """`precise_linear`, which the trainers use, rounds the gradient of the logits to the dtype of the model. The
+    output layer in float64 does not, so the gradients agree only up to this rounding."""
     model = low_precision(name)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for method, loss in losses(model).items():

@@ -37,8 +37,8 @@ def vectors() -> Tensor:
 
 
 def started(vectors: Tensor, catalog: ItemCatalog, width: int = 32, seed: int = 0) -> tuple[PreTrainedModel, Tensor]:
-    """Makes a model from scratch, and starts the catalogue's tokens from the vectors. Returns the model and the
-    embeddings of these tokens."""
+    """Makes a model from scratch, and initialises the embeddings of the catalogue's tokens with the vectors. Returns
+    the model and these embeddings."""
     tokenizer = make_tokenizer(catalog)
     model = make_model(tokenizer, hidden_size=width)
     start_from_vectors(model, tokenizer, catalog, vectors, seed=seed)

@@ -1,5 +1,8 @@
-"""If the catalogue changes, every item keeps its embedding: in full models, in adapters on tied, untied and nf4 base
-models, and for the tokens of semantic IDs."""
+"""If the catalogue changes, known items keep their embeddings, and new tokens start from means of known embeddings.
+
+This is tested for full models and for adapters on tied, untied and nf4 base models. New tokens may belong to new items
+or to semantic IDs.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +144,7 @@ def adapters(base: Path, kind: str) -> LoraConfig:
         return lora_config(model, make_catalog(OLD).paths(tokenizer).values.tolist(), r=2)
     if kind == "whole tables":
         return LoraConfig(r=2, target_modules="all-linear", modules_to_save=["embed_tokens", "lm_head"])
-    return LoraConfig(r=2, target_modules="all-linear")  # for a base model that already has the item tokens
+    return LoraConfig(r=2, target_modules="all-linear")  # trains no embeddings; `base` already has the item tokens
 
 
 @pytest.mark.parametrize("kind", ["tokens", "whole tables", "linear"])

@@ -1,4 +1,4 @@
-"""Computes the baselines from the whole sequences of users, in loops and with fractions, so that ties are exact."""
+"""Computes the baselines from the whole sequences of users, in loops. Scores are fractions, so that ties are exact."""
 
 from fractions import Fraction
 

@@ -1,5 +1,5 @@
-"""Computes the parts of BLADE in plain loops: estimated probabilities in exact fractions, and rewards, losses and the
-fixed point of training in floats."""
+"""Computes the parts of BLADE for one prompt or one list at a time: probabilities in exact fractions, and rewards,
+advantages and losses in floats. `fixed_point` integrates numerically, in arrays."""
 
 import math
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def best_of_n_reward(at_most: Fraction, below: Fraction, best_of: int) -> float:
 
 def static_reward(reward: float, references: Sequence[float], best_of: int, prior: Fraction) -> float:
     """Returns the Best-of-N reward of a list with the given reward, computed from the rewards of the reference lists
-    alone. References with an equal reward count in F (`at_most`), but not in F_ (`below`)."""
+    alone. Reference lists with an equal reward count in F (`at_most`), but not in F_ (`below`)."""
     size = len(references) + 2 * prior
     at_most = (sum(reference <= reward for reference in references) + prior) / size
     below = (sum(reference < reward for reference in references) + prior) / size
@@ -84,7 +84,7 @@ def fixed_point(best_of: int, coefficient: float, num_points: int = 20_001) -> t
     The fixed point is the policy that further training with BLADE does not change. Let U be the quantile of a reward
     of this policy among the rewards of the starting policy. U has the density
     g(u) = c ((1 - tau) u + tau G(u))^(N-1), where G' = g and tau is `coefficient`. The effective N is
-    E[U] / (1 - E[U]).
+    E[U] / (1 - E[U]). For Best-of-N sampling from the starting policy, E[U] is N / (N + 1), so the effective N is N.
 
     Let h = (1 - tau) u + tau G, so dh/du = (1 - tau) + tau c h^(N-1). All integrals are over h from 0 to 1. Bisection
     finds the c for which the density g integrates to 1.

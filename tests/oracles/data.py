@@ -1,4 +1,5 @@
-"""Filters and splits a log one interaction at a time, in plain lists."""
+"""Filters and splits a log in loops over plain lists. An interaction is a tuple that begins with user, item and
+time."""
 
 SPLITS = ("train", "validation", "test")
 

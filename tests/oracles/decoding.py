@@ -26,8 +26,8 @@ def generate_rankings(
     has_eos: bool = True,
     weights: ItemWeights | None = None,
 ) -> list[Ranking]:
-    """Returns the items and scores of the beams of `generate` whose scores are finite. The items of a leaf are in the
-    order of the catalogue."""
+    """Returns a ranking per prompt: the items of each beam that `generate` returns with a finite score, together with
+    this score. The items of a leaf are in the order of the catalogue. Excluded items are left out."""
     width = prompts["input_ids"].shape[1]
     processor = TrieLogitsProcessor(
         trie, width, eos_token_id=1, renormalize=renormalize, exclude=exclude, weights=weights

@@ -1,5 +1,5 @@
-"""Slow reference implementations for lists: enumeration, scoring, greedy decoding and beam search, all without a KV
-cache."""
+"""Slow reference implementations for lists: enumeration, scoring, greedy decoding and beam search (all without a KV
+cache), and the lists that training rows contain."""
 
 from __future__ import annotations
 
@@ -75,8 +75,12 @@ def greedy(
 def list_windows(
     history: list[int], targets: list[int], length: int, every_position: bool
 ) -> list[tuple[list[int], list[int]]]:
-    """Returns `(history, items)` for each list of one row of a split. The history contains all items that come before
-    the list."""
+    """Returns `(history, items)` for each list of one row of a split.
+
+    A list contains `length` successive new targets, or fewer at the end of the row. A target is new if the item does
+    not occur earlier in the row. With `every_position`, a list begins at every new target. Otherwise, a list begins
+    where the previous list ends. The history contains all items of the row before the first item of the list.
+    """
     seen, new = [*history], []
     for place, item in enumerate(targets):
         if item not in seen:

@@ -92,8 +92,8 @@ def dgu(recommended, consumed):
 
 
 def preferences(lists, scores, rows, k):
-    """Returns `(liked@k, disliked@k, preference_accuracy)` per user, with None for undefined values. A row is a list
-    of `(item, rating)`."""
+    """Returns `(liked@k, disliked@k, preference_accuracy)` per user, with None for undefined values. A row contains
+    `(item, rating)` for each held-out item of a user. `scores` contains one score for each of these items."""
     result = []
     for ranking, values, row in zip(lists, scores, rows, strict=True):
         liked = {item for item, rating in row if rating >= 4}

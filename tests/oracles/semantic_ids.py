@@ -30,8 +30,9 @@ def nearest(vectors, centroids):
 
 def repair(codes, residuals, codebook):
     """Returns the last code of each item after collisions are repaired. A cell contains the items that share all codes
-    but the last. Of the items with equal codes, one keeps its last code, and the others get free codes of their cell,
-    if there are any. The nearest pairs of an item and a free code are matched first."""
+    but the last. Of the items with equal codes, the one nearest to the centroid of the last code keeps this code. The
+    others get last codes that no item of the cell has, if there are any. The nearest pairs of an item and such a code
+    are matched first."""
     groups, cells = {}, {}
     for item, row in enumerate(codes):
         groups.setdefault(tuple(row), []).append(item)

@@ -60,8 +60,8 @@ def assert_refused(
     before = contents(folder)
     capsys.readouterr()
 
-    # Run the script in this process, without `accelerate launch`. It prints and returns the same as when it is
-    # launched.
+    # Run the script in this process, without `accelerate launch`. The message and the exit status are the same as in a
+    # launched process.
     main = import_module(f"trl_rec.scripts.{SCRIPTS.get(verb, verb)}").main
     with chdir(folder), pytest.raises(SystemExit) as ended:
         run(verb, main, [*words, *attack.words])

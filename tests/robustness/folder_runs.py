@@ -1,4 +1,5 @@
-"""Runs verbs that replace the contents of a dataset folder, in processes started by `tests.processes`."""
+"""Runs verbs that replace the contents of a dataset folder. Tests call these functions directly, or in processes
+started by `tests.processes`."""
 
 from __future__ import annotations
 

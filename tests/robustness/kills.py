@@ -1,6 +1,6 @@
 """Kills a process with SIGKILL just before a chosen system call that changes files.
 
-Unlike a kill after a fixed delay, this can interrupt any chosen file operation, however fast the machine is.
+Unlike a kill after a fixed delay, this kill always comes at the chosen call, however fast the machine is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Attacks on checkpoints: damaged files, checkpoints of other runs, and runs that would replace an earlier run."""
+"""Attacks on checkpoints and run folders: damaged files, checkpoints of other runs, runs that would replace an earlier
+run, two runs in one folder, interrupts, and a full disk."""
 
 from __future__ import annotations
 
@@ -39,8 +40,8 @@ SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "overwrite"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes two runs in `run` and `strange`, each with the checkpoints 2 and 4. The run in `strange` starts from the
-    model in `other`, whose weights differ."""
+    """Makes the runs `run` and `strange`, each with the checkpoints 2 and 4. They have different seeds. `run` starts
+    from the model in `model`, and `strange` from the model in `other`, which has other weights."""
     folder = tmp_path_factory.mktemp("world")
     make_folder(folder)
     make_trainer(folder, folder / "run", **SAVING).train()
@@ -274,7 +275,8 @@ def test_an_adapter_may_start_at_other_random_weights_but_not_from_another_base(
 
 
 def test_rows_are_compared_by_content(world: Path, monkeypatch) -> None:
-    """Neither the cache file of the rows nor their division into chunks matters."""
+    """It does not matter how the rows are stored: `again` is in memory, and `turned` stores the rows in reverse order
+    and restores their order by a mapping of indices."""
     rows = make_trainer(world, world / "run", **SAVING).train_dataset
     again = Dataset.from_dict(rows.to_dict(), features=rows.features)
     turned = rows.select(range(len(rows) - 1, -1, -1)).flatten_indices().select(range(len(rows) - 1, -1, -1))

@@ -24,7 +24,7 @@ HEADER = "user_id,rank,item_id"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset with lists of two items for each user, and the folder of an evaluation."""
+    """A dataset, a file with one list of two items per user, and the folder of an evaluation."""
     folder = tmp_path_factory.mktemp("world")
     dataset = prepare("toy", folder / "data", toy_users=12, toy_items=60)
     lines = [HEADER]

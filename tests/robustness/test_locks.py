@@ -50,7 +50,7 @@ def python(code: str, *words: object, **options: object) -> subprocess.Popen[str
 
 @contextmanager
 def held(folder: Path, meanwhile: str = "pass") -> Iterator[subprocess.Popen[str]]:
-    """Starts another process that locks a folder."""
+    """Starts another process that locks a folder, and kills the process at the end of the block."""
     with python(HOLD.format(meanwhile=meanwhile), folder) as process:
         assert process.stdout is not None and process.stdout.readline() == "locked\n"
         yield process

@@ -1,5 +1,5 @@
-"""Every number in a configuration has a range. The smallest and the largest number of the range are accepted, and
-numbers just outside the range are refused."""
+"""Every number in a configuration has a range. Numbers just inside the range are accepted, and numbers just outside
+it are refused."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_whole_numbers_have_ranges_of_whole_numbers(kind: type[Any]) -> None:
 
 
 def bounds(range: Range) -> tuple[list[float], list[float]]:
-    """Returns the smallest and the largest number of a range (if there are any), and numbers outside the range."""
+    """Returns numbers inside a range, at or next to its bounds, and numbers outside the range."""
     step = 1 if range.whole else math.ulp(1.0)
     inside: list[float] = [] if range.also is None else [range.also]
     outside: list[float] = [math.nan, math.inf, -math.inf]

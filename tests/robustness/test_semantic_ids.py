@@ -20,7 +20,7 @@ from trl_rec.semantic_ids import DualIdsConfig, ItemIdEncoder, make_dual_ids
 
 @pytest.fixture(scope="module")
 def start_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes a dataset that already has semantic IDs. They were made with other settings than the tests use."""
+    """Makes a dataset that already has semantic IDs. Their settings differ from those that the tests use."""
     folder = tmp_path_factory.mktemp("start") / "data"
     folder_runs.make_start(folder)
     return folder

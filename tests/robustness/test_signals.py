@@ -1,5 +1,5 @@
-"""A verb that receives a signal prints one line, and exits with the status 128 + the signal number. Afterwards, the verb
-can be run again or resumed."""
+"""A verb that receives a signal prints one line, and exits with the status 128 + the signal number. Afterwards, the
+verb can be run again or resumed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def heard() -> Iterator[None]:
 
 def stop(number: int) -> None:
     os.kill(os.getpid(), number)
-    time.sleep(5)  # in case that the handler has not raised yet
+    time.sleep(5)  # in case the handler has not raised yet
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

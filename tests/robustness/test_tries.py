@@ -88,8 +88,8 @@ def check(sequences: Any, items: Any) -> None:
 
 
 def as_paths(sequences: Any) -> list[list[int]] | None:
-    """Returns the paths without padding. Returns None if there are no paths, or if one of them does not consist of at
-    least one token and of nothing but padding after the tokens."""
+    """Returns the paths without padding, or None if the input is invalid. There must be at least one path, and each
+    path must consist of at least one token, followed only by padding."""
     if not isinstance(sequences, list | np.ndarray) or isinstance(sequences, np.ndarray) and sequences.ndim != 2:
         return None
     paths = [as_numbers(row) for row in sequences]

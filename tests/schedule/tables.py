@@ -17,8 +17,8 @@ training_rows = st.lists(
 
 
 def make_split(rows, scores=None, split="train"):
-    """Returns a split of `(user, history, targets)` rows. `scores` has one list per row: the ratings of the history, then
-    those of the targets."""
+    """Returns a split of `(user, history, targets)` rows. `scores` has one list per row: the ratings of the history,
+    then those of the targets."""
     lists, numbers = pa.list_(pa.int32()), pa.list_(pa.float32())
     ratings = [[]] * len(rows), [[]] * len(rows)
     if scores is not None:

@@ -17,7 +17,7 @@ SCORES = [[1.0, 5.0, 3.0, 2.0], [2.0, 5.0, 4.0]]
 
 
 def scores_of(rows):
-    """Draws one rating per item of each row. Some are NaN."""
+    """Returns a strategy that draws one rating per item of each row. Some ratings are NaN."""
     ratings = st.sampled_from([1.0, 2.0, 2.5, 3.0, 4.0, 5.0, float("nan")])
     lengths = [len(history) + len(targets) for _, history, targets in rows]
     return st.tuples(*(st.lists(ratings, min_size=length, max_size=length) for length in lengths)).map(list)
@@ -47,8 +47,8 @@ def test_feedback_equals_a_loop(data, rows, difficulty, count, max_prompts) -> N
 @settings(max_examples=20)
 @given(st.data(), training_rows, st.sampled_from(["title", "semantic_id"]), st.integers(1, 3))
 def test_items_with_the_same_text_count_as_one(data, rows, surface, count) -> None:
-    """The result equals that of a loop over rows in which each item is replaced by the first item with the same
-    text."""
+    """A slow loop gets rows in which each item is replaced by the first item with the same text. The rejected items
+    have only texts that this loop allows."""
     surfaces = make_catalog(surface).surfaces
     rows = [*rows, (0, [0], [1])]
     scores = [*data.draw(scores_of(rows[:-1])), [1.0, 5.0]]

@@ -1,5 +1,5 @@
-"""A schedule of preference stages records its settings in `plan.json`. When the schedule is run again in the same
-folder, only settings of speed, logging and the final evaluation may differ."""
+"""A schedule of preference stages records its settings in `plan.json`. Once a stage has started, a later call
+for the same folder may change only settings of speed, logging and the final evaluation."""
 
 from __future__ import annotations
 

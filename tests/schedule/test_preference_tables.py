@@ -45,7 +45,8 @@ def test_a_sample_is_a_subsequence_of_all_prefixes_and_depends_on_the_seed(rows,
     sample = rows_of(training_prefixes(train, max_prompts=most, seed=seed), "user", "history", "target")
     assert len(sample) == min(most, len(whole))
     left = iter(whole)
-    assert all(row in left for row in sample)  # each prefix occurs once, in order
+    # `in` advances the iterator, so the sample must be in the order of the split, and must not use a prefix twice.
+    assert all(row in left for row in sample)
     again = training_prefixes(train, max_prompts=most, seed=seed)
     assert sample == rows_of(again, "user", "history", "target")
 
@@ -82,7 +83,7 @@ def test_held_out_rows_are_an_error(split) -> None:
 
 @st.composite
 def beams_of(draw, rows):
-    """Draws rankings without repeated items. Some have missing ranks."""
+    """Draws one ranking per prefix, without repeated items. Short rankings are padded with -1."""
     count = len(oracle.prefixes(rows))
     width = draw(st.integers(1, NUM_ITEMS))
     ranked = st.lists(items, max_size=width, unique=True).map(lambda row: row + [-1] * (width - len(row)))
@@ -127,7 +128,8 @@ def test_a_users_later_training_items_are_not_negatives_but_held_out_items_may_b
 
 
 def test_items_with_the_text_of_the_target_or_of_a_better_beam_are_not_negatives() -> None:
-    """Items 0 (the target), 3 and 6 have the same title. Items 1 (the second beam), 4 and 7 share another title."""
+    """Items 0 (the target), 3 and 6 have the same title. Items 1 (the second beam), 4 and 7 share another title.
+    Item 8 has the title of item 2, which is in the history."""
     train = make_split([(0, [2], [0])])
     prefixes, beams = training_prefixes(train), np.array([[3, 1, 4, 6, 7, -1, 8]])
     assert self_play_buckets(prefixes, beams, make_catalog("title"), train=train).tolist() == [

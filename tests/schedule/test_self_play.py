@@ -170,7 +170,7 @@ def test_invalid_arguments_are_an_error(setting, tmp_path) -> None:
 
 
 def rank_slowly(folder: Path, pause: float, output: Path) -> None:
-    """Writes the beams of this process. Each part takes `pause` seconds longer than usual."""
+    """Writes the beams that self-play returns in this process. Each part takes `pause` seconds longer than usual."""
     state, usual = PartialState(cpu=True), self_play.rank_histories
 
     def slow(*arguments, **options):

@@ -25,8 +25,8 @@ RECIPE = (
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes run folders: three arms with three seeds each, lists without a recipe, and runs with other data or
-    settings."""
+    """Makes run folders: three arms with three seeds each, a second run with one of these seeds, and runs without a
+    recipe. Of the runs without a recipe, three have other data or settings, and one contains only baselines."""
     folder = tmp_path_factory.mktemp("world")
     dataset = prepare("toy", folder / "data", toy_users=NUM_USERS, toy_items=50)
     baselines = evaluate_baselines(dataset, ks=[1, 10])
@@ -94,6 +94,18 @@ def test_runs_that_differ_in_the_seed_are_one_arm(world: Path, capsys: pytest.Ca
     )[0]
     (one,) = found["comparisons"]
     assert (one["difference"], one["p_value"], one["num_seeds"]) == (wanted.difference, wanted.p_value, 3)
+
+
+def test_folders_of_a_study_are_grouped_by_their_parent(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+    for arm, runs in (("msl", SFT), ("continued", BEAR)):
+        for seed, run in enumerate(runs):
+            folders.append(str(shutil.copytree(world / run, tmp_path / arm / f"seed-{seed}")))
+            (tmp_path / arm / f"seed-{seed}/recipe.yaml").unlink()
+    out = compared(world, capsys, *folders, "--against", "msl")
+    assert [line.split()[0] for line in out.splitlines()[4:6]] == ["msl", "continued"]
 
 
 @pytest.mark.parametrize(

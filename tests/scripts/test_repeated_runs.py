@@ -1,5 +1,5 @@
-"""The recipe in a run folder contains the options that the user gave, except secrets and `overwrite`. Running this
-recipe again gives equal weights."""
+"""The recipe in a run folder contains the options that the user gave, except secrets and options for files of earlier
+runs, such as `overwrite`. Running this recipe again gives equal weights."""
 
 import json
 import shutil
@@ -166,10 +166,11 @@ def test_a_recipe_sets_the_number_of_processes(tmp_path: Path, monkeypatch, caps
     recipe.write_text("dataset: d\nnum_processes: 3\naccelerate_config: zero2\n")
     command(["bear", "--config", str(recipe)])
     command(["bear", "--config", str(recipe), "--num_processes", "1"])
-    assert [launched.num_processes for launched in launches] == [3, 1]
+    command(["bear", "--config", str(recipe), "--num_processes=2"])
+    assert [launched.num_processes for launched in launches] == [3, 1, 2]
     assert {launched.config_file for launched in launches} == {str(find_recipe("accelerate/zero2"))}
 
-    # A file may have any name.
+    # A configuration file for accelerate may have any name.
     own = shutil.copy(find_recipe("accelerate/zero2"), tmp_path / "own.yml")
     command(["bear", "--config", str(recipe), "--accelerate_config", str(own)])
     assert launches[-1].config_file == str(own)

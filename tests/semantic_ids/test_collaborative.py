@@ -58,8 +58,8 @@ def test_vectors_are_cached_by_their_inputs(circles, tmp_path, monkeypatch):
 
 
 def test_sampled_negatives_approximate_the_full_softmax(monkeypatch):
-    """With fewer drawn negatives than items, the loss is close to the loss over all items, even if items differ in
-    score and popularity."""
+    """With fewer drawn negatives than items, the loss averaged over many draws is close to the loss over all items,
+    even if items differ in score and popularity."""
     torch.manual_seed(0)
     encoder = collaborative._Encoder(torch.randn(300), 8).eval()
     torch.nn.init.normal_(encoder.items.weight, std=0.5)

@@ -1,7 +1,7 @@
-"""The repair of items that collide, and the tokens of their codes.
+"""The repair of items that collide, and the tokens that codes are written as.
 
-Items collide if all of their codes are equal. A cell is a group of items that share all codes before the last one. The
-repair gives the items of a cell different last codes, as far as there are enough codes.
+Items collide if they have the same code at every level. A cell is a group of items that share all codes before the
+last one. The repair gives the items of a cell different last codes, as far as there are enough codes.
 """
 
 import torch

@@ -163,7 +163,6 @@ def test_a_failure_leaves_a_folder_that_loads(dataset, monkeypatch, broken):
 
 def test_another_catalogue_in_the_folder_is_refused(dataset):
     folder = dataset.path / "catalog"
-    ItemCatalog.load(folder)
     ItemCatalog(dataset.catalog.items.slice(0, 49)).save(folder)
     with pytest.raises(ValueError, match="have changed since the dataset was loaded"):
         make_semantic_ids(dataset, **SMALL)

@@ -114,7 +114,7 @@ class Browser:
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def select(self, selector: str, number: int) -> None:
-        """Selects an option of a list."""
+        """Selects the option with the index `number` in a drop-down menu."""
         code = f"const e = document.querySelector({json.dumps(selector)}); e.selectedIndex = {number}; "
         self.run(f"(() => {{ {code} e.dispatchEvent(new Event('change')); }})()")
 

@@ -225,8 +225,8 @@ def test_the_page_asks_for_a_token(browser: Browser, engine: ModelEngine) -> Non
                 else "document.querySelector('#facts').textContent === 'This token is wrong.'"
             )
 
-        # If the token is outdated, the page asks for a token again. Then it shows the same groups, and the same group
-        # is selected.
+        # If the token is outdated, the page asks for a token again. After the right token is entered, the page shows
+        # the same groups as before, and the same group is selected.
         groups = browser.texts("#group option")
         assert len(set(groups)) == len(groups) > 1
         browser.run("document.querySelector('#group').selectedIndex = 2")

@@ -108,7 +108,7 @@ class OneUser:
 
 def test_an_explanation_uses_the_newest_items_of_a_user() -> None:
     """An explanation needs one prompt per item of the history. If it used all items of a user with a long history, it
-    would occupy the only worker for long."""
+    would block the server's only worker thread for a long time."""
     recommender = make_recommender("item_token")
     items = [0] * 60 + [row % 20 + 1 for row in range(LONGEST_EXPLAINED)]
     with running(make_service(ModelEngine(recommender, "one", OneUser(items)))) as server:

@@ -46,7 +46,7 @@ CONDITION = st.tuples(
     st.sampled_from(["==", "!=", "<", ">=", "in", "not in", "~"]),
     SCALARS | st.lists(SCALARS, max_size=3),
 )
-# Bodies that are nearly valid: the value of each key is sensible or arbitrary.
+# Bodies that are nearly valid: the history is a list of ids, but the values of the other keys may be arbitrary.
 NEARLY = st.fixed_dictionaries(
     {"history": IDS},
     optional={

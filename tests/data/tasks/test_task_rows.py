@@ -45,7 +45,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 
 class Read:
-    """Decodes the answer of a row, and its slots: the parts that are inserted into the template of the prompt."""
+    """Returns the answer and the slots of a row (the parts that are inserted into the prompt template) as token ids,
+    and decodes token ids to a text, to items or to titles."""
 
     def __init__(self, dataset: RecDataset, tokenizer: Any) -> None:
         self.catalog, self.tokenizer = dataset.catalog, tokenizer

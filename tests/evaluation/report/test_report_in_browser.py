@@ -1,5 +1,6 @@
 """Opens a report page in Chromium. The page shows hostile texts, such as titles that contain scripts, but runs no
-scripts and loads nothing. Without its protections, the page would run scripts and load files."""
+scripts and loads nothing. Without its two protections, escaped texts and a Content-Security-Policy, the page would
+run scripts and load files."""
 
 from __future__ import annotations
 

@@ -110,8 +110,8 @@ def test_an_arm_may_be_the_sequence_baseline(finished: Path, tmp_path: Path, mon
 
 @pytest.mark.slow
 def test_a_policy_is_measured_again_with_other_keys(finished: Path, tmp_path: Path) -> None:
-    """`sft` is trained once per seed. Further arms measure the product of its models and their prior, the prior alone, and
-    the models with other keys of `evaluation`."""
+    """`sft` is trained once per seed. Further arms measure the product of its models and their prior, the prior alone,
+    and the models with other keys of `evaluation`."""
     arms = {
         "counter": ARMS["counter"],
         "sft": {**ARMS["sft"], "set": {"bear_weight": 0, "prior": "popularity"}},
@@ -128,7 +128,7 @@ def test_a_policy_is_measured_again_with_other_keys(finished: Path, tmp_path: Pa
         seeds=[0, 1],
         comparisons=["x prior against sft", "prior against counter"],
         metrics=["pruned@10"],
-        evaluation={"ks": [5, 10], "batch_size": 64, "exhaustive": 40},  # left out for baselines: `exhaustive`
+        evaluation={"ks": [5, 10], "batch_size": 64, "exhaustive": 40},  # no `exhaustive` for baselines
     )
     content = one.run()
     assert one.progress.remaining() == "nothing remains"

@@ -1,4 +1,4 @@
-"""Tests the three parts of the training of dual semantic IDs: aligning, rebuilding and quantising."""
+"""Tests the three phases of the training of dual semantic IDs: aligning, rebuilding and quantising."""
 
 from copy import deepcopy
 
@@ -24,7 +24,7 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
 
 
 def test_the_alignment_loss_keeps_its_weight_while_codes_are_learned(inputs):
-    training, batch = towers_of(inputs), torch.arange(0, inputs.pairs.shape[1], 20)  # pairs of different users
+    training, batch = towers_of(inputs), torch.arange(0, inputs.pairs.shape[1], 20)  # pairs of many users
     training.alpha = 0.0
     codes, aligned = training._quantisation(batch)["loss"], training._alignment(batch)["loss"]
     assert aligned > 1

@@ -58,8 +58,8 @@ def test_quantiser_equals_a_loop(generator):
 
 
 def test_gradients_of_the_quantiser(generator):
-    """The gradient of the vectors passes straight through to the latents, and does not reach the codebooks. The loss
-    trains the codebooks, and the commitment term of the loss trains the latents."""
+    """The gradient of the quantised vectors passes unchanged to the latents, and does not reach the codebooks. The
+    loss has two terms: the first trains the codebooks, and the second (the commitment term) trains the latents."""
     latents, made = torch.randn(7, 4, generator=generator).requires_grad_(), quantizer(generator, levels=1)
     weights = torch.randn(7, 4, generator=generator)
     (made(latents).vectors * weights).sum().backward()

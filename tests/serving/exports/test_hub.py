@@ -40,8 +40,8 @@ USER = b"customer-"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset with user ids that are easy to find in any file, and a finished run that contains every kind of
-    file."""
+    """A dataset with user ids that are easy to find in any file, and a finished run. The run folder contains several
+    files with user ids."""
     folder = tmp_path_factory.mktemp("hub")
     (folder / "source").mkdir()
     rows = [[f"customer-{user}", f"i{(user + step) % 10}", step] for user in range(12) for step in range(8)]
@@ -209,7 +209,7 @@ def test_trainers_push_the_same_files(
     options: dict[str, Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After training, trainers push the same files as `trl-rec export`. During training, they push checkpoints: the
-    model and the files for resuming.
+    model, its settings, the catalogue if it is included, and the files for resuming.
 
     A catalogue or prior that an earlier push uploaded is deleted if the trainer leaves it out.
     """

@@ -117,9 +117,7 @@ def test_the_command_writes_another_dtype(
     assert "  2. Thing" in capsys.readouterr().out
 
 
-def test_an_adapter_that_cannot_be_merged_is_refused(
-    make_run: Callable[..., Path], tmp_path: Path, monkeypatch
-) -> None:
+def test_an_adapter_that_cannot_be_merged_is_refused(make_run: Callable[..., Path], tmp_path: Path) -> None:
     run = make_run(adapter="prompt")
     with pytest.raises(ValueError, match=r"run \(PROMPT_TUNING\) cannot be merged into its base model: it adds no"):
         export_merged(run, tmp_path / "merged")

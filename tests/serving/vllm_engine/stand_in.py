@@ -22,8 +22,8 @@ class StandIn:
     """Answers like `LLM.generate` with `logprobs_mode="processed_logits"`.
 
     Args:
-        recommender ([`Recommender`]): The model.
-        run (`Path`): Its run folder.
+        recommender ([`Recommender`]): The recommender whose model and trie are used.
+        run (`Path`): The run folder of the recommender.
     """
 
     def __init__(self, recommender: Recommender, run: Path) -> None:
@@ -73,7 +73,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_stand_in(recommender: Recommender, run: Path) -> VllmRecommender:
-    """Returns the recommender with a stand-in for vLLM."""
+    """Returns a [`VllmRecommender`] with the parts of a recommender, and with the stand-in in place of vLLM."""
     return VllmRecommender(
         StandIn(recommender, run),
         recommender.tokenizer,

@@ -67,9 +67,9 @@ def test_lists_are_those_of_the_recommender(
 
 
 def test_forced_tokens_need_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token is forced if it is the only legal one. A beam with a forced token needs no request. With one beam, the
-    search therefore makes one request for each token of the path that is not forced, and one more for the prompt if
-    the first token is forced."""
+    """A token is forced if it is the only legal one. With one beam, the search makes one request for each token of the
+    path that is not forced. It always makes a request for the prompt, so if the first token is forced, there is one
+    more request."""
     install(monkeypatch)
     here = save_run("title", tmp_path, num_beams=1)
     there = in_stand_in(here, tmp_path)

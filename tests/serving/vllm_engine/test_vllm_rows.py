@@ -1,5 +1,5 @@
-"""Compares `CatalogRows`, on which our logits processor for vLLM is built, with a slow search for the legal tokens. It
-keeps one row per request. Between the steps, the tests add, move and remove rows, as vLLM does."""
+"""Compares `CatalogRows`, which our logits processor for vLLM uses, with a slow search for the legal tokens. Each row
+is a request. Between the steps, the tests add, move and remove rows, as vLLM does."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ def make_histories(catalog: ItemCatalog) -> list[list[str]]:
 
 
 def check_same(some: list[RecommendedList], others: list[RecommendedList]) -> None:
-    """Asserts that scores are equal within 1e-5, and that items are in the same order. Items may change places if
-    their scores differ by less than 1e-5."""
+    """Asserts that the attributes of the lists are equal, that scores are equal within 1e-5, and that items are in the
+    same order. Neighbouring items may change places if their scores differ by less than 1e-5."""
     for one, other in zip(some, others, strict=True):
         assert (one.short, one.unknown, one.fallback) == (other.short, other.unknown, other.fallback)
         scores = [item.score for item in one]

@@ -59,8 +59,8 @@ def first_batch(trainer: AlroTrainer) -> dict[str, Any]:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """Trains, ranks and measures. Every process of the run calls this function. The folder `output`
-    gets the weights, and the measurements in `run.pt`."""
+    """Trains, ranks and measures. Every process of the run calls this function. Saves the weights in `output`, and the
+    measurements in `OUTPUT/run.pt`."""
     trainer = make_trainer(folder, output, **options)
     trainer.train()
     split = load(folder / "data").validation

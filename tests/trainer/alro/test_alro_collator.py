@@ -1,5 +1,5 @@
-"""Batches of rated lists: the tokens of lists and answers, and the orders in which the candidates of a list are shown,
-which change only with the epoch."""
+"""Batches of rated lists: the tokens of lists and answers, and the orders in which the candidates of a list are shown.
+These orders change only with the epoch."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -22,6 +22,7 @@ Arms: TypeAlias = dict[str, dict[int | None, KeptEvaluation]]  # evaluations by 
 # Settings of a recipe in which the runs of one arm may differ.
 NOT_IN_ARM = ("seed", "data_seed", "output_dir", "run_name", "logging_dir", "hub_model_id")
 RECIPE = "recipe.yaml"
+SEED = re.compile(r"seed-\d+")  # name of the folder of one seed in a study
 
 
 def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None) -> Arms:
@@ -32,8 +33,10 @@ def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None)
             `trl-rec evaluate`.
         names (`Sequence[str]`, *optional*): Name of the arm of each folder. By default, folders whose recipes
             (`recipe.yaml`) differ only in the settings `NOT_IN_ARM`, such as the seed and the output folder, form one
-            arm. The name of the arm is the common beginning of its folders' names, without a trailing `seed`. A folder
-            without a recipe is an arm of its own.
+            arm. So do folders without a recipe that have the same parent folder and are named `seed-N`, as in the
+            folder of a study. Any other folder without a recipe is an arm of its own. The name of an arm is the common
+            beginning of its folders' names, without a trailing `seed`. For folders named `seed-N`, it is the name of
+            the parent folder.
 
     Returns:
         `Arms`: the evaluations by name of the arm and by seed, in the order given.
@@ -99,7 +102,8 @@ def _recipe_key(folder: Path) -> str:
     """Returns a string that is the same for all runs of an arm, and differs between arms."""
     path = folder / RECIPE
     if not path.is_file():
-        return os.path.abspath(folder)
+        place = Path(os.path.abspath(folder))
+        return str(place.parent if SEED.fullmatch(place.name) else place)
     text = path.read_text(encoding="utf-8")
     try:
         recipe = yaml.safe_load(text)
@@ -114,11 +118,12 @@ def _recipe_key(folder: Path) -> str:
 
 def _named(groups: Sequence[list[KeptEvaluation]]) -> dict[str, list[KeptEvaluation]]:
     """Names a group of one folder by the folder's name, and a larger group by the common beginning of its folders'
-    names, without a trailing `seed`. Groups that would get the same name are named by the paths of their first
-    folders."""
+    names, without a trailing `seed`. Folders named `seed-N` have the name of their parent folder instead. Groups that
+    would get the same name are named by the paths of their first folders."""
     short = []
     for group in groups:
-        names = [kept.folder.resolve().name for kept in group]
+        places = [kept.folder.resolve() for kept in group]
+        names = [place.parent.name if SEED.fullmatch(place.name) else place.name for place in places]
         common = names[0] if len(group) == 1 else re.sub(r"[-_. ]*(seed)?[-_. ]*$", "", os.path.commonprefix(names))
         short.append(common or names[0])
     return {

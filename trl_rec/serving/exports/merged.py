@@ -27,7 +27,7 @@ def export_merged(model: str | Path, output: str | Path, *, dtype: str = "auto")
 
     If there is no adapter, the model is saved unchanged, but dequantised if its weights are quantised. Checkpoints and
     metric values per user are always left out. In float32, the copy recommends the same lists as the original,
-    except where two scores differ by less than 1e-5. In bfloat16, merging rounds the weights.
+    except where two scores differ by less than about 3e-5. In bfloat16, merging rounds the weights.
 
     Args:
         model (`str` or `Path`): A run folder, or the hub id of a pushed run folder.
