@@ -1,5 +1,5 @@
-"""Compares `AlroTrainer` with slow loops and separate forward passes, and runs the tests that all trainers of this
-package share."""
+"""Compares `AlroTrainer` with slow loops and separate forward passes. Also tests what every trainer of this package
+must do, such as resuming a run, saving it, and refusing options without effect."""
 
 import inspect
 import json
@@ -48,8 +48,9 @@ def assert_close(model: torch.nn.Module, expected: dict[str, Tensor], tolerance:
 
 @torch.no_grad()
 def slow_table(trainer: AlroTrainer, batch: dict[str, Tensor], row: int, shown: int) -> tuple[Tensor, list[int]]:
-    """Reads a row with order number `shown` of its candidates in a separate forward pass. Returns the
-    log-probabilities at each of the n answer positions, `(n, V)`, and the tokens that name the candidates."""
+    """Reads one list of a batch, with its candidates in the order number `shown`, in a separate forward pass. Returns
+    the log-probabilities at each of the n answer tokens (which may include EOS), `(n, V)`, and the tokens that name
+    the candidates."""
     answer, mask = batch["answer_mask"][row, shown], batch["completion_mask"][row, shown]
     prompt, tokens = batch["prompt_ids"][row][batch["prompt_mask"][row]], batch["completion_ids"][row, shown]
     text = torch.cat([prompt, tokens[mask]])
@@ -99,8 +100,8 @@ def slow_parts(trainer: AlroTrainer, batch: dict[str, Tensor]) -> dict[str, floa
     ],
 )
 def test_the_loss_equals_a_loop_over_separate_rows(folder: Path, tmp_path: Path, options: dict) -> None:
-    """The loop reads every list in a row of its own, without padding. The parts of the loss and their weighted sum are
-    compared."""
+    """The loop reads each list, in each order of its candidates, in a separate forward pass without padding. The test
+    compares the parts of the loss and their weighted sum."""
     trainer = make_trainer(folder, tmp_path, lambda_warmup=0.0, **WHOLE, **options)
     batch = first_batch(trainer)
     assert len(set(batch["candidate_mask"].sum(1).tolist())) > 1 or batch["candidate_mask"].all()
@@ -228,7 +229,7 @@ def test_gradient_norms_are_those_of_each_part_alone(folder: Path, tmp_path: Pat
     assert all(norm > 0 for norm in found.values())
     again = make_trainer(folder, tmp_path, max_steps=1)
     again.train()
-    torch.manual_seed(again.args.seed)  # so that the sampler draws the same order
+    torch.manual_seed(again.args.seed)  # so that the sampler shuffles the rows as in `trainer`
     _, batch, *_ = make_trainer(folder, tmp_path).get_train_dataloader()
     again.model.train()
     for name, norm in found.items():

@@ -120,7 +120,7 @@ def test_an_interrupted_final_evaluation_continues(
 
 
 def test_an_interrupted_choice_of_the_prior_continues(data: Path, tmp_path: Path, batches: list[int], capsys) -> None:
-    """The validation users are ranked in five batches, and the fourth one is interrupted."""
+    """The 18 validation users are ranked in five batches, and the fourth batch is interrupted."""
     options = {"prior": "transition", "final_split": "none", "max_users": 18}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     with pytest.raises(Killed):

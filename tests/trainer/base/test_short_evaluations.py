@@ -1,4 +1,4 @@
-"""An evaluation during training prints only the main measures. The log contains all measures."""
+"""An evaluation during training prints only the main metrics. The log contains all metrics."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -34,8 +34,8 @@ def split() -> Dataset:
 
 @pytest.fixture(params=["tied", "untied"])
 def base(request: pytest.FixtureRequest, catalog: ItemCatalog, tmp_path: Path) -> tuple[Path, list[int]]:
-    """The folder of a pretrained model whose vocabulary was extended by the item tokens, and the ids of these
-    tokens."""
+    """The folder of a base model with random weights, whose vocabulary was extended by the item tokens, and the ids of
+    these tokens."""
     tokenizer = make_bpe(["a b"], vocab_size=280)
     model = make_family("llama", vocab_size=len(tokenizer))
     model.config.tie_word_embeddings = request.param == "tied"

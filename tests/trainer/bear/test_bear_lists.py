@@ -66,7 +66,8 @@ def batch_of(trainer: BearTrainer, rows: Dataset) -> dict[str, Tensor]:
 
 
 def given_logps(trainer: BearTrainer, rows: Dataset) -> Tensor:
-    """Returns the log-probabilities `(B, T)` of the rows' lists, computed by `list_logps`."""
+    """Returns the log-probability of each token of the rows' lists, `(B, T)`, computed by `list_logps`. It is 0 for
+    forced tokens."""
     prompts = Ragged.from_lists(
         [[token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label < 0] for row in rows]
     )
