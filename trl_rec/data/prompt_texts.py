@@ -124,8 +124,8 @@ class TokenComparison:
     Args:
         num_prompts (`int`): Number of prompts.
         num_different (`int`): Number of prompts whose tokens differ from those of their whole texts.
-        num_tokens (`int`): Number of tokens of all prompts.
-        num_whole_tokens (`int`): Number of tokens of all whole texts.
+        num_tokens (`int`): Number of tokens of all prompts, without BOS at their beginning.
+        num_whole_tokens (`int`): Number of tokens of all whole texts, without BOS at their beginning.
     """
 
     num_prompts: int

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 # Entries of a batch with one value per column, besides the mask.
 COLUMNS = ("input_ids", "position_ids")
-# Entries of a batch with one value per label, and their values where there is no label. The value at a column belongs
-# to the prediction that the previous column makes.
+# Entries of a batch that have a meaning only at columns with a label, and their values at all other columns. The value
+# at a column belongs to the prediction that the previous column makes.
 LABELS = {"labels": IGNORED, "trie_nodes": -1, "target_weights": 0}
 
 

@@ -1,4 +1,4 @@
-"""Builds the preference table of a stage: one chosen item and several rejected items per prompt."""
+"""Builds the preference table of a stage: one chosen item and up to `num_negatives` rejected items per prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training rows that teach an ALRO model which item of a list a letter names."""
+"""Training rows that teach an ALRO model which item of a list each letter names."""
 
 from pathlib import Path
 
@@ -28,7 +28,8 @@ def test_each_item_is_repeated_with_its_letter(tmp_path: Path) -> None:
         ids, labels = row["input_ids"], row["labels"]
         start = ids.index(tokenizer.convert_tokens_to_ids("<candidates>")) + 1
         end = ids.index(tokenizer.convert_tokens_to_ids("<answer>"))
-        listed = {ids[place]: ids[place + 1 : place + 3] for place in range(start, end, 3)}  # letter and two codes
+        # Each listed item has three tokens: its letter, and the two of its semantic ID.
+        listed = {ids[place]: ids[place + 1 : place + 3] for place in range(start, end, 3)}
         assert [*listed] == prompt_format.letters[:3].tolist() and all(
             texts.index(one) in known for one in listed.values()
         )

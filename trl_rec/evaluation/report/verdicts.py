@@ -20,9 +20,9 @@ REMARK = (
 def verdicts_section(material: Material) -> Section | None:
     """Returns the section with the verdicts, or None if there is nothing to compare.
 
-    A study defines its own comparisons. Without a study, all recommenders except baselines are compared with the
-    strongest baseline, and with the first recommender that is not a baseline. If the report contains only baselines,
-    each of them is compared with the strongest one.
+    A study defines its own comparisons. Without a study, all trained models are compared with the strongest baseline
+    and with the first trained model. If the report contains only baselines, each of them is compared with the
+    strongest one.
     """
     if material.study is not None:
         blocks = _study_blocks(material.study)
