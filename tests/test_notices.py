@@ -1,4 +1,5 @@
-"""The messages in `NOTICES` and `WARNINGS`, which need no action from the user, are hidden. All others are shown."""
+"""The messages in `NOTICES` and `WARNINGS` need no action from the user, so they are hidden unless they are errors.
+All other messages are shown."""
 
 import logging
 import warnings

@@ -1,4 +1,4 @@
-"""Makes splits from lists of rows, and small catalogues, for tests."""
+"""Makes small catalogues for tests, and splits from lists of rows."""
 
 import pyarrow as pa
 from datasets import Dataset

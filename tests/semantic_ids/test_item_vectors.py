@@ -47,5 +47,12 @@ def test_items_of_one_half_are_near_each_other_and_unseen_items_are_zero():
     sequences = [(rng.integers(0, 14, 12) + 14 * (user % 2)).tolist() for user in range(60)]
     vectors = cooccurrence_vectors(make_split(whole_rows(sequences)), 30, width=6)
     torch.testing.assert_close(vectors.norm(dim=1), torch.tensor([1.0] * 28 + [0.0] * 2))
+
+    # The first items are unseen in the same way if the others follow them.
+    shifted = cooccurrence_vectors(
+        make_split(whole_rows([[item + 2 for item in one] for one in sequences])), 30, width=6
+    )
+    torch.testing.assert_close(shifted.norm(dim=1), torch.tensor([0.0] * 2 + [1.0] * 28))
+
     cosines = vectors @ vectors.T
     assert cosines[:14, :14].mean() > 0.1 + cosines[:14, 14:28].mean()

@@ -12,7 +12,7 @@ RANK = np.dtype([("item", np.int64), ("score", np.float32)])  # item and score o
 
 
 class Rankings(NamedTuple):
-    """One ranking of the catalogue per user, best item first.
+    """One ranking of the catalogue per row of a split, best item first.
 
     Args:
         items (`np.ndarray` of shape `(N, K)`): Item indices, padded with -1.

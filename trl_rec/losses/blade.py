@@ -66,15 +66,16 @@ def posterior_cdf(
 
 def best_of_n_reward(at_most: Tensor, below: Tensor, *, best_of: float) -> Tensor:
     r"""Computes the Best-of-N reward R: the log of a list's probability under Best-of-N sampling from a policy, minus
-    the log of its probability under that policy. Lists with equal rewards are handled exactly.
+    the log of its probability under that policy.
+
     Let $F$ and $F_-$ be the two estimates of [`posterior_cdf`], `at_most` and `below`:
 
     $$ R = \log \frac{F^N - F_-^N}{F - F_-} $$
 
-    If $F_-$ equals $F$, R is the limit $\log N + (N - 1) \log F$. The policy that maximises $E[R] - KL$ is
-    proportional to the reference policy times $\exp R$. If F is exact, that policy is Best-of-N sampling. This
-    requires the KL coefficient 1: with a coefficient $\beta$, the optimum is proportional to the reference policy
-    times $\exp(R / \beta)$. With N = 1, R is 0 for every list.
+    $F - F_-$ is the probability of a list with the same reward. If $F_-$ equals $F$, R is the limit $\log N + (N - 1)
+    \log F$. The policy that maximises $E[R] - KL$ is proportional to the reference policy times $\exp R$. If F is
+    exact, that policy is Best-of-N sampling. This requires the KL coefficient 1: with a coefficient $\beta$, the
+    optimum is proportional to the reference policy times $\exp(R / \beta)$. With N = 1, R is 0 for every list.
 
     Args:
         at_most (`torch.Tensor` of shape `(B, G)`): $F$, greater than 0 and at most 1.
