@@ -72,10 +72,11 @@ def best_of_n_reward(at_most: Tensor, below: Tensor, *, best_of: float) -> Tenso
 
     $$ R = \log \frac{F^N - F_-^N}{F - F_-} $$
 
-    $F - F_-$ is the probability of a list with the same reward. If $F_-$ equals $F$, R is the limit $\log N + (N - 1)
-    \log F$. The policy that maximises $E[R] - KL$ is proportional to the reference policy times $\exp R$. If F is
-    exact, that policy is Best-of-N sampling. This requires the KL coefficient 1: with a coefficient $\beta$, the
-    optimum is proportional to the reference policy times $\exp(R / \beta)$. With N = 1, R is 0 for every list.
+    $F - F_-$ is the probability of a list with the same reward. If $F_-$ equals $F$, R is the limit
+    $\log N + (N - 1) \log F$. The policy that maximises $E[R] - KL$ is proportional to the reference policy times
+    $\exp R$. If F is exact, that policy is Best-of-N sampling. This requires the KL coefficient 1: with a coefficient
+    $\beta$, the optimum is proportional to the reference policy times $\exp(R / \beta)$. With N = 1, R is 0 for every
+    list.
 
     Args:
         at_most (`torch.Tensor` of shape `(B, G)`): $F$, greater than 0 and at most 1.
