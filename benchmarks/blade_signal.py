@@ -3,7 +3,7 @@
     python benchmarks/blade_signal.py runs/study-ml-100k-blade-setting --choose
     python benchmarks/blade_signal.py runs/study-ml-100k-blade-frozen --kl 0.5 1 2 4
 
-The argument is the folder of a study. The program only reads its logs and metrics, and trains nothing. The first table
+The argument is the folder of a study. The program reads its logs and metrics, and trains nothing. The first table
 has one row per setting, averaged over its seeds. It describes the last quarter of each run: tied pairs (share of pairs
 of lists with equal learning targets), dead groups (share of prompts whose lists all have the same learning target),
 the standard deviation of the learning target, the KL divergence, and the reward of the lists sampled in training. The
@@ -90,7 +90,7 @@ def main(words: list[str] | None = None) -> None:
         write_json(arguments.study / "setting.json", content)
         print(
             f"\n{chosen or 'no setting'} keeps at least {arguments.keep:.0%} of the supervised {NDCG}"
-            + " and has the most tied pairs" * bool(chosen)
+            + " and, of those that do, has the most tied pairs" * bool(chosen)
         )
 
 

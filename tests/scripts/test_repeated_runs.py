@@ -1,5 +1,5 @@
-"""The recipe in a run folder contains the options that the user gave, except secrets and options for files of earlier
-runs, such as `overwrite`. Running this recipe again gives equal weights."""
+"""The recipe in a run folder contains the options that the user gave and that differ from their defaults, except
+secrets and options for files of earlier runs, such as `overwrite`. Running this recipe again gives equal weights."""
 
 import json
 import shutil
@@ -73,7 +73,7 @@ def parsed(verb: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> tupl
 
 @pytest.mark.parametrize("name", TRAINING_RECIPES)
 def test_a_written_recipe_sets_the_same_options(name: str, tmp_path: Path, monkeypatch) -> None:
-    """For each verb, the written recipe keeps every option that the shipped recipe or the command line has set."""
+    """For each verb, the written recipe sets the same options as the shipped recipe and the command line."""
     verb = name.split("/")[0]
     words = ["--config", name, *ON_CPU, "--learning_rate", "1e-5", "--run_name", "ünicode: yes"]
     *others, config = parsed(verb, words, monkeypatch)

@@ -309,7 +309,7 @@ class ItemCatalog:
             pq.write_table(items, temporary)
         write_user_ids(self.user_ids, folder)
 
-        # 2. Write the settings and the fingerprint. `load` uses the fingerprint to detect that the table has changed.
+        # 2. Write the settings and the fingerprint. `load` uses the fingerprint to detect that ids or titles changed.
         card = {
             "surface": self.surface,
             "group_column": self.group_column,
@@ -333,10 +333,12 @@ class ItemCatalog:
             surface, group_column, fingerprint = (card[name] for name in ("surface", "group_column", "fingerprint"))
             num_retired = int(card.get("num_retired", 0))
             license = card.get("license")
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(f"{folder} is damaged (catalog.json cannot be read: {error!r}); {remedy}") from error
+        try:
             items = pq.read_table(folder / "items.parquet")
-        except (OSError, ValueError, TypeError, KeyError, RecursionError, pa.ArrowException) as error:
-            name = "items.parquet" if isinstance(error, OSError | pa.ArrowException) else "catalog.json"
-            raise ValueError(f"{folder} is damaged ({name} cannot be read: {error!r}); {remedy}") from error
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise ValueError(f"{folder} is damaged (items.parquet cannot be read: {error!r}); {remedy}") from error
 
         # 2. Move the semantic IDs out of the table. `save` never writes invalid content, so any error means that the
         # files are damaged.

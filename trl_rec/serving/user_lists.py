@@ -54,7 +54,8 @@ class WrittenLists:
         users (`int`): Number of users.
         rows (`int`): Number of rows, over all lists.
         fallback (`int`): Number of users whose list was ranked by the prior alone.
-        short (`int`): Number of users whose list has fewer than `k` items, with `k` as in [`write_lists`].
+        short (`int`): Number of users whose list has fewer than `k` items. If fewer than `k` items can be
+            recommended, their number takes the place of `k`.
     """
 
     users: int

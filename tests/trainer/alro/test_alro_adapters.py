@@ -95,8 +95,8 @@ def test_nf4_bases_train_adapters_and_new_tokens(
 
 
 def test_the_seed_determines_the_new_embeddings(base: Path, dataset: RecDataset) -> None:
-    """The seed determines the embeddings of all new tokens: those of the items, and the others that prompts need, such
-    as those of the ratings. The pretrained embeddings do not change."""
+    """The seed determines the embeddings of all new tokens: the tokens of items, and other tokens that prompts need,
+    such as those for ratings. The embeddings of the base model do not depend on the seed."""
     config, catalog = RecModelConfig(str(base)), dataset.with_surface("item_token").catalog
     models = []
     for seed in (0, 0, 1):
