@@ -62,12 +62,12 @@ def main(words: list[str] | None = None) -> None:
         log = [json.loads(line) for line in path.read_text().splitlines()]
         log = [entry for entry in log if SIGNALS["tied pairs"] in entry]
         setting = path.parent.parent.relative_to(top).as_posix()
-        if log and (path.parent / METRICS).exists():
+        if log:
             reference = top / arguments.against / path.parent.name
-            if not (reference / METRICS).exists():
-                raise SystemExit(f"{reference} is not a finished run; name the supervised arm with --against")
-            supervised = validation_ndcg(reference)
-            kept = validation_ndcg(path.parent) / supervised
+            for run in (path.parent, reference):
+                if not (run / METRICS).exists():
+                    raise SystemExit(f"{run} is not a finished run; complete the study, or change --against")
+            kept = validation_ndcg(path.parent) / validation_ndcg(reference)
             runs.setdefault(setting, []).append(({**last_quarter(log), "kept": kept}, log))
     if not runs:
         raise SystemExit(f"{top} has no finished run of BLADE")

@@ -265,7 +265,7 @@ def test_titles_that_are_not_text_are_refused():
 
 def test_titles_are_written_in_one_line():
     items = items_table(
-        pa.table({"item_id": ["1"], "title": [" A\n  title\u00a0 of\tparts\u2028"], "price": [3]}), "items"
+        pa.table({"item_id": ["1"], "title": [" A\n  title\u00a0 of\v\tparts\u2028"], "price": [3]}), "items"
     )
     assert items.to_pylist() == [{"item_id": "1", "title": "A title of parts", "price": 3}]
 

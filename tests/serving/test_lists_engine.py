@@ -29,9 +29,13 @@ def make_lists() -> dict[str, list[tuple[str, float]]]:
     }
 
 
+def row(user: str, rank: int, item: str, score: float) -> dict[str, object]:
+    return {"user_id": user, "rank": rank, "item_id": item, "score": score}
+
+
 def make_table(shuffled: bool = True) -> pa.Table:
     rows = [
-        {"user_id": user, "rank": rank, "item_id": item, "score": score}
+        row(user, rank, item, score)
         for user, ranks in make_lists().items()
         for rank, (item, score) in enumerate(ranks, 1)
     ]
@@ -72,8 +76,11 @@ def test_retired_items_are_not_recommended() -> None:
         assert [one.item_id for one in answer] == [
             item for item, _ in make_lists()[request.user or ""] if item not in retired
         ]
-    (popular,) = engine.answer([RecommendRequest(user="new", k=12)])
-    assert popular and not retired & {one.item_id for one in popular}
+    # A user whose items are all retired gets the list of a user without a list.
+    only = pa.concat_tables([make_table(), pa.Table.from_pylist([row("all retired", 1, f"id {NUM_ITEMS - 1}", 0.0)])])
+    engine = ListsEngine(replace(catalog, num_retired=6), only, "recs")
+    (popular,) = engine.answer([RecommendRequest(user="all retired", k=12)])
+    assert popular.fallback and popular and not retired & {one.item_id for one in popular}
 
 
 def test_groups_are_limited(engine: ListsEngine) -> None:

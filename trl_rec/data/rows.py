@@ -314,8 +314,7 @@ def _equal_windows(
     first = np.maximum(trained_before, history.lengths[source])
 
     # 4. Leave out windows that lie in the history, because they have no targets.
-    has_targets = first < stop
-    return HistoryWindows(*(part[has_targets] for part in (source, start, first, stop - 1)))
+    return HistoryWindows(source, start, first, stop - 1).where(first < stop)
 
 
 def _write_compact(

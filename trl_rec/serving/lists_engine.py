@@ -51,22 +51,20 @@ class ListsEngine:
         self._masks = FilterMasks(catalog)
         self._groups = ColumnGroups(catalog)
 
-        # 1. Sort by user and rank, and number the users.
+        # 1. Leave out items that were retired after the lists were written.
+        items = catalog.index_of(lists["item_id"].combine_chunks())
+        lists = lists.filter(pa.array(items < catalog.num_recommendable))
+
+        # 2. Sort by user and rank, and number the users.
         lists = lists.sort_by([("user_id", "ascending"), ("rank", "ascending")])
         codes = lists["user_id"].combine_chunks().dictionary_encode()
         self._rows: dict[str, int] = {user: row for row, user in enumerate(codes.dictionary.to_pylist())}
-        rows = codes.indices.to_numpy()
+        lengths = np.bincount(codes.indices.to_numpy(), minlength=len(self._rows))
         items = catalog.index_of(lists["item_id"].combine_chunks())
-        scores = lists["score"].to_numpy().astype(np.float32)
-
-        # Leave out items that were retired after the lists were written.
-        kept = items < catalog.num_recommendable
-        rows, items, scores = (column[kept] for column in (rows, items, scores))
-        lengths = np.bincount(rows, minlength=len(self._rows))
         self._items = Ragged.from_lengths(items, lengths)
-        self._scores = Ragged.from_lengths(scores, lengths)
+        self._scores = Ragged.from_lengths(lists["score"].to_numpy().astype(np.float32), lengths)
 
-        # 2. Order the items by how many lists contain them, for users without a list.
+        # 3. Order the items by how many lists contain them, for users without a list.
         counts = np.bincount(items, minlength=len(catalog))
         order = np.argsort(-counts, kind="stable")[:MOST_POPULAR]
         self._popular = order[counts[order] > 0]

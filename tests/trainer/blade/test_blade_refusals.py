@@ -76,6 +76,16 @@ def dataset(folder: Path) -> RecDataset:
             {"num_iterations": 2, "save_strategy": "epoch", "max_steps": 5},
             "num_iterations is 2, .* at step 5, between two steps",
         ),
+        (
+            {
+                "num_iterations": 2,
+                "save_strategy": "best",
+                "metric_for_best_model": "ndcg@3",
+                "eval_strategy": "epoch",
+                "max_steps": 5,
+            },
+            "num_iterations is 2, .* at step 5, between two steps",
+        ),
         ({"num_iterations": 2, "save_steps": 0.1}, "num_iterations is 2, .* at step 0.1, between two steps"),
         (
             {

@@ -56,6 +56,14 @@ def test_a_study_without_blade_is_refused(tmp_path: Path) -> None:
         blade_signal.main([str(tmp_path)])
 
 
+def test_a_run_that_is_not_finished_is_refused(tmp_path: Path) -> None:
+    for name in ("sft", "mgu"):
+        write_run(tmp_path / f"runs/{name}/seed-0", 0.2, entries([0.5], [1.0], [2.0]) if name == "mgu" else [])
+    (tmp_path / "runs/sft/seed-0/metrics.json").unlink()
+    with pytest.raises(SystemExit, match="sft/seed-0 is not a finished run; complete the study"):
+        blade_signal.main([str(tmp_path)])
+
+
 def test_the_reward_at_a_kl_is_a_mean_over_a_tenth_of_the_log() -> None:
     log = entries([0.0] * 20, [float(step) for step in range(20)], [float(step) for step in range(20)])
     assert blade_signal.reward_at(log, 2.5) == 2.5 and blade_signal.reward_at(log, 18.6) is None

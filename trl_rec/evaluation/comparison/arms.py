@@ -103,7 +103,7 @@ def _recipe_key(folder: Path) -> str:
     path = folder / RECIPE
     if not path.is_file():
         place = Path(os.path.abspath(folder))
-        return str(place.parent if SEED.fullmatch(place.name) else place)
+        return str(place.parent / "seed-*" if SEED.fullmatch(place.name) else place)
     text = path.read_text(encoding="utf-8")
     try:
         recipe = yaml.safe_load(text)

@@ -196,9 +196,9 @@ def _read_arm(name: str, entry: Any, config: StudyConfig, read_recipe: Callable[
             f"{where}: there is no key {unknown[0]!r}; an arm with the key {kind!r} may have the keys "
             f"{', '.join(sorted(known))}"
         )
-    needs = _read_needs(where, entry.get("needs", {}))
     if kind == "baseline":
         return Arm(name, baseline=_text(where, kind, entry[kind]))
+    needs = _read_needs(where, entry.get("needs", {}))
     if kind == "lists":
         return Arm(name, lists=_text(where, kind, entry[kind]), needs=needs)
     if kind == "policy":

@@ -265,7 +265,7 @@ class BladeConfig(RecConfig, DPOConfig):
         # Checkpoints are saved at regular steps or after epochs, and at the last step.
         strategy = SaveStrategy(self.save_strategy).value
         every = {"steps": self.save_steps, "best": self.eval_steps}.get(strategy) or 0
-        last = self.max_steps if (every or strategy == "epoch") and self.max_steps > 0 else 0
+        last = self.max_steps if strategy != "no" and self.max_steps > 0 else 0
         between = next((step for step in (every, last) if step % self.num_iterations), None)
         if between is not None:
             raise ValueError(
