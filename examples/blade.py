@@ -71,9 +71,8 @@ def supervised(dataset: RecDataset, folder: str, max_steps: int) -> BearTrainer:
         folder,
         bear_weight=0,
         targets="all",  # a sequence is treated as one long list, so every item is a target
-        num_train_epochs=6,
+        num_train_epochs=8,
         max_steps=max_steps,
-        train_sampling_strategy="group_by_length",  # rows of similar length share a batch, so there is less padding
         learning_rate=3e-3,
         warmup_steps=30,
         per_device_train_batch_size=16,
