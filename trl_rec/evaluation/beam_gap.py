@@ -37,18 +37,23 @@ if TYPE_CHECKING:
 class BeamGap:
     """The metrics of the beam search and of the exact ranking, for the same users.
 
-    Args: num_users (`int`): Number of users. num_beams (`int`): B, the number of beams. beam (`dict[str, float]`):
-    `ndcg@k` and `recall@k` of the beam search. exhaustive (`dict[str, float]`): `ndcg@k` and `recall@k` of the exact
-    ranking. gaps (`dict[str, PairedComparison]`): Exact ranking minus beam search, per metric, with a 95 % bootstrap
-    interval over users. num_reachable (`int`): Number of targets that are among the B items with the highest exact
-    scores. num_pruned (`int`): Number of these reachable targets that are missing from the B items of the beam search.
-    beam_seconds (`float`): Time of the beam search. exhaustive_seconds (`float`): Time of the exact ranking. per_user
-    (`dict[str, np.ndarray]`, *optional*): Values per user, `(len(split),)` each. They are not part of `to_dict`. Here,
-    the cutoff is that of the metrics, k, instead of B: a target is reachable if it is among the k items with the
-    highest exact scores, and pruned if it is reachable but not among the first k items of the beam search. `pruned@k`
-    is the number of a user's pruned targets, divided by the number of distinct targets of the user. `pruning_rate@k`
-    is the number of a user's pruned targets, divided by the number of the user's reachable targets; it is NaN if no
-    target is reachable. Both are NaN for users who were not ranked.
+    Args:
+        num_users (`int`): Number of users.
+        num_beams (`int`): B, the number of beams.
+        beam (`dict[str, float]`): `ndcg@k` and `recall@k` of the beam search.
+        exhaustive (`dict[str, float]`): `ndcg@k` and `recall@k` of the exact ranking.
+        gaps (`dict[str, PairedComparison]`): Exact ranking minus beam search, per metric, with a 95 % bootstrap
+            interval over users.
+        num_reachable (`int`): Number of targets that are among the B items with the highest exact scores.
+        num_pruned (`int`): Number of these reachable targets that are missing from the B items of the beam search.
+        beam_seconds (`float`): Time of the beam search.
+        exhaustive_seconds (`float`): Time of the exact ranking.
+        per_user (`dict[str, np.ndarray]`, *optional*): Values per user, `(len(split),)` each. They are not part of
+            `to_dict`. Here, the cutoff is that of the metrics, k, instead of B: a target is reachable if it is among
+            the k items with the highest exact scores, and pruned if it is reachable but not among the first k items of
+            the beam search. `pruned@k` is the number of a user's pruned targets, divided by the number of
+            distinct targets of the user. `pruning_rate@k` is the number of a user's pruned targets, divided by the number of the user's
+            reachable targets; it is NaN if no target is reachable. Both are NaN for users who were not ranked.
     """
 
     num_users: int
