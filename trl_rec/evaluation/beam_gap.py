@@ -51,9 +51,10 @@ class BeamGap:
         per_user (`dict[str, np.ndarray]`, *optional*): Values per user, `(len(split),)` each. They are not part of
             `to_dict`. Here, the cutoff is that of the metrics, k, instead of B: a target is reachable if it is among
             the k items with the highest exact scores, and pruned if it is reachable but not among the first k items of
-            the beam search. `pruned@k` is the number of a user's pruned targets, divided by the number of
-            distinct targets of the user. `pruning_rate@k` is the number of a user's pruned targets, divided by the number of the user's
-            reachable targets; it is NaN if no target is reachable. Both are NaN for users who were not ranked.
+            the beam search. `pruned@k` is the number of a user's pruned targets, divided by the number of distinct
+            targets of the user. `pruning_rate@k` is the number of a user's pruned targets, divided by the number of
+            the user's reachable targets; it is NaN if no target is reachable. Both are NaN for users who were not
+            ranked.
     """
 
     num_users: int
