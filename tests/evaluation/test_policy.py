@@ -263,6 +263,15 @@ def test_beam_gaps_of_several_widths_share_the_exact_scores(dataset: RecDataset,
     assert (rate[reachable] > 0).tolist() == (pruned[reachable] > 0).tolist() and not pruned[~reachable][:2].any()
 
 
+def test_a_repeated_target_counts_once(dataset: RecDataset, policy: Policy) -> None:
+    twice = dataset.test.map(lambda row: {"targets": row["targets"] * 2})
+    once, repeated = (
+        measure_beam_gap(policy, replace(dataset, test=rows), num_users=1000, k=3).per_user["pruned@3"]
+        for rows in (dataset.test, twice)
+    )
+    assert once.sum() > 0 and repeated.tolist() == once.tolist()
+
+
 def test_a_beam_gap_without_reachable_targets_has_no_pruning_rate(dataset: RecDataset, policy: Policy) -> None:
     never = replace(policy, exclude_history=True)
     unreachable = dataset.test.select([0]).map(lambda row: {"targets": row["history"][:1]})

@@ -110,6 +110,23 @@ def test_a_new_adapter_of_a_policy_contains_new_tokens_of_users(
     assert list(trained) == ([tokenizer.convert_tokens_to_ids(after.new_tokens)] if len(codes) == 2 else [])
 
 
+def test_a_new_adapter_does_not_train_semantic_ids_that_stay_the_same(tmp_path: Path) -> None:
+    """A new item is a new combination of known codes, so no embedding changes."""
+    ids = [["<a_0>", "<b_1>"], ["<a_1>", "<b_0>"], ["<a_1>", "<b_1>"]]
+    table = pa.table({"item_id": ["a", "b", "c"], "title": ["A", "B", "C"]})
+    before, after = (
+        ItemCatalog(table.slice(0, count), surface="semantic_id", semantic_ids=Ragged.from_lists(ids[:count], object))
+        for count in (2, 3)
+    )
+    tokenizer = make_tokenizer(before)
+    make_model(tokenizer, hidden_size=16, num_layers=1, max_length=32).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    change = match_items(before, after)
+    config = ModelConfig(str(tmp_path), use_peft=True, lora_target_modules=["q_proj"])
+    _, _, _, adapter = build_policy(config, change=change)
+    assert not change.keeps_indices and adapter is not None and not adapter.trainable_token_indices
+
+
 @pytest.mark.parametrize("dtype", ["foo", "int8", "nn", ""])
 def test_a_type_that_is_not_a_floating_point_type_is_refused(dtype: str, tmp_path: Path) -> None:
     make_family("llama").save_pretrained(tmp_path)

@@ -172,8 +172,9 @@ def test_a_recipe_sets_the_number_of_processes(tmp_path: Path, monkeypatch, caps
 
     # A configuration file for accelerate may have any name.
     own = shutil.copy(find_recipe("accelerate/zero2"), tmp_path / "own.yml")
-    command(["bear", "--config", str(recipe), "--accelerate_config", str(own)])
-    assert launches[-1].config_file == str(own)
+    for words in (["--accelerate_config", str(own)], [f"--accelerate_config={own}"]):
+        command(["bear", "--config", str(recipe), *words])
+        assert launches[-1].config_file == str(own)
 
     for line, message in (
         ("num_processes: three", "num_processes must be a whole number, not 'three'"),

@@ -81,7 +81,7 @@ class BeamGap:
         return cls(**{**values, "gaps": {name: PairedComparison(**gap) for name, gap in content["gaps"].items()}})
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all results as plain values, for a JSON file."""
+        """Returns the results as plain values, for a JSON file, without `per_user`."""
         gaps = {name: gap._asdict() for name, gap in self.gaps.items()}
         values = asdict(replace(self, per_user={}))
         del values["per_user"]

@@ -18,7 +18,7 @@ from trl_rec.items.changes import CatalogChange
 from trl_rec.models.item_vectors import start_from_vectors
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
 from trl_rec.models.scratch import make_model, make_tokenizer
-from trl_rec.models.token_rows import follow_items
+from trl_rec.models.token_rows import changes_embeddings, follow_items
 from trl_rec.models.tokens import add_item_tokens, new_token_modules
 from trl_rec.ranges import COUNT, SHARE_BELOW_ONE, check_ranges
 
@@ -188,14 +188,13 @@ def build_policy(
 
     # 3. Item tokens are numbered by item index. If the indices have changed, move each item's embedding to its new
     # token. Make embeddings for new tokens. Do both in the policy and in the reference.
-    knows_tokens = set(change.catalog.new_tokens) <= set(tokenizer.get_vocab())
+    has_changes = changes_embeddings(tokenizer, change)
     if reference is not None:
         reference, _ = follow_items(reference, deepcopy(tokenizer), change)
     policy, token_ids = follow_items(policy, tokenizer, change)
 
     # 4. A new adapter must also contain these embeddings, because saving an adapter does not save the base model.
-    changes_embeddings = not (knows_tokens and change.keeps_indices)
-    if isinstance(adapter, LoraConfig) and token_ids and changes_embeddings:
+    if isinstance(adapter, LoraConfig) and has_changes:
         adapter.trainable_token_indices = new_token_modules(policy, token_ids)
     return policy, reference, tokenizer, adapter
 

@@ -77,9 +77,7 @@ def follow_items(
         The model, and the ids of the catalogue's tokens.
     """
     known = tokenizer.get_vocab()
-    has_new_tokens = not set(change.catalog.new_tokens) <= set(known)
-    moves = change.catalog.surface == "item_token" and not change.keeps_indices
-    if not has_new_tokens and not moves:
+    if not changes_embeddings(tokenizer, change):
         return model, [known[token] for token in change.catalog.new_tokens]
 
     _check_not_sharded(model)
@@ -91,6 +89,12 @@ def follow_items(
     if adapter is not None:
         model = adapter.put_on(model, token_ids)
     return model, token_ids
+
+
+def changes_embeddings(tokenizer: PreTrainedTokenizerBase, change: CatalogChange) -> bool:
+    """Returns whether a changed catalogue needs new tokens, or numbers its item tokens in another way."""
+    has_new_tokens = not set(change.catalog.new_tokens) <= set(tokenizer.get_vocab())
+    return has_new_tokens or (change.catalog.surface == "item_token" and not change.keeps_indices)
 
 
 def row_starts(change: CatalogChange, vocabulary: dict[str, int], known: dict[str, int]) -> RowStarts:

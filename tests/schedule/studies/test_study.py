@@ -96,6 +96,15 @@ def test_arms_with_unmet_needs_or_too_little_headroom_are_not_run(finished: Path
 
 
 @pytest.mark.slow
+def test_the_arm_that_others_are_compared_with_cannot_be_left_out(finished: Path, tmp_path: Path) -> None:
+    arms = {"counter": ARMS["counter"], "hopeless": {**ARMS["sft"], "headroom": 0.0001}}
+    options = {"arms": arms, "seeds": [0], "comparisons": None, "against": "hopeless"}
+    one = study(finished.with_name("data"), tmp_path / "study", **options)
+    with pytest.raises(ValueError, match=r"against: 'hopeless' is left out \(it can gain at most 0.0001"):
+        one.run()
+
+
+@pytest.mark.slow
 def test_an_arm_may_be_the_sequence_baseline(finished: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sequence_rule, "MIN_STEPS", 2)

@@ -115,7 +115,8 @@ def _texts(rows: Dataset) -> Iterator[tuple[str, pa.ChunkedArray, np.ndarray]]:
 def _holds_ids(kind: pa.DataType, depth: int) -> bool:
     """Returns whether an Arrow type holds token ids in lists that are nested `depth` deep.
 
-    The type null is accepted, because Arrow gives it to lists that are all empty or null.
+    The type null is accepted at any depth, because Arrow gives it to values that are all missing, such as those of
+    empty lists.
     """
     if pa.types.is_null(kind):
         return True
@@ -126,7 +127,7 @@ def _holds_ids(kind: pa.DataType, depth: int) -> bool:
 
 
 def _null_row(values: pa.ChunkedArray) -> int | None:
-    """Returns the index of the first row that is null or contains a null at any depth, or None without such a row."""
+    """Returns the index of a row that is null or contains a null at any depth, or None without such a row."""
     if values.null_count:
         return int(pc.index(values.is_null(), True).as_py())
     if not pa.types.is_nested(values.type):
@@ -150,7 +151,7 @@ def _lengths(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _count(lists: pa.ChunkedArray) -> np.ndarray:
-    """Returns the length of each list. If all lists are empty, their Arrow type may be null instead of a list."""
+    """Returns the length of each list. If there are no lists, their Arrow type may be null."""
     if pa.types.is_null(lists.type):
         return np.zeros(len(lists), np.int64)
     lengths: np.ndarray = pc.list_value_length(lists).to_numpy().astype(np.int64)
