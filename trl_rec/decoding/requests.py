@@ -93,7 +93,7 @@ class RequestRanker:
 
     Args:
         model, prompt_format, trie, settings, prior: As in [`Recommender`].
-        catalog (`ItemCatalog`): The items. Retired items, which come last, may be left out. Histories may contain
+        catalog (`ItemCatalog`): The items. It may lack retired items, which would come last. Histories may contain
             retired items, but they are never recommended.
         pad_token_id (`int`): Id of the padding token.
     """
