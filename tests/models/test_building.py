@@ -107,3 +107,10 @@ def test_models_of_possible_sizes_run(hidden_size: int, num_heads: int) -> None:
     catalog = ItemCatalog(pa.table({"item_id": ["a"], "title": ["A"]}), surface="item_token")
     model = make_model(make_tokenizer(catalog), hidden_size=hidden_size, num_heads=num_heads)
     assert model(torch.tensor([[1, 2, 3]])).logits.shape[:2] == (1, 3)
+
+
+@pytest.mark.parametrize("option", ["use_peft", "load_in_4bit", "load_in_8bit"])
+def test_a_model_from_scratch_has_no_adapter_and_is_not_quantised(option: str) -> None:
+    with pytest.raises(ValueError, match="need a pretrained model; set model_name_or_path"):
+        RecModelConfig(**{option: True})
+    assert getattr(RecModelConfig("some/model", **{option: True}), option)

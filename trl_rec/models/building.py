@@ -72,6 +72,11 @@ class RecModelConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         check_ranges(self)
+        if self.model_name_or_path is None and (self.use_peft or self.load_in_4bit or self.load_in_8bit):
+            raise ValueError(
+                "use_peft, load_in_4bit and load_in_8bit need a pretrained model; set model_name_or_path, or leave "
+                "them out to train all weights of a model from scratch"
+            )
 
 
 def build_model(
@@ -111,7 +116,7 @@ def build_model(
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **scratch_options(config))
         if item_vectors is not None:
             start_from_vectors(model, item_tokenizer, catalog, item_vectors(), seed=seed)
-        return model, item_tokenizer, get_peft_config(config)
+        return model, item_tokenizer, None
 
     # 2. Otherwise, load a pretrained model, and add the catalogue's tokens.
     options = loading_options(config, trust_remote_code)

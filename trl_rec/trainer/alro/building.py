@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from peft import LoraConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import get_peft_config
 
 from trl_rec.data.dataset import RecDataset
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat, rated_tokens
@@ -128,7 +127,7 @@ def build_ranker(
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **scratch_options(config))
         if vectors is not None:
             start_from_vectors(model, item_tokenizer, catalog, vectors(), seed=seed)
-        return model, item_tokenizer, get_peft_config(config)
+        return model, item_tokenizer, None
 
     # For a pretrained model, add embeddings for the new tokens. The new embeddings are trained even if an adapter
     # freezes all other embeddings.
