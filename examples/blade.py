@@ -6,8 +6,8 @@ A small model is trained from scratch to write the next ten items. Then it is tr
 samples: a list is rewarded for items that the user chose next (NDCG), and for genres that match the user's history
 (MGU). This second training is run twice from the same model. One run compares each sampled list only with fixed lists
 of that model (Best-of-8), and the other also with the lists sampled in the same step (BLADE). The table at the end
-shows how the rewards and the accuracy change. The program takes three to five minutes on a CPU.
-If the data is not cached and cannot be downloaded, the program uses a synthetic dataset and prints a note.
+shows how the rewards and the accuracy change. The program takes three to five minutes on a CPU. If the data is not
+cached and cannot be downloaded, the program uses a synthetic dataset and prints a note.
 """
 
 import argparse
@@ -76,6 +76,7 @@ def supervised(dataset: RecDataset, folder: str, max_steps: int) -> BearTrainer:
         learning_rate=3e-3,
         warmup_steps=30,
         per_device_train_batch_size=16,
+        train_sampling_strategy="group_by_length",  # rows of similar length need less padding
         logging_steps=100,
         **SHARED,
     )
@@ -95,7 +96,8 @@ def aligned(target: dict[str, str], start: str, dataset: RecDataset, folder: str
         reference_dir=REFERENCES,  # both arms start from one model and share its fixed lists
         max_steps=300 if max_steps < 0 else max_steps,
         max_prompts=2400,  # 300 steps of 8 prompts
-        learning_rate=1e-3,
+        beta=0.3,
+        learning_rate=2e-3,
         warmup_steps=10,
         per_device_train_batch_size=8,
         logging_steps=20,

@@ -13,6 +13,7 @@ import pytest
 
 from tests.decoding.recommenders import NUM_ITEMS, catalogue
 from tests.serving.servers import make_service, running
+from trl_rec import prepare
 from trl_rec.serving import ServingConfig
 from trl_rec.serving.lists_engine import ListsEngine, load_lists_engine, read_lists
 from trl_rec.serving.schema import RecommendRequest
@@ -81,6 +82,22 @@ def test_retired_items_are_not_recommended() -> None:
     engine = ListsEngine(replace(catalog, num_retired=6), only, "recs")
     (popular,) = engine.answer([RecommendRequest(user="all retired", k=12)])
     assert popular.fallback and popular and not retired & {one.item_id for one in popular}
+
+
+def test_a_dataset_may_lack_the_retired_items_of_the_run_folder(tmp_path: Path) -> None:
+    toy = prepare("toy", tmp_path / "data")
+    num_retired = 3
+    rows = [{**row, "item_id": f"retired {number}"} for number, row in enumerate(toy.catalog.items.to_pylist())]
+    items = pa.concat_tables([toy.catalog.items, pa.Table.from_pylist(rows[:num_retired], toy.catalog.items.schema)])
+    replace(toy.catalog, items=items, num_retired=num_retired).save(tmp_path / "run/catalog")
+    ids = toy.catalog.ids
+    lists = [row("u", 1, "retired 0", 1.0), row("u", 2, ids[0], 0.5)]
+    pq.write_table(pa.Table.from_pylist(lists), tmp_path / "lists.parquet")
+    config = ServingConfig(
+        model=str(tmp_path / "run"), lists=str(tmp_path / "lists.parquet"), dataset=str(tmp_path / "data")
+    )
+    (answer,) = load_lists_engine(config).answer([RecommendRequest(user="u", k=2, history=[])])
+    assert [one.item_id for one in answer] == [ids[0]]
 
 
 def test_groups_are_limited(engine: ListsEngine) -> None:

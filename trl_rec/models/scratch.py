@@ -1,9 +1,9 @@
 """Makes a small decoder-only model and its tokenizer from scratch, for items written as item tokens or semantic IDs.
 
 The architecture is Phi-3 with tied embeddings. It is equivalent to Llama with dropout on the output of each sublayer.
-The dropout reduces overfitting on small datasets. The rotary position embeddings are relative, so it does not matter
-at which interaction a history begins. The model trains within minutes on a CPU, so examples and tests use it to
-demonstrate a method from end to end.
+The dropout reduces overfitting on small datasets. The rotary position embeddings are relative, so patterns learned at
+one position of a history apply at all positions. The model trains within minutes on a CPU, so examples and tests use
+it to demonstrate a method from end to end.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def _turn(head: nn.Module) -> RLock:
 
 @contextmanager
 def _precise(head: nn.Module, tokens: Tensor | SampledColumns | None) -> Iterator[None]:
-    """Makes the output embedding compute only the logits of `tokens` inside the `with` block, in at least float32."""
+    """Makes the output embedding return only the logits of `tokens` inside the `with` block, in at least float32."""
     # 1. Find the layers that compute logits.
     layers = list(head.modules())  # an adapter adds layers
     quantized = any(is_quantized_layer(layer) for layer in layers)

@@ -2,7 +2,7 @@
 
 The token `<item_17>` belongs to row 17 of a catalogue. If a later catalogue has a different item in this row, the
 embeddings must move with the items. If they did not, an item would start with the embedding that the model has learned
-for a different item. Semantic-ID tokens keep their meaning, so only tokens that did not occur before need embeddings.
+for a different item. Semantic-ID tokens keep their meaning, so only new ones need embeddings.
 
 - The token of a known item (an item of the old catalogue) gets the embedding that the item had.
 - The token of a new item gets the mean of the vectors of its groups, such as its genres. The vector of a group is the
@@ -62,7 +62,7 @@ class RowStarts:
 def follow_items(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, change: CatalogChange
 ) -> tuple[PreTrainedModel, list[int]]:
-    """Adds the tokens that the changed catalogue needs, and sets their embeddings by the rules at the top of the file.
+    """Adds the tokens that the changed catalogue needs, and sets embeddings by the rules at the top of the file.
 
     If the model has an adapter, the adapter is rebuilt, so that it trains and saves the embeddings of all tokens of
     the catalogue. Saving an adapter does not save the base model, so embeddings that are changed only in the base
@@ -92,7 +92,8 @@ def follow_items(
 
 
 def changes_embeddings(tokenizer: PreTrainedTokenizerBase, change: CatalogChange) -> bool:
-    """Returns whether a changed catalogue needs new tokens, or numbers its item tokens in another way."""
+    """Returns whether a changed catalogue needs new tokens, or has item tokens and numbers its items differently from
+    the old catalogue."""
     has_new_tokens = not set(change.catalog.new_tokens) <= set(tokenizer.get_vocab())
     return has_new_tokens or (change.catalog.surface == "item_token" and not change.keeps_indices)
 

@@ -1,8 +1,8 @@
 """Adds a catalogue's tokens to a pretrained model's vocabulary, and configures adapters to train their embeddings.
 
 With an adapter, the embeddings of the new tokens are trained, and all other embeddings stay frozen. If the input and
-the output embedding are not tied, the adapter configuration has to list both modules. Otherwise the model would learn
-to read the new tokens but not to write them.
+the output embedding are not tied, the adapter configuration has to list both modules. With the input embedding alone,
+the model would learn to read the new tokens but not to write them.
 """
 
 from __future__ import annotations

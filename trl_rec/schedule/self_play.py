@@ -74,7 +74,7 @@ def self_play_beams(
     ranking = {"pad_token_id": pad_token_id, "top_k": num_beams, **options}
 
     # 1. Identify each part by everything that its beams depend on: its histories, and a digest of the model's key, the
-    # settings, the prompts and the catalogue. The batch size is left out, because it does not affect beams.
+    # settings, the prompts and the catalogue. The batch size is left out, because it affects only rounding.
     digest = ""
     if folder is not None:
         settings = {name: value for name, value in options.items() if name != "batch_size"} | {"num_beams": num_beams}

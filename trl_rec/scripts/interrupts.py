@@ -28,7 +28,7 @@ SAID = "TRL_REC_SAID"
 # A signal within this time after the first one is ignored, because the terminal and the launcher may both send one.
 SECONDS = 2.0
 # What the user can do after one of these verbs was interrupted. TRAINING_REMEDY is for the other verbs that train a
-# model. For verbs of neither kind, [`end`] says to run the same command again.
+# model. For all remaining verbs, [`end`] says to run the same command again.
 REMEDIES = {
     "align3gr": "the same command continues where it stopped",
     "study": "the same command continues where it stopped",

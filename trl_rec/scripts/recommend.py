@@ -141,7 +141,7 @@ def _write(arguments: RecommendArguments, output: str, recommender: Recommender,
         if given.num_unknown:
             print(f"{given.num_unknown:,} interactions were dropped, because the model does not know their items")
         if written.fallback:
-            print(f"{written.fallback:,} users without a history got the list of the prior")
+            print(f"{written.fallback:,} users without a known item in their history got the list of the prior")
         if written.short:
             print(f"{written.short:,} users got fewer than {arguments.k} items, because no more can be recommended")
 
@@ -191,7 +191,7 @@ def _history(arguments: RecommendArguments, recommender: Recommender) -> tuple[l
 
 
 def _dataset(arguments: RecommendArguments, recommender: Recommender) -> RecDataset:
-    """Loads the dataset, and checks that its catalogue is the model's. Only retired items may be missing."""
+    """Loads the dataset, and checks that its catalogue is the model's. Only retired items may be missing from it."""
     assert arguments.dataset is not None
     dataset = load(arguments.dataset)
     folder = local_folder(arguments.model)  # a hub repository has been downloaded to the cache by now

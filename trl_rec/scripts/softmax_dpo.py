@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
 
     # 1. Load the dataset, and determine the prior of this run. Only a run with a dataset can have a prior. Then read
     # the preferences. If they have the columns `user` and `history`, check that each chosen item is a target of its
-    # user in the training split, and directly follows this history there.
+    # user in the training split, and directly follows the history of its row there.
     dataset = None if data.dataset is None else load(data.dataset).with_surface(data.surface)
     catalog = None if dataset is None else dataset.catalog
     if dataset is not None:

@@ -72,7 +72,7 @@ class TokenizeArguments:
     export_index: str | None = field(
         default=None, metadata={"help": "X.index.json file to which the IDs are also exported"}
     )
-    overwrite: bool = field(default=False, metadata={"help": "replace IDs that were made with other settings"})
+    overwrite: bool = field(default=False, metadata={"help": "replace IDs that were not made with these settings"})
 
 
 KINDS = (TokenizeArguments, DualIdsConfig)

@@ -22,8 +22,8 @@ VERBS = {
 TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")
 # Scripts that are not named after their verb (see tokenizing.py).
 SCRIPTS = {"tokenize": "tokenizing"}
-# How the name of a default output folder spells the method of each training verb.
+# The method of each training verb, as written in the name of the default output folder.
 METHODS = {"bear": "BEAR", "blade": "BLADE", "alro": "ALRO", "softmax_dpo": "Softmax-DPO", "align3gr": "Align3GR"}
 LAUNCH_KEYS = ("num_processes", "accelerate_config")  # keys that `trl-rec` uses to launch a training verb
 LAUNCH = "TRL_REC_LAUNCH"  # environment variable that passes the given values of `LAUNCH_KEYS` to the verb, as JSON
-OWN_HELP = ("report", "recipe", "env")  # verbs whose options are not keys of a recipe
+OWN_HELP = ("report", "recipe", "env")  # verbs that parse their own options and print their own help

@@ -27,7 +27,8 @@ def kmeans(vectors: Tensor, codes: int, *, iterations: int = 25, generator: torc
         vectors (`torch.Tensor` of shape `(N, D)`): The vectors, float32.
         codes (`int`): C, the number of centroids.
         iterations (`int`, *optional*, defaults to `25`): Maximum number of iterations. The algorithm stops earlier
-            once no assignment changes. In that case, every centroid with assigned vectors is their mean.
+            once no assignment changes. In that case, every centroid with assigned vectors is the mean of these
+            vectors.
         generator (`torch.Generator`): Generator for drawing the sample and the centroids.
 
     Returns:

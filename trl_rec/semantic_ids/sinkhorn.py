@@ -8,7 +8,7 @@ rounds repeat these steps for the items that still collide.
 
 The repair may change the last code of every item in a group. It does not check whether an item outside the group
 already has the new codes, so it can create new collisions. Callers should therefore use [`repair_last_level`] after
-the last round. It resolves the remaining collisions as far as other last codes are free.
+the last round. It resolves the remaining collisions wherever another last code is free.
 """
 
 from __future__ import annotations

@@ -160,7 +160,9 @@ def load_lists_engine(config: ServingConfig) -> ListsEngine:
     else:
         assert dataset is not None
         catalog = dataset.catalog
-    if dataset is not None and dataset.catalog.fingerprint != catalog.fingerprint:
+    # The catalogue of a run folder may also contain retired items, which the dataset lacks.
+    accepted = (catalog.fingerprint, catalog.without_retired().fingerprint)
+    if dataset is not None and dataset.catalog.fingerprint not in accepted:
         raise ValueError(
             f"{config.model} and {config.dataset} have different items; give folders that belong together"
         )

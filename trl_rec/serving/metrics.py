@@ -29,7 +29,7 @@ HELP = {
     "unknown_items_total": ("counter", "History items that the catalogue does not contain."),
     "fallback_lists_total": (
         "counter",
-        "Lists that the prior alone ranked, because no item of the history is known. If lists are served from a file: "
+        "Lists that the prior alone ranked, because the history has no known items. If lists are served from a file: "
         "lists for users who have no list in the file.",
     ),
     "short_lists_total": ("counter", "Lists with fewer items than requested."),

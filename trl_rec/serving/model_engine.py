@@ -1,4 +1,4 @@
-"""Computes the recommendations for requests with the model of a run folder."""
+"""Answers requests for recommendations with the model of a run folder."""
 
 from __future__ import annotations
 

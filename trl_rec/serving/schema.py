@@ -90,7 +90,7 @@ class ExplainRequest(_Request):
     titles: list[Text] | None = Field(None, max_length=LONGEST_EXPLAINED, description="exact titles, oldest first")
     user: Text | None = Field(
         None,
-        description=f"id of the user; of a history that is read from the dataset, only the newest {LONGEST_EXPLAINED} "
+        description=f"id of the user; if the history is read from the dataset, only its newest {LONGEST_EXPLAINED} "
         "items are used",
     )
     item_id: Text = Field(description="id of the item to explain")
@@ -117,7 +117,7 @@ class RecommendResponse(BaseModel):
     items: list[ScoredItem] = Field(description="the recommended items, best first")
     unknown: int = Field(description="number of history items that the catalogue does not contain")
     fallback: bool = Field(
-        description="whether the prior alone ranked the items, because no item of the history is known; if lists are "
+        description="whether the prior alone ranked the items, because the history has no known items; if lists are "
         "served from a file: whether the file has no list of the user"
     )
     short: str | None = Field(None, description="why there are fewer than k items")

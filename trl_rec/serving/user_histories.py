@@ -92,8 +92,8 @@ class UserHistories:
     def from_file(cls, path: str | Path, catalog: ItemCatalog) -> UserHistories:
         """Reads the histories of a log: a CSV, TSV or Parquet file with the columns `user_id` and `item_id`.
 
-        The interactions of a user must be in the order of time, unless there is a column `timestamp` of numbers or
-        dates. Users keep the order in which they first occur.
+        The interactions of a user must be sorted by time, unless there is a column `timestamp` of numbers or dates.
+        Users keep the order in which they first occur.
         """
         # 1. Read the columns.
         path = Path(path)

@@ -105,6 +105,16 @@ def test_the_arm_that_others_are_compared_with_cannot_be_left_out(finished: Path
 
 
 @pytest.mark.slow
+def test_rated_baselines_need_a_ranker(finished: Path, tmp_path: Path) -> None:
+    ranker = {"verb": "alro", "config": "alro/toy", "needs": {"users": 10_000}}
+    options = {"arms": {"mean": {"baseline": "item mean"}, "alro": ranker}, "seeds": [0], "comparisons": None}
+    options |= {"against": "mean", "primary": "graded_ndcg@10", "metrics": []}
+    one = study(finished.with_name("data"), tmp_path / "study", **options)
+    with pytest.raises(ValueError, match="every arm with the verb alro is left out"):
+        one.run()
+
+
+@pytest.mark.slow
 def test_an_arm_may_be_the_sequence_baseline(finished: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sequence_rule, "MIN_STEPS", 2)

@@ -99,7 +99,7 @@ def test_runs_and_options_that_vllm_cannot_serve_are_refused(tmp_path: Path) -> 
         VllmRecommender.from_pretrained(tmp_path / "run", prior=UnevenPrior())
     with pytest.raises(ValueError, match="leave device out"):
         VllmRecommender.from_pretrained(tmp_path / "run", device="cpu")
-    with pytest.raises(ValueError, match="save it there, and leave catalog out"):
+    with pytest.raises(ValueError, match="save yours there, and leave catalog out"):
         VllmRecommender.from_pretrained(tmp_path / "run", catalog=tmp_path)
     with pytest.raises(ValueError, match="is not a run folder"):
         VllmRecommender.from_pretrained(tmp_path)

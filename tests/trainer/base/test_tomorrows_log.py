@@ -149,5 +149,5 @@ def test_semantic_ids_must_not_change(yesterday, tmp_path: Path) -> None:
     other = today.catalog.with_surface("semantic_id", ids.take(np.arange(NUM_ITEMS)[::-1]))
     other.save(tmp_path / "data" / "catalog")
     today = prepare(tmp_path / "source", tmp_path / "data", unknown_items="drop").with_surface("semantic_id")
-    with pytest.raises(ValueError, match=r"has another semantic ID than .* has learned \(number of such items: 12\)"):
+    with pytest.raises(ValueError, match=r"a different semantic ID from .* has learned \(number of such items: 12\)"):
         continued(today, tmp_path / "run", tmp_path / "other")

@@ -86,7 +86,8 @@ def dataset(folder: Path) -> RecDataset:
             },
             "num_iterations is 2, .* at step 5, between two steps",
         ),
-        ({"num_iterations": 2, "save_steps": 0.1}, "num_iterations is 2, .* at step 0.1, between two steps"),
+        ({"num_iterations": 2, "save_steps": 0.1}, "save_steps is 0.1, a share of the run; give a number of steps"),
+        ({"num_iterations": 2, "num_train_epochs": 0.6, "max_steps": -1}, "num_train_epochs must be whole, not 0.6"),
         (
             {
                 "num_iterations": 2,

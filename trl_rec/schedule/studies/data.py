@@ -16,9 +16,9 @@ from trl_rec.semantic_ids.storage import CARD as IDS_CARD
 if TYPE_CHECKING:
     from trl_rec.schedule.studies.study import Study
 
-# The last file of the dataset that `trl-rec prepare` writes, and the last file of the semantic IDs that `trl-rec
-# tokenize` writes. A command whose file is missing is run again, even if an earlier call finished it. The file is
-# missing if the dataset was removed, or if `prepare` has replaced the dataset by one without semantic IDs.
+# The file in the dataset folder that each command writes last. A command whose file is missing is run again, even if
+# an earlier call finished it. The file is missing if the dataset was removed, or if `prepare` has replaced the dataset
+# by one without semantic IDs.
 LAST_FILE = {"prepare": "card.json", "tokenize": f"catalog/{IDS_CARD}"}
 
 

@@ -23,7 +23,7 @@ def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
 
     An arm depends on another arm if it starts from the other arm's policies or measures them again.
 
-    Raises `ValueError` if the arm named by `against` is left out.
+    Raises `ValueError` if the study cannot go on without the arms that are left out.
     """
     has = {
         "users": len(dataset.test),
@@ -50,7 +50,7 @@ def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
             study.say(f"{name} is left out: {study.left_out[name]}")
     if not has["titles"]:
         study.say("the items have no titles, so the example lists in the results page show item ids")
-    _check_against(study)
+    _check_remaining(study)
 
 
 def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
@@ -59,7 +59,7 @@ def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
     The largest possible gain of an arm is its headroom. If an arm is left out, the arms that start from its policies
     or measure its policies again are left out too.
 
-    Raises `ValueError` if the arm named by `against` is left out.
+    Raises `ValueError` if the study cannot go on without the arms that are left out.
     """
     config = study.config
     found = resolution(
@@ -99,12 +99,21 @@ def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
         if arm.policy in study.left_out and name not in study.left_out:
             study.left_out[name] = f"it measures the policies of {arm.policy}, which is left out"
             study.say(f"{name} is left out: {study.left_out[name]}")
-    _check_against(study)
+    _check_remaining(study)
     return found
 
 
-def _check_against(study: Study) -> None:
-    """Raises `ValueError` if the arm named by `against` is left out."""
+def _check_remaining(study: Study) -> None:
+    """Raises `ValueError` if the arm named by `against` is left out, or if the baselines cannot be measured.
+
+    Baselines that order rated candidates are measured only together with a model of `trl-rec alro`.
+    """
+    rankers = [name for name, arm in study.arms.items() if arm.verb == "alro"]
+    if rankers and all(name in study.left_out for name in rankers):
+        raise ValueError(
+            "every arm with the verb alro is left out, and the baselines of this study are measured only together "
+            "with such an arm; change the arms"
+        )
     against = study.config.against
     if against in study.left_out:
         raise ValueError(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trl_rec.schedule.studies.study import Study
 
 
-# Keys that `trl-rec evaluate` accepts only with a model. They are left out when baselines or lists are measured.
+# Keys of `trl-rec evaluate` that need a model. They are left out when baselines or lists are measured.
 OF_MODELS = ("exhaustive", "best_of")
 
 

@@ -3,8 +3,8 @@
 The headroom of an arm is an upper bound on its gain over the arm that the others are compared with. The smallest
 difference and the headrooms are computed before the first training, from the validation split and the results of the
 baselines on it. If the study's recipe sets the headroom of an arm, this value is used instead. A headroom can be
-computed only for arms whose models read item ids and no item texts. Such models cannot recommend an item that is not
-in the training split, which limits their measures.
+computed only for arms whose models read item ids and no item texts. Such models cannot learn to recommend an item that
+is not in the training split, which limits their measures.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def resolution(
 def knows_only_ids(arm: Arm, arms: Mapping[str, Arm]) -> bool:
     """Returns whether the models of an arm read item ids and no item texts, at every point of the arm's grid.
 
-    Such a model cannot recommend an item outside the training split. The result is False if a model may have read
-    texts of the items, or may have been trained on other data.
+    Such a model cannot learn to recommend an item outside the training split. The result is False if a model may have
+    read texts of the items, or may have been trained on other data.
 
     Args:
         arm: The arm.

@@ -1,4 +1,4 @@
-"""Parses the command line of a verb, which is a subcommand of `trl-rec`, and its recipe (`--config`) into dataclasses.
+"""Parses the command line and the recipe (`--config`) of a verb (a subcommand of `trl-rec`) into dataclasses.
 
 The parser is TRL's. A key on the command line overrides the same key of the recipe. An unknown key is an error.
 """

@@ -234,8 +234,7 @@ def _train(inputs: DualInputs, config: DualIdsConfig) -> tuple[DualTraining, dic
 
 @torch.no_grad()
 def _item_codes(training: DualTraining, config: DualIdsConfig) -> IdCodes:
-    """Returns the codes of the items. `sinkhorn_repair` and then `repair_last_level` resolve collisions (items with
-    the same codes)."""
+    """Returns the codes of the items, before and after each repair of collisions (items with the same codes)."""
     tower = training.item_tower
     items = torch.arange(len(training.inputs.known))
     quantized = tower.quantize.assign(training.latents(tower, training.fused_items(items)))

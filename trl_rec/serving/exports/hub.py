@@ -24,7 +24,7 @@ def push_run(
     catalogue or prior that this push leaves out, the push deletes it, but earlier commits still contain it.
 
     Args:
-        run (`str` or `Path`): The run folder, such as one that [`export_merged`] wrote.
+        run (`str` or `Path`): The run folder. A folder that [`export_merged`] wrote is a run folder too.
         repo (`str`): The repository, such as `"me/my-model"`. It is created if necessary.
         include_catalog (`bool`, *optional*, defaults to `False`): Whether to push the catalogue in any case. By
             default, it is pushed only if the recorded licence of the data allows redistribution.

@@ -8,7 +8,7 @@ The arguments are in the request's `extra_args`, which an HTTP client sends as `
 | `exclude` | ids of items to leave out |
 | `allowed` | ids of the items to choose from; all other items are left out |
 | `where` | conditions on the columns of the catalogue, as in [`ItemFilter`]; over HTTP as JSON text |
-| `prefix` | tokens of the output that the prompt already contains, at its end; its items count towards `items` |
+| `prefix` | tokens at the end of the prompt that already belong to the output; their items count towards `items` |
 | `exclude_rows` | `exclude` as row numbers of the catalogue instead of ids; sent by [`VllmRecommender`] |
 | `mask` | the allowed items as packed bits, in place of `allowed` and `where`; sent by [`VllmRecommender`] |
 """

@@ -1,4 +1,4 @@
-"""Ranks the catalogue for requests with a model that runs in vLLM."""
+"""Uses a model that runs in vLLM to rank the catalogue for requests."""
 
 from __future__ import annotations
 

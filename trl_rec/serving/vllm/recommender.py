@@ -62,7 +62,7 @@ class VllmRecommender(Recommender):
         if device is not None:
             raise ValueError("vLLM always uses the device that it was built for; leave device out")
         if catalog is not None:
-            raise ValueError("vLLM reads the catalogue of the run folder; save it there, and leave catalog out")
+            raise ValueError("vLLM reads the catalogue of the run folder; save yours there, and leave catalog out")
         parts = load_parts(path, folder, with_prior=prior == "saved")
         check_servable(path, parts, prior=parts.prior if prior == "saved" else prior)
 

@@ -185,7 +185,7 @@ class RecConfig(Base):
     )
     include_catalog: bool = field(
         default=False,
-        metadata={"help": "push the catalogue to the hub even if the recorded licence of the data does not allow it"},
+        metadata={"help": "push the catalogue to the hub even if no recorded licence of the data allows it"},
     )
     logging_nan_inf_filter: bool = field(
         default=False,

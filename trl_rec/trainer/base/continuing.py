@@ -52,12 +52,12 @@ def catalog_change(
 
 
 def _check_ids(change: CatalogChange, folder: str | Path, name: str | Path) -> None:
-    """Raises ValueError if an item of the dataset has another semantic ID than the one that the model has learned."""
+    """Raises ValueError if an item of the dataset has a different semantic ID from the one that the model learned."""
     changed = changed_ids(change)
     if len(changed):
         raise ValueError(
-            f"in {name}, item {change.catalog.ids[changed[0]]!r} has another semantic ID than the one that the model "
-            f"in {folder} has learned (number of such items: {len(changed):,}); keep the learned IDs with trl-rec "
-            "tokenize --known DATASET, where DATASET is the dataset that the model was trained on, or train from "
-            "scratch"
+            f"in {name}, item {change.catalog.ids[changed[0]]!r} has a different semantic ID from the one that the "
+            f"model in {folder} has learned (number of such items: {len(changed):,}); keep the learned IDs with "
+            "trl-rec tokenize --known DATASET, where DATASET is the dataset that the model was trained on, or train "
+            "from scratch"
         )

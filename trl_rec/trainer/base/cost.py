@@ -33,7 +33,7 @@ FORWARD = 1 / 3  # time of a forward pass, as a share of the training time of th
 
 
 def announce_cost(trainer: RecTrainerMixin, dataset: RecDataset) -> None:
-    """Adds a callback that prints, in the first steps, how long training and the final evaluation will take.
+    """Adds a callback that prints how long training and the final evaluation will take.
 
     Nothing is printed if training and the final evaluation together take only a short time.
 

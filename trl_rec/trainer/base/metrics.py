@@ -36,8 +36,8 @@ class BatchLoss(NamedTuple):
 
     Args:
         loss (`torch.Tensor` of shape `()`): The loss to differentiate. The trainer's `loss_is_scaled_for_ga`
-            specifies whether this loss is already normalised over the whole accumulated batch. If it is None, the loss
-            is normalised in this way whenever `batch_loss` receives `num_items_in_batch`.
+            specifies whether this loss is already normalised over the whole accumulated batch. If that attribute is
+            None, the loss is normalised in this way whenever `batch_loss` receives `num_items_in_batch`.
         row_losses (`torch.Tensor` of shape `(B,)`): The loss of each row, detached. If at least one process has a
             loss that is not finite, training stops with an error before the optimizer's step. The error of each
             process names the rows of that process whose loss is not finite.

@@ -78,8 +78,8 @@ def continue_prior(args: RecConfig, folder: str | Path | None) -> None:
     kind.
 
     The new run then fits this prior to its own data. The strength is chosen again on the validation split, unless the
-    recipe of the earlier run gives a number. Nothing is set if the user has chosen a prior or `"none"`, or if a prior
-    of that kind cannot be fitted, in which case a warning is logged.
+    recipe of the earlier run gives a number. Nothing is set if the user has chosen a prior or `"none"`. If a prior of
+    that kind cannot be fitted, a warning is logged instead.
 
     Args:
         args: The configuration of the new run, which is changed.

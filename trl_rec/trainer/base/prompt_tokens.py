@@ -1,4 +1,4 @@
-"""Prints, at the start of a run, how many prompts would have other tokens if their texts were tokenised as a whole.
+"""Prints, at the start of a run, how many prompts would have different tokens if tokenised as a whole.
 
 A prompt is made of parts that are tokenised separately. In the whole text, a tokenizer may merge the end of one part
 and the beginning of the next into one token, so the tokens differ there (see `data/prompt_texts.py`). If a recipe uses
@@ -19,7 +19,7 @@ MOST_PROMPTS = 1_000
 
 
 def announce_tokens(trainer: CatalogRankingMixin, dataset: RecDataset) -> None:
-    """Prints how many prompts would have other tokens if their texts were tokenised as a whole.
+    """Prints how many prompts would have different tokens if their texts were tokenised as a whole.
 
     Prints nothing if there are none.
 
@@ -37,7 +37,7 @@ def whole_text_comparison(trainer: CatalogRankingMixin, dataset: RecDataset) -> 
 
     The prompts are those of the validation split, or of the training split if the validation split is empty. Returns
     None if there are no prompts, or if the surface is not the title: with their default texts, the prompts of the
-    other surfaces always have the same tokens.
+    other surfaces have the same tokens either way.
 
     Args:
         trainer: The trainer.

@@ -99,8 +99,8 @@ class RecTrainerMixin(ABC, Base):
             evaluation on a split computes only ranking metrics.
         card_data (`Mapping`, *optional*): The card of the dataset, for the model card.
         card_results (`str`, *optional*): The table of the final evaluation, for the model card.
-        derived_columns (`frozenset[str]`): Columns of the training rows that are left out of the run's fingerprint
-            (entries by which a checkpoint recognises its run), because other entries determine their values.
+        derived_columns (`frozenset[str]`): Columns of the training rows that the run's fingerprint leaves out, because
+            other entries of the fingerprint determine their values (see `fingerprint.py`).
     """
 
     method: ClassVar[str]

@@ -26,9 +26,9 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
         config: The training configuration.
         model_config: Which model to load or make. If the model comes from a run folder, the items of that run are
             matched with those of the dataset by `item_id` (see [`catalog_change`]). If that run has a prior and
-            `config.prior` is not set, [`conclude`], which is called after training, fits a prior of the same kind (see
-            [`continue_prior`]). If `config.tasks` is set, the vocabulary of a model from scratch also contains the
-            words of the tasks' texts.
+            `config.prior` is not set, `config` is changed so that [`conclude`] fits a prior of the same kind after
+            training (see [`continue_prior`]). If `config.tasks` is set, the vocabulary of a model from scratch also
+            contains the words of the tasks' texts.
     """
     # 1. Build the model.
     continue_prior(config, model_config.model_name_or_path)

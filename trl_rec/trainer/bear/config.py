@@ -23,10 +23,10 @@ class BearConfig(PriorConfig, SFTConfig):
     `bear_weight=0`, the loss is that of MSL: the cross-entropy over the legal tokens, those that can come next in an
     item. With `bear_weight=0` and `softmax="vocabulary"`, training is plain SFT.
 
-    If `list_length` is set and `targets` is `"last"`, the model learns to write lists of distinct items, namely the
-    next new items that a user chooses, in order. The legal tokens are then the same as in decoding: items
-    that are already in the list are illegal, and so are items of the history unless `eval_exclude_history` is false.
-    The EOS after a list is learned only with `softmax="vocabulary"`.
+    If `list_length` is set and `targets` is `"last"`, the model learns to write lists of distinct items: the next new
+    items (those that the user has not chosen before), in order. The legal tokens are then the same as in decoding:
+    items that are already in the list are illegal, and so are items of the history unless `eval_exclude_history` is
+    false. The EOS after a list is learned only with `softmax="vocabulary"`.
 
     Args:
         bear_weight (`float`, *optional*, defaults to `0.6875`): Weight of the beam term, the paper's lambda. A
@@ -42,20 +42,20 @@ class BearConfig(PriorConfig, SFTConfig):
             not apply to targets that are texts, which occur only with `tasks`.
         target_smoothing (`float`, *optional*, defaults to `0.0`): Label smoothing: the share of the target token's
             probability that is spread evenly over all tokens of the softmax. Targets that are texts are not smoothed.
-            With `softmax="legal"`, a target token that is the only legal token is not trained at all.
         sampled_items (`int`, *optional*): Number of sampled items that each target is compared with in training,
             instead of all items. Meant for catalogues of many thousands of items. The draws depend only on the seed,
             the epoch and the row, so a resumed run draws the same items. In an evaluation, each target is compared
             with all items. Requires the surface `item_token`, `bear_weight=0` and `softmax="legal"`; cannot be
             combined with `list_length`, `tasks` or `target_smoothing`. In training, the metric `bear/sampled_ce`
-            replaces `bear/ce`.
+            replaces all other metrics `bear/...`.
         sampled_from (`str`, *optional*, defaults to `"uniform"`): Distribution that items are sampled from. With
             `"uniform"`, all items are equally likely. With `"popularity"`, the probability of an item is proportional
             to 1 plus the number of times that the item is a training target. The loss is corrected for either choice.
             Requires `sampled_items`.
         softmax (`str`, *optional*, defaults to `"legal"`): Tokens that the softmax is computed over. `"legal"`: the
-            legal tokens, which continue the path of an item. `"vocabulary"`: all tokens. Decoding of single items uses
-            the same softmax. Decoding of lists always uses the legal tokens.
+            legal tokens, which continue the path of an item. A target token that is the only legal token is then not
+            trained. `"vocabulary"`: all tokens. Decoding of single items uses the same softmax. Decoding of lists
+            always uses the legal tokens.
         targets (`str`, *optional*, defaults to `"last"`): With `"last"`, there is one row per target, or one row per
             list if `list_length` is set. With `"all"`, there is one row per sequence, which trains all targets of the
             sequence, so the history is read only once. The batch size then counts sequences instead of targets. The
@@ -65,9 +65,9 @@ class BearConfig(PriorConfig, SFTConfig):
         target_age_decay (`float`, *optional*, defaults to `1.0`): A target followed by `a` newer targets in its row
             has the weight `target_age_decay ** a`. The loss is the weighted mean over the target tokens of all
             accumulated batches and all processes. The metrics `bear/...` are not weighted. Requires `targets="all"`.
-        every_position (`bool`, *optional*, defaults to `False`): Whether a list starts at every new target of a
-            sequence, so that lists overlap. By default, a list starts where the previous list ends. Requires
-            `list_length` and `targets="last"`.
+        every_position (`bool`, *optional*, defaults to `False`): Whether a list starts at every target that is a new
+            item, so that lists overlap. By default, a list starts where the previous list ends. Requires `list_length`
+            and `targets="last"`.
         max_history (`int`, *optional*): Maximum number of items before a target. Cannot be used if `list_length` is
             set and `targets` is `"last"`.
         long_histories (`str`, *optional*, defaults to `"windows"`): What happens to targets whose history exceeds

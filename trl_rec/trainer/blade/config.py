@@ -60,10 +60,10 @@ class BladeConfig(RecConfig, DPOConfig):
         num_generations (`int`, *optional*, defaults to `8`): Number of rollouts per prompt and step, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`): Sampling temperature of rollouts and reference lists.
         beta (`float`, *optional*): Weight of the KL divergence from the reference policy. Defaults to 0.001 with
-            `target="reward"`, and to 1 otherwise. If the target is a Best-of-N reward with exact instead of
-            estimated ranks, and the weight is 1, sampling from the optimal policy is equivalent to sampling `best_of`
-            lists from the reference policy and keeping the best one. If, in addition, no two lists have the same
-            reward, the divergence of the optimal policy from the reference policy depends only on `best_of`.
+            `target="reward"`, and to 1 otherwise. With `target="best_of_n"` and the weight 1, sampling from the
+            optimal policy would be equivalent to sampling `best_of` lists from the reference policy and keeping the
+            best one, if ranks were exact instead of estimated. Without ties between rewards, the divergence of this
+            policy from the reference policy would then depend only on `best_of`.
         standardize (`bool`, *optional*): Whether to divide the advantages of a prompt's rollouts by the standard
             deviation of the rollouts' values. The value of a rollout is its learning target minus its KL penalty.
             Defaults to `True` with `target="reward"`, and to `False` otherwise.
@@ -262,10 +262,23 @@ class BladeConfig(RecConfig, DPOConfig):
             return
         check_inert(self, ("train_sampling_strategy",), "rows are always shuffled if num_iterations is above 1")
 
-        # Checkpoints are saved at regular steps or after epochs, and at the last step.
+        # Check the regular steps and the last step. Whole epochs always have a multiple of `num_iterations` steps.
         strategy = SaveStrategy(self.save_strategy).value
-        every = {"steps": self.save_steps, "best": self.eval_steps}.get(strategy) or 0
-        last = self.max_steps if strategy != "no" and self.max_steps > 0 else 0
+        if strategy == "no":
+            return
+        name = {"steps": "save_steps", "best": "eval_steps"}.get(strategy)
+        every = 0 if name is None else getattr(self, name) or 0
+        if 0 < every < 1:
+            raise ValueError(
+                f"{name} is {every:g}, a share of the run; give a number of steps, a multiple of num_iterations "
+                f"({self.num_iterations})"
+            )
+        last = max(self.max_steps, 0)
+        if not last and self.num_train_epochs % 1:
+            raise ValueError(
+                f"num_iterations is {self.num_iterations}, so num_train_epochs must be whole, not "
+                f"{self.num_train_epochs:g}; the last checkpoint could be between two steps on the same rollouts"
+            )
         between = next((step for step in (every, last) if step % self.num_iterations), None)
         if between is not None:
             raise ValueError(

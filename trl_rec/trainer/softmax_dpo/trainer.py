@@ -307,8 +307,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Returns the dataset with a column `ref_logps`.
 
-        Each process computes its share of the rows. The result is saved. It is reused if the rows, the weights of the
-        reference, and `normalize` are the same.
+        Each process computes its share of the rows. The result is saved in the output folder. A later run in this
+        folder reuses it if the rows, the weights of the reference, and `normalize` are unchanged.
         """
         if is_split(dataset):
             return dataset

@@ -84,7 +84,7 @@ def write_mark(folder: Path, run: Mapping[str, Any], launch: Mapping[str, Any]) 
 def read_mark(folder: Path) -> Mark | None:
     """Reads the mark of a checkpoint. Returns None if there is no mark.
 
-    The fields of a mark that an earlier version wrote are empty.
+    For an empty mark, which earlier versions wrote, all fields are empty.
     """
     path = folder / MARK
     if not path.is_file():
@@ -144,8 +144,8 @@ def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Map
         return
     if {one.get("sharding") for one in (mark.launch, launch)} != {"none"}:
         raise ValueError(
-            f"{folder} was written by a launch that differs in {different}; resuming with another launch is "
-            "possible only if neither of the two is sharded, so launch the run as before"
+            f"{folder} was written by a launch that differs in {different}; resuming with another launch is possible "
+            "only if neither launch is sharded, so launch the run as before"
         )
     logger.warning(
         "%s was written by a launch that differs in %s, so dropout will draw other random numbers", folder, different

@@ -38,7 +38,8 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 NOT_WEIGHTS = ("training_args.bin",)  # the arguments of Trainer, pickled
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)  # error codes for folders that are not writable
 # Files, besides weights and checkpoints, that are removed when a new run replaces the work of an earlier run. The
-# tokenizer, the catalogue and the model card are not listed, because every run that saves a model replaces them.
+# tokenizer, the catalogue and the model card are not listed, because every run that saves a model replaces them. The
+# prior is not listed, because it matches a pattern of `WEIGHTS`.
 OF_A_RUN = (
     "*.index.json",
     "config.json",
