@@ -1,4 +1,4 @@
-"""Compares rankings by three priors alone: the transition prior ("counter"), and the mixture with and without titles.
+"""Compares the rankings of three priors without a model: transition ("counter"), and mixture with and without titles.
 
 The mixture is a weighted sum of several counts. Its weights are fitted to one random half of the validation users. All
 priors are measured on the other half. Each seed divides the users differently.

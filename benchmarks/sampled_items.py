@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--plain", action="store_true", help="let autograd make each gradient of the embeddings dense")
+    parser.add_argument("--plain", action="store_true", help="do not collect sparse gradients of the embeddings")
     parser.add_argument("--full", action="store_true", help="also time the full softmax over the smallest catalogue")
     arguments = parser.parse_args()
 

@@ -6,8 +6,8 @@
 A prompt with one chosen and K - 1 rejected completions is one row for `SoftmaxDPOTrainer`. For `DPOTrainer`, it is
 K - 1 rows, which pair the chosen completion with each rejected one. The model is a small Llama. A step consists of the
 forward passes of the model and of the reference model, the backward pass and the optimizer update. The trainers take
-turns on the same prompts. The program prints the median seconds per step, and the peak bytes of all tensors except
-those of the model and the optimizer.
+turns on the same prompts. The program prints the median seconds per step, and the peak bytes of all tensors, including
+the gradients but not the weights or the optimizer's state.
 
 The comparison favours trl-rec in three ways. First, on a CPU (not on a GPU), TRL also applies the output layer to the
 positions of the prompt. To make this difference small, run with `--vocabulary 512`. Second, TRL also measures entropy,

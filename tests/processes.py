@@ -67,7 +67,7 @@ def _work(work: Work, output: Path, environment: dict[str, str]) -> None:
     torch.set_num_threads(1)
     random.seed(), np.random.seed()
     work(output)
-    ctypes.pythonapi.Py_Exit(0)  # a forked process would otherwise not call `atexit` functions or join threads
+    ctypes.pythonapi.Py_Exit(0)  # a forked process would otherwise not call `atexit` functions
 
 
 def run_alone(work: Work, output: Path) -> None:

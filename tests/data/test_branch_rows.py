@@ -26,7 +26,7 @@ FORMATS_WITH_BRANCHES = {
     "semantic_id": make_format("semantic_id", prompt_item="{surface}\n", prompt_tail="Next:"),
 }
 formats = st.sampled_from(sorted(FORMATS_WITH_BRANCHES))
-Text = tuple[int, list[int], list[int]]  # the user, the tokens before the learned tokens, the learned tokens
+Text = tuple[int, list[int], list[int]]  # the user, the tokens before the predicted tokens, the predicted tokens
 
 
 def texts_of(row: dict[str, Any]) -> list[Text]:

@@ -47,8 +47,8 @@ CLEAN = {
         "validation": [(0, [1, 2, 3], [4, 6], 5.0)],
         "test": [(0, [1, 2, 3, 4, 6], [5, 2], 7.0), (2, [4, 4, 2], [3], 8.0), (4, [1], [3], 8.0)],
     },
-    # User 1 has item 1 in a training row, too. As a test target, it is allowed because the history of its row contains
-    # it.
+    # Item 1 is the target of a test row of user 1, although a training row of this user contains it. This is allowed,
+    # because the history of the test row also contains it.
     "windows": {
         "train": [(0, [1, 2], [3], 1.0), (0, [2, 3], [4], 2.0), (1, [5, 6], [1], 5.0)],
         "validation": [(0, [3, 4], [5], 5.0), (2, [4, 2], [6], 6.0)],

@@ -67,7 +67,7 @@ def test_counted_pairs_equal_those_of_a_loop(sequences, num_pairs, most):
             part = slice(targets.offsets[item], targets.offsets[item + 1])
             if most is None:
                 assert targets.values[part].tolist() == list(expected)
-            # If shares are equal, rounding decides which items are kept. So compare the shares, not the items.
+            # With `most`, rounding decides which items with equal shares are kept. So compare only the shares.
             np.testing.assert_allclose(sorted(shares[part]), sorted(expected.values()), rtol=1e-12)
 
 

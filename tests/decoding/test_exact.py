@@ -41,7 +41,7 @@ def test_exact_scores_equal_a_beam_search_with_one_beam_per_item(
     for ours, theirs in zip(as_rankings(ranked), as_rankings(expected), strict=True):
         assert dict(ours) == pytest.approx(dict(theirs), abs=1e-4)
         assert ours == sorted(ours, key=lambda pair: (-pair[1], pair[0]))
-        if shared:  # otherwise, rounding differs, and items with nearly equal scores may change places
+        if shared:  # without shared rows, rounding differs, and items with nearly equal scores may change places
             assert_same(ours, theirs)
 
 

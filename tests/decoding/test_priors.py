@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.evaluation.logs import make_split, whole_rows
 from tests.oracles import baselines as oracle
+from trl_rec.data.transitions import TransitionCounts
 from trl_rec.decoding import (
     ArrayPrior,
     FunctionPrior,
@@ -24,7 +25,7 @@ from trl_rec.decoding import (
     load_prior,
     rank_scores,
 )
-from trl_rec.decoding.priors.mixture_counts import COUNTS
+from trl_rec.decoding.priors.mixture_counts import COUNTS, partial_shares
 from trl_rec.decoding.priors.mixture_fit import fit_mixture, target_shares
 from trl_rec.evaluation.baselines import TransitionBaseline
 from trl_rec.items import TokenTrie
@@ -151,6 +152,10 @@ def mixture(**options) -> MixturePrior:
 PRIORS = {
     "popularity": PopularityPrior(np.array([3, 0, 1, 1, 0]), strength=0.4),
     "transition": transition(strength=1.3, eps=0.2, prior_items=3, max_history=2),
+    "transition, decay 0": TransitionPrior(
+        TransitionCounts(Ragged.from_lists([[2], [3], [], [], []]), np.ones(2), max_history=5, decay=0.0),
+        np.ones(5, np.int64),
+    ),
     "mixture": mixture(strength=0.9, prior_items=4, exclude_history=False),
     "array": ArrayPrior(np.array([0.25, 1, 0, 2, 1]), strength=2.0),
 }
@@ -171,6 +176,12 @@ def test_a_loaded_prior_gives_the_same_weights(kind: str, tmp_path: Path) -> Non
                 assert torch.equal(getattr(got, name), getattr(expected, name))
     with pytest.raises(ValueError, match="but the catalogue has 99; use a prior that was fitted"):
         load_prior(tmp_path, num_items=99)
+
+
+def test_counts_whose_shares_are_all_zero_give_no_shares() -> None:
+    counts = TransitionCounts(Ragged.from_lists([[2], [], []]), np.zeros(1), max_history=5)
+    rows, items, values = partial_shares(counts, Ragged.from_lists([[0], [1]]), 3, exclude_history=False)
+    assert (rows.tolist(), items.tolist(), values.tolist()) == ([0], [2], [0.0])
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint16])
@@ -239,7 +250,7 @@ def test_the_mixture_weights_maximise_the_likelihood() -> None:
 
 def test_the_share_of_a_target_is_its_weight() -> None:
     """All shares are normalised over the items outside the history. With a tiny `eps`, the weight of a target is the
-    sum of its shares under the counts, each multiplied by the mixture weight of its count."""
+    sum of its shares in the tables of counts, each multiplied by the mixture weight of the table."""
     prior = mixture()
     histories = Ragged.from_lists([[0, 1, 2], [4, 3], [6]])
     targets = Ragged.from_lists([[5], [1, 7], [6]])  # the last target is in its history, so it is left out

@@ -107,7 +107,7 @@ def weighted_cross_entropy(
 
     The loss of a token is its cross-entropy times a detached weight,
     1 + topk_weight * sigmoid((log p - log p_(b)) / topk_tau). Here p is the probability of the token, and p_(b) is the
-    b-th largest probability.
+    b-th largest probability, where b is the number of beams.
     """
     losses = []
     for row, gold, allowed in zip(logits, target, legal, strict=True):

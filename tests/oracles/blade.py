@@ -12,8 +12,8 @@ import numpy as np
 def posterior_cdf(
     rewards: Sequence[float], references: Sequence[float], coefficient: Fraction, prior: Fraction
 ) -> list[tuple[Fraction, Fraction]]:
-    """Returns two estimated probabilities for each rollout of one prompt, as exact fractions: `at_most`, that another
-    list has at most the rollout's reward, and `below`, that another list has a lower reward."""
+    """Returns two estimates for each rollout of one prompt, as exact fractions: the probability that another list has
+    at most the rollout's reward (`at_most`), and the probability that it has a lower reward (`below`)."""
     pairs = []
     for own in rewards:
         counts = [

@@ -1,4 +1,4 @@
-"""Slow reference implementations of constrained decoding: `generate` with the logits processor, and one forward pass
+"""Slow reference implementations of constrained decoding: `generate` with `TrieLogitsProcessor`, and one forward pass
 per item."""
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ def distance(a, b):
 
 
 def u2i(users, items, others):
-    """Returns, for each user, the cross-entropy of the item in the same row. The softmax is over this item and all
-    items of the batch that `others` does not mark as also chosen by the user."""
+    """Returns, for each user, the cross-entropy of the item in the same row. The softmax is over all items of the
+    batch, without the other items that the user chose. `others` marks these."""
     losses = []
     for row, user in enumerate(users):
         scores = [sum(x * y for x, y in zip(user, item, strict=True)) for item in items]

@@ -5,9 +5,9 @@ from torch import Tensor
 
 
 def balancing_loss(router_logits: list[list[Tensor]], top_k: int) -> Tensor:
-    """Returns the loss of Switch Transformer. For each expert, the number of tokens that were routed to it, divided by
-    the number of all tokens, is multiplied by the mean router probability of the expert. The loss is the sum of these
-    products, times the number of experts. Each token counts once per layer.
+    """Returns the loss of Switch Transformer. For each expert, the share of the tokens that were routed to it is
+    multiplied by its mean router probability. The loss is the sum of these products, times the number of experts. Each
+    token counts once per layer.
 
     Args:
         router_logits: The router logits `(num_experts,)` of each token, in each layer.

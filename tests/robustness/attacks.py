@@ -1,7 +1,7 @@
-"""Runs verbs of `trl-rec` on malformed inputs, which are listed in tables. Each entry of a table defines the damage to
-the files, words for the command line, and a part of the message that the user must see.
+"""Runs verbs of `trl-rec` on malformed inputs, called attacks. An attack defines the damage to the files, words for
+the command line, and a part of the message that the user must see.
 
-A test module has a table of attacks on one thing (readers, recipes, run folders). Each attack has to end in one clear
+A test module has tables of attacks on one thing (readers, recipes, run folders). Each attack has to end in one clear
 sentence and exit status 2, without a traceback, and must leave every file as it was.
 """
 

@@ -118,7 +118,8 @@ def test_a_resume_skips_a_damaged_checkpoint_and_uses_the_one_before(
 def test_files_of_a_checkpoint_with_an_empty_mark_are_checked(
     name: str, damage: str, output: Path, shared: BearTrainer, monkeypatch, caplog
 ) -> None:
-    """The mark of a checkpoint is a file that lists the other files. Earlier versions wrote an empty mark."""
+    """The mark of a checkpoint is a file. It records which run wrote the checkpoint, and lists the files that a resume
+    reads. Earlier versions wrote an empty mark."""
     for checkpoint in output.glob("checkpoint-*"):
         (checkpoint / MARK).write_text("")
     DAMAGES[damage](output / "checkpoint-4" / name)
@@ -179,7 +180,7 @@ def test_other_files_of_a_checkpoint_may_change(output: Path, shared: BearTraine
 
 @dataclass(frozen=True)
 class Change:
-    """Changed settings of a resumed run, and a part of the error's message. The message is empty if the change is
+    """Changed settings of a resumed run, and a part of the error's message. The part is empty if the change is
     allowed."""
 
     options: dict[str, Any] = field(default_factory=dict)

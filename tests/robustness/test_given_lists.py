@@ -1,4 +1,4 @@
-"""Attacks on lists made elsewhere, which `trl-rec evaluate --lists` reads, and on folders that keep evaluations."""
+"""Attacks on lists made elsewhere, which `trl-rec evaluate --lists` reads, and on folders of saved evaluations."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def seconds(column: pa.ChunkedArray, where: str, time_format: str | None = None)
 
 
 def exact_order(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Returns the timestamps as int64, so that they can be sorted exactly, if [`seconds`] may round two of them to the
-    same float64. Otherwise, returns None."""
+    """If [`seconds`] may round two of the timestamps to the same float64, returns them as int64, which can be sorted
+    exactly. Otherwise, returns None."""
     kind = column.type
     if pa.types.is_timestamp(kind):
         return column.cast(pa.int64()) if kind.unit == "ns" else None

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def changed_recommender(
     recommender: Recommender, catalog: ItemCatalog, ids_from: str | Path | None = None
 ) -> Recommender:
-    """Returns a recommender with the same model that recommends from another catalogue.
+    """Returns a recommender that uses the same model, but recommends from another catalogue.
 
     Args:
         recommender (`Recommender`): The recommender, which is left unchanged.

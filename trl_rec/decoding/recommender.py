@@ -40,7 +40,7 @@ class Recommender:
         trie (`TokenTrie`): The catalogue's paths.
         settings (`dict`): `num_beams`, `renormalize`, `length_penalty`, `max_length`, and in `prompt` the arguments of
             [`PromptFormat.for_catalog`].
-        prior ([`Prior`], *optional*): A prior that the model is multiplied by.
+        prior ([`Prior`], *optional*): A prior, whose weights multiply the model's probabilities.
     """
 
     model: PreTrainedModel
@@ -70,8 +70,9 @@ class Recommender:
                 dataset folder that contains them. Needed only for a model from the hub, and there only in two
                 cases: it was pushed without its catalogue, or its prompts contain semantic IDs of users, which are
                 never pushed. To recommend from a different catalogue, see [`with_catalog`].
-            prior ([`Prior`], *optional*, defaults to `"saved"`): A prior that the model is multiplied by. By default,
-                the prior in the run folder is used, if there is one. With `None`, no prior is used.
+            prior ([`Prior`], *optional*, defaults to `"saved"`): A prior, whose weights multiply the model's
+                probabilities. By default, the prior in the run folder is used, if there is one. With `None`, no prior
+                is used.
             device (`torch.device` or `str`, *optional*): Where the model and the trie are kept. Defaults to the
                 accelerator, or to the CPU if there is none. With `device_map`, the model stays where it is loaded.
             dtype (`torch.dtype` or `str`, *optional*): The type of the model's weights. Defaults to that of the saved

@@ -93,7 +93,7 @@ class RequestRanker:
 
     Args:
         model, prompt_format, trie, settings, prior: As in [`Recommender`].
-        catalog (`ItemCatalog`): The items. It may lack retired items, which would come last. Histories may contain
+        catalog (`ItemCatalog`): The items, with or without the retired items at the end. Histories may contain
             retired items, but they are never recommended.
         pad_token_id (`int`): Id of the padding token.
     """

@@ -82,7 +82,7 @@ def load_run(
         folder: The run folder.
         name: The file with the settings.
         given (*optional*): The catalogue, or the dataset folder that contains it, for a run folder that was published
-            without one. If the settings record a surface, it replaces the surface of the given catalogue.
+            without its catalogue. If the settings record a surface, it replaces the surface of the given catalogue.
     """
     folder = Path(folder)
     settings = _read_settings(folder / name)
@@ -104,8 +104,8 @@ def load_run(
 
 
 def missing_catalog(folder: Path, dataset: str | Path | None) -> str | Path | None:
-    """Returns `dataset` if it must supply what the run folder was published without: the catalogue, or the semantic
-    IDs of users if the prompts contain them. Returns None otherwise."""
+    """Returns `dataset` if the run folder lacks the catalogue, or lacks the semantic IDs of users although the prompts
+    contain them. Returns None otherwise."""
     has_catalog = (folder / CATALOG / "catalog.json").is_file()
     lacks_users = names_users(folder) and not (folder / CATALOG / USER_IDS).is_file()
     return None if has_catalog and not lacks_users else dataset
@@ -171,7 +171,7 @@ def _wrong_surface(place: str | Path, surface: str, trained: str, *, is_given: b
 
 
 def _remedy(is_given: bool) -> str:
-    """Returns the remedy for a catalogue, given or in the run folder, that the model was not trained with."""
+    """Returns the remedy for a catalogue that the model was not trained with: a given one, or the run folder's."""
     if is_given:
         return (
             "give the catalogue or the dataset that the model was trained on (catalog=, or --dataset of "
@@ -314,17 +314,22 @@ def model_folder(model: str | Path) -> str:
         return str(model)
     from huggingface_hub import constants
 
-    return _hub_run(str(model), str(constants.HF_HUB_CACHE)) or str(model)
+    try:
+        return _hub_run(str(model), str(constants.HF_HUB_CACHE)) or str(model)
+    except (OSError, ValueError):  # not reachable, no such repository, or not a valid name
+        return str(model)  # loading the model raises the error
 
 
 @cache
 def _hub_run(repo: str, place: str) -> str | None:
-    """Returns the local copy of a hub repository, or None if it has no settings of a run or cannot be reached.
+    """Returns the local copy of a hub repository, or None if it has no settings of a run.
+
+    Errors are raised, so `functools.cache` does not keep them: a repository may be reachable at the next call.
 
     Args:
         repo: The hub id.
-        place: The folder in which the hub's files are cached. It is only a part of the key under which
-            `functools.cache` keeps the result.
+        place: The folder in which the hub's files are cached. Used only by `functools.cache`, as part of the key of
+            the result.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -334,8 +339,6 @@ def _hub_run(repo: str, place: str) -> str | None:
             hf_hub_download(repo, name)
         except EntryNotFoundError:
             continue
-        except (OSError, ValueError):  # no such repository, or not a valid name; loading the model raises the error
-            return None
         return str(local_folder(repo))
     return None
 

@@ -11,9 +11,9 @@ root to the node. The search ranks correctly for two reasons:
   weight. After the search, `item_bonus` gives each of these items the bonus of its own weight.
 - No gain is positive, so a beam that scores below the finished items can never overtake them.
 
-If the positive weights below a node are all equal, the gains below this node are 0, or -inf for nodes below which all
-weights are 0. Therefore a filter, whose weights are 0 and 1, has the same effect on the order of the items as
-excluding the items with weight 0.
+If the positive weights below a node are all equal, each step below this node gains 0, or -inf if all weights below the
+child are 0. Therefore a filter, whose weights are 0 and 1, has the same effect on the order of the items as excluding
+the items with weight 0.
 
 The bound is not the sum of the weights below a node. Gains from sums would add up in the same way, but the search
 would favour large subtrees over likely items.

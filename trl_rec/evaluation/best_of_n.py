@@ -1,9 +1,8 @@
 """Evaluates Best-of-N at inference: N lists are drawn from a policy, and the list with the highest reward is kept.
 
-Rewards such as NDCG use the items that the users chose next, so Best-of-N cannot be used to make recommendations. Its
-mean reward is an upper bound for the mean reward of a policy that BLADE trains from the given policy with
-`target="best_of_n"`, the same rewards and N, and the default `beta`. N lists have to be drawn for each list that is
-evaluated.
+Rewards such as NDCG use the items that the users chose next, so Best-of-N cannot be used to make recommendations. It
+shows what training can aim for: with `target="best_of_n"`, the same rewards and N, and the default `beta`, BLADE
+trains the given policy to imitate Best-of-N. N lists have to be drawn for each list that is evaluated.
 
 Legend: U: users, S: lists drawn per user, K: items per list, N: `best_of`.
 """

@@ -45,8 +45,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 
 class Read:
-    """Returns the answer and the slots of a row (the parts that are inserted into the prompt template) as token ids,
-    and decodes token ids to a text, to items or to titles."""
+    """Returns the answer and the slots of a row as token ids, and decodes token ids to a text, to items or to titles.
+    Slots are the parts that are inserted into the prompt template."""
 
     def __init__(self, dataset: RecDataset, tokenizer: Any) -> None:
         self.catalog, self.tokenizer = dataset.catalog, tokenizer

@@ -42,7 +42,7 @@ def test_candidates_must_leave_room_for_a_rated_item() -> None:
         "candidates"
     )
     ranker.settings["max_length"] = 14
-    with pytest.raises(ValueError, match=message.format(14, "leaves no room for a rated item")):
+    with pytest.raises(ValueError, match=message.format(14, "leaves too little room for a rated item")):
         ranker.rank(IDS[:3], [1, 3, 5], IDS[10:15])
     ranker.settings["max_length"] = 13
     assert len(ranker.rank([], [], IDS[10:15])) == 5

@@ -104,7 +104,7 @@ def make_material(name: str, count: int, key: list[int], tables: TokenTables) ->
 
     Args:
         name: The task.
-        count: Number of rows.
+        count: Maximum number of rows.
         key: Seed of the sample, as for `np.random.default_rng`.
         tables: The token ids of slots and answers.
     """
@@ -127,9 +127,9 @@ def sample_evenly(total: int, count: int, key: list[int]) -> np.ndarray:
 
 
 def _about_items(name: str, count: int, key: list[int], tables: TokenTables) -> Material:
-    """Makes rows about an item. In `id_to_item`, the prompt contains the item's path (the tokens that recommend the
-    item when a model writes them), and the answer is the title. In `item_to_id`, the prompt contains the title or a
-    description, and the answer is the path."""
+    """Makes rows about an item. In `id_to_item`, the prompt contains the item's path (the token ids of its surface),
+    and the answer is the title. In `item_to_id`, the prompt contains the title or a description, and the answer is
+    the path."""
     catalog = tables.dataset.catalog
     items = sample_evenly(len(catalog), count, key)
     users = np.full(len(items), NOBODY)

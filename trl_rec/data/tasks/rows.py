@@ -89,7 +89,7 @@ def build_task_rows(
             user's semantic ID. In all other tasks with this slot, it is empty unless `prompt_format` names users.
         tasks: Maps the name of each task to its number of rows, relative to the number of rows that [`build_rows`]
             makes. If a task has fewer distinct rows than requested, they are repeated; if it has more, a sample of
-            them is taken. Rows of `history_to_preference` and `query_to_item` are dropped if no item before the target
+            them is taken. Rows of `history_to_preference` and `query_to_item` are dropped if no item of their history
             has a group (or, in a catalogue without groups, a word of at least four letters in its title). Rows of
             `query_to_item` are also dropped if the target has no group (or no such word). A task without any row
             raises a ValueError.

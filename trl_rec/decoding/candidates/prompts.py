@@ -295,5 +295,6 @@ def _check_known_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str
     if missing:
         raise ValueError(
             f"the tokenizer lacks {len(missing)} tokens of the prompts, such as {missing[0]!r}; add them with "
-            "tokenizer.add_tokens(rated_tokens(catalog, ratings)) before creating or resizing the model"
+            "tokenizer.add_tokens(rated_tokens(catalog, ratings, letters=letters)) before creating or resizing the "
+            "model"
         )

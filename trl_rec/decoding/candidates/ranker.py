@@ -122,7 +122,7 @@ class CandidateRanker:
         nothing_fits = len(history) > 0 and written.lengths[0] == len(self.prompt_format.prompt_head)
         if room is not None and (nothing_fits or written.lengths[0] > room[0]):
             needed = len(self.prompt_format.prompt_head) + shown.lengths[0] + count
-            reason = "leaves no room for a rated item" if len(history) else "is too small"
+            reason = "leaves too little room for a rated item" if len(history) else "is too small"
             raise ValueError(
                 f"with {count} candidates and no history, the prompt and the answer take {needed} tokens, so "
                 f"max_length {max_length} {reason}; give fewer candidates"

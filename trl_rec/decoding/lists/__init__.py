@@ -1,2 +1,2 @@
-"""Decodes lists of distinct items (by sampling, greedily, or by beam search over whole lists), and scores given
+"""Decodes lists of distinct items by sampling, greedily, or by beam search over whole lists. Also scores given
 lists."""

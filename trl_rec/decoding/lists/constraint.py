@@ -181,8 +181,8 @@ def _emptied(
 
 
 def taken_places(trie: TokenTrie, items: Tensor, ranks: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """Returns the taken items of each list, assuming that only its first `ranks` items have been written. These are
-    the written items and the excluded items, in the form that `legal_children` expects.
+    """Returns the taken items of each list, in the form that `legal_children` expects: the first `ranks` items of the
+    list, and the excluded items.
 
     Args:
         trie (`TokenTrie`): The trie.
@@ -239,8 +239,8 @@ class ListChoices(NamedTuple):
         targets (`torch.Tensor` of shape `(M,)`): The branching tokens.
         tokens (`torch.Tensor` of shape `(M, C)` or `(1, C)`): The tokens that lead from the node before each branching
             token to the children of this node.
-        legal (`torch.Tensor` of shape `(M, C)`): True for those of these tokens that are legal at this place in the
-            list.
+        legal (`torch.Tensor` of shape `(M, C)`): True for each of `tokens` that is legal at the position of the
+            branching token.
     """
 
     shape: torch.Size
@@ -269,9 +269,9 @@ def find_choices(
     excluded = Excluded(trie, exclude, len(items)).places[owner // max(1, items.shape[1])]
     taken = taken_places(trie, items.flatten(0, 1)[owner], lists.ranks.flatten()[places], excluded)
 
-    # Pad to the number of children of the widest node of the trie. The largest number of children among these nodes
-    # would have to be copied from the device. It is rarely smaller: the widest node of the trie is nearly always the
-    # root, and every list begins at the root.
+    # Pad to the number of children of the trie's widest node, which the host knows. The largest number of children
+    # among `nodes` would have to be copied from the device, and is rarely smaller: the widest node is nearly always
+    # the root, and every list begins at the root.
     nodes = lists.nodes.flatten()[places]
     if trie.only_choice is not None:
         nodes = nodes.new_full((1,), trie.only_choice)

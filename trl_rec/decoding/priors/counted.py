@@ -155,9 +155,15 @@ class TransitionPrior:
 
     def save(self, path: str | Path) -> None:
         """Writes the prior to a safetensors file, atomically."""
-        numbers = {"strength": self.strength, "eps": self.eps, "prior_items": self.prior_items}
+        settings = {
+            "strength": self.strength,
+            "eps": self.eps,
+            "prior_items": self.prior_items,
+            "max_history": self.counts.max_history,
+            "decay": self.counts.decay,
+        }
         tensors = {"popularity": self.popularity.astype(np.int64), **count_tensors(self.counts)}
-        write_prior_file(path, self.kind, tensors, {**numbers, "max_history": self.counts.max_history})
+        write_prior_file(path, self.kind, tensors, settings)
 
     @classmethod
     def load(cls, path: str | Path) -> TransitionPrior:
@@ -166,7 +172,7 @@ class TransitionPrior:
         check_kind(path, content, cls.kind)
         with content.explained():
             return cls(
-                read_counts(content),
+                read_counts(content, "", content.whole("max_history"), content.settings.get("decay", 1.0)),
                 content.array("popularity", np.int64, 1),
                 content.number("strength"),
                 content.number("eps"),

@@ -139,23 +139,19 @@ def count_tensors(counts: TransitionCounts, prefix: str = "") -> dict[str, np.nd
     }
 
 
-def read_counts(
-    content: PriorFile, prefix: str = "", max_history: object = None, decay: object = 1.0
-) -> TransitionCounts:
+def read_counts(content: PriorFile, prefix: str, max_history: object, decay: object) -> TransitionCounts:
     """Returns the transition counts that were stored with [`count_tensors`].
 
     The class of the prior checks that the arrays are consistent with each other.
 
     Args:
         content: The content of the file.
-        prefix (*optional*): The beginning of the names of the arrays.
-        max_history, decay (*optional*): The fields of [`TransitionCounts`]; this function checks them. `max_history`
-            defaults to the setting of this name.
+        prefix: The beginning of the names of the arrays.
+        max_history, decay: The fields of [`TransitionCounts`]; this function checks them.
     """
     offsets = content.array(f"{prefix}offsets", np.int64, 1)
     targets = content.array(f"{prefix}targets", np.int32, 1)
     shares = content.array(f"{prefix}shares", np.float64, 1)
-    length = content.whole("max_history") if max_history is None else max_history
-    COUNT.check("max_history", length)
+    COUNT.check("max_history", max_history)
     NOT_NEGATIVE.check("decay", decay)
-    return TransitionCounts(Ragged(targets, offsets), shares, cast(int, length), cast(float, decay))
+    return TransitionCounts(Ragged(targets, offsets), shares, cast(int, max_history), cast(float, decay))

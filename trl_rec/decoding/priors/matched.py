@@ -112,7 +112,8 @@ def smallest_positive(weights: Tensor) -> Tensor:
 
 
 def known_to(prior: Prior | None, catalog: ItemCatalog) -> Prior | None:
-    """Extends a prior of the items that can be recommended, so that it ignores retired items in histories."""
+    """Wraps a prior that has weights only for items that can be recommended. The result ignores retired items in
+    histories."""
     if prior is None or not catalog.num_retired:
         return prior
     count = catalog.num_recommendable

@@ -81,5 +81,5 @@ def partial_shares(
         rows = rows[is_new]
         items = items[is_new]
         scores = scores[is_new]
-    sums = np.bincount(rows, scores, len(histories))
-    return rows, items, total * scores / sums[rows]
+    sums = np.bincount(rows, scores, len(histories))[rows]
+    return rows, items, np.divide(total * scores, sums, out=np.zeros(len(rows)), where=sums > 0)

@@ -71,8 +71,7 @@ def target_shares(
     Args:
         counts: The counts by name.
         popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
-        histories, targets: The histories and the targets of the rows that [`fitting_rows`] returns. Both have one row
-            for each of these rows.
+        histories, targets: The history and the targets of each row that [`fitting_rows`] returns.
         exclude_history (*optional*, defaults to `True`): Whether the shares of items of the history are 0.
     """
     # 1. Make one row per target.

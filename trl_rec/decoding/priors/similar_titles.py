@@ -1,8 +1,8 @@
 """Computes one of the counts that a [`MixturePrior`] mixes. In this count, items with similar titles are treated as if
 they followed each other.
 
-Two titles are similar if they share rare words. The prior's other counts count pairs of items in the log, and few of
-these pairs contain an item that hardly occurs there. The count of similar titles also gives such items a score.
+Two titles are similar if they share rare words. The prior's other counts come from pairs of items in the log, so they
+seldom give a score to an item that is rare there. The count of similar titles scores such items too.
 
 Legend: N items, W entries of all title vectors (see [`similar_titles`]).
 """

@@ -94,7 +94,8 @@ def compare(
         against (`str`): Name of the reference.
         metric (`str`): The metric to compare.
         alpha (`float`, *optional*, defaults to `0.05`): Significance level of the verdicts.
-        num_resamples (`int`, *optional*, defaults to `5000`): Number of bootstrap resamples, and of sign flips.
+        num_resamples (`int`, *optional*, defaults to `5000`): Number of bootstrap resamples, and of sign flips in the
+            permutation test (see [`paired_comparison`]).
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap and of the sign flips.
     """
     if not runs:

@@ -1,7 +1,7 @@
 """Hashes values by their content: arrays, models, tries, priors, and collections of these.
 
-Replacing a value by another value with the same hash does not change the results of an evaluation. Values whose
-content cannot be read, such as functions, have no hash.
+If two values have the same hash, an evaluation has the same results with either of them. Values whose content cannot
+be read, such as functions, have no hash.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def content_hash(value: Any) -> str:
 
 
 def _update(digest: blake2b, value: Any) -> None:
-    """Updates a hash. Types and sizes are hashed too, so that different values get different hashes."""
+    """Updates a hash. Types and sizes are hashed too, so that, for example, 1 and "1" get different hashes."""
     if isinstance(value, np.ndarray | Tensor):
         _update_by_array(digest, value)
     elif isinstance(value, nn.Module):

@@ -46,7 +46,7 @@ def make_measure(
     There are three ways to measure settings:
 
     - `"exact"`: If every item is a single token, all items are scored, so the NDCG is exact. The scores need too
-      much memory to be kept. Each call of the function computes them again, once for all settings that it is given.
+      much memory to be kept, so each call of the function computes them again. All settings of a call share them.
     - `"rescored"`: If items have several tokens, only the best items of the policy alone and the best items of the
       prior alone, `NUM_RESCORED` each, are ranked for a user. Their exact scores are computed once, and the items are
       re-ranked with each setting.
@@ -92,9 +92,9 @@ def seconds_to_measure(policy: Policy, dataset: RecDataset, *, k: int, max_users
 
         return len(rows) * sum(policy.seconds_of([_rank, _score], rows))
 
-    # The search measures a first grid of settings and, usually, an extension of this grid. For a model that writes
-    # lists, count one pass per setting of the first grid of a prior with eps, where only one axis changes at a time.
-    # With exact scores, count one pass for the first grid and one for the extension.
+    # The search measures a first grid of settings and, usually, an extension of this grid. If the model writes lists,
+    # each setting needs a pass. Count the settings of the first grid for a prior with eps, where one axis changes at a
+    # time. With exact scores, one pass serves several settings. Count one for the first grid, one for the extension.
     number = len(STRENGTH_STEPS) + len(EPS_STEPS) if how == "lists" else 2
     return number * len(rows) * policy.seconds_per_user(rows, [RankingPass(k)])[0]
 
@@ -203,8 +203,8 @@ def _log_weights(
 
     Here, w is the weight of the item, and W the sum of the weights of all items.
     """
-    # Call the prior once for all settings. Settings differ only in eps, which multiplies the weights that all
-    # histories share, and in the strength, which is applied later.
+    # One call of the prior is enough. Settings differ only in eps, which multiplies the weights that all histories
+    # share, and in the strength, which is applied later.
     has_eps = not isinstance(prior, PopularityPrior)
     weights = with_setting(prior, Setting(1.0, 1.0 if has_eps else None)).weights(histories)
     shared = cast(Tensor, weights.shared)

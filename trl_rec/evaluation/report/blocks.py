@@ -1,6 +1,6 @@
 """Defines the parts of a report: sections with verdicts, tables, charts, lists of items, facts and texts.
 
-All texts are plain, and `page.html` escapes them. Charts are SVG elements, which are inserted unchanged.
+All texts are plain text, which `page.html` escapes. Charts are SVG elements, which are inserted unchanged.
 """
 
 from __future__ import annotations

@@ -36,9 +36,8 @@ class EvaluationConfig:
         list_length (`int`, *optional*): Number of items in a list, for a model that writes lists.
         rewards (`dict`, *optional*): Weights of the rewards that score whole lists, as in [`score_lists`].
         best_of (`int`, *optional*): If set, also draws this number of lists per user and evaluates the list with the
-            highest reward. The mean reward of these best lists is an upper bound for the mean reward of a policy that
-            BLADE trains from this model with `target="best_of_n"`, the same `best_of` and the default `beta`. Requires
-            `rewards` and `list_length`.
+            highest reward. With `target="best_of_n"`, the same `best_of` and the default `beta`, BLADE trains the
+            model to imitate this choice. Requires `rewards` and `list_length`.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         max_users (`int`, *optional*): Maximum number of rows of the split to evaluate, spread evenly over the split.
             Defaults to all rows. The maximum also applies to the validation rows used to choose a prior's exponent.

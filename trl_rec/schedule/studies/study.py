@@ -120,7 +120,8 @@ class Study:
             if keys:
                 yield f"{title}, semantic IDs", "tokenize", {**keys, "dataset": self.dataset_folder}
         folders = {"dataset": self.dataset_folder, "output_dir": str(self.folder)}
-        yield "evaluation", "evaluate", {**self.evaluation, **folders, "split": "test"}
+        model = {"model": "POLICY"} if self.trainings else {}
+        yield "evaluation", "evaluate", {**self.evaluation, **folders, **model, "split": "test"}
         for arm in self.arms.values():
             if arm.policy is not None:
                 yield arm.name, "evaluate", {**self.evaluation, **arm.evaluation, **folders, "model": "POLICY"}
