@@ -91,8 +91,8 @@ def test_the_settings_of_a_ranker_keep_their_keys(run_folder: Path) -> None:
 
 @pytest.mark.parametrize("as_folder", [False, True])
 def test_the_remedy_fits_a_given_catalogue(as_folder: bool, run_folder: Path, tmp_path: Path) -> None:
-    """If the user gave the wrong catalogue, the error must not advise the user to restore it from a copy of the run
-    folder, or to train again."""
+    """If the user gave the wrong catalogue, the run folder may be intact. So the error must not advise the user to
+    restore it from a copy, or to train again."""
     (run_folder / "recommender.json").write_text(RECOMMENDER)
     own = ItemCatalog.load(run_folder / "catalog")
 

@@ -1,4 +1,4 @@
-"""Compares the shares that `similar_titles` gives to pairs of items with those of a dense computation."""
+"""Compares the result of `similar_titles`, which is a share per pair of items, with a dense computation."""
 
 import re
 

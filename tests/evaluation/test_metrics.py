@@ -41,8 +41,8 @@ def test_repeated_items_count_once():
 
 
 def test_an_index_above_all_relevant_items_is_not_taken_for_an_item_of_the_next_row():
-    # `find_hits` encodes item i of row r as the key 3 r + i here. Item 4 of row 0 would have the same key as item 1 of
-    # row 1.
+    # Here, `find_hits` encodes item i of row r as the key 3 r + i. Without a check, item 4 of row 0 would have the
+    # same key as item 1 of row 1.
     hits, _ = metrics.find_hits(np.array([[4, 2**40], [0, -5]]), np.array([0, 1]), np.array([2, 1]))
     assert not hits.any()
 

@@ -129,7 +129,7 @@ def test_any_function_can_be_a_reward():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_rewards_of_a_list_are_bitwise_equal_in_every_batch(seed):
-    """BLADE counts the reference lists that have at most the reward of a rollout. Reference lists and rollouts are
+    """BLADE counts the reference lists whose reward is at most that of a rollout. Reference lists and rollouts are
     scored in separate calls, so equal lists must have bitwise equal rewards in every call."""
     batch = random_batch(40, 8, 10, 60, 7, seed=seed)
     weights = {"ndcg": 1.0, "recall": 0.1, "ild": 0.3, "mgu": 0.7}

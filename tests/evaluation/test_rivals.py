@@ -46,7 +46,7 @@ def test_histories_and_targets_are_those_of_the_dataset(dataset: RecDataset, spl
 
 
 class Popular:
-    """Replaces SASRec by a model that recommends the most popular items. It does not know the items of the first
+    """Replaces SASRec with a model that recommends the most popular items. It does not know the items of the first
     user."""
 
     def __init__(self, log: pd.DataFrame) -> None:

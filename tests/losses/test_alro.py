@@ -359,8 +359,8 @@ def test_permutation_agrees_with_a_loop(batch: Batch, distance: str) -> None:
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_equal_distributions_have_no_gradient(distance: str) -> None:
-    """If gradients flowed through both distributions, cross-entropy would have a gradient even for equal
-    distributions, because minimizing it would lower the entropy of both."""
+    """A cross-entropy with a gradient through both distributions would fail this test, because sharpening both lowers
+    it even if they are equal."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 4, 4, generator=generator, dtype=torch.float64)
     first, second = logits.clone().requires_grad_(), logits.clone().requires_grad_()

@@ -1,5 +1,8 @@
-"""If the pilot or the study has one seed, the smallest difference that the study can resolve equals 2.8 standard
-errors. If both have several seeds, it also depends on the numbers of seeds and comparisons."""
+"""Tests the smallest difference that a study can detect, as estimated from the results of a pilot.
+
+If the pilot or the study has one seed, this difference equals 2.8 standard errors. If both have several seeds, it also
+depends on the numbers of seeds and comparisons.
+"""
 
 import numpy as np
 import pytest

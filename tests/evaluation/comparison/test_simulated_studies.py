@@ -1,5 +1,5 @@
-"""Measures how often simulated studies reach the verdict "better": if there is no difference, and if there is a
-difference that they should find.
+"""Measures how often simulated studies reach the verdict "better", both without a true difference and with one that
+they should find.
 
 `python -m pytest -m long -s tests/evaluation/comparison/test_simulated_studies.py` prints the figures of
 docs/evaluation.md.

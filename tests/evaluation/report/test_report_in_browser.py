@@ -1,6 +1,6 @@
 """Opens a report page in Chromium. The page shows hostile texts, such as titles that contain scripts, but runs no
-scripts and loads nothing. Without its two protections, escaped texts and a Content-Security-Policy, the page would
-run scripts and load files."""
+scripts and loads nothing. It is protected twice: its texts are escaped, and it has a Content-Security-Policy. With
+neither protection, the page would run scripts and load files."""
 
 from __future__ import annotations
 

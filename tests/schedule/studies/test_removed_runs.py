@@ -19,6 +19,7 @@ from trl_rec.schedule.studies.data import make_dataset, make_ids
 from trl_rec.schedule.studies.processes import Lock
 from trl_rec.schedule.studies.progress import progress_of
 from trl_rec.schedule.studies.runs import Run, finish_all
+from trl_rec.schedule.studies.training import train_chosen
 
 
 class Ended:
@@ -188,6 +189,39 @@ def test_a_started_process_is_ended_if_the_next_one_cannot_be_started(
     assert running.has_ended
     for run in runs:
         Lock(run.path).release()  # raises `Busy` if the lock is still held
+
+
+def test_arms_are_trained_seed_by_seed(tmp_path: Path) -> None:
+    order: list[str] = []
+    study = SimpleNamespace(
+        trainings={name: Arm(name, verb="bear", seeds=(0, 1, 2)[:count]) for name, count in (("a", 3), ("b", 2))},
+        training=lambda arm, point, seed, chosen: Run(
+            f"{arm.name} {seed}", "bear", {}, tmp_path / arm.name / str(seed)
+        ),
+        finish=lambda runs, kinds: order.extend(run.title for run in runs),
+    )
+    trained = train_chosen(study, {"a": 0, "b": 0})
+    assert order == ["a 1", "b 1", "a 2"]
+    assert {name: list(by_seed) for name, by_seed in trained.items()} == {"a": [0, 1, 2], "b": [0, 1]}
+
+
+def test_a_process_that_was_left_running_counts_as_a_job(tmp_path: Path) -> None:
+    runs = [Run(f"sft, seed {seed}", "bear", {"seed": seed}, tmp_path / f"seed-{seed}") for seed in range(2)]
+    left = Lock(runs[0].path)
+    started: list[str] = []
+
+    def launch(words: Sequence[str], log: Path, lock: int | None, threads: int) -> Ended:
+        started.append(log.stem)
+        log.with_suffix("").mkdir(exist_ok=True)
+        (log.with_suffix("") / "metrics.json").write_text("{}")
+        return Ended()
+
+    def say(line: str) -> None:
+        assert "seed 0: waiting for a process" in line and not started
+        left.release()
+
+    finish_all(runs, launch, jobs=1, threads=1, say=say, done=lambda run, seconds: None)
+    assert started == ["seed-0", "seed-1"]
 
 
 class Running:

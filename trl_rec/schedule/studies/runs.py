@@ -161,21 +161,20 @@ def _start_some(
     """Removes runs from `waiting`, and starts those that are not finished, so that at most `jobs` runs are active.
 
     A run is added to `active` as soon as it is started, so that `active` contains it even if the start of a later run
-    fails. If a process that an interrupted call of the study left behind is still working on a run, the run is moved
-    to the end of `waiting`. The user is told about each such run only once. For this purpose, `has_said` contains the
-    folders of the runs that the user has been told about.
+    fails. If a process that an interrupted call of the study left behind is still working on a run, the run stays in
+    its place in `waiting`, and no other run is started instead. The user is told about each such run only once. For
+    this purpose, `has_said` contains the folders of the runs that the user has been told about.
     """
     for run in waiting[: jobs - len(active)]:
-        waiting.remove(run)
         try:
             process = _start(run, launch, threads)
         except Busy:
-            waiting.append(run)
             if run.path not in has_said:
                 say(f"{run.title}: waiting for a process that an interrupted call of the study left running")
             has_said.add(run.path)
             time.sleep(POLL)
             continue
+        waiting.remove(run)
         if process is not None:
             active.append(process)
 

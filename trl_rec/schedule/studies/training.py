@@ -5,6 +5,7 @@ The grid of an arm contains the settings to try. Each point of the grid is one c
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -74,9 +75,11 @@ def train_chosen(study: Study, chosen: Mapping[str, int]) -> dict[str, dict[int,
         ]
         for arm in ready:
             trained[arm.name] = {seed: study.training(arm, chosen[arm.name], seed, chosen) for seed in arm.seeds}
+        # Train all arms with the second seed, then all with the third, and so on. If the study is stopped early, some
+        # seeds are complete.
         later = {run.path: arm.name for arm in ready for run in list(trained[arm.name].values())[1:]}
-        runs = [run for arm in ready for run in list(trained[arm.name].values())[1:]]
-        study.finish(runs, later)
+        by_seed = itertools.zip_longest(*(list(trained[arm.name].values())[1:] for arm in ready))
+        study.finish([run for of_seed in by_seed for run in of_seed if run is not None], later)
     return trained
 
 
