@@ -32,7 +32,7 @@ PASSED_ON += ("preprocess_logits_for_metrics", "compute_loss_func", "formatting_
 
 def with_known_names(options: dict[str, Any]) -> dict[str, Any]:
     """Returns the options with `activation_checkpointing` renamed to `gradient_checkpointing` if the installed
-    transformers is older than 5.23 and does not know the first of these names."""
+    transformers does not know the first of these names, which 5.23 added."""
     if knows_activation_checkpointing():
         return options
     return {name.replace("activation_checkpointing", "gradient_checkpointing"): options[name] for name in options}

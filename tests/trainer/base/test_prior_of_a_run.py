@@ -262,7 +262,7 @@ def test_other_verbs_continue_a_prior_or_say_that_there_is_none(
     seen: list[tuple[str, str, bool]] = []
 
     def stop(*given: object) -> None:
-        """Keeps the priors of the configurations that a script passes to its check."""
+        """Records the priors of the configurations that a script passes to its check, and stops the script."""
         for one in given:
             config = getattr(one, "config", one)
             if hasattr(config, "is_prior_open"):
@@ -280,7 +280,7 @@ def test_other_verbs_continue_a_prior_or_say_that_there_is_none(
     assert seen == [taken, taken, ("none", "auto", False)]
     assert caplog.text.count("so this run fits a prior of this kind to its own data (strength 1.5)") == 2
 
-    # 2. A new run has no prior if no dataset is given, or if its method is BLADE. A message says so.
+    # 2. Without a dataset, or with BLADE, the new run has no prior. A warning says so.
     def no_model(*given: object, **options: object) -> None:
         raise Stop
 

@@ -159,7 +159,7 @@ def test_under_fsdp_a_run_saves_the_model_and_names_the_command_for_an_evaluatio
 ) -> None:
     trainer, saved = make_trainer(folder, tmp_path), []
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
-    # Without a launch under FSDP, no plugin can gather the weights.
+    # This process was not launched under FSDP, so there is no plugin to gather the weights.
     monkeypatch.setattr(trainer, "save_model", lambda **options: saved.append(True))
     monkeypatch.setattr(trainer.state, "log_history", [{"loss": 1.5, "step": 1}, {"loss": 1.0, "step": 2}])
     assert conclude(trainer, load(folder / "data"), {}) == {}

@@ -84,8 +84,8 @@ def test_the_loss_is_that_of_list_logps(
     folder: Path, tmp_path: Path, tokenizer, titles: list[str], surface: str, excludes: bool
 ) -> None:
     """Compares values and gradients over all tokens that are not forced. A token is forced if it is the only legal
-    one: either no item of the catalogue continues with another token, or all items that do are already in the list or
-    in an excluded history. In the catalogue of titles, two items share a path."""
+    one. Tokens that lead only to items of the list so far, or of an excluded history, are not legal. In the catalogue
+    of titles, two items share a path."""
     options = {**LISTS, "eval_exclude_history": excludes}
     if surface == "title":
         trainer = title_trainer(tmp_path, tokenizer, titles, **options)

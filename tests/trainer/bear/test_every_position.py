@@ -211,7 +211,7 @@ def test_targets_of_a_row_share_sampled_items(family: str, tmp_path: Path) -> No
     trainer.model.train()
     shared = trainer.compute_loss(trainer.model, dict(batch))
     if family == "llama":
-        # With such a short window, the trainer reads one row per target. The model itself ignores the window.
+        # This setting makes the trainer read one row per target. Llama itself ignores it, so the loss stays the same.
         trainer.model.config.sliding_window = 1
         warn_once.cache_clear()
         torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), shared, atol=1e-5, rtol=0)

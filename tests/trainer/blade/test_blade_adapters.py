@@ -34,8 +34,7 @@ def catalog() -> ItemCatalog:
 
 @pytest.fixture(scope="module")
 def bases(catalog: ItemCatalog, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
-    """The folders of pretrained models whose vocabulary was extended by the item tokens, and the ids of these
-    tokens."""
+    """The folders of saved models whose vocabulary was extended by the item tokens, and the ids of these tokens."""
     found = {}
     for kind in TIES:
         folder, tokenizer = tmp_path_factory.mktemp(kind), make_bpe(["a b"], vocab_size=280)

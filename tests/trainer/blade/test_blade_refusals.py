@@ -121,7 +121,7 @@ def test_valid_options_are_accepted(tmp_path: Path) -> None:
         BladeConfig(str(tmp_path), **{**QUIET, **LISTS, **options})
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's own config still uses the old name of checkpointing
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's config still sets the deprecated `gradient_checkpointing`
 def test_defaults_follow_the_target(tmp_path: Path) -> None:
     shares = {"blade": 0.3, "best_of_n": 0.0, "rank": 1.0, "reward": 1.0}
     for target, share in shares.items():

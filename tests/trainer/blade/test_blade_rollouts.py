@@ -154,7 +154,7 @@ def test_each_step_draws_other_rollouts(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(again, drawn_items[0])
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (drawn_items[one] != drawn_items[other]).any(-1).float().mean() > 0.9
-    # Rollouts differ from the reference lists, although each prompt has 8 of each.
+    # Each prompt has 8 rollouts and 8 reference lists, which are drawn with different seeds.
     assert (inputs["references"] != drawn_items[0]).any(-1).float().mean() > 0.9
 
 
