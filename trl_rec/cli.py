@@ -158,7 +158,8 @@ def _split_words(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     """
     from trl_rec.scripts.options.recipe_files import find_recipe, read_recipe
 
-    # 1. Read the recipe here, so that a wrong recipe name raises an error before the launch.
+    # 1. Split words such as --config=FILE, and read the options of the recipe. A wrong recipe name raises an error
+    # here, before the launch.
     for_script: list[str] = []
     joined = tuple(f"--{key}=" for key in ("config", *LAUNCH_KEYS))
     for word in argv:

@@ -431,8 +431,8 @@ def drop_plain_dropout(model: nn.Module) -> None:
 
     One kind is dropout whose rate a layer stores as a number, as Llama's attention and all layers of OPT do. The other
     kind is the random skipping of layers (`layerdrop`). If they stayed on, a policy would differ from its reference
-    before the first step, and a list of items that a policy sampled for its training would have other
-    log-probabilities in the training step than at sampling.
+    before the first step, and the log-probabilities of a list that the policy has sampled would change between
+    sampling and the training step.
     """
     for module in model.modules():
         for name, value in vars(module).items():

@@ -170,7 +170,7 @@ def test_bad_input_is_refused(titles, tokenizer_copy) -> None:
         build_rows(split, FORMATS["title"], targets="some")
     with pytest.raises(ValueError, match="max_length 5 is too small"):
         build_rows(split, FORMATS["title"], max_length=5)
-    with pytest.raises(ValueError, match="have no targets"):
+    with pytest.raises(ValueError, match="contains no targets"):
         build_rows(make_split([([0], [])]), FORMATS["title"])
     table = pa.table({"item_id": ["0"], "title": ["Pen"]})
     with pytest.raises(ValueError, match="must contain {surface}"):

@@ -46,6 +46,13 @@ def test_rewards_equal_those_of_arrays(seed: int, shape: tuple[int, int, int], d
     np.testing.assert_allclose(found.total.numpy(), expected.total, rtol=0, atol=3e-11)  # the weights sum to 15
 
 
+def test_users_without_targets_have_no_accuracy() -> None:
+    _, tensors = make_batch(1, (2, 3, 4))
+    batch = tensors._replace(targets=torch.empty(2, 0, dtype=torch.long))
+    for name in ("ndcg", "recall"):
+        assert score_tensors(batch, {name: 1.0}).parts[name].isnan().all()
+
+
 def test_every_named_reward_has_both_forms() -> None:
     assert TORCH_REWARDS.keys() == REWARDS.keys()
 

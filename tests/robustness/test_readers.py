@@ -219,7 +219,7 @@ TABLE = [
     ),
     Attack(
         "large id",
-        "is not a whole number, or so large that double may have rounded it",
+        "is not a whole number, or is so large that double may have rounded it",
         parquet("interactions", **(COLUMNS | {"user_id": [2.0**60] * 4})),
     ),
     Attack(

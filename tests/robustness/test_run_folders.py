@@ -1,4 +1,4 @@
-"""Attacks on run folders: damaged files, and a catalogue that is not the one that the model was trained with."""
+"""Attacks on run folders: damaged files, and a catalogue that the model was not trained with."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_lists_end_at_the_first_missing_rank() -> None:
     catalog = ItemCatalog(pa.table({"item_id": IDS, "title": ["A", HOSTILE, "C"]}))
     rows = {"history": [[0]], "targets": [[2]]}
     split = Dataset(pa.table({name: pa.array(values, pa.list_(pa.int32())) for name, values in rows.items()}))
-    text = readable_lists(np.array([[1, -1, -1]]), split, catalog)  # by default, at most ten rows
+    text = readable_lists(np.array([[1, -1, -1]]), split, catalog)  # by default, ten rows, but the split has only one
     assert text.replace("\n", "").isprintable()
     assert text.count("\n") == 2 and text.endswith("next items: C")
 

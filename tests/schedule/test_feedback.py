@@ -47,8 +47,8 @@ def test_feedback_equals_a_loop(data, rows, difficulty, count, max_prompts) -> N
 @settings(max_examples=20)
 @given(st.data(), training_rows, st.sampled_from(["title", "semantic_id"]), st.integers(1, 3))
 def test_items_with_the_same_text_count_as_one(data, rows, surface, count) -> None:
-    """A slow loop gets rows in which each item is replaced by the first item with the same text. The rejected items
-    have only texts that this loop allows."""
+    """A slow loop gets rows in which each item is replaced by the first item with the same text. Every rejected item
+    must have the text of an item that the loop may reject."""
     surfaces = make_catalog(surface).surfaces
     rows = [*rows, (0, [0], [1])]
     scores = [*data.draw(scores_of(rows[:-1])), [1.0, 5.0]]

@@ -1,5 +1,5 @@
-"""Tests self-play with prompts that contain the user. Items are ranked for each prefix (a history from the training
-split), and the prompt contains the user of this history."""
+"""Tests self-play with prompts that name the user. The items for a prefix (a history from the training split) must be
+ranked with the prompt of the user whose history it is."""
 
 from dataclasses import replace
 from pathlib import Path

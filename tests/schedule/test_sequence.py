@@ -1,5 +1,5 @@
-"""The baseline `sequence`, a small transformer: its recipe is derived from the log, it is trained once per log, and it
-is evaluated like the other baselines."""
+"""The baseline `sequence`, a small transformer: its recipe is derived from the interaction log, it is trained once per
+log, and it is evaluated like the other baselines."""
 
 import json
 import shutil

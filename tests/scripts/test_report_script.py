@@ -90,7 +90,7 @@ def test_without_the_dataset_histories_are_missing_and_the_page_says_so(folder: 
 
 
 def test_a_study_shows_its_own_comparisons(folder: Path) -> None:
-    """The test writes the study's folder by hand, in the form that `trl-rec study` uses."""
+    """The test itself writes `study.json`, in the form that `trl-rec study` uses."""
     own, ids = (read_evaluation(folder / "runs" / name) for name in ("bear", "ids"))
     runs = {"tokens": [own.results["BEAR"].per_user], "IDs": [ids.results["BEAR"].per_user]}
     baseline = {"kind": "baseline", "runs": {"none": {"test": "../runs/bear", "row": "transition"}}}

@@ -48,7 +48,7 @@ def test_items_of_one_half_are_near_each_other_and_unseen_items_are_zero():
     vectors = cooccurrence_vectors(make_split(whole_rows(sequences)), 30, width=6)
     torch.testing.assert_close(vectors.norm(dim=1), torch.tensor([1.0] * 28 + [0.0] * 2))
 
-    # The first items are unseen in the same way if the others follow them.
+    # Unseen items also get zero vectors if they are the first items of the catalogue.
     shifted = cooccurrence_vectors(
         make_split(whole_rows([[item + 2 for item in one] for one in sequences])), 30, width=6
     )

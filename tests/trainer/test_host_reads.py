@@ -1,5 +1,5 @@
-"""Counts how often each trainer makes the host wait for a value on the device, per micro-batch. Such a wait is called
-a read.
+"""Each trainer may make the host wait for a value on the device only a few times per micro-batch. Such a wait is
+called a read.
 
 Reads are counted only in the third micro-batch, because tries have extra reads in the first, to fill their caches.
 """
@@ -103,7 +103,7 @@ def test_blade(surface: str, folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_the_counter_counts_every_kind_of_read() -> None:
-    """Each call in `one` is one read. The calls in `none` are no reads, because the host knows the sizes of their
+    """Each call in `one` is one read. The calls in `none` are not reads, because the host knows the sizes of their
     results."""
     values = torch.tensor([3, 1, 1])
     mask = values > 1

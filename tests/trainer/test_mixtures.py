@@ -1,5 +1,5 @@
 """Mixtures of experts: every trainer trains them with TRL's load-balancing term, ranks with them, and saves a run
-folder that can recommend. The `output_router_logits` of the model that training starts from makes no difference."""
+folder that can recommend. It makes no difference whether the initial model has `output_router_logits` switched on."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ from trl_rec.ragged import BLOCK, Ragged
 
 
 Parser = Callable[[pa.ChunkedArray], pa.ChunkedArray]
-# `\s` matches only ASCII white space, without the vertical tab. Add it, Unicode separators and U+0085 (next line).
+# In Arrow's regular expressions (RE2), `\s` matches only ASCII white space, without the vertical tab. The pattern
+# therefore also lists the vertical tab, the Unicode separators and U+0085 (next line).
 WHITE_SPACE = r"[\s\v\p{Z}\x{85}]+"
 
 
@@ -300,8 +301,8 @@ def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     # NaN and infinity are not whole. Null is accepted here, because `ids` reports it as an empty id.
     whole = pc.and_(pc.equal(pc.trunc(values), values), pc.less_equal(pc.abs(values), last))
     message = (
-        f"the {name} {{}} is not a whole number, or so large that {column.type} may have rounded it; write the ids as "
-        "text"
+        f"the {name} {{}} is not a whole number, or is so large that {column.type} may have rounded it; write the ids "
+        "as text"
     )
     check_none(pc.invert(pc.fill_null(whole, True)), column, where, message)
     return values.cast(pa.int64())

@@ -5,9 +5,9 @@ and targets of the same user's row in the previous split. If a user has a test r
 is compared with the user's training row, if there is one. Each row of a user then continues the previous row, so no
 row contains the targets of a later split.
 
-A source may also consist of windows: rows with a history and one target, of which a user may have several. Windows do
-not satisfy this rule, because their length is limited and the source may have dropped some of them. Two weaker rules
-apply to windows:
+A source may also consist of windows: rows with a history and one target each. A user may have several windows in a
+split. The rule above does not hold for windows, because their length is limited and the source may have dropped some
+of them. Two weaker rules apply to windows:
 
 1. All rows of a split precede all rows of the later splits. Equal times are allowed, because published datasets often
    record only the day of an interaction, and are cut in the middle of a day.

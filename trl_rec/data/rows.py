@@ -74,8 +74,9 @@ def build_rows(
             history exceeds `max_length` or `max_history`. With `"windows"`, the sequence is cut into rows that overlap
             by half, so the history of the target is still at least half as long as the limits allow. With `"rows"`,
             the target gets a row of its own, as with `targets="last"`. Each target is trained once in either case. In
-            a compact format, the rows have a fixed number of items, computed as if every item had the longest path. If
-            paths have different lengths, `"windows"` may therefore also cut a history that fits into `max_length`.
+            a compact format, `"windows"` makes rows with a fixed number of items, computed as if every item had the
+            longest path. If paths have different lengths, it may therefore also cut a history that fits into
+            `max_length`.
         max_row_tokens (*optional*): With `targets="all"`, maximum number of tokens of a row with branches. If the
             targets of a sequence need more tokens, they are divided among several rows. A row with a single target
             may be longer.
@@ -129,8 +130,8 @@ def evaluation_rows(
 def _to_dataset(rows: BranchRows, users: np.ndarray, split: Dataset, *, with_branches: bool = False) -> Dataset:
     if not len(rows.tokens):
         raise ValueError(
-            "the training rows have no targets, because no user has more than one interaction in the training split; "
-            "use more data"
+            "there are no rows, because the split contains no targets; use more data (a user's first interaction in "
+            "the training split is not a target)"
         )
     columns = {
         "input_ids": rows.tokens.to_arrow(),
@@ -268,13 +269,14 @@ def _compact_rows(
 ) -> BranchRows:
     """Returns one row per sequence, in a compact format. A sequence that is too long gets several rows."""
     items = join(history, target)
+    if long_histories == "windows":
+        windows = _equal_windows(history, items, target, prompt_format, max_length, max_history)
+        _log_long_histories(windows.where(windows.start > 0), long_histories)
+        return _write_compact(items, windows, users, prompt_format)
+
     limits = Limits(items, prompt_format.piece_lengths, prompt_format.room(max_length), max_history)
     windows, rest = whole_histories(history.lengths, items.lengths, limits)
     _log_long_histories(rest, long_histories)
-
-    if long_histories == "windows":
-        windows = _equal_windows(history, items, target, prompt_format, max_length, max_history)
-        return _write_compact(items, windows, users, prompt_format)
     rows = _write_compact(items, windows, users, prompt_format)
     return concatenated(rows, _separate(rest, items, users, prompt_format, max_length, max_history))
 

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from trl_rec.evaluation.rewards import DECIMALS
 
@@ -126,8 +127,9 @@ def mgu(batch: ListTensors) -> Tensor:
 def _hits(batch: ListTensors) -> tuple[Tensor, Tensor]:
     """Returns whether each rank contains a target for the first time in its list, `(B, G, K)`, and the number of each
     user's distinct targets, `(B,)`."""
-    # 1. Count distinct targets. In ascending order, repeats are adjacent, and padding comes first.
-    targets = batch.targets.long().sort(1).values  # (B, T)
+    # 1. Count distinct targets. In ascending order, repeats are adjacent, and padding comes first. A column of padding
+    # is added, so that there is a column even if no user has a target.
+    targets = pad(batch.targets.long(), (0, 1), value=-1).sort(1).values  # (B, T + 1)
     is_new = targets >= 0
     is_new[:, 1:] &= targets[:, 1:] != targets[:, :-1]
 

@@ -45,7 +45,7 @@ class CatalogChange:
 
     @property
     def num_kept(self) -> int:
-        """Number of items of the old catalogue that can still be recommended."""
+        """Number of items of the old catalogue that can be recommended with the joint catalogue."""
         return int((self.sources[: self.catalog.num_recommendable] >= 0).sum())
 
     @property

@@ -1,9 +1,8 @@
 """Implements Softmax-DPO, a preference loss for one chosen completion and several negatives.
 
-Rows may have different numbers of negatives, and missing negatives are masked. To pad a row with copies of one of its
-negatives instead would change the loss, because the loss sums over the negatives, and a negative that occurs m times
-would count m times. The inputs are log-ratios between policy and reference, so this file needs neither a model nor
-tokens.
+Rows may have different numbers of negatives, and missing negatives are masked. Padding a row with copies of one of its
+negatives would change the loss: the loss sums over the negatives, so a negative that occurs m times would count m
+times. The inputs are log-ratios between policy and reference, so this file needs neither a model nor tokens.
 
 Legend: B rows, K negatives (padded).
 """

@@ -16,7 +16,7 @@ import pytest
 from tests.evaluation.report.hostile import GROUPS, NAME, TITLES, hostile_run
 from trl_rec.evaluation import Evaluation, PairedComparison, bootstrap_interval, write_report
 from trl_rec.evaluation.beam_gap import BeamGap
-from trl_rec.evaluation.report.material import Arm
+from trl_rec.evaluation.report.material import Arm, Material, Study
 from trl_rec.printing import printable
 
 
@@ -111,11 +111,22 @@ def test_runs_of_one_name_are_seeds_of_one_recommender(hostile: Path, tmp_path: 
     assert "<mine> against popularity: " in page.text and ", one seed. " not in page.text
 
 
-def test_priors_and_products_are_not_baselines() -> None:
+def test_what_is_measured_beside_a_model_is_not_a_baseline() -> None:
     run: Any = SimpleNamespace(kept=SimpleNamespace(recommender="BEAR"))
-    rows = ["popularity", "prior", "BEAR x prior", "BEAR"]
+    rows = ["popularity", "prior", "BEAR x prior", "BEAR", "BEAR, drawn", "BEAR, best of 8", "before"]
     arms = [Arm(row, [run], [row], is_own=row == "BEAR") for row in rows]
     assert [arm.name for arm in arms if arm.is_baseline] == ["popularity"]
+
+
+@pytest.mark.parametrize(("primary", "best"), [("ndcg@10", "b"), ("pruned@10", "a")])
+def test_the_best_recommender_has_the_lowest_value_if_lower_is_better(primary: str, best: str) -> None:
+    def arm(name: str, value: float) -> Arm:
+        kept = SimpleNamespace(recommender=name, results={name: Evaluation({primary: value})})
+        run: Any = SimpleNamespace(kept=kept)
+        return Arm(name, [run], [name], is_own=True)
+
+    material = Material([arm("a", 0.1), arm("b", 0.2)], study=Study("", primary, [], "", [], []))
+    assert material.best_own is not None and material.best_own.name == best
 
 
 def test_a_beam_gap_is_shown(hostile: Path, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """A run whose folder or results were removed is repeated, although the record beside the folder says that the run is
-finished. Also tests that a study refuses semantic IDs that were replaced after its start, and that no process of a run
-outlives a study that cannot go on."""
+finished.
+
+Also tests that a study refuses semantic IDs that were replaced after its start, trains its arms seed by seed, ends its
+processes if it cannot go on, and counts a process that an earlier call left running as one of its jobs.
+"""
 
 import json
 import shutil

@@ -147,7 +147,7 @@ def test_a_policy_is_measured_again_with_other_keys(finished: Path, tmp_path: Pa
         seeds=[0, 1],
         comparisons=["x prior against sft", "prior against counter"],
         metrics=["pruned@10"],
-        evaluation={"ks": [5, 10], "batch_size": 64, "exhaustive": 40},  # no `exhaustive` for baselines
+        evaluation={"ks": [5, 10], "batch_size": 64, "exhaustive": 40},  # baselines ignore `exhaustive`
     )
     content = one.run()
     assert one.progress.remaining() == "nothing remains"

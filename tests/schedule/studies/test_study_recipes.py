@@ -1,5 +1,5 @@
-"""Every shipped study is consistent, its verbs accept the keys of every arm, and it writes its table when its arms
-train for two steps."""
+"""Tests every shipped study: its verbs accept the keys of every arm, and it writes its table when its arms train for
+two steps."""
 
 from dataclasses import replace
 from functools import partial

@@ -160,7 +160,7 @@ def test_evaluations_during_training_choose_the_best_model_and_stop_early(
     )
     trainer.train()
     assert trainer.state.global_step == 6  # the evaluations at steps 4 and 6 are no better than the one at step 2
-    assert trainer.state.best_metric == trainer.state.log_history[-2].get("eval_ndcg@5", trainer.state.best_metric)
+    assert trainer.state.best_metric == trainer.state.log_history[-2]["eval_ndcg@5"]
     evaluations = [entry for entry in trainer.state.log_history if "eval_ndcg@5" in entry]
     assert len(trainer.eval_dataset) == 7  # the loss is computed for the same users as the rankings
     assert (

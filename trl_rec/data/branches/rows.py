@@ -184,8 +184,8 @@ def write_branches(
         limits: The limits of a prompt.
         users: The user of each sequence.
         prompt_format: How prompts and targets are written.
-        learned_lengths: For each item, how many tokens at the beginning of its path (its tokens as a target) are
-            learned (have a label). A target without learned tokens gets no branch.
+        learned_lengths: For each item, the number of learned tokens at the beginning of its path (its tokens as a
+            target). Learned tokens are those that have a label. A target without learned tokens gets no branch.
         max_columns: Maximum number of columns of a row. If a window needs more columns, it is divided into several
             rows, each of which contains some of the targets and their histories.
     """

@@ -6,12 +6,12 @@ enough.
 
 A row with branches begins with a trunk: the head of the prompt (the text before the items) and the items before the
 last target, so the other targets are among these items. One branch per target follows: the tail of the prompt (the
-text after the items), and the tokens of the target's path that stand before the last learned token. The path consists
-of the target's tokens in a completion. If the loss is a softmax over the tokens that a trie allows, the last learned
-token is the last one for which the trie allows an alternative. Otherwise, it is the last token of the path. (The last
-branch of a row also contains this token, see below.) A branch continues a prefix of the trunk, namely the head and the
-items before its target. One row with branches replaces the separate rows of all its targets, and contains their common
-beginning only once. A row without branches consists of its trunk alone.
+text after the items), and the target's path (its tokens in a completion) up to, but without, the last learned token.
+Usually, this is the last token of the path. If the loss is a softmax over the tokens that a trie allows, it is the
+last token for which the trie allows an alternative. (The last branch of a row also contains this token, see below.) A
+branch continues a prefix of the trunk, namely the head and the items before its target. One row with branches replaces
+the separate rows of all its targets, and contains their common beginning only once. A row without branches consists of
+its trunk alone.
 
     trunk                        branches
     head | item 1 | item 2 | ... | tail, path of target 1 | tail, path of target 2 | ...

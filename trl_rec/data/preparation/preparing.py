@@ -141,7 +141,7 @@ def prepare(
     sources = {path.name: sha256(path) for path in files.values()}
     if is_made(output_dir, settings, sources, overwrite):
         logger.info(
-            "%s already exists and was made from the same files with the same settings; nothing was changed",
+            "%s already exists and was made from the same files with the same settings, so it is not made again",
             output_dir,
         )
         tidy(output_dir)

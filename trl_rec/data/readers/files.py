@@ -26,7 +26,7 @@ T = TypeVar("T")
 DELIMITERS = (",", ";", "\t", "|")
 # Block sizes to try, in bytes. Arrow cannot read a row that is longer than a block.
 BLOCK_SIZES = (1 << 20, 1 << 24, 1 << 28)
-DEEPEST = 64  # maximum nesting depth of JSON Lines; Arrow crashes the process at a depth of some thousands
+DEEPEST = 64  # maximum nesting depth of JSON Lines; Arrow crashes the process at a depth of a few thousand
 JSON_TEXT = re.compile(rb'"(?:\\.|[^"\\])*"')
 JSON_TOKEN = re.compile(rb"[][{}]|[^][{}\s]+")  # a bracket, or a word without brackets
 

@@ -12,13 +12,14 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rec.evaluation.beam_gap import BeamGap
+from trl_rec.evaluation.comparison.closing import BASELINES
 from trl_rec.evaluation.comparison.compare import Comparison
 from trl_rec.evaluation.comparison.pairing import Runs
 from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.kept.reading import KeptEvaluation
-from trl_rec.evaluation.prior_rows import PRIOR_ROW, product_row
 from trl_rec.evaluation.report.drawing import NUM_COLORS
 from trl_rec.evaluation.results import Evaluation, held_out
+from trl_rec.evaluation.tables import direction_of
 from trl_rec.items import ItemCatalog
 
 
@@ -61,8 +62,8 @@ class Arm:
         name (`str`): The name of the recommender in the page.
         runs (`Sequence[Run]`): The run of each seed.
         rows (`Sequence[str]`): The name of the recommender in the results of each run.
-        is_own (`bool`): Whether the page is about this recommender. False for baselines. Without a study, also False
-            for priors and products.
+        is_own (`bool`): Whether the page is about this recommender. In a study, True for all arms except baselines.
+            Without a study, True only for the recommender that each run trained or evaluated.
     """
 
     name: str
@@ -72,9 +73,8 @@ class Arm:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the recommender is a baseline, and not a model, its prior, or the product of both."""
-        of_model = (PRIOR_ROW, product_row(self.runs[0].kept.recommender or ""))
-        return not self.is_own and self.rows[0] not in of_model
+        """Whether the recommender is a baseline."""
+        return not self.is_own and self.rows[0] in BASELINES
 
     @cached_property
     def seeds(self) -> list[Evaluation]:
@@ -105,8 +105,8 @@ class Arm:
     def per_user_by_seed(self) -> Runs:
         """Returns the values per user of each run, for [`compare`].
 
-        The result is a mapping from seeds if the seeds of the runs are known and distinct. Otherwise, and always for
-        baselines, it is a list.
+        The result is a mapping from seeds if the page is about this recommender and the seeds of its runs are known
+        and distinct. Otherwise, it is a list.
         """
         seeds = [run.kept.seed for run in self.runs]
         values = [evaluation.per_user for evaluation in self.seeds]
@@ -236,7 +236,8 @@ class Material:
 
     def _best(self, arms: Sequence[Arm]) -> Arm | None:
         measured = [arm for arm in arms if self.primary in arm.metrics]
-        return max(measured, key=lambda arm: arm.metrics[self.primary], default=None)
+        sign = direction_of(self.primary) or 1
+        return max(measured, key=lambda arm: sign * arm.metrics[self.primary], default=None)
 
 
 def is_rated(kept: KeptEvaluation) -> bool:

@@ -27,7 +27,7 @@ def results_section(material: Material) -> Section:
         columns = [material.primary, *columns]
     known = list(dict.fromkeys(name for evaluation in results.values() for name in evaluation.metrics))
     if len(columns) == 1:
-        # If the recommenders ordered rated candidates, there are none of the default columns. Show all metrics.
+        # Recommenders that ordered rated candidates have none of the default metrics, so show all of their metrics.
         columns = [name for name in known if name != "num_users"]
     rest = [name for name in known if name not in columns and name != "num_users"]
 

@@ -66,7 +66,7 @@ def read_material(
 
 def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm]:
     """Returns the recommenders of the folders, each as an arm. The runs of models are grouped into arms by
-    [`read_arms`]. All other recommenders (baselines, priors and products) are read from the first folder that contains
+    [`read_arms`]. All other recommenders, such as baselines and priors, are read from the first folder that contains
     them."""
     if names is not None and len(names) != len(folders):
         raise ValueError(

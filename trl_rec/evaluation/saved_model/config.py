@@ -66,10 +66,10 @@ class EvaluationConfig:
             `"transition"`, `"mixture"`, `"saved"` (the prior in the model's run folder) or `"none"`. By default, the
             prior in the run folder is used, if there is one. With a prior, three recommenders are evaluated: the model
             alone, the prior alone, and the product of both.
-        prior_strength (`str`, *optional*): Exponent of the prior, as a number. `"auto"` chooses the exponent, and the
-            eps (the weight of the popularity) if the prior has one, on the validation split, as in [`choose_prior`].
-            By default, a saved prior keeps its saved exponent and eps, and those of any other prior are chosen as with
-            `"auto"`.
+        prior_strength (`str`, *optional*): Exponent of the prior, as a number. `"auto"` chooses the exponent on the
+            validation split, as in [`choose_prior`]. If the prior has an eps (the weight of the popularity), `"auto"`
+            chooses the eps too. By default, a saved prior keeps its saved exponent and eps, and those of any other
+            prior are chosen as with `"auto"`.
         seed (`int`, *optional*, defaults to `0`): Seed of the baselines `random` and `sequence`, of drawn lists and of
             the bootstrap.
     """

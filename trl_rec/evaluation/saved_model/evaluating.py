@@ -50,8 +50,8 @@ def evaluate_with_baselines(
             prior is evaluated on `config.split`. The function can save the choice, or raise an error to stop the
             evaluation. It is not called for a saved prior that keeps its saved strength and its saved eps (the weight
             of the popularity).
-        recorded (*optional*): The choice of the prior's setting that the output folder already contains, as in
-            [`given_choice`].
+        recorded (*optional*): The [`PriorChoice`] of an earlier call, read from the output folder by [`read_choice`].
+            It is used as in [`given_choice`].
         sequence (`Callable`, *optional*): Function that trains the baseline `"sequence"` on the dataset, such as
             `SequenceBaseline().fit`. Required if `config.baselines` contains `"sequence"`.
         output (*optional*): The output folder. If it is given, finished rows are stored in this folder until

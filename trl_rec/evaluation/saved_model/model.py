@@ -73,7 +73,7 @@ def evaluate_model(
     if prior is not None:
         results |= evaluate_product(policy, prior, dataset, name, **metric_options(config))
 
-    # 3. Evaluate a single drawn list, and the best of `best_of` drawn lists.
+    # 3. Draw `best_of` lists per user. Evaluate their mean ("drawn") and the best of them.
     if config.best_of is not None and config.folder is not None:
         drawn = best_of_split(
             policy.model,
@@ -90,8 +90,7 @@ def evaluate_model(
             finished=policy.finished,
         )
         results |= {f"{name}, {kind}": evaluation for kind, evaluation in drawn.items()}
-        # The values of "drawn" are means over the drawn lists. Add the reward and NDCG among them to the model's own
-        # metrics, for comparisons between models.
+        # Copy the reward and NDCG of "drawn" to the model's own metrics, for comparisons between models.
         of_one = drawn["drawn"].per_user
         ndcg = next(metric for metric in of_one if metric.startswith("ndcg@"))
         values = {"drawn_reward": of_one["reward"], f"drawn_{ndcg}": of_one[ndcg]}
