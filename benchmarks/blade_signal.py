@@ -1,4 +1,4 @@
-"""Compares settings of BLADE by their training logs: the share of tied pairs of lists, and the reward at equal KL.
+"""Compares settings of BLADE by their training logs: the share of tied pairs of lists, and the reward at a given KL.
 
     python benchmarks/blade_signal.py runs/study-ml-100k-blade-setting --choose
     python benchmarks/blade_signal.py runs/study-ml-100k-blade-frozen --kl 0.5 1 2 4
@@ -88,10 +88,11 @@ def main(words: list[str] | None = None) -> None:
         chosen = choose(means, arguments.keep)
         content = {"rule": {"keep": arguments.keep, "of": NDCG}, "chosen": chosen, "settings": means}
         write_json(arguments.study / "setting.json", content)
-        print(
-            f"\n{chosen or 'no setting'} keeps at least {arguments.keep:.0%} of the supervised {NDCG}"
-            + " and, of those that do, has the most tied pairs" * bool(chosen)
-        )
+        enough = f"at least {arguments.keep:.0%} of the supervised {NDCG}"
+        if chosen:
+            print(f"\n{chosen} has the most tied pairs of all settings that keep {enough}")
+        else:
+            print(f"\nno setting keeps {enough}")
 
 
 def last_quarter(log: Sequence[Mapping[str, float]]) -> dict[str, float]:

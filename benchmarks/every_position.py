@@ -129,7 +129,7 @@ def measure(
         difference = max(abs(other.loss - every.loss) for other, every in pairs)
         print(
             f"{softmax}, every position against {name}: {fewer:.1f} times fewer tokens, {faster:.1f} times faster "
-            f"({faster / fewer:.2f} of the token ratio), losses differ by {difference:.0e} at most"
+            f"(the speedup is {faster / fewer:.2f} of the token ratio), losses differ by {difference:.0e} at most"
         )
 
 

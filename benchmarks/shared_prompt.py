@@ -73,10 +73,11 @@ def measure(model: LlamaForCausalLM, batch: int, prompt: int, count: int, tokens
 
     faster = median(a / b for a, b in zip(seconds["separate"][1:], seconds["shared"][1:], strict=True))
     fewer = count * (prompt + tokens) / (prompt + count * tokens)
-    speed = f"{faster:.1f} times faster (median of {runs} pairs)"
-    print(f"K={count}: {speed}, {fewer:.1f} times fewer tokens ({faster / fewer:.2f} of the token ratio)")
+    speed = f"shared is {faster:.1f} times faster (median of {runs} pairs)"
+    share = f"the speedup is {faster / fewer:.2f} of the token ratio"
+    print(f"K={count}: {speed} and reads {fewer:.1f} times fewer tokens; {share}")
     difference = (logps["shared"] - logps["separate"]).abs().max()
-    memory = f"{peaks['shared'] / peaks['separate']:.2f} times the bytes"
+    memory = f"shared uses {peaks['shared'] / peaks['separate']:.2f} times the memory of separate at the peak"
     print(f"K={count}: {memory}; log-probabilities differ by {difference:.0e} at most")
 
 

@@ -30,8 +30,8 @@ PACKAGES = (
     "trl_rec.serving.exports",
     "trl_rec.serving.vllm",
 )
-# The signature of a dataclass with more parameters than this shows only the first one and those in its docstring.
-# Configurations are such dataclasses, because they inherit more than a hundred parameters from TRL.
+# If a dataclass has more parameters than this, its signature shows only the first parameter and those that are listed
+# in its docstring. Configurations are such dataclasses, because they inherit more than a hundred parameters from TRL.
 MOST_PARAMETERS = 30
 REFERENCE = re.compile(r"<!-- api: (?P<package>[\w.]+) -->")
 SECTION = re.compile(r"^(Args|Attributes|Returns|Example):$", re.MULTILINE)

@@ -49,7 +49,7 @@ html_theme_options = {
 
 
 def setup(app):
-    """Registers the changes to the text of pages and the renderer of formulas. Sphinx calls this function."""
+    """Registers a function that changes the text of pages, and a renderer of formulas. Sphinx calls `setup`."""
 
     def change(app, docname, source):
         source[0] = with_reference(for_site(docname, source[0]))

@@ -81,8 +81,9 @@ def printed(study: dict[str, Any]) -> list[str]:
 def measured(study: dict[str, Any]) -> list[str]:
     """Returns the lines for a study of which an excerpt is stored.
 
-    These are the command and what was measured, a table with one row per arm that has figures, the comparisons that
-    the table does not show, and the arms that are left out.
+    These are a paragraph with the command, the number of users, the split and the smallest difference that the study
+    can detect; a table with one row per arm that has figures; the comparisons that the table does not show; and the
+    arms that are left out.
     """
     metrics = [*study["metrics"], study["primary"]]
     against = {one["name"]: one for one in study["comparisons"] if one["against"] == study["against"]}

@@ -483,7 +483,8 @@ def test_the_hidden_messages_still_exist(name: str) -> None:
     module = {"DeepSpeed": "deepspeed.accelerator.real_accelerator"}.get(name, name)
     pytest.importorskip(module.split(".")[0])
     text = inspect.getsource(import_module(module))
-    # `NOTICES` contains messages as they are logged. The text before their first value is also in the source code.
+    # `NOTICES` contains messages as they are logged, some with a value such as ['lm_head.weight']. The source code
+    # contains only the text before this value.
     assert all(beginning.partition("['")[0] in text for beginning in compat.NOTICES[name])
 
 

@@ -47,8 +47,12 @@ def imports(path: Path) -> set[str]:
     """Returns the modules of this package that a file imports, including imports inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trl_rec."):
-            found |= {node.module.removeprefix("trl_rec."), *(f"{node.module[8:]}.{name.name}" for name in node.names)}
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
+        found |= {name.removeprefix("trl_rec.") for name in names if name.startswith("trl_rec.")}
     return found
 
 
@@ -83,6 +87,14 @@ def test_no_module_imports_from_a_higher_layer() -> None:
             assert mine is None or theirs is None or theirs <= mine, f"{module} imports {name} from a higher layer"
 
 
+@pytest.mark.parametrize(
+    "line", ["import trl_rec.scripts", "from trl_rec import scripts", "from trl_rec.scripts import verbs"]
+)
+def test_every_form_of_an_import_is_found(line: str, tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(f"def f():\n    {line}\n")
+    assert "scripts" in imports(tmp_path / "module.py")
+
+
 def test_a_trainer_imports_no_trainer_of_another_method() -> None:
     """The trainer of a method imports nothing from the trainers of other methods. The exception is ALRO's rating
     stage, which is plain fine-tuning and therefore uses BEAR's trainer."""
@@ -92,7 +104,7 @@ def test_a_trainer_imports_no_trainer_of_another_method() -> None:
         folder = path.parent.name
         for name in imports(path):
             parts = name.split(".")
-            if folder != "trainer" and parts[0] == "trainer" and parts[1] in methods - {folder}:
+            if folder != "trainer" and parts[0] == "trainer" and set(parts[1:2]) & (methods - {folder}):
                 found.add((folder, path.stem, parts[1]))
     assert found == {("alro", "rating", "bear")}
 

@@ -121,7 +121,8 @@ def test_a_damaged_file_is_named_and_can_be_prepared_again(prepared, tmp_path, n
 def test_the_error_for_a_damaged_card_names_the_remedy(prepared, damage):
     DAMAGES[damage](prepared.path / "card.json")
     with pytest.raises(
-        ValueError, match="out is damaged .card.json is not a JSON object.; if the folder is a dataset, delete it and"
+        ValueError,
+        match="out is damaged .card.json is not a JSON object.; if the folder is a dataset, delete the folder and",
     ):
         load(prepared.path)
 

@@ -1,5 +1,5 @@
-"""Compares the expected value of the best of N lists with an enumeration of all ways to choose N of the drawn lists.
-Also tests how lists are drawn for a split."""
+"""Compares `expected_best` with an enumeration of all ways to choose N of the drawn lists. The best list is the one
+with the highest reward; its value is any quantity, such as NDCG. Also tests how lists are drawn for a split."""
 
 from itertools import combinations
 

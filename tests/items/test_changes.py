@@ -1,4 +1,5 @@
-"""Tests how two catalogues are matched by item id."""
+"""Tests how an old and a new catalogue are matched by item id. A removed item (one that the new catalogue lacks)
+stays in the joint catalogue as a retired item, which is never recommended."""
 
 from __future__ import annotations
 

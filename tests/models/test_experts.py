@@ -64,7 +64,8 @@ def one_by_one(model: PreTrainedModel) -> Tensor:
 def test_each_token_counts_once(
     model: PreTrainedModel, texts: tuple[Tensor, ...], shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The value and the gradient are the same for shared and for separate rows."""
+    """The value and the gradient equal those of `one_by_one`, whether all completions of a prompt share a row or each
+    completion has a separate row."""
     if not shared:
         apart(monkeypatch)
     expected = one_by_one(model)

@@ -104,7 +104,7 @@ ATTACKS = [
     Attack("no items", "one whole number per item", rewritten({"popularity": np.array([], np.int64)})),
     Attack(
         "more items",
-        "the counts are for 3 items, but the catalogue has 4",
+        "the counts are for 3 items, not 4",
         rewritten({"popularity": np.ones(4, np.int64)}),
     ),
     Attack(

@@ -174,7 +174,7 @@ def test_impossible_settings_are_refused(
 
 @pytest.fixture(scope="module")
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory, start_folder: Path) -> Path:
-    """Makes a dataset with semantic IDs and the trained model that computes them, the item tower."""
+    """Makes a dataset folder that contains semantic IDs and the trained model that computes them (the item tower)."""
     folder = tmp_path_factory.mktemp("encoder") / "data"
     shutil.copytree(start_folder, folder)
     config = DualIdsConfig(levels=2, codes=8, hidden=8, fused_width=4, code_width=4, max_epochs=1)
@@ -204,7 +204,7 @@ ENCODERS = [
     Attack("description nested", "id_encoder.json is damaged", write(TOWER, NESTED)),
     Attack("description without tower", "id_encoder.json is damaged", edit(TOWER, tower=...)),
     Attack("description of other IDs", "does not belong to the semantic IDs", edit(TOWER, fingerprint="x")),
-    Attack("another text encoder", "the text encoder words has changed", edit(TOWER, text_encoder_hash="x")),
+    Attack("another text encoder", "the text encoder 'words' has changed", edit(TOWER, text_encoder_hash="x")),
     Attack("tower with unknown keys", "damaged or belongs to other IDs", edit(TOWER, tower={"size": 3})),
     Attack("tower is a text", "damaged or belongs to other IDs", edit(TOWER, tower="big")),
     Attack("weights cut", "id_encoder.safetensors is damaged", cut(WEIGHTS)),

@@ -83,7 +83,7 @@ def test_held_out_feedback_is_an_error(dataset, feedback, split) -> None:
         ValueError, match=rf"leak: row {row} rejects item {item}.*user {user} .*a target of the {split} split"
     ):
         check_preference_leaks(table, dataset, feedback=True)
-    # In self-play, the policy may recommend the held-out item, so the table may reject this item.
+    # `feedback=False` is for self-play and random negatives, which can include held-out items.
     check_preference_leaks(table, dataset, feedback=False)
 
 

@@ -21,7 +21,7 @@ def test_the_default_name_consists_of_model_and_method(model: str | None, name: 
     assert default_output(model, "BEAR") == f"{name}-BEAR"
 
 
-def test_a_verb_uses_the_default_name_only_if_no_folder_is_given(tmp_path: Path) -> None:
+def test_the_default_name_is_used_only_if_no_folder_is_given(tmp_path: Path) -> None:
     model = ["--model_name_or_path", "Qwen/Qwen2.5-0.5B"]
     *_, config = parse(bear.KINDS, ["--dataset", "d", *model, *ON_CPU], "bear")
     assert config.output_dir == "Qwen2.5-0.5B-BEAR" and "output_dir" not in config.given

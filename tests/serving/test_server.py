@@ -1,4 +1,4 @@
-"""The server answers as `Recommender` does, refuses everything malformed in one sentence, and loses no request."""
+"""The server answers as `Recommender` does, refuses malformed requests in one sentence each, and loses no request."""
 
 from __future__ import annotations
 
@@ -383,9 +383,8 @@ def test_metrics_count_requests_items_and_lists() -> None:
 
 
 def test_the_unknown_share_is_that_of_the_histories_in_requests() -> None:
-    """All items of a history that comes from the dataset are known, so such histories would lower the share of unknown
-    items. A request with only a user id is therefore left out of both counts: of history items, and of unknown items.
-    """
+    """All items of a history from the dataset are known, so such histories would lower the share of unknown items. The
+    counts of history items and of unknown items therefore leave out requests with only a user id."""
     with running(make_service(ModelEngine(make_recommender("item_token"), "one", OneUser([1, 2, 3])))) as server:
         client = server.client()
         assert client.post("/v1/recommend", {"user": "u1"}).body["unknown"] == 0

@@ -230,8 +230,8 @@ def read_card(path: Path) -> dict[str, Any]:
         card = None
     if not isinstance(card, dict):
         raise ValueError(
-            f"{path} is damaged (card.json is not a JSON object); if the folder is a dataset, delete it and run "
-            "trl-rec prepare again"
+            f"{path} is damaged (card.json is not a JSON object); if the folder is a dataset, delete the folder and "
+            "run trl-rec prepare again"
         )
     if not CARD_KEYS <= card.keys():
         raise ValueError(f"{path}: card.json is not the card of a dataset; run trl-rec prepare into another folder")

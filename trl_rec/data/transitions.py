@@ -82,12 +82,12 @@ class TransitionCounts:
         return cls(targets, shares, max_history, decay)
 
     def check(self, num_items: int) -> None:
-        """Raises `ValueError` if the counts are not valid for a catalogue of this size."""
+        """Raises `ValueError` if the counts are not valid for this number of items."""
         COUNT.check("max_history", self.max_history)
         NOT_NEGATIVE.check("decay", self.decay)
         offsets = self.targets.offsets
         if len(offsets) != num_items + 1:
-            raise ValueError(f"the counts are for {len(offsets) - 1} items, but the catalogue has {num_items}")
+            raise ValueError(f"the counts are for {len(offsets) - 1} items, not {num_items}")
         is_divided = (
             offsets[0] == 0 and offsets[-1] == len(self.targets.values) and bool((np.diff(offsets) >= 0).all())
         )

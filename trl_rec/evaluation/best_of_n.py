@@ -1,8 +1,10 @@
 """Evaluates Best-of-N at inference: N lists are drawn from a policy, and the list with the highest reward is kept.
 
 Rewards such as NDCG use the items that the users chose next, so Best-of-N cannot be used to make recommendations. It
-shows what training can aim for: with `target="best_of_n"`, the same rewards and N, and the default `beta`, BLADE
-trains the given policy to imitate Best-of-N. N lists have to be drawn for each list that is evaluated.
+shows what training can aim for: BLADE can train the same policy to imitate Best-of-N. The settings in [`BladeConfig`]
+are then `target="best_of_n"`, the same `rewards` and `best_of`, and the default `beta`.
+
+At least N lists are drawn per user. If more are drawn, the result is the mean over all ways to choose N of them.
 
 Legend: U: users, S: lists drawn per user, K: items per list, N: `best_of`.
 """
@@ -48,7 +50,7 @@ def best_of_split(
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Evaluation]:
-    """Draws N lists for each row of a split, and evaluates both a single drawn list and the best of the N lists.
+    """Draws N lists for each row of a split, and evaluates both the mean over all N lists and the best of them.
 
     Args:
         model, tokenizer, dataset, prompt_format: As in [`rank_split`]; the policy must write lists.
@@ -59,7 +61,8 @@ def best_of_split(
         options: Passed to [`draw_lists`].
 
     Returns:
-        Two evaluations by name: `"drawn"` for a single list, and `"best of N"` with N replaced by its value.
+        Two evaluations by name: `"drawn"` for the mean over all N lists, and `"best of N"`, with N replaced by its
+        value, for the best list.
     """
     if prompt_format.list_length is None:
         raise ValueError("best_of requires a policy that writes lists; set list_length")
@@ -74,7 +77,7 @@ def best_of_split(
         **{"num_lists": best_of, "seed": seed, "pad_token_id": tokenizer.pad_token_id, **options},
     )
 
-    # Both evaluations use the same lists, so that they differ only in which list is chosen.
+    # Both evaluations use the same lists. With `best_of=1`, the result is the mean over all lists.
     counts = {"drawn": 1, f"best of {best_of}": best_of}
     return {
         name: evaluate_best_of(lists, dataset, rewards, best_of=count, split=split, seed=seed)
@@ -183,7 +186,7 @@ def evaluate_best_of(
         lists: Lists `(U, S, K)` for the rows of the split, as returned by [`draw_lists`].
         dataset: The dataset.
         rewards: Weights of the rewards that determine the best list, as in [`score_lists`].
-        best_of: N, the number of lists to choose the best from; 1 evaluates a single drawn list.
+        best_of: N, the number of lists to choose the best from; 1 gives the mean over all drawn lists.
         split (*optional*, defaults to `"test"`): `"validation"` or `"test"`.
         reward_functions (*optional*): Additional reward functions by name.
         seed (*optional*, defaults to `0`): Seed of the bootstrap.

@@ -57,7 +57,7 @@ class Policy:
         pad_token_id (`int`): Id of the padding token.
         num_beams, exclude_history, renormalize, length_penalty, batch_size, max_length (*optional*): As in
             [`rank_histories`].
-        prior (*optional*): A prior that the model is multiplied by, as in [`rank_histories`].
+        prior (*optional*): A prior whose item weights multiply the model's probabilities, as in [`rank_histories`].
         finished (*optional*): Stores the finished rows of [`rank`] and [`score`], so that an interrupted evaluation
             can be resumed.
     """

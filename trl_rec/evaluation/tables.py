@@ -29,7 +29,7 @@ MEANINGS = {
     "gini": (-1, "inequality of how often items are recommended, from 0 (all equally) to 1 (only one item)"),
     "popularity": (0, "mean number of interactions that a recommended item has in the training split"),
     "ild": (1, "how different the items of a list are from each other"),
-    "div_ratio": (1, "distinct recommended items / all ranks of all lists"),
+    "div_ratio": (1, "number of distinct recommended items / number of places in all lists"),
     "or_ratio": (-1, "share of the recommendations that go to the three most recommended items"),
     "mgu": (
         -1,

@@ -268,7 +268,7 @@ class ItemCatalog:
         return join(surfaces, Ragged.from_lengths(eos, np.ones(len(self), np.int64)))
 
     def list_paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Returns the path of each item when the model writes a list; row `i` is the path of item `i`.
+        """Returns the path of each item, for a model that writes lists; row `i` is the path of item `i`.
 
         The path of a title ends with a line break. The paths of other surfaces are the same as in `paths`. The EOS at
         the end of a list is not part of any path.

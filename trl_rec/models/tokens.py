@@ -23,8 +23,8 @@ def add_item_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     do not suffice, transformers adds embeddings with random values around the mean of the existing embeddings.
 
     Returns:
-        The ids of the catalogue's tokens. The list is empty if items are written as titles and users have no semantic
-        IDs.
+        The ids of the catalogue's tokens: first those of items (none if items are written as titles), then those of
+        users (none unless users have semantic IDs).
     """
     tokenizer.add_tokens(catalog.new_tokens)
     if len(tokenizer) > model.config.get_text_config().vocab_size:

@@ -95,7 +95,7 @@ def random_preferences(
             f"num_items={num_items}, but the catalogue has {len(catalog)} items; pass the catalogue of the dataset"
         )
 
-    # Draw codes, which identify distinct texts. Without a catalogue, every item has its own code.
+    # 1. Number the distinct texts of items. Without a catalogue, every item has its own number (code).
     codes = np.arange(num_items) if catalog is None else surface_codes(catalog)
     first_item = np.unique(codes, return_index=True)[1]  # (num_codes,)
     users = column(prefixes, "user")
@@ -108,6 +108,7 @@ def random_preferences(
         is_allowed: np.ndarray = (drawn_codes != target_codes[rows]) & ~known.contain(users[rows], drawn_codes)
         return is_allowed
 
+    # 2. Draw texts by their codes, and replace each of them by its first item.
     drawn = draw(np.arange(len(prefixes)), num_negatives, len(first_item), seed, _is_allowed)  # (N, num_negatives)
     is_drawn = drawn >= 0
     return preference_table(prefixes, Ragged.from_lengths(first_item[drawn[is_drawn]], is_drawn.sum(1)))

@@ -75,7 +75,7 @@ def test_a_licence_is_recorded_in_a_dataset_that_was_replaced_meanwhile(
     assert recorded(tmp_path / "data") == ["mit"] * 2 and card["settings"]["min_user_interactions"] == 1
 
 
-def test_a_format_of_one_known_dataset_implies_the_licence_of_that_dataset(tmp_path: Path) -> None:
+def test_the_formats_toy_and_ml_100k_imply_the_licence_of_their_dataset(tmp_path: Path) -> None:
     prepare("toy", tmp_path / "toy", toy_users=20, toy_items=50)
     assert recorded(tmp_path / "toy") == ["cc0-1.0"] * 2
     source = as_recbole(tmp_path / "source")

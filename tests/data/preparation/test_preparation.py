@@ -328,7 +328,8 @@ def test_a_folder_with_another_card_is_never_replaced(tmp_path, content):
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(
-            ValueError, match="is not the card of a dataset; .* another folder|if the folder is a dataset, delete it"
+            ValueError,
+            match="is not the card of a dataset; .* another folder|if the folder is a dataset, delete the folder",
         ):
             prepare(source, tmp_path / "out", overwrite=overwrite)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"

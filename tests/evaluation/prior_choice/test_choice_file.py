@@ -155,5 +155,5 @@ def test_invalid_priors_are_refused(
 
 
 def test_a_prior_without_a_model_is_refused(dataset: RecDataset, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="prior=transition multiplies a model, but model is not set"):
+    with pytest.raises(ValueError, match="prior=transition multiplies a model.*, but model is not set"):
         evaluate.main(["--dataset", str(dataset.path), "--output_dir", str(tmp_path), "--prior", "transition"])

@@ -1,5 +1,5 @@
-"""Tests every shipped study: its verbs accept the keys of every arm, and it writes its table when its arms train for
-two steps."""
+"""Tests every shipped study: the keys of each run are valid for its verb (such as `trl-rec bear`), and the study
+writes its table even if each run trains for only two steps."""
 
 from dataclasses import replace
 from functools import partial
@@ -35,7 +35,7 @@ def read(name: str, *words: str) -> Study:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_names_runs_that_its_verbs_accept(name: str) -> None:
+def test_the_keys_of_every_run_are_valid_for_its_verb(name: str) -> None:
     study = read(name)
     assert study.comparisons
     for title, verb, keys in study.recipes():
@@ -48,7 +48,7 @@ def run_tiny(name: str, data: Path, output: Path) -> None:
     for key, arm in study.arms.items():
         if arm.verb is not None:
             recipe = {**arm.recipe, **TWO_STEPS, **OF_VERB[arm.verb]}
-            recipe.pop("join_windows", None)  # the toy dataset has no windows
+            recipe.pop("join_windows", None)  # joins windows of a user; toy has whole sequences
             if "model_name_or_path" in recipe:
                 titles = load(data).catalog.titles
                 del recipe["hidden_size"]

@@ -35,8 +35,8 @@ FILTERS = [
 
 
 def save_run(kind: str, folder: Path, num_beams: int = 4, **settings: object) -> Recommender:
-    """Saves a recommender of one of the `KINDS` of `recommenders.py` as a run folder, and returns the recommender that
-    is loaded from this folder."""
+    """Saves a recommender as a run folder, and returns the recommender that is loaded from this folder. `kind` is one
+    of the `KINDS` in `tests/decoding/recommenders.py`."""
     here = make_recommender(kind, num_beams=num_beams)
     here.model.save_pretrained(folder)
     here.tokenizer.save_pretrained(folder)

@@ -113,7 +113,7 @@ def test_explanations_are_the_same(served: Served) -> None:
 
 
 def test_200_samples_are_distinct_items_of_the_catalogue(served: Served) -> None:
-    """Samples are drawn at temperature 1, and one item is excluded. Lists have the log-probabilities of
+    """Samples are drawn at temperature 1, and one item is excluded. For lists, the log-probabilities equal those of
     `list_logps`."""
     here = served.here
     is_list = here.prompt_format.list_length is not None

@@ -1,5 +1,6 @@
-"""Batches of rated lists: the tokens of lists and answers, and the orders in which the candidates of a list are shown.
-These orders change only with the epoch."""
+"""Tests batches of rated lists: the tokens of the lists and of their answers (the names of the candidates from best to
+worst), and the orders in which candidates are shown. A list is shown in the same orders throughout an epoch, and in
+new orders in the next epoch."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,7 +48,7 @@ def test_an_answer_names_the_candidates_by_rating_in_either_order(folder: Path, 
             assert bool((answer & ~mask).sum() == 0) and mask.long().diff().max() <= 0
             for candidate, name in zip(row["candidates"], names.tolist(), strict=True):
                 place = listed.index(name)
-                assert listed[place + 1 : place + 3] == texts[candidate]  # the letter comes before its item
+                assert listed[place + 1 : place + 3] == texts[candidate]  # the name comes before its item
             seen.add(tuple(names.tolist()))
         assert len(seen) == trainer.args.num_orders
         prompt = batch["prompt_ids"][number][batch["prompt_mask"][number]].tolist()

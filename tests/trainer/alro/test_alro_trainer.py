@@ -48,9 +48,9 @@ def assert_close(model: torch.nn.Module, expected: dict[str, Tensor], tolerance:
 
 @torch.no_grad()
 def slow_table(trainer: AlroTrainer, batch: dict[str, Tensor], row: int, shown: int) -> tuple[Tensor, list[int]]:
-    """Reads one list of a batch, with its candidates in the order number `shown`, in a separate forward pass. Returns
-    the log-probabilities at each of the n answer tokens (which may include EOS), `(n, V)`, and the tokens that name
-    the candidates."""
+    """Reads one list of a batch in a separate forward pass. A batch contains each list with its candidates in one or
+    more orders; `shown` is the index of the order to read. Returns the log-probabilities at each of the n answer
+    tokens (which may include EOS), `(n, V)`, and the tokens that name the candidates."""
     answer, mask = batch["answer_mask"][row, shown], batch["completion_mask"][row, shown]
     prompt, tokens = batch["prompt_ids"][row][batch["prompt_mask"][row]], batch["completion_ids"][row, shown]
     text = torch.cat([prompt, tokens[mask]])
@@ -160,9 +160,10 @@ def test_ranking_costs_the_same_as_after_supervised_fine_tuning(
     assert calls[0] == calls[1] and len(calls[0]) > 0
 
 
-def test_letters_that_name_titles_are_read_where_they_are_written(tokenizer_copy, tmp_path: Path) -> None:
-    """A letter after the list is one token, even if the list and the letter are tokenized together. The
-    log-probability of each letter of the answer is read at the token before it."""
+def test_each_letter_of_an_answer_is_one_token_scored_at_the_token_before_it(tokenizer_copy, tmp_path: Path) -> None:
+    """In a prompt with titles, letters name the candidates, and the answer consists of these letters. Each letter is
+    one token, even if it is tokenized together with the text before the answer. The log-probability of each letter
+    comes from the logits at the token before it."""
     dataset = prepare("toy", tmp_path / "data", toy_users=24, toy_items=60, split="leave_last", num_held_out=4)
     model = make_family("llama", vocab_size=len(tokenizer_copy))
     config = AlroConfig(str(tmp_path), **{**DEFAULTS, "max_length": 512, "max_history": 4})
@@ -177,7 +178,8 @@ def test_letters_that_name_titles_are_read_where_they_are_written(tokenizer_copy
         listed, written = tokens[mask & ~answer].tolist(), tokens[answer].tolist()
         names = batch["names"][row, shown, : len(written)].tolist()
         for name in names:
-            tail = listed[-5:]  # without the titles, which were tokenized separately
+            # The end of the fixed text after the titles. The titles were tokenized separately, so they are left out.
+            tail = listed[-5:]
             text = tokenizer_copy.decode([*tail, name])
             assert tokenizer_copy(text, add_special_tokens=False)["input_ids"] == [*tail, name]
         assert sorted(written) == sorted(set(names))

@@ -1,27 +1,31 @@
 """Describes training rows with several targets of one sequence, each predicted from the items before it.
 
 These rows are needed if an item is written with different tokens in a history and in a completion, or if the prompt
-has text between or after the items. Otherwise, an ordinary row, in which the items simply follow each other, is
-enough.
+has a separator between the items or a tail (text after the items). Otherwise, an ordinary row, in which the items
+simply follow each other, is enough.
 
 A row with branches begins with a trunk: the head of the prompt (the text before the items) and the items before the
-last target, so the other targets are among these items. One branch per target follows: the tail of the prompt (the
-text after the items), and the target's path (its tokens in a completion) up to, but without, the last learned token.
-Usually, this is the last token of the path. If the loss is a softmax over the tokens that a trie allows, it is the
-last token for which the trie allows an alternative. (The last branch of a row also contains this token, see below.) A
-branch continues a prefix of the trunk, namely the head and the items before its target. One row with branches replaces
-the separate rows of all its targets, and contains their common beginning only once. A row without branches consists of
-its trunk alone.
+last target, with their separators. The other targets are among these items. One branch per target follows: the tail
+of the prompt and the target's path (its tokens in a completion). A branch continues a prefix of the trunk, namely the
+head and the items before its target. One row with branches replaces the separate rows of all its targets, and contains
+their common beginning only once. A row without branches consists of its trunk alone.
 
     trunk                        branches
     head | item 1 | item 2 | ... | tail, path of target 1 | tail, path of target 2 | ...
 
-A column is the place of one token in its row. Column `c` predicts the label of column `c + 1`. Nothing is predicted
-from the last learned token, so a branch does not contain this token. The token is only the label of the column after
-the branch, whichever token that column contains. The last branch of a row is an exception: it does contain its last
-learned token, because otherwise no column would follow that could have this token as its label. If the tail is empty,
-the last column of the prefix predicts the first token of the path. This token is then the label of the next column of
-the row, which usually belongs to the trunk.
+A token of a path is *learned* if it is a label. Usually, all tokens of a path are learned. If the loss is a softmax
+over the tokens that a trie allows, the tokens after the last one for which the trie allows an alternative are not
+learned, and the branch leaves them out.
+
+A column is the place of one token in its row. Column `c` predicts the label of column `c + 1`. Unlike in an ordinary
+row, this label may differ from the token of column `c + 1`:
+
+- The last learned token of a path is only a label, because nothing is predicted from it. The branch ends before this
+  token, and the column after the branch, which contains a token of a later branch, has it as its label. Only the last
+  branch of a row contains its last learned token, because otherwise no column would follow that could have this label.
+- If the tail is empty, the last column of the prefix predicts the first token of the path. So this token is the label
+  of the column after the prefix: a column of the trunk or, if the prefix is the whole trunk, the first column after
+  the trunk.
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ def _comparison_cells(comparison: Comparison) -> list[str]:
 def _with_interval(of_seeds: Sequence[PerUser], metric: str) -> str:
     """Returns the mean of a metric and half the width of the mean's interval.
 
-    Only users with a value in every run count. Returns "-" if a run lacks the metric, or if there are no such users.
+    Only users with a value in every run are included. Returns "-" if a run lacks the metric, or if there are no such
+    users.
     """
     if any(metric not in per_user for per_user in of_seeds):
         return "-"

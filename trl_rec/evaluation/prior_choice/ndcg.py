@@ -36,8 +36,8 @@ def ndcg_by_setting(
             by their index.
         targets (`torch.Tensor` of shape `(B, T)`): The relevant items, padded with -1.
         settings: The settings.
-        weights: `log(w / W)` of the items for each `Setting.eps`, `(B, P)`, where w is the weight that the prior gives
-            an item, and W the sum of the weights of all items.
+        weights: `log(w / W)` of the items for each `Setting.eps` (the weight of the popularity in the prior),
+            `(B, P)`. Here w is the weight that the prior gives an item, and W the sum of the weights of all items.
         k: The cutoff.
     """
     # 1. Find the targets among the items. A repeated target counts once.
@@ -69,8 +69,11 @@ def ndcg_by_setting(
 
 
 def _strong_columns(scores: Tensor, weights: Mapping[float | None, Tensor], places: Tensor) -> Tensor:
-    """Returns distinct columns `(B, P')` that contain the best items by score, the best items by the weights of one
-    eps, and the targets. Shorter rows are filled up with arbitrary further columns."""
+    """Returns the columns of the best items by score, of the best items by the prior, and of the targets, `(B, P')`.
+
+    For the best items by the prior, the first eps in `weights` is used. The columns of a row are distinct. P' is the
+    largest number of these columns in any row; rows with fewer are filled up with arbitrary further columns.
+    """
     by_score = scores.topk(NUM_STRONG, 1).indices
     by_weight = [one.topk(NUM_STRONG, 1).indices for one in list(weights.values())[:1]]
     is_strong = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)

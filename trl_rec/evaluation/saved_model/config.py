@@ -36,8 +36,9 @@ class EvaluationConfig:
         list_length (`int`, *optional*): Number of items in a list, for a model that writes lists.
         rewards (`dict`, *optional*): Weights of the rewards that score whole lists, as in [`score_lists`].
         best_of (`int`, *optional*): If set, also draws this number of lists per user and evaluates the list with the
-            highest reward. With `target="best_of_n"`, the same `best_of` and the default `beta`, BLADE trains the
-            model to imitate this choice. Requires `rewards` and `list_length`.
+            highest reward. Requires `rewards` and `list_length`. BLADE can train the model to imitate this choice. The
+            settings in [`BladeConfig`] are then `target="best_of_n"`, the same `rewards` and `best_of`, and the
+            default `beta`.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         max_users (`int`, *optional*): Maximum number of rows of the split to evaluate, spread evenly over the split.
             Defaults to all rows. The maximum also applies to the validation rows used to choose a prior's exponent.
@@ -215,8 +216,8 @@ class EvaluationConfig:
         check_prior(self.prior, self.prior_strength or AUTO, others=(SAVED_PRIOR,))
         if self.prior not in (None, "none") and self.model is None:
             raise ValueError(
-                f"prior={self.prior} multiplies a model, but model is not set; set model, or leave prior out (the "
-                "baselines include popularity and transition)"
+                f"prior={self.prior} multiplies a model's probabilities by item weights, but model is not set; set "
+                "model, or leave prior out (the baselines include popularity and transition)"
             )
         if self.lists is not None and self.model is not None:
             raise ValueError("model and lists are both set; evaluate them one after the other, into two folders")

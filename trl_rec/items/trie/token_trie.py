@@ -53,13 +53,13 @@ class _HasPaths(Protocol):
 
     @property
     def num_recommendable(self) -> int:
-        """Number of items that can be recommended."""
+        """Number of items that can be recommended: all items except the retired ones."""
 
     def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
         """Returns the path of each item."""
 
     def list_paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Returns the path of each item when the model writes a list."""
+        """Returns the path of each item, for a model that writes lists."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,7 @@ class TokenTrie:
         duplicates: str = "share",
         lists: bool = False,
     ) -> TokenTrie:
-        """Builds the trie of a catalogue's paths. Retired items are left out.
+        """Builds the trie of the paths of a catalogue's items, except retired items, which cannot be recommended.
 
         Args:
             catalog (`ItemCatalog`): The items.
@@ -327,7 +327,7 @@ class TokenTrie:
         return self.depths(nodes) * (self.num_items + 1) + self.item_starts
 
     def above(self, places: Tensor, depths: Tensor) -> Tensor:
-        """Returns the node at each given depth on the path of the item at each given place in `items`.
+        """Returns the node at depth `depths` on the path of item `items[places]`.
 
         `places` and `depths` are broadcast against each other. If an item's path is shorter than the depth, the node
         is arbitrary.

@@ -54,7 +54,7 @@ class ItemIdEncoder:
         # 1. Check that the folder contains an item tower, and that the tower belongs to the IDs in the folder.
         file = Path(folder) / f"{NAME}.json"
         if not file.is_file():
-            raise ValueError(f"{folder} contains no trained semantic IDs ({NAME}.json is missing); {REMEDY}")
+            raise ValueError(f"{folder} contains no trained item tower ({NAME}.json is missing); {REMEDY}")
         description = _read_description(file)
         card = read_ids_card(folder)
         if card is None or card["fingerprint"] != description["fingerprint"]:
@@ -69,7 +69,7 @@ class ItemIdEncoder:
         encoder = load_text_encoder(description["text_encoder"])
         if encoder.fingerprint != description["text_encoder_hash"]:
             raise ValueError(
-                f"the text encoder {description['text_encoder']} has changed since the IDs were made; restore the "
+                f"the text encoder {description['text_encoder']!r} has changed since the IDs were made; restore the "
                 f"original encoder, or {REMEDY}"
             )
 
@@ -89,8 +89,8 @@ class ItemIdEncoder:
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Returns the codes of items from their texts, `(len(texts), levels)`.
 
-        The texts must have the same format as in training, which is the format of [`item_texts`] with the template
-        `item_text` of [`DualIdsConfig`].
+        The texts must have the same format as in training. The function [`item_texts`] makes such texts, given the
+        template that was used in training (the field `item_text` of [`DualIdsConfig`]).
         """
         text_vectors = self.scaling(self.encoder(texts))
         no_behaviour = text_vectors.new_zeros(len(text_vectors), self.behaviour_width)

@@ -61,8 +61,8 @@ class CatalogRankingMixin(RecTrainerMixin):
         check_processes(args)
         if catalog is None and wants_prior(args):
             raise ValueError(
-                f"prior={args.prior} multiplies a model that recommends items, but there are no items; give a dataset "
-                "(in Python: catalog), or leave prior out"
+                f"prior={args.prior} multiplies the model's probabilities by item weights, but there is no catalogue; "
+                "give a dataset (in Python: catalog), or leave prior out"
             )
         self.catalog = catalog
         self._eval_sets = eval_dataset

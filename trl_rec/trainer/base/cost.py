@@ -27,8 +27,8 @@ from trl_rec.trainer.base.trainer import RecTrainerMixin, SecondsPerUser
 if TYPE_CHECKING:
     from trl_rec.trainer.base.config import RecConfig
 
-FEW = 2.0  # seconds of training after the first batch that suffice for an estimate
-LONG = 10.0  # seconds of training that suffice for an estimate even if they include the first batch
+FEW = 2.0  # seconds of training, without the first batch, that are enough for an estimate
+LONG = 10.0  # seconds of training, including the first batch, that are enough for an estimate
 FORWARD = 1 / 3  # time of a forward pass, as a share of the training time of the same batch
 
 
@@ -86,8 +86,8 @@ class CostEstimate(TrainerCallback):
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: object
     ) -> None:
-        """Records the time of each batch except the last one of a step. Only steps with gradient accumulation have
-        such batches."""
+        """Records the time of a batch that is not the last one of its step. Without gradient accumulation, there is
+        only one batch per step, so this method is never called."""
         self._count(args, state)
 
     def on_step_end(
@@ -126,8 +126,8 @@ class CostEstimate(TrainerCallback):
         num_steps = state.max_steps - state.global_step
         steps = num_steps * args.gradient_accumulation_steps * per_batch
 
-        # Each evaluation ranks items for users. If the trainer computes a loss on splits, the evaluation also computes
-        # the loss of the users' rows.
+        # Each evaluation ranks items for users. With some trainers (those with `measures_loss_on_splits`), it also
+        # computes the loss of the users' rows.
         num_users = sum(len(at_most(self._trainer.args.max_users, split)) for split in self._trainer.ranked_splits)
         ranking = 0.0 if self._per_user is None else num_users * self._per_user.during_training
         num_rows = num_users if self._trainer.measures_loss_on_splits else 0

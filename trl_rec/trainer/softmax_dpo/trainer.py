@@ -199,8 +199,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         kept = rows.filter(any, input_columns="rejected_ids", desc="dropping rows without rejected completions")
         if not len(kept):
             raise ValueError(
-                f"no row of the {dataset_name} dataset has a rejected completion left; the log says how many "
-                "completions and rows were dropped, and why"
+                f"no row of the {dataset_name} dataset has a rejected completion; if completions or rows were "
+                "dropped, the log says how many, and why"
             )
         return kept
 
