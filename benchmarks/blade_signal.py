@@ -1,7 +1,7 @@
 """Compares settings of BLADE by their training logs: the share of tied pairs of lists, and the reward at a given KL.
 
     python benchmarks/blade_signal.py runs/study-ml-100k-blade-setting --choose
-    python benchmarks/blade_signal.py runs/study-ml-100k-blade-frozen --kl 0.5 1 2 4
+    python benchmarks/blade_signal.py runs/study-ml-100k-blade-frozen --kl 6 8 10
 
 The argument is the folder of a study. The program reads its logs and metrics, and trains nothing. The first table
 has one row per setting, averaged over its seeds. It describes the last quarter of each run: tied pairs (share of pairs

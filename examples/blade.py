@@ -96,8 +96,7 @@ def aligned(target: dict[str, str], start: str, dataset: RecDataset, folder: str
         reference_dir=REFERENCES,  # both arms start from one model and share its fixed lists
         max_steps=300 if max_steps < 0 else max_steps,
         max_prompts=2400,  # 300 steps of 8 prompts
-        beta=0.3,
-        learning_rate=2e-3,
+        learning_rate=1e-3,
         warmup_steps=10,
         per_device_train_batch_size=8,
         logging_steps=20,
