@@ -76,7 +76,6 @@ def supervised(dataset: RecDataset, folder: str, max_steps: int) -> BearTrainer:
         learning_rate=3e-3,
         warmup_steps=30,
         per_device_train_batch_size=16,
-        train_sampling_strategy="group_by_length",  # rows of similar length need less padding
         logging_steps=100,
         **SHARED,
     )

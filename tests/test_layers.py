@@ -90,7 +90,7 @@ def test_no_module_imports_from_a_higher_layer() -> None:
 @pytest.mark.parametrize(
     "line", ["import trl_rec.scripts", "from trl_rec import scripts", "from trl_rec.scripts import verbs"]
 )
-def test_every_form_of_an_import_is_found(line: str, tmp_path: Path) -> None:
+def test_every_form_of_importing_a_module_is_found(line: str, tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text(f"def f():\n    {line}\n")
     assert "scripts" in imports(tmp_path / "module.py")
 

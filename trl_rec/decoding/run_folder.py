@@ -314,17 +314,14 @@ def model_folder(model: str | Path) -> str:
         return str(model)
     from huggingface_hub import constants
 
-    try:
-        return _hub_run(str(model), str(constants.HF_HUB_CACHE)) or str(model)
-    except (OSError, ValueError):  # not reachable, no such repository, or not a valid name
-        return str(model)  # loading the model raises the error
+    return _hub_run(str(model), str(constants.HF_HUB_CACHE)) or str(model)
 
 
 @cache
 def _hub_run(repo: str, place: str) -> str | None:
-    """Returns the local copy of a hub repository, or None if it has no settings of a run.
+    """Returns the local copy of a hub repository, or None if it has no settings of a run or cannot be reached.
 
-    Errors are raised, so `functools.cache` does not keep them: a repository may be reachable at the next call.
+    The answer is kept for the rest of the process, because a hub that cannot be reached takes long to say so.
 
     Args:
         repo: The hub id.
@@ -339,6 +336,8 @@ def _hub_run(repo: str, place: str) -> str | None:
             hf_hub_download(repo, name)
         except EntryNotFoundError:
             continue
+        except (OSError, ValueError):  # no such repository, or not a valid name; loading the model raises the error
+            return None
         return str(local_folder(repo))
     return None
 

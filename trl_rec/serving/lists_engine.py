@@ -166,7 +166,7 @@ def load_lists_engine(config: ServingConfig) -> ListsEngine:
         raise ValueError(
             f"{config.model} and {config.dataset} have different items; give folders that belong together"
         )
-    users = None if dataset is None else KnownUsers(dataset)
+    users = None if dataset is None else KnownUsers(dataset, catalog)
     return ListsEngine(catalog, read_lists(path), name_with_hash(path, list_files(path)), users)
 
 

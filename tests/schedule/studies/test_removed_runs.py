@@ -208,7 +208,7 @@ def test_arms_are_trained_seed_by_seed(tmp_path: Path) -> None:
     assert {name: list(by_seed) for name, by_seed in trained.items()} == {"a": [0, 1, 2], "b": [0, 1]}
 
 
-def test_a_process_that_was_left_running_counts_as_a_job(tmp_path: Path) -> None:
+def test_a_run_that_was_left_running_keeps_its_place(tmp_path: Path) -> None:
     runs = [Run(f"sft, seed {seed}", "bear", {"seed": seed}, tmp_path / f"seed-{seed}") for seed in range(2)]
     left = Lock(runs[0].path)
     started: list[str] = []

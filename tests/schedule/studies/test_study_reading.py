@@ -10,7 +10,6 @@ from tests.schedule.studies.study_runs import ARMS, TRAINING, config
 from trl_rec.schedule.studies.arms import Arm, read_arms, read_comparisons
 from trl_rec.schedule.studies.choice import check_primary, choose
 from trl_rec.schedule.studies.study import Study
-from trl_rec.scripts.study import check_keys
 
 
 SFT = ARMS["sft"]
@@ -134,14 +133,3 @@ def test_a_measure_cannot_choose_if_it_is_unknown_whether_high_values_are_better
     one = config(Path("data"), Path("runs"), primary="popularity")
     with pytest.raises(ValueError, match="^it is not known whether high or low values"):
         Study(one, read_recipe=lambda name: dict(TRAINING), say=lambda line: None)
-
-
-def test_the_evaluation_of_a_study_may_choose_a_prior_if_there_is_a_model() -> None:
-    trained = config(Path("data"), Path("runs"), evaluation={"prior": "popularity"})
-    for title, verb, keys in Study(trained, read_recipe=lambda name: dict(TRAINING), say=print).recipes():
-        check_keys(title, verb, keys)
-    baselines = {"arms": {"counter": ARMS["counter"]}, "comparisons": None, "against": "counter"}
-    untrained = config(Path("data"), Path("runs"), evaluation={"prior": "popularity"}, **baselines)
-    with pytest.raises(ValueError, match="evaluation: prior=popularity multiplies a model.*, but model is not set"):
-        for title, verb, keys in Study(untrained, read_recipe=lambda name: dict(TRAINING), say=print).recipes():
-            check_keys(title, verb, keys)

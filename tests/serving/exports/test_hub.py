@@ -20,7 +20,7 @@ from transformers import trainer as transformers_trainer
 
 from tests.trainer.runs import QUIET
 from trl_rec import BearConfig, BearTrainer, Recommender, build_bear_trainer, cli, load, prepare
-from trl_rec.decoding.run_folder import model_folder, save_recommender
+from trl_rec.decoding.run_folder import save_recommender
 from trl_rec.evaluation import EvaluationConfig, evaluate_with_baselines, evaluation_settings, read_evaluation
 from trl_rec.models import RecModelConfig, make_model, make_tokenizer
 from trl_rec.ragged import Ragged
@@ -292,19 +292,6 @@ def test_a_model_is_loaded_by_its_hub_id(run: Path, cached: Callable[..., None])
     assert recommended("me/mine") == recommended(run)
     with pytest.raises(ValueError, match="there is no folder me/other, and a hub repository of that name cannot"):
         Recommender.from_pretrained("me/other")
-
-
-def test_a_hub_that_could_not_be_reached_is_asked_again(
-    cached: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreachable(*_: Any) -> None:
-        raise OSError("no connection")
-
-    cached()
-    with monkeypatch.context() as offline:
-        offline.setattr(huggingface_hub, "hf_hub_download", unreachable)
-        assert model_folder("me/mine") == "me/mine"
-    assert Path(model_folder("me/mine")).is_dir()
 
 
 def test_a_model_without_its_catalogue_needs_the_dataset(

@@ -110,9 +110,10 @@ def _check_remaining(study: Study) -> None:
     """
     rankers = [name for name, arm in study.arms.items() if arm.verb == "alro"]
     if rankers and all(name in study.left_out for name in rankers):
+        reasons = "; ".join(f"{name}: {study.left_out[name]}" for name in rankers)
         raise ValueError(
-            "every arm with the verb alro is left out, and the baselines of this study are measured only together "
-            "with such an arm; change the arms"
+            f"every arm with the verb alro is left out ({reasons}), and the baselines of this study are measured only "
+            "together with such an arm; change the arms"
         )
     against = study.config.against
     if against in study.left_out:

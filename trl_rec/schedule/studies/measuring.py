@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 # Keys of `trl-rec evaluate` that need a model. They are left out when baselines or lists are measured.
-OF_MODELS = ("exhaustive", "best_of", "prior", "prior_strength")
+OF_MODELS = ("exhaustive", "best_of")
 
 
 def measure(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str, Measured]:

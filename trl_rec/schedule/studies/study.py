@@ -120,8 +120,7 @@ class Study:
             if keys:
                 yield f"{title}, semantic IDs", "tokenize", {**keys, "dataset": self.dataset_folder}
         folders = {"dataset": self.dataset_folder, "output_dir": str(self.folder)}
-        model = {"model": "POLICY"} if self.trainings else {}
-        yield "evaluation", "evaluate", {**self.evaluation, **folders, **model, "split": "test"}
+        yield "evaluation", "evaluate", {**self.evaluation, **folders, "split": "test"}
         for arm in self.arms.values():
             if arm.policy is not None:
                 yield arm.name, "evaluate", {**self.evaluation, **arm.evaluation, **folders, "model": "POLICY"}
