@@ -111,6 +111,6 @@ def test_models_of_possible_sizes_run(hidden_size: int, num_heads: int) -> None:
 
 @pytest.mark.parametrize("option", ["use_peft", "load_in_4bit", "load_in_8bit"])
 def test_a_model_from_scratch_has_no_adapter_and_is_not_quantised(option: str) -> None:
-    with pytest.raises(ValueError, match="need a pretrained model; set model_name_or_path"):
+    with pytest.raises(ValueError, match=f"{option} needs a pretrained model, but model_name_or_path is not set"):
         RecModelConfig(**{option: True})
     assert getattr(RecModelConfig("some/model", **{option: True}), option)

@@ -72,11 +72,12 @@ class RecModelConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         check_ranges(self)
-        if self.model_name_or_path is None and (self.use_peft or self.load_in_4bit or self.load_in_8bit):
-            raise ValueError(
-                "use_peft, load_in_4bit and load_in_8bit need a pretrained model; set model_name_or_path, or leave "
-                "them out to train all weights of a model from scratch"
-            )
+        for name in ("use_peft", "load_in_4bit", "load_in_8bit"):
+            if self.model_name_or_path is None and getattr(self, name):
+                raise ValueError(
+                    f"{name} needs a pretrained model, but model_name_or_path is not set; set it, or leave {name} out "
+                    "to train all weights of a model from scratch"
+                )
 
 
 def build_model(
