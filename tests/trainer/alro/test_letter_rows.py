@@ -15,7 +15,7 @@ from trl_rec.trainer.alro.letter_rows import build_letter_rows
 from trl_rec.trainer.alro.rating import RatingStageConfig
 
 
-def test_each_item_is_repeated_with_its_letter(tmp_path: Path) -> None:
+def test_rows_repeat_pairs_of_an_item_and_its_letter_in_both_directions(tmp_path: Path) -> None:
     dataset = make_folder(tmp_path)
     tokenizer = load_tokenizer(tmp_path / "model")
     prompt_format = RatedPromptFormat.for_catalog(dataset.catalog, tokenizer, rating_values(dataset.train))
@@ -23,8 +23,8 @@ def test_each_item_is_repeated_with_its_letter(tmp_path: Path) -> None:
     rows = build_letter_rows(dataset.train, prompt_format, **sizes)
     texts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in dataset.catalog.surfaces]
     known = {item for row in dataset.train.to_list() for item in row["history"] + row["targets"]}
-    orders = set()
-    for row in rows.to_list():
+    drawn = set()
+    for number, row in enumerate(rows.to_list()):
         ids, labels = row["input_ids"], row["labels"]
         start = ids.index(tokenizer.convert_tokens_to_ids("<candidates>")) + 1
         end = ids.index(tokenizer.convert_tokens_to_ids("<answer>"))
@@ -35,11 +35,19 @@ def test_each_item_is_repeated_with_its_letter(tmp_path: Path) -> None:
         )
         after, answer = ids[end + 1 :], labels[end + 1 :]
         assert set(labels[: end + 1]) == {-100} and len(after) == 9
+        letters = []
         for place in range(0, 9, 3):
-            assert after[place : place + 2] == listed[after[place + 2]]
-            assert answer[place : place + 3] == [-100, -100, after[place + 2]]
-        orders.add(tuple(after[2::3]))
-    assert len(rows) == 7 and len(orders) > 2
+            pair, label = after[place : place + 3], answer[place : place + 3]
+            if number % 2:
+                assert pair[1:] == listed[pair[0]] and label == [-100, *pair[1:]]
+                letters.append(pair[0])
+            else:
+                assert pair[:2] == listed[pair[2]] and label == [-100, -100, pair[2]]
+                letters.append(pair[2])
+        drawn.add(tuple(letters))
+    # Pairs are drawn with replacement.
+    assert any(len(set(letters)) < 3 for letters in drawn)
+    assert len(rows) == 7 and len(drawn) > 2
     assert rows.to_list() == build_letter_rows(dataset.train, prompt_format, **sizes).to_list()
     assert rows.to_list() != build_letter_rows(dataset.train, prompt_format, **sizes, seed=1).to_list()
     with pytest.raises(ValueError, match="takes up to 21 tokens, but rating_max_length is 20"):
