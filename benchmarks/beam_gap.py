@@ -12,8 +12,8 @@ The program prints a table. Its column "detectable" contains the smallest differ
 test split can detect. The word "above" follows if the absolute mean gap over the seeds is at least as large, so that a
 study is worthwhile. With fewer than 10 beams, the gap is in NDCG@B, so "above" is only a rough guide. As in
 `trl-rec study`, the smallest difference is estimated from the transition and the popularity baseline on validation.
-Of the targets that are among the B items with the best scores, the column "PruningRate" contains the share that the
-beam search does not find. The column "seconds" contains the time of the beam search.
+The column "PruningRate" considers the targets that are among the B items with the best scores. It contains the share
+of these targets that the beam search does not find. The column "seconds" contains the time of the beam search.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ your own, the trainers of trl-rec choose the number of threads, but they do not 
 
 Each setting is measured in a process of its own, while other processes compute without a pause. `--others` is their
 number. The measured process samples 16 lists of ten items for each of 8 prompts, as BLADE does before training. Then
-it trains on 16 rows of 128 tokens. `--steps` is the number of training steps. `--others 0` measures the times on a
-machine without other work.
+it runs a forward and a backward pass over 16 rows of 128 tokens, as a training step does, but without an optimizer
+update. `--steps` is the number of these steps. `--others 0` measures the times on a machine without other work.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Samples lists, trains for a few steps, and prints the seconds of both as JSON."""
+    """Samples lists, runs forward and backward passes, and prints the number of threads and the seconds as JSON."""
     import torch
     from rollouts import make_paths, padded, small
 
@@ -82,7 +82,7 @@ def measure(arguments: argparse.Namespace) -> None:
     prompts = padded([[2, *row] for row in torch.randint(3, vocab_size, (8, 50)).tolist()])
     batch = torch.randint(3, vocab_size, (16, 128))
 
-    # 2. Sample lists, and train.
+    # 2. Sample lists, and run the forward and backward passes.
     start, start_cpu = time.perf_counter(), time.process_time()
     sample_item_lists(model, prompts, trie, num_lists=16, list_length=10)
     lists = time.perf_counter() - start

@@ -11,6 +11,8 @@ cached and cannot be downloaded, the program uses a synthetic dataset and prints
 """
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ ARMS = {
     "Best-of-8": {"target": "best_of_n"},  # judges a list by its rank among fixed lists of the supervised model
     "BLADE": {"target": "blade"},  # judges a list by its rank among these lists and those sampled in the same step
 }
+SHOWN = "BLADE"  # the arm whose progress is shown when both are trained at the same time
 # The table has no recall@50, because the models write lists of only ten items.
 COLUMNS = ["recall@10", "ndcg@10", "ild@10", "coverage@10", "reward/mgu", "reward"]
 REPORT = "runs/example-blade.html"
@@ -87,10 +90,10 @@ def supervised(dataset: RecDataset, folder: str, max_steps: int) -> BearTrainer:
     return trainer
 
 
-def aligned(target: dict[str, str], start: str, dataset: RecDataset, folder: str, max_steps: int) -> BladeTrainer:
-    """Returns a trainer whose model is loaded from the folder `start` and trained on the rewards of its own lists."""
+def blade_trainer(name: str, start: str, dataset: RecDataset, max_steps: int) -> BladeTrainer:
+    """Returns a trainer that starts from the model in the folder `start`."""
     config = BladeConfig(
-        folder,
+        f"runs/example-{name.lower()}",
         rewards=REWARDS,
         reference_dir=REFERENCES,  # both arms start from one model and share its fixed lists
         max_steps=300 if max_steps < 0 else max_steps,
@@ -99,29 +102,54 @@ def aligned(target: dict[str, str], start: str, dataset: RecDataset, folder: str
         warmup_steps=10,
         per_device_train_batch_size=8,
         logging_steps=20,
-        **target,
+        **ARMS[name],
         **SHARED,
     )
-    trainer = BladeTrainer(
+    return BladeTrainer(
         load_model(start),
         args=config,
         train_dataset=dataset.train,
         processing_class=load_tokenizer(start),
         catalog=dataset.catalog,
     )
+
+
+def train_arms(
+    start: str, dataset: RecDataset, max_steps: int, baselines: dict[str, Evaluation]
+) -> list[tuple[Any, Evaluation]]:
+    """Trains the model in the folder `start` on the rewards of its own lists, once per arm, and measures the results.
+
+    The arms are trained at the same time, each in a process of its own. If `accelerate launch` started several
+    processes, all of them train one arm after the other.
+    """
+    tasks = [(name, start, dataset, max_steps, baselines) for name in ARMS]
+    if PartialState().num_processes > 1:
+        return [train_arm(task) for task in tasks]
+    blade_trainer(*tasks[0][:4]).draw_references()  # otherwise each process would draw them
+    with ProcessPoolExecutor(len(tasks), get_context("spawn")) as pool:
+        return list(pool.map(train_arm, tasks))
+
+
+def train_arm(task: tuple[str, str, RecDataset, int, dict[str, Evaluation]]) -> tuple[Any, Evaluation]:
+    """Trains and measures one arm."""
+    name, start, dataset, max_steps, baselines = task
+    datasets.disable_progress_bars()
+    trainer = blade_trainer(name, start, dataset, max_steps)
+    if PartialState().num_processes == 1 and name != SHOWN:
+        from transformers import ProgressCallback  # imported after trl_rec, which hides a notice of bitsandbytes
+
+        trainer.remove_callback(ProgressCallback)
     trainer.train()
-    return trainer
+    return measured(trainer, name, dataset, baselines)
 
 
 def measured(
-    trainer: BearTrainer | BladeTrainer, name: str, results: dict[str, Evaluation], dataset: RecDataset
-) -> Any:
-    """Ranks items for the test users, adds the evaluation to `results`, and saves the model and the evaluation."""
+    trainer: BearTrainer | BladeTrainer, name: str, dataset: RecDataset, baselines: dict[str, Evaluation]
+) -> tuple[Any, Evaluation]:
+    """Saves the model, ranks items for the test users, and saves the evaluation of these rankings."""
     save_run(trainer)
     ranked = trainer.rank(dataset.test)
     evaluation = evaluate_split(ranked, dataset, rewards=REWARDS)
-    baselines = {name: results[name] for name in ("random", "popularity", "transition")}
-    results[name] = evaluation
     if PartialState().is_main_process:
         write_evaluation(
             trainer.args.output_dir,
@@ -132,7 +160,7 @@ def measured(
             recommender=name,
             seed=trainer.args.seed,
         )
-    return ranked
+    return ranked, evaluation
 
 
 def main() -> None:
@@ -145,17 +173,17 @@ def main() -> None:
     datasets.disable_progress_bars()
 
     dataset = load_data(arguments.source).with_surface("item_token")
-    results: dict[str, Evaluation] = evaluate_baselines(dataset, rewards=REWARDS)
-    print("training the supervised model")
+    baselines = evaluate_baselines(dataset, rewards=REWARDS)
+    print("training the supervised model (SFT)")
     start = "runs/example-blade-sft"
-    before = measured(supervised(dataset, start, arguments.max_steps), "SFT", results, dataset)
-    for name, target in ARMS.items():
-        print(f"training {name}")
-        trainer = aligned(target, start, dataset, f"runs/example-{name.lower()}", arguments.max_steps)
-        after = measured(trainer, name, results, dataset)
+    before, sft = measured(supervised(dataset, start, arguments.max_steps), "SFT", dataset, baselines)
+    print(f"training {' and '.join(ARMS)}; the progress shown is that of {SHOWN}")
+    arms = train_arms(start, dataset, arguments.max_steps, baselines)
 
     if PartialState().is_main_process:
-        report(dataset, results, before, after)
+        after = arms[-1][0]
+        evaluations = {name: evaluation for name, (_, evaluation) in zip(ARMS, arms, strict=True)}
+        report(dataset, {**baselines, "SFT": sft, **evaluations}, before, after)
 
 
 def report(dataset: RecDataset, results: dict[str, Evaluation], before: Any, after: Any) -> None:

@@ -1,4 +1,4 @@
-"""Finds the code blocks of Markdown pages, and makes the small dataset that they run on.
+"""Finds the code blocks of Markdown pages, and makes the small dataset and the run folder that they use.
 
 Tests run the Python blocks and the `trl-rec` commands of bash blocks. In `docs/`, the line `<!-- not run: REASON -->`
 before a block prevents this.

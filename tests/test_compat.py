@@ -1,5 +1,5 @@
-"""Checks that the non-public parts of dependencies that `trl_rec.compat` uses still exist, and that no other module of
-the package uses non-public parts, except the members that `MEMBERS` lists.
+"""Checks that the non-public parts of dependencies that `trl_rec.compat` uses still exist. Also checks that no other
+module of the package uses non-public parts, except the members that `MEMBERS` lists.
 
 If a test fails after an upgrade, its name or message says which function, or which row of `MEMBERS` or `UNDOCUMENTED`,
 must be changed.

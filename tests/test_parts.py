@@ -1,5 +1,5 @@
-"""The saved parts of a computation are read as they were written. A part counts as missing if it is damaged, or if it
-was computed from other rows or settings."""
+"""The saved parts of a computation are read back unchanged. A part counts as missing if it is damaged, or if it was
+computed from other rows or settings."""
 
 from pathlib import Path
 

@@ -156,7 +156,7 @@ def shared_rows(move: Move, *, family: str) -> list[Tensor]:
     """Computes the log-probabilities of lists in three ways, and the gradient of their sum.
 
     The softmax is over the vocabulary, over the legal tokens, or over the legal tokens of items that are neither
-    earlier in the list nor excluded. The family decides whether the completions of a prompt share one row.
+    earlier in the list nor excluded. The model family decides whether the completions of a prompt share one row.
     """
     model = _model(move, family)
     tree = move(TokenTrie.from_sequences(EQUALLY_LONG))

@@ -67,8 +67,8 @@ def test_the_lists_of_names_in_a_package_agree(package: str) -> None:
 
 
 def test_the_top_level_has_what_a_first_program_needs() -> None:
-    """`trl_rec` exports all losses, all trainers and configs except the base classes, and the functions that evaluate,
-    build trainers, make or load models and tokenizers, or make IDs."""
+    """`trl_rec` exports all losses, and all trainers and configs except the base classes. It also exports the
+    functions that evaluate, build trainers, make or load models and tokenizers, or make semantic IDs."""
     patterns = {
         "trl_rec.losses": ".*",
         "trl_rec.evaluation": "evaluate_.*",

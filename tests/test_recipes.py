@@ -35,7 +35,7 @@ from trl_rec.scripts.verbs import SCRIPTS, TRAINING
 ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--dtype", "float32"]
 TWO_STEPS = ["--max_steps", "2", "--disable_tqdm", "true"]
 TRAINING_RECIPES = [name for name in recipe_names() if name.split("/")[0] in TRAINING]
-# Training with the settings of a paper's authors takes long, and runs the same code as with our own settings.
+# Training with the settings of a paper's authors takes a long time, and runs the same code as with our own settings.
 LONG = ("published", "s-dpo", "sprec", "7b-align3gr")
 TWO_STEP_RECIPES = [
     pytest.param(name, marks=pytest.mark.long) if name.endswith(LONG) else name for name in TRAINING_RECIPES
@@ -87,7 +87,7 @@ def test_accelerate_reads_its_configurations(path: Path) -> None:
 
 
 class Watch(TrainerCallback):
-    """Records the steps, the losses and the changed parameters of one training."""
+    """Records the steps, the losses and the changed parameters of one training run."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -156,7 +156,7 @@ def write_windows(folder: Path, titles: list[str], num_users: int = 10, num_wind
 
 @pytest.fixture
 def take_two_steps(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Watch]]:
-    """A function that runs a recipe in the folder `world`, and returns a record of each training in the recipe."""
+    """A function that runs a recipe in the folder `world`, and returns a record of each training run of the recipe."""
     watches: list[Watch] = []
     train = Trainer.train
 

@@ -6,9 +6,9 @@ rows depend on. A part counts as missing, and is computed again, if it is damage
 
 The parts of a [`PartStore`] are ranges of rows that are fixed beforehand. Its callers divide the work among processes.
 In `trainer/blade/reference_lists.py` and `serving/user_lists.py`, each process computes different parts. In
-`schedule/self_play.py`, all processes together compute one part after the other. The parts of a [`RowStore`] are not
-fixed beforehand: each contains the rows that one process has finished since it last wrote a part. So the batch size
-and the number of processes may change after an interruption.
+`schedule/self_play.py`, all processes work together, on one part at a time. The parts of a [`RowStore`] are not fixed
+beforehand: each contains the rows that one process has finished since it last wrote a part. So the batch size and the
+number of processes may change after an interruption.
 """
 
 from __future__ import annotations

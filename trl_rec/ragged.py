@@ -150,7 +150,8 @@ def is_in(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def stable_order(numbers: np.ndarray) -> np.ndarray:
-    """Returns the indices that sort integers from 0 to 2**32 - 1. Equal numbers keep their order.
+    """Returns the indices that sort `numbers`, which must be integers from 0 to 2**32 - 1. Equal numbers keep their
+    order.
 
     The lower and then the upper 16 bits are sorted, because numpy sorts 16-bit integers with a radix sort, which is
     several times faster than its stable sort of longer integers.

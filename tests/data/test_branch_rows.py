@@ -42,7 +42,8 @@ def texts_of(row: dict[str, Any]) -> list[Text]:
         learned = [(place, labels[column]) for place, column in enumerate(columns) if labels[column] != -100]
         # The trunk is the part of the row before the branches. A branch continues a prefix of the trunk: the head of
         # the prompt and the items before the target of this branch. If prompts have no tail, the last column of the
-        # prefix predicts the first token of this branch. Its other columns predict tokens of other branches, or none.
+        # prefix predicts the first token of this branch. The other columns of the prefix predict tokens of other
+        # branches, or none.
         learned = [(place, label) for place, label in learned if place >= prefix - 1]
         places, path = zip(*learned, strict=True)
         assert list(places) == list(range(places[0], places[0] + len(places)))

@@ -1,4 +1,4 @@
-"""Compares the rows for next-item training, and their prompts, with a slow loop."""
+"""Compares the rows for next-item training, and their prompts, with those that a slow loop makes."""
 
 from typing import Any
 

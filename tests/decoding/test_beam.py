@@ -126,7 +126,7 @@ def test_with_one_beam_per_item_every_item_is_scored(
 
 @pytest.mark.parametrize("family", ["mistral", "mistral-window", "gemma2"])
 def test_models_with_other_attention_equal_brute_force(family: str) -> None:
-    """A sliding window of 4 tokens needs one cache row per beam. Gemma 2 caps its logits softly, and runs with eager
+    """A sliding window of 4 tokens needs one cache row per beam. Gemma 2 soft-caps its logits, and runs with eager
     attention."""
     model = make_model(family, attention="eager" if family == "gemma2" else "sdpa")
     rng = random.Random(1)

@@ -67,8 +67,8 @@ def test_scores_equal_those_of_one_forward_pass_per_item(
 
 @pytest.mark.parametrize("family", ["mistral-window", "gemma2", "qwen3_moe"])
 def test_the_scores_of_other_models_equal_brute_force(family: str) -> None:
-    """With a sliding window of 4 tokens, the model reads the prompt again for each path. Gemma 2 caps its logits
-    softly."""
+    """With a sliding window of 4 tokens, the model reads the prompt again for each path. Gemma 2 soft-caps its
+    logits."""
     model = make_model(family, attention="eager" if family == "gemma2" else "sdpa")
     rng = random.Random(1)
     sequences = random_catalogue(rng, has_eos=True)

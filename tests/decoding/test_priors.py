@@ -1,4 +1,4 @@
-"""Compares the weights of priors with slow loops, including for histories without known items. Also tests saved
+"""Compares the weights of priors with those of slow loops, also for histories without known items. Also tests saved
 priors."""
 
 import dataclasses

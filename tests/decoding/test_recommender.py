@@ -323,6 +323,7 @@ def test_a_batch_needs_one_entry_per_history() -> None:
         with pytest.raises(ValueError, match=f"{name} must have one entry for each of the 2 histories"):
             recommender.recommend_batch([["id 1"], []], **{name: value})
     assert recommender.recommend_batch([]) == []
+    assert recommender.recommend_batch([["id 1"]], np.int64(3)) == recommender.recommend_batch([["id 1"]], 3)
 
 
 def test_a_missing_user_of_a_batch_is_named() -> None:

@@ -317,7 +317,7 @@ def test_lists_of_a_narrow_beam_are_complete(seed: int, num_beams: int) -> None:
 
 @cache
 def flat_model() -> PreTrainedModel:
-    """Returns a model with many likely lists."""
+    """Returns a model under which many lists have similar probabilities."""
     model = make_model("llama")
     with torch.no_grad():
         model.lm_head.weight.mul_(0.2)

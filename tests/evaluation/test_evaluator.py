@@ -1,5 +1,7 @@
 """Compares the metrics of rankings with hand-worked values and slow loops, and tests the input that is rejected."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -44,6 +46,16 @@ def test_catalog_histories_and_popularity_add_their_metrics():
     assert "ild@1" not in result
     assert result["mgu@3"] == pytest.approx(oracle.mgu(recommended, consumed))
     assert result["dgu@3"] == pytest.approx(oracle.dgu(recommended, consumed))
+
+
+def test_histories_may_contain_retired_items():
+    catalog, histories = replace(make_catalog(), num_retired=1), [[0, 4], [1, 4]]
+    result = evaluate_rankings(RANKED, RELEVANT[1:] * 2, ks=(3,), catalog=catalog, histories=histories)
+    shares = catalog.group_shares()[1].tolist()
+    consumed = oracle.group_share([0, 4, 1, 4], shares)
+    assert result["mgu@3"] == pytest.approx(oracle.mgu(oracle.group_share([0, 1, 2, 3, 0], shares), consumed))
+    with pytest.raises(ValueError, match="histories, row 1: 5 is not an item index; give whole numbers from 0 to 4"):
+        evaluate_rankings(RANKED, RELEVANT[1:] * 2, ks=(3,), catalog=catalog, histories=[[0], [5]])
 
 
 def test_every_form_of_rows_gives_the_same_metrics():

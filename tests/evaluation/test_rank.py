@@ -111,7 +111,7 @@ def test_two_processes_give_the_same_ranking_as_one(dataset: RecDataset, saved: 
 def test_a_model_that_trl_trains_on_the_rows_can_recommend(
     dataset: RecDataset, saved: Path, tmp_path: Path, targets: str
 ) -> None:
-    """After overfitting the sequence of one user, the model ranks nearly every next item of the sequence first."""
+    """After overfitting to the sequence of one user, the model ranks nearly every next item of the sequence first."""
     from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = load_saved(saved)

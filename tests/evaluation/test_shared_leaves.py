@@ -50,6 +50,16 @@ def test_without_shared_leaves_expected_metrics_equal_the_plain_metrics(data):
         np.testing.assert_array_equal(values, plain[name.removeprefix("expected_")])
 
 
+def test_excluded_items_without_a_leaf_are_ignored() -> None:
+    ranked, relevant, leaves = np.array([[0, 1], [2, 0]]), [[1], [2]], np.array([0, 0, 1])
+    with_retired, without = Ragged.from_lists([[3, 5], []]), Ragged.from_lists([[], []])
+    ours, plain = (
+        expected_metrics(ranked, relevant, leaves, ks=[1, 2], excluded=one) for one in (with_retired, without)
+    )
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], plain[name])
+
+
 def test_items_with_the_same_path_have_the_same_leaf() -> None:
     trie = TokenTrie.from_sequences([[4, 5], [4, 6], [4, 5], [3, 3]])
     leaves = leaf_of_items(trie)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.conftest import make_model, make_tokenizer
 from tests.data.sources import write_table
 from trl_rec.data import PromptFormat, RecDataset, build_list_rows, prepare
+from trl_rec.data.dataset import split_rows
 from trl_rec.data.list_rows import new_targets
 from trl_rec.decoding import Recommender
 from trl_rec.evaluation import evaluate_baselines, rank_split
@@ -126,7 +127,19 @@ def test_list_rows_contain_no_twin_of_an_earlier_item(dataset: RecDataset) -> No
 def test_a_history_whose_twins_leave_too_few_items_is_refused(dataset: RecDataset) -> None:
     prompt_format = PromptFormat.for_catalog(dataset.catalog, make_tokenizer(dataset.catalog.surfaces), list_length=2)
     with pytest.raises(ValueError, match=r"row 0 leaves \d+ of \d+ items.*too few for a list of 19"):
-        check_enough_items(dataset.train, prompt_format, 19)
+        check_enough_items(dataset.train, prompt_format, 19, num_recommendable=len(dataset.catalog))
+
+
+def test_retired_items_count_neither_as_available_nor_as_excluded(dataset: RecDataset) -> None:
+    catalog = dataset.catalog
+    prompt_format = PromptFormat.for_catalog(catalog, make_tokenizer(catalog.surfaces), list_length=2)
+    excluded = prompt_format.exclusions(split_rows(dataset.train, "history"))
+    for retired in (0, 5, 10):
+        num_recommendable = len(catalog) - retired
+        left = [num_recommendable - len({item for item in row if item < num_recommendable}) for row in excluded]
+        check_enough_items(dataset.train, prompt_format, min(left), num_recommendable=num_recommendable)
+        with pytest.raises(ValueError, match=f"leaves {min(left)} of {num_recommendable} items"):
+            check_enough_items(dataset.train, prompt_format, min(left) + 1, num_recommendable=num_recommendable)
 
 
 def test_rank_items_does_not_exclude_twins(dataset: RecDataset) -> None:

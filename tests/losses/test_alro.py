@@ -73,14 +73,14 @@ def batches(draw: st.DrawFn) -> Batch:
 
 
 def soft_lambda(batch: Batch, **settings: Any) -> tuple[LossOutput, Tensor]:
-    """Returns the losses, and the gradient of their sum with respect to the table."""
+    """Returns the losses, and the gradient of their sum with respect to `logps`."""
     logps = batch.logps.detach().clone().requires_grad_()
     output = soft_lambda_loss(logps, batch.ratings, batch.gold_rank, batch.mask, **settings)
     return output, torch.autograd.grad(output.loss.sum(), logps)[0]
 
 
 def permutation(batch: Batch, distance: str) -> tuple[LossOutput, Tensor, Tensor]:
-    """Returns the losses, and the gradient of their sum with respect to both tables."""
+    """Returns the losses, and the gradients of their sum with respect to `logps` and `permuted`."""
     tables = [table.detach().clone().requires_grad_() for table in (batch.logps, batch.permuted)]
     output = permutation_loss(*tables, batch.mask, distance=distance)
     return output, *torch.autograd.grad(output.loss.sum(), tables, allow_unused=True, materialize_grads=True)

@@ -1,5 +1,5 @@
-"""Small models use one CPU thread, unless the user has chosen a number of threads. Waiting threads do not spin. A
-dtype that is slow on the CPU is reported."""
+"""Tests the settings for the CPU. Small models use one thread, unless the user has chosen a number of threads. Waiting
+threads do not spin. A dtype that is slow on the CPU is reported."""
 
 import json
 import logging

@@ -40,7 +40,7 @@ def model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 
 def read(model: nn.Module, seed: int = 0) -> Tensor:
-    """Returns the hidden states `(2, 6, 16)` of `TOKEN_IDS` at the first layer, after the dropout if there is one."""
+    """Returns the input `(2, 6, hidden_size)` of the first layer: the embeddings of `TOKEN_IDS`, after any dropout."""
     layers = next(part for part in model.modules() if isinstance(part, nn.ModuleList))
     seen: list[Tensor] = []
     handle = layers[0].input_layernorm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

@@ -1,4 +1,5 @@
-"""The load-balancing loss of a mixture of experts is computed only on request, and counts each token once."""
+"""Tests that the load-balancing loss of a mixture of experts is computed only on request, and counts each token
+once."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
-"""The scores of models in low precision equal those that an output layer in float64 computes from the same hidden
-states."""
+"""Tests that the scores of models in low precision equal those that an output layer in float64 computes from the same
+hidden states."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def biased() -> PreTrainedModel:
 
 
 def capped() -> PreTrainedModel:
-    """Returns a model that caps its logits softly, at 30."""
+    """Returns a model that soft-caps its logits at 30."""
     return make_model("gemma2", vocab_size=VOCABULARY, attention="eager")
 
 

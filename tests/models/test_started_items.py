@@ -1,4 +1,4 @@
-"""The embeddings of new item tokens start from given vectors of the items."""
+"""Tests that the embeddings of new item tokens start from given vectors of the items."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""If the catalogue changes, known items keep their embeddings, and new tokens start from means of known embeddings.
+"""Tests that known items keep their embeddings if the catalogue changes, and that new tokens start from means of known
+embeddings.
 
-This is tested for full models and for adapters on tied, untied and nf4 base models. New tokens may belong to new items
-or to semantic IDs.
+The models are full models, and adapters on tied, untied and nf4 base models. New tokens may belong to new items or to
+semantic IDs.
 """
 
 from __future__ import annotations

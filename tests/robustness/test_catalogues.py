@@ -1,4 +1,5 @@
-"""Attacks on dataset folders and the catalogues in them: the error must say in one sentence what is damaged."""
+"""Tests that damaged dataset folders and catalogues are refused. The error must say in one sentence what is
+damaged."""
 
 from __future__ import annotations
 

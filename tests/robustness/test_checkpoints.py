@@ -1,5 +1,5 @@
-"""Attacks on checkpoints and run folders: damaged files, checkpoints of other runs, runs that would replace an earlier
-run, two runs in one folder, interrupts, and a full disk."""
+"""Tests checkpoints and run folders in adverse conditions: damaged files, checkpoints of other runs, runs that would
+replace an earlier run, two runs in one folder, interrupts, and a full disk."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def cut(path: Path) -> None:
 
 
 def zero(path: Path) -> None:
-    """Fills the file with zeros, as a power cut does if the file had not reached the disk."""
+    """Fills the file with zeros, as can happen if the power fails before the content reaches the disk."""
     path.write_bytes(bytes(path.stat().st_size))
 
 

@@ -1,4 +1,4 @@
-"""Attacks on the command line."""
+"""Tests that `trl-rec prepare` refuses malformed command lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Attacks on lists made elsewhere, which `trl-rec evaluate --lists` reads, and on folders of saved evaluations."""
+"""Tests that `trl-rec evaluate --lists` refuses malformed lists of other recommenders, and that damaged folders of
+saved evaluations are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Only one process at a time may write to a folder, and a lock must not outlive its process."""
+"""Tests the locks of folders. Only one process at a time may write to a folder, and a lock must not outlive its
+process."""
 
 from __future__ import annotations
 

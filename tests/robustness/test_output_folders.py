@@ -1,5 +1,5 @@
-"""Verbs that write a folder must not lose data after a kill, on a full disk, or because of a second writer. They must
-never delete files of the user."""
+"""Tests the verbs that write a folder. They must not lose data after a kill, on a full disk, or because of a second
+writer, and must never delete the user's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Attacks on preferences: tables of items, texts, conversations and token ids that `trl-rec softmax_dpo` reads."""
+"""Tests that `trl-rec softmax_dpo` refuses malformed preferences: tables of items, texts, conversations and token
+ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Attacks on saved priors: damaged files, arrays that do not fit together, and settings out of range."""
+"""Tests that invalid saved priors are refused: damaged files, arrays that do not fit together, and settings out of
+range."""
 
 from __future__ import annotations
 

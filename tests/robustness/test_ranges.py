@@ -1,5 +1,5 @@
-"""Every number in a configuration has a range. Numbers just inside the range are accepted, and numbers just outside
-it are refused."""
+"""Tests that every number in a configuration has a range. Numbers just inside the range are accepted, and numbers just
+outside it are refused."""
 
 from __future__ import annotations
 
@@ -221,6 +221,6 @@ def test_a_refusal_names_the_bounds(range: Range, value: object, says: str) -> N
 
 
 def test_every_inherited_range_belongs_to_a_field() -> None:
-    """A name in INHERITED that is no field of any configuration is probably a typing mistake."""
+    """A name in INHERITED that is not a field of any configuration is probably a typo."""
     known = {name for kind in CONFIGURATIONS for name in kind.__dataclass_fields__}
     assert set(INHERITED) <= known

@@ -1,5 +1,5 @@
-"""Damages files of every format at random. Preparing them must end in an error of one sentence, or in a dataset that
-loads."""
+"""Damages files of every text format at random. Preparing them must end in an error of one sentence, or in a dataset
+that loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks on the readers of all formats: wrong files, options and values."""
+"""Tests that the readers of all formats refuse malformed files, options and values."""
 
 from __future__ import annotations
 

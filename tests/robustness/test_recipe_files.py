@@ -1,4 +1,5 @@
-"""Attacks on recipes: malformed YAML, wrong types, and files that make a careless parser hang or run code."""
+"""Tests that invalid recipes are refused: malformed YAML, wrong types, and files that make a careless parser hang or
+run code."""
 
 from __future__ import annotations
 

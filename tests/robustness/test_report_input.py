@@ -1,4 +1,5 @@
-"""`trl-rec report` refuses damaged folders and wrong command lines with one sentence, and writes no page."""
+"""Tests that `trl-rec report` refuses damaged folders and wrong command lines with one sentence, and writes no
+page."""
 
 from __future__ import annotations
 

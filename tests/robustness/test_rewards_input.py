@@ -1,4 +1,5 @@
-"""Attacks on rewards: wrong names and weights, and wrong return values of the user's functions."""
+"""Tests that malformed rewards are refused: wrong names and weights, and wrong return values of the user's
+functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Attacks on run folders: damaged files, and a catalogue that the model was not trained with."""
+"""Tests that run folders are refused if files are damaged, or if the model was not trained with the catalogue.
+Also tests that titles are printed without control characters."""
 
 from __future__ import annotations
 

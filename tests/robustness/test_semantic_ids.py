@@ -1,4 +1,5 @@
-"""Attacks on `trl-rec tokenize` and on the files of semantic IDs."""
+"""Tests that `trl-rec tokenize` refuses malformed input, and that damaged files of semantic IDs are refused or
+computed again."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A verb that receives a signal prints one line, and exits with the status 128 + the signal number. Afterwards, the
-verb can be run again or resumed."""
+"""Tests what a verb does when it receives a signal. It prints one line, and exits with the status 128 + the signal
+number. Afterwards, the verb can be run again or resumed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A schedule of preference stages with invalid inputs is refused before a policy is loaded, and before anything is
-written or trained."""
+"""Tests that a schedule of preference stages with invalid inputs is refused before a policy is loaded, and before
+anything is written or trained."""
 
 from __future__ import annotations
 

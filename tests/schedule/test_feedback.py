@@ -1,4 +1,5 @@
-"""Preference tables that are made from ratings equal those of slow loops. Invalid scores and ranges raise errors."""
+"""Compares preference tables that are made from ratings with those of slow loops. Invalid scores and ranges must raise
+errors."""
 
 import numpy as np
 import pytest

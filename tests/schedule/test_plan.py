@@ -1,5 +1,5 @@
-"""A schedule of preference stages records its settings in `plan.json`. Once a stage has started, a later call
-for the same folder may change only settings of speed, logging and the final evaluation."""
+"""Tests `plan.json`, in which a schedule of preference stages records its settings. Once a stage has started, a later
+call for the same folder may change only settings of speed, logging and the final evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leaks planted in clean preference tables raise errors."""
+"""Plants leaks, such as held-out items, in clean preference tables, and tests that each leak raises an error."""
 
 from types import SimpleNamespace
 
@@ -57,7 +57,7 @@ def test_a_held_out_target_as_the_chosen_item_is_an_error(dataset, feedback, spl
 
 
 def test_a_whole_held_out_row_is_an_error(dataset, feedback) -> None:
-    """The whole history of a validation row is from training, but its target is not."""
+    """The whole history of a validation row is in the training split, but the target of this row is not."""
     user = feedback["user"][7]
     history = dataset.validation["history"][dataset.validation["user"].index(user)]
     row = {"history": history, "chosen": held_out(dataset, user, "validation")}

@@ -1,6 +1,6 @@
-"""Self-play ranks items for many prefixes (histories from the training split), in parts. Together, the parts equal a
-ranking for all prefixes at once. Finished parts are reused. Parts that are damaged, or that were computed with other
-settings, are computed again."""
+"""Tests self-play, which ranks items for many prefixes (histories from the training split) in parts. Together, the
+parts must equal a ranking for all prefixes at once. Finished parts are reused. Parts that are damaged, or that were
+computed with other settings, are computed again."""
 
 import time
 from functools import partial

@@ -1,5 +1,5 @@
-"""The baseline `sequence`, a small transformer: its recipe is derived from the interaction log, it is trained once per
-log, and it is evaluated like the other baselines."""
+"""Tests the baseline `sequence`, a small transformer. Its recipe is derived from the interaction log. The model is
+trained once per log, and evaluated like the other baselines."""
 
 import json
 import shutil

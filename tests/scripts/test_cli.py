@@ -236,7 +236,7 @@ def test_a_training_verb_is_launched_with_its_options(monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Trains two steps in two processes under `accelerate launch`, and then recommends from the run folder."""
+    """Trains for two steps in two processes under `accelerate launch`, and then recommends from the run folder."""
     monkeypatch.chdir(tmp_path)
     recipe = {**yaml.safe_load(find_recipe("accelerate/zero2").read_text()), "use_cpu": True, "mixed_precision": "no"}
     Path("zero2.yaml").write_text(yaml.safe_dump(recipe))

@@ -1,4 +1,4 @@
-"""`trl-rec env` prints a list to paste into a bug report."""
+"""Tests `trl-rec env`, which prints a list to paste into a bug report."""
 
 import platform
 import re

@@ -1,4 +1,4 @@
-"""`trl-rec VERB --help` lists trl_rec's own keys (options) first, in groups and with defaults. The help is
+"""Tests `trl-rec VERB --help`. It lists trl_rec's own keys (options) first, in groups and with defaults. The help is
 printed quickly, and its lines fit into the terminal."""
 
 import json

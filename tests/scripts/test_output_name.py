@@ -1,4 +1,4 @@
-"""The default output folder of a run is named after its model and its method."""
+"""Tests that the default output folder of a run is named after its model and its method."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""The recipe in a run folder contains the options that differ from their defaults, except secrets and options for
-files of earlier runs, such as `overwrite`. Running this recipe again gives equal weights."""
+"""Tests the recipe in a run folder. It contains the options that differ from their defaults, except secrets and
+options for files of earlier runs, such as `overwrite`. A run that is repeated from this recipe has equal weights."""
 
 import json
 import shutil

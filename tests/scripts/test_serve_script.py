@@ -1,4 +1,4 @@
-"""`trl-rec serve` serves a run folder until it receives a signal, and then exits with status 0."""
+"""Tests that `trl-rec serve` serves a run folder until it receives a signal, and then exits with status 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collaborative item vectors, which a small sequence model learns from the training split."""
+"""Tests collaborative item vectors, which a small sequence model learns from the training split."""
 
 import math
 

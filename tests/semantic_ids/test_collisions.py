@@ -1,4 +1,4 @@
-"""The repair of items that collide, and the tokens that codes are written as.
+"""Tests the repair of items that collide, and the tokens that codes are written as.
 
 Items collide if they have the same code at every level. A cell is a group of items that share all codes before the
 last one. The repair gives the items of a cell different last codes, as far as there are enough codes.
@@ -77,7 +77,8 @@ def test_few_of_many_identical_items_are_considered(case, count, code):
 
 def test_equal_distances_do_not_make_items_identical():
     """All items have the distance 1 from their centroid, but not all in the same direction. Each of the last two items
-    is the nearest to a free centroid, so the repair must not skip it as if it were identical to an earlier item."""
+    is the nearest item to a free centroid, so the repair must not skip it as if it were identical to an earlier
+    item."""
     residuals = [[-1, 0], [-1, 0], [0, -1], [-1, 0], [0, -1], [0, 1], [1, 0]]
     codes = repaired([[0, 0]] * 7, residuals, [[0, 0], [9, 0], [0, 9], [-9, 0]])
     assert codes[:, -1].tolist() == [0, 3, 0, 0, 0, 2, 1]
@@ -89,7 +90,7 @@ def test_one_level_is_one_cell():
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=20))
-def test_further_tokens_make_ids_distinct_and_free_of_prefixes(rows):
+def test_further_tokens_make_ids_distinct_and_prefix_free(rows):
     codes = torch.tensor(rows)
     group, extra = group_of(codes), number_within_group(codes)
     assert (group.unsqueeze(1) == group).tolist() == [[a == b for b in rows] for a in rows]

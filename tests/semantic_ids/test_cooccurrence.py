@@ -1,4 +1,4 @@
-"""Associations between items, and the popularity of items, against slow loops."""
+"""Compares the associations between items, and the popularity of items, with slow loops."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
-"""Item vectors from the singular vectors of a matrix of associations. An association measures how much more often than
-by chance two items occur near each other."""
+"""Tests item vectors that are made from the singular vectors of a matrix of associations. An association measures how
+much more often than by chance two items occur near each other."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""k-means and residual k-means, against slow loops."""
+"""Tests k-means and residual k-means. The search for the nearest centroid is compared with a slow loop."""
 
 import pytest
 import torch

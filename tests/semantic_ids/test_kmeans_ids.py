@@ -1,4 +1,4 @@
-"""Semantic IDs made by residual k-means: their files, their card, and the settings that are refused."""
+"""Tests semantic IDs made by residual k-means: their files, their card, and the settings that are refused."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Item vectors from texts and from behaviour."""
+"""Tests item vectors from texts and from behaviour."""
 
 from __future__ import annotations
 

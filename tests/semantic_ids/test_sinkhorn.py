@@ -1,4 +1,4 @@
-"""The Sinkhorn algorithm, and the repair of colliding codes with it."""
+"""Tests the Sinkhorn algorithm, and the repair of colliding codes that uses it."""
 
 import torch
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Text encoders, and the cache of their vectors."""
+"""Tests text encoders, and the cache of their vectors."""
 
 import pickle
 import shutil
@@ -44,7 +44,7 @@ def test_vectors_are_cached_in_chunks(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def sentence_encoder(tmp_path_factory):
-    """A folder with a tiny BERT of random weights, which sentence-transformers reads with mean pooling."""
+    """A folder with a tiny, randomly initialised BERT, which sentence-transformers reads with mean pooling."""
     pytest.importorskip("sentence_transformers")
     folder = tmp_path_factory.mktemp("encoder")
     vocabulary = {word: place for place, word in enumerate(["[PAD]", "[UNK]", "red", "blue", "shoes"])}

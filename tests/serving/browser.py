@@ -1,4 +1,4 @@
-"""Drives Chromium through a pipe, with the keys and clicks of a user."""
+"""Drives Chromium through a pipe, with simulated key presses and mouse clicks."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Browser:
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
 
     def addresses(self) -> list[str]:
-        """Returns all addresses that the page has requested."""
+        """Returns the addresses that the page has requested."""
         return [
             event["params"]["request"]["url"]
             for event in self.events

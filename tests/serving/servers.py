@@ -1,4 +1,4 @@
-"""Servers that run in a thread of the test, and a client for them."""
+"""Runs servers in a thread of the test, and provides a client for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Batcher`: requests that arrive together are handled together, and none is lost."""
+"""Tests `Batcher`: requests that arrive together are handled together, and none is lost."""
 
 from __future__ import annotations
 

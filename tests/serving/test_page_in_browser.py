@@ -1,5 +1,5 @@
-"""The page at `/` in Chromium: a history can be built by clicks or with the keyboard alone, and hostile titles are
-shown as text.
+"""Tests the page at `/` in Chromium: a history can be built by clicks or with the keyboard alone, and hostile titles
+are shown as text.
 
 `make test-page` runs these tests. They write pictures to `build/page`, which a person should look at.
 """

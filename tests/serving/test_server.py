@@ -262,7 +262,7 @@ def test_a_stop_answers_the_accepted_requests() -> None:
     engine = HeldEngine()
     with running(make_service(engine)) as server, ThreadPoolExecutor(3) as pool:
         accepted = [pool.submit(server.client().recommend, ["id 1"]) for _ in range(3)]
-        wait_for(lambda: engine.started.is_set() and server.service.metrics is not None)
+        wait_for(lambda: engine.started.is_set())
         wait_for(lambda: len(server.service.batcher) + 1 >= 3 or len(server.server.server_state.tasks) == 3)
         server.stop()
         wait_for(lambda: not server.server.servers or not server.server.servers[0].is_serving())
@@ -394,7 +394,7 @@ def test_the_unknown_share_is_that_of_the_histories_in_requests() -> None:
 
 
 def test_lists_of_the_old_run_do_not_count_as_items_of_the_new_catalogue() -> None:
-    """A batch that was begun before a reload is answered after it, with the old engine."""
+    """A batch that started before a reload is answered after the reload, by the old engine."""
     engine = HeldEngine()
     with running(make_service(engine)) as server, ThreadPoolExecutor(1) as pool:
         client = server.client()

@@ -1,4 +1,4 @@
-"""Title search in a catalogue with retired items."""
+"""Tests the title search in a catalogue with retired items."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ TITLES = ["Blue Lamp", "Red Lamp", "Old Lamp", "Blue Mug"]  # the last two are r
 CATALOG = ItemCatalog(pa.table({"item_id": list("abcd"), "title": TITLES}), num_retired=2)
 
 
-def test_removed_items_are_not_found_and_stay_readable() -> None:
+def test_retired_items_are_not_found_but_stay_readable() -> None:
     titles = TitleIndex(CATALOG)
     everything = TitleIndex(replace(CATALOG, num_retired=0))
     for query, all_of_them, found in (

@@ -1,5 +1,5 @@
-"""Files with one list per user: the lists equal those of `recommend_batch`, also after an interruption and with two
-processes."""
+"""Tests files with one list per user: the lists equal those of `recommend_batch`, even after an interruption or with
+two processes."""
 
 from __future__ import annotations
 

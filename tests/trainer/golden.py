@@ -1,5 +1,5 @@
-"""Golden trajectories: the values that a small fixed run logs at each of ten steps, kept in `golden/METHOD.json` with
-their tolerances.
+"""Compares runs with golden trajectories. A golden trajectory consists of the values that a small fixed run logs at
+each of ten steps. `golden/METHOD.json` keeps these values with their tolerances.
 
 If the numbers are meant to change, write the files again and review the diff:
 
@@ -28,7 +28,7 @@ Trajectory = dict[str, list[float]]
 
 
 def trajectory(trainer: Any) -> Trajectory:
-    """Trains `NUM_STEPS` steps, and returns the logged values that the JSON file keeps. The trainer must log every
+    """Trains for `NUM_STEPS` steps, and returns the logged values that the JSON file keeps. The trainer must log every
     step."""
     trainer.train()
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -1,4 +1,4 @@
-"""The data and models of the trainers' own tests, for tests that run every trainer."""
+"""Makes the datasets and models of the trainers' own tests, for tests that run every trainer."""
 
 from __future__ import annotations
 

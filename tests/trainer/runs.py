@@ -31,8 +31,8 @@ PASSED_ON += ("preprocess_logits_for_metrics", "compute_loss_func", "formatting_
 
 
 def with_known_names(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options with `activation_checkpointing` renamed to `gradient_checkpointing` if the installed
-    transformers does not know the first of these names, which 5.23 added."""
+    """Returns the options. With a transformers release older than 5.23, `activation_checkpointing` gets its old name,
+    `gradient_checkpointing`."""
     if knows_activation_checkpointing():
         return options
     return {name.replace("activation_checkpointing", "gradient_checkpointing"): options[name] for name in options}
@@ -53,7 +53,8 @@ def make_folder(folder: Path) -> RecDataset:
 
 
 def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
-    """Makes a trainer for the data of the folder. `options` are fields of `BearConfig` or arguments of the trainer."""
+    """Makes a trainer for the data of the folder. `options` are fields of `BearConfig`, arguments of the trainer, or
+    `padding_side` for the tokenizer."""
     model = options.pop("model", None) or load_model(folder / "model")
     dataset, tokenizer = load(folder / "data"), load_tokenizer(folder / "model")
     tokenizer.padding_side = options.pop("padding_side", "left")
@@ -84,8 +85,8 @@ def conclude(trainer: Any, output: Path, **told: Any) -> None:
 
 
 def trained(name: str, train: Work, output: Path) -> Trained:
-    """Trains in one process if `name` is "alone". Any other `name` is an accelerate recipe, with which two processes
-    train."""
+    """Trains, and returns the measurements and the weights. If `name` is "alone", one process trains. Otherwise, two
+    processes train with the accelerate recipe `name`."""
     run_alone(train, output) if name == "alone" else run_in_two(name, train, output)
     told, weights = torch.load(output / "run.pt"), output / "adapter_model.safetensors"
     assert told["ran_under"] == name

@@ -1,4 +1,4 @@
-"""A compiled model (`torch_compile=True`) has the losses, weights and recommendations of the same model uncompiled.
+"""A compiled model (`torch_compile=True`) gives the same losses, weights and recommendations as an uncompiled model.
 
 `torch.compile` wraps a model. The wrapper hides the class, the layers and the adapters of the model, so each trainer
 must unwrap the model before it reads them. The wrapper also raises an error if its truth value is tested, as in
@@ -90,7 +90,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def compiled_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Discards the compiled code of earlier tests, and lets `warn_once` repeat the warnings that they logged."""
+    """Discards the compiled code of earlier tests, and lets `warn_once` repeat warnings from earlier tests."""
     torch._dynamo.reset()
     attention.warn_once.cache_clear()
 

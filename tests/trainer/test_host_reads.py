@@ -1,7 +1,7 @@
 """Each trainer may make the host wait for a value on the device only a few times per micro-batch. Such a wait is
 called a read.
 
-Reads are counted only in the third micro-batch, because tries have extra reads in the first, to fill their caches.
+Reads are counted only in the third micro-batch, because tries need extra reads in the first one to fill their caches.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def make_card(
         left_out: The field `left_out`, and also the reasons with a count of 0, which the card does not contain.
         merged_timestamps: The field `merged_timestamps`.
         notes: Remarks on the source, as in `Log.notes`.
-        license: The licence of the data, if it is known.
+        license (*optional*): The licence of the data, if it is known.
     """
     num_users = log.users.num_rows
     num_items = len(catalog)

@@ -58,8 +58,8 @@ class RowError(ValueError):
 def items_table(table: pa.Table, where: str) -> pa.Table:
     """Checks a table of items, and returns it with `item_id` and `title` as the first columns.
 
-    Raises ValueError if an id is repeated, a title is empty or a semantic ID is invalid. Every run of white space in a
-    title becomes one space.
+    Raises ValueError if one of these two columns is missing, the table has no rows, an id is empty or repeated, a
+    title is empty, or a semantic ID is invalid. Every run of white space in a title becomes one space.
     """
     require(table, ("item_id", "title"), where)
     item_ids = distinct_ids(table, "item_id", where)
@@ -122,7 +122,10 @@ def decoded(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
 
 
 def users_table(table: pa.Table, where: str) -> pa.Table:
-    """Checks a table of users, and returns it with `user_id` first. Raises ValueError if an id is repeated."""
+    """Checks a table of users, and returns it with `user_id` as the first column.
+
+    Raises ValueError if this column is missing, the table has no rows, or an id is empty or repeated.
+    """
     require(table, ("user_id",), where)
     rest = table.drop_columns(["user_id"])
     return pa.table({"user_id": distinct_ids(table, "user_id", where), **_columns_of(rest)})

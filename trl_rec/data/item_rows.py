@@ -34,5 +34,7 @@ def item_rows(rows: Rows, name: str, num_items: int | None = None) -> Ragged:
         first = int(np.flatnonzero(invalid)[0])
         row = rows.row_ids[first]
         bound = "" if num_items is None else f" to {num_items - 1}"
-        raise ValueError(f"{name}, row {row}: {values[first]} is not an item index; give whole numbers from 0{bound}")
+        raise ValueError(
+            f"{name}, row {row}: {values[first]:g} is not an item index; give whole numbers from 0{bound}"
+        )
     return Ragged(values.astype(np.int64), rows.offsets)

@@ -31,7 +31,7 @@ REMEDY = "prepare the data again from its source"
 
 
 def check_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) -> None:
-    """Raises ValueError if the splits overlap or are inconsistent. `split` is a split rule (a key of `RULES`)."""
+    """Raises ValueError if the splits overlap or are inconsistent. `split` is a key of `splits.RULES`."""
     # Windows of a user may overlap or have gaps, so compare only their times and targets.
     if split == "windows":
         _check_later(train, validation, test, strictly=False)

@@ -30,7 +30,7 @@ def item_texts(catalog: ItemCatalog, template: str | None = None) -> list[str]:
         catalog: The items.
         template (*optional*): Text with column names in braces, such as `{title}, of {year}`; a missing value becomes
             empty text. The default text is the title, followed by the other columns in which the item has a value.
-            No text contains `item_id`.
+            The column `item_id` is never used.
     """
     columns = _text_columns(catalog.items, leave_out=("item_id",))
     if template is None:

@@ -3,9 +3,9 @@
     text = head + item 1 + separator + item 2 + ... + separator + item n + tail
 
 [`PromptFormat`] tokenises the parts separately. A tokenizer that reads the whole text may merge characters of
-neighbouring parts, such as a quotation mark and the comma after it. The same text then has other tokens.
-[`compare_tokens`] counts the prompts for which this happens. The difference matters if a model was trained on whole
-texts, or if a paper's figures were measured with whole texts.
+neighbouring parts, such as a quotation mark and the comma after it. The tokens of the whole text then differ from the
+tokens of its parts. [`compare_tokens`] counts the prompts for which this happens. The difference matters if a model
+was trained on whole texts, or if a paper's figures were measured with whole texts.
 """
 
 from __future__ import annotations

@@ -62,10 +62,10 @@ def build_rows(
 
     Args:
         split: `RecDataset.train`; the validation and test splits are refused.
-        prompt_format: How histories are written.
-        targets: `"last"` makes one row per target, with all earlier items as history. `"all"` makes one row per
-            sequence. Each target is then predicted from the same tokens as with `"last"`, except that long histories
-            may be cut shorter than with `"last"` (see `long_histories`).
+        prompt_format: How prompts and targets are written.
+        targets (*optional*, defaults to `"last"`): `"last"` makes one row per target, with all earlier items as
+            history. `"all"` makes one row per sequence. Each target is then predicted from the same tokens as with
+            `"last"`, except that long histories may be cut shorter than with `"last"` (see `long_histories`).
         max_length (*optional*): Maximum number of tokens of a prompt and the longest completion together. With
             `"last"`, the oldest items of a history that is too long are dropped. With `"all"`, see `long_histories`.
         max_history (*optional*): Maximum number of items before a target. Histories with more items are shortened or
@@ -214,7 +214,8 @@ def _rows_with_branches(
     windows, rest = whole_histories(history.lengths, items.lengths, limits)
     _log_long_histories(rest, long_histories)
 
-    # 2. Write the rows. The other targets are written as windows with branches, or as one row each without branches.
+    # 2. Write the rows. Depending on `long_histories`, the targets in `rest` become further windows with branches, or
+    # one row each without branches.
     learned = prompt_format.paths.lengths
     if trie is not None:
         learned = _unforced_lengths(prompt_format.paths, trie)

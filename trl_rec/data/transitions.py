@@ -125,12 +125,16 @@ class PairRule(NamedTuple):
     the user contains it (see [`TrainInteractions`]).
 
     Args:
-        nearest, farthest (`int`): Smallest and largest distance between the two items of a pair.
-        forward (`bool`): Whether the later item of a pair is predicted from the earlier one.
-        backward (`bool`): Whether the earlier item of a pair is predicted from the later one.
-        far (`float`): The weight of a pair at the distance d contains the factor 1 / d ** far.
-        rare (`float`): The weight of a pair contains the factor 1 / (n + 1) ** rare, where n is the number of
-            interactions with the predicted item in the training split.
+        nearest (`int`, *optional*, defaults to `1`): Smallest distance between the two items of a pair.
+        farthest (`int`, *optional*, defaults to `3`): Largest distance between the two items of a pair.
+        forward (`bool`, *optional*, defaults to `True`): Whether the later item of a pair is predicted from the
+            earlier one.
+        backward (`bool`, *optional*, defaults to `False`): Whether the earlier item of a pair is predicted from the
+            later one.
+        far (`float`, *optional*, defaults to `1.0`): The weight of a pair at the distance d contains the factor
+            1 / d ** far.
+        rare (`float`, *optional*, defaults to `0.0`): The weight of a pair contains the factor 1 / (n + 1) ** rare,
+            where n is the number of interactions with the predicted item in the training split.
     """
 
     nearest: int = 1

@@ -24,7 +24,8 @@ class TrieLogitsProcessor(LogitsProcessor):
 
     Scores may be logits or, as in beam search, log-probabilities. Leave `remove_invalid_values` of `generate` at its
     default, False, because True replaces NaN and infinite scores by finite ones. Pass a new `GenerationConfig` to
-    `generate`, because the warpers of the model's own configuration would be applied after this processor.
+    `generate`. Otherwise, `generate` also applies the sampling settings of the model's own configuration, such as
+    `temperature`, after this processor.
 
     Args:
         trie (`TokenTrie`): The catalogue.

@@ -402,8 +402,8 @@ class _Search(NamedTuple):
 
 
 def _asked(request: Request, num_items: int) -> int:
-    """Returns how many items are asked for in a round. With `max_per`, these are twice as many as the request needs,
-    because `max_per` leaves some of them out."""
+    """Returns how many items are asked for in a round. With `max_per`, these are twice as many as the request needs
+    (at most all items), because `max_per` leaves some of them out."""
     return min(2 * request.k, num_items) if request.limits else request.k
 
 

@@ -321,7 +321,7 @@ def model_folder(model: str | Path) -> str:
 def _hub_run(repo: str, place: str) -> str | None:
     """Returns the local copy of a hub repository, or None if it has no settings of a run or cannot be reached.
 
-    The answer is kept for the rest of the process, because a hub that cannot be reached takes long to say so.
+    The result is cached until the process ends, because it takes long until a request to an unreachable hub fails.
 
     Args:
         repo: The hub id.

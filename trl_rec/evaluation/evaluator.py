@@ -77,7 +77,7 @@ def evaluate_rankings(
     if catalog is not None and catalog.group_column is not None:
         shares = catalog.group_shares()[1]  # (num_items, num_groups)
         if histories is not None:
-            rows = item_rows(histories, "histories", num_items)
+            rows = item_rows(histories, "histories", len(catalog))  # a history may contain retired items
             _check_same_users(rows, ranked, "histories")
             consumed = metrics.group_share(rows.values, shares)  # (num_groups,)
 

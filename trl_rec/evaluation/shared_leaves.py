@@ -37,7 +37,8 @@ def expected_metrics(
         relevant (`Ragged`, Arrow list column or list of lists): The items that each user chose next.
         leaves (`np.ndarray` of shape `(num_items,)`): Leaf id of each item, as returned by [`leaf_of_items`].
         ks (`Sequence[int]`): The cutoffs k.
-        excluded (`Ragged`, *optional*): For each user, the items that were excluded from the ranking.
+        excluded (`Ragged`, *optional*): For each user, the items that were excluded from the ranking. Items without
+            a leaf are ignored.
     """
     relevant = item_rows(relevant, "relevant", len(leaves))
     num_items = len(leaves)
@@ -48,7 +49,8 @@ def expected_metrics(
     #    and the relevant items among them.
     left_out = np.empty(0, np.int64)
     if excluded is not None:
-        left_out = np.unique(excluded.row_ids * num_items + excluded.values)
+        known = excluded.values < num_items  # retired items have no leaf
+        left_out = np.unique(excluded.row_ids[known] * num_items + excluded.values[known])
     num_leaves = int(leaves.max(initial=-1)) + 1
     keys = np.arange(len(ranked))[:, None] * num_leaves + leaves[np.maximum(ranked, 0)]  # (N, K)
     sizes = np.bincount(leaves, minlength=num_leaves)[leaves[np.maximum(ranked, 0)]]

@@ -77,7 +77,7 @@ def metrics_table(
     markdown: bool = False,
     caption: str | None = None,
 ) -> str:
-    """Makes a table of results. The best value of each column is marked, as defined in [`best_value`].
+    """Makes a table of results. The best value of each column is marked, as defined in [`best_of`].
 
     Args:
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, at least one.
@@ -140,11 +140,15 @@ def default_columns(results: Mapping[str, Evaluation]) -> list[str]:
 
 
 def best_value(results: Mapping[str, Evaluation], column: str) -> float | None:
-    """Returns the best value of a metric. Returns None if all values are equal, or if neither higher nor lower values
-    of the metric are better."""
-    values = [evaluation.metrics[column] for evaluation in results.values() if column in evaluation.metrics]
-    direction = direction_of(column)
-    if direction == 0 or len(set(values)) < 2:
+    """Returns the best value that the results have for a metric, as defined in [`best_of`]."""
+    return best_of({one.metrics[column] for one in results.values() if column in one.metrics}, column)
+
+
+def best_of(values: set[float], metric: str) -> float | None:
+    """Returns the best of the distinct values of a metric. Returns None if there are fewer than two, or if neither
+    higher nor lower values of the metric are better."""
+    direction = direction_of(metric)
+    if direction == 0 or len(values) < 2:
         return None
     return max(values) if direction > 0 else min(values)
 

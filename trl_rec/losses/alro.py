@@ -57,9 +57,9 @@ def soft_lambda_loss(
     the candidates in nearly reversed order. If all ratings of a list are equal, the loss and its gradient are 0.
     Otherwise, the loss is positive even for a perfect answer, because $\log_2(1 + \exp(x))$ is positive for every $x$.
 
-    Reconstruction: the paper's body was not available. $\delta$, $G$, $D$ and $s$ follow a summary of the paper. The
-    summary gives the sum over pairs only in part. We completed it so that preferred candidates move to earlier
-    positions. Dividing by $P$ and using log-probabilities for $y$ are our choices.
+    Reconstruction: the full text of the paper was not available. $\delta$, $G$, $D$ and $s$ follow a summary of the
+    paper. The summary gives the sum over pairs only in part. We completed the sum so that preferred candidates move to
+    earlier positions. Dividing by $P$ and using log-probabilities for $y$ are our choices.
 
     Args:
         logps (`torch.Tensor` of shape `(B, m, m)`): Log-probability that answer position k (dim 1) names candidate i

@@ -54,9 +54,9 @@ def bear_loss(
     `legal` is given, and to plain SFT (over the whole vocabulary) if `legal` is `None`. At a position with one legal
     token, the gradient is zero and the loss is constant: $-w \log 2$ (`paper`) or $w \log 2$ (`survival`).
 
-    Reconstruction: the paper's body was not available; `paper` follows two independent notes on the paper. The
-    authors' code multiplies the cross-entropy by a detached factor, which the options `topk_weight` and `topk_tau`
-    set. The product has the same gradient as `paper` with `weight = topk_weight * topk_tau` and
+    Reconstruction: the full text of the paper was not available; `paper` follows two independent notes on the paper.
+    The authors' code multiplies the cross-entropy by a detached factor, which depends on the options `topk_weight` and
+    `topk_tau`. The product has the same gradient as `paper` with `weight = topk_weight * topk_tau` and
     `sharpness = topk_tau`. Deviation: the authors' code then divides by the sum of the factors over a micro-batch;
     this function returns one value per position instead.
 

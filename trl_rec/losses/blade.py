@@ -39,14 +39,14 @@ def posterior_cdf(
     rollouts are further evidence, with the weight tau, which is the argument `dynamic_coefficient`. With 0, the
     estimate depends only on the reference lists. With 1, it depends only on the rollouts of the prompt.
 
-    Reconstruction: the paper's body was not available. Notes on the paper mention a Beta model with a static prior,
-    on-policy evidence and a dynamic coefficient; the formula is ours.
+    Reconstruction: the full text of the paper was not available. Notes on the paper mention a Beta model with a static
+    prior, on-policy evidence and a dynamic coefficient; the formula is ours.
 
     Args:
         rewards (`torch.Tensor` of shape `(B, G)`): Finite rewards of the rollouts. Only the order of the rewards
             matters, so equally good lists must have exactly equal rewards, without rounding errors.
         reference_rewards (`torch.Tensor` of shape `(B, M)`): Rewards of the reference lists, in the same dtype as
-            `rewards`, because the same reward in float32 and in float64 would not compare as equal.
+            `rewards`. Otherwise, equal rewards could compare as unequal, because they are rounded differently.
         dynamic_coefficient (`float`): Weight of the rollouts in the estimate, from 0 to 1; the paper's tau.
         prior (`float`, *optional*, defaults to `0.5`): Parameter a of the prior Beta(a, a). It must be positive, so
             that the returned `at_most` is never 0. The value 0.5 gives Jeffreys' prior.

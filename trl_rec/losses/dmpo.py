@@ -29,8 +29,8 @@ def dmpo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, mask: Tensor
     equals the reference, the loss is log 2 for one negative or more. For a row without negatives, the loss, its
     gradient and all metrics are 0.
 
-    Reconstruction: the paper's body was not available, and no source states how rows with different numbers of
-    negatives are treated. We take the K of the equation to be the row's own number of negatives, without padding.
+    Reconstruction: the full text of the paper was not available, and no source states how rows with different numbers
+    of negatives are treated. We take the K of the equation to be the row's own number of negatives, without padding.
 
     Args:
         chosen_logratios (`torch.Tensor` of shape `(B,)`): Log-ratios of the chosen completions: the log-probability

@@ -40,7 +40,8 @@ class Prepared(NamedTuple):
     """A batch that a model can read.
 
     Args:
-        inputs (`dict[str, torch.Tensor]`): The batch without `seen` and `starts` (see [`prepare_branches`]).
+        inputs (`dict[str, torch.Tensor]`): The batch without `seen` and `starts` (see [`prepare_branches`]). It
+            consists of separate rows if `owners` is not None.
         mask (`torch.Tensor`, *optional*): The attention mask of the rows with branches, in the model's format. None
             if the `attention_mask` of the batch is enough.
         owners (`torch.Tensor` of shape `(R,)`, *optional*): The original row of each separate row. None if the rows
@@ -60,8 +61,8 @@ def prepare_branches(model: PreTrainedModel, inputs: dict[str, Tensor], max_leng
         inputs: `input_ids`, `attention_mask`, `position_ids` and `labels`, `(B, T)` each. If the rows have branches,
             also `seen` and `starts`, `(B, T)` each: a column attends to the columns before its `seen`, and to the
             columns from its `starts` up to and including itself. Without `seen` and `starts`, the batch is returned
-            unchanged. All further entries have one value per label or one value per row.
-        max_length (*optional*): An upper bound of the number of tokens of a prefix and its branch together.
+            unchanged. Other entries in `LABELS` have the shape `(B, T)`. All further entries have one value per row.
+        max_length (*optional*): An upper bound on the number of tokens of a prefix and its branch together.
     """
     inputs = dict(inputs)
     if "seen" not in inputs:

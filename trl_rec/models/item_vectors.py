@@ -104,7 +104,7 @@ def _token_vectors(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase, vec
 
 
 def _principal_components(vectors: Tensor, most: int) -> Tensor:
-    """Projects the vectors onto at most `most` directions of the largest variance, and partly whitens the result.
+    """Projects the vectors onto the (at most `most`) directions of largest variance, and partly whitens the result.
 
     Returns:
         `torch.Tensor` of shape `(U, number of directions)`, with the mean square 1.

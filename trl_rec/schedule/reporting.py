@@ -1,4 +1,4 @@
-"""Ends a schedule: evaluates the first policy, the last policy and the baselines, and reports on all its stages."""
+"""Ends a schedule: evaluates the first policy, the last policy and the baselines, and reports on all stages."""
 
 from __future__ import annotations
 

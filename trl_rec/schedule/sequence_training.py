@@ -54,7 +54,7 @@ def train_sequence(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) ->
         trainer.train(resume_from_checkpoint=True)
         save_run(trainer, {"dataset": str(dataset.path), **{name: recipe[name] for name in _model_keys(recipe)}})
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(f"interrupted while the baseline 'sequence' was trained; {RESUMES}") from interrupt
+        raise KeyboardInterrupt(f"interrupted while training the baseline 'sequence'; {RESUMES}") from interrupt
     except NotWrittenError as error:
         raise OSError(
             f"the baseline 'sequence' could not be written to {folder} ({error.__cause__}); free some space, or set "

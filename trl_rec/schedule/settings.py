@@ -109,7 +109,7 @@ def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:
     """Raises `ValueError` if the best evaluation could be at a step without a checkpoint.
 
     In that case, `transformers.Trainer` would silently load another checkpoint or keep the last weights. Also raises
-    `ValueError` if the configuration names another metric than `metric` for selecting checkpoints.
+    `ValueError` if the configuration names a metric other than `metric` for selecting checkpoints.
     """
     if config.metric_for_best_model not in (None, "loss", metric, metric.removeprefix("eval_")):
         raise ValueError(

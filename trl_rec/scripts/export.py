@@ -53,6 +53,8 @@ def main(argv: list[str]) -> None:
         raise ValueError("--to merged writes a folder; give --output")
     if arguments.to == "hub" and (arguments.repo is None) == (arguments.output is None):
         raise ValueError("--to hub pushes to --repo, or writes the same files to --output; give one of them")
+    if arguments.repo is None and arguments.private is not None:
+        raise ValueError("--private has no effect with --output; leave it out")
 
     # 2. Export.
     show_progress()

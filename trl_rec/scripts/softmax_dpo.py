@@ -1,6 +1,6 @@
-"""`trl-rec softmax_dpo`: trains with DPO, with any number of rejected completions per prompt.
+"""`trl-rec softmax_dpo`: trains on preferences, with one chosen and any number of rejected completions per prompt.
 
-The completions are texts, conversations or items.
+The completions are texts, conversations or items. The key `loss` selects the loss: Softmax-DPO or DMPO.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`trl-rec tokenize`: assigns semantic IDs to the items of a dataset folder and, with the method `dual`, to its users.
 
-This file is not called tokenize.py, because a script of this folder, when run with `python PATH`, would then import it
-instead of Python's own module `tokenize`.
+This file is not called tokenize.py, because that name would hide Python's own module `tokenize` from scripts in this
+folder that are run with `python PATH`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class TokenizeArguments:
         default=25, metadata={"help": "with method=kmeans: maximum number of iterations per level"}
     )
     import_index: str | None = field(
-        default=None, metadata={"help": "X.index.json file to import the IDs from, instead of making them"}
+        default=None, metadata={"help": "index file (X.index.json) to import the IDs from, instead of making them"}
     )
     known: str | None = field(
         default=None,
@@ -70,7 +70,7 @@ class TokenizeArguments:
         },
     )
     export_index: str | None = field(
-        default=None, metadata={"help": "X.index.json file to which the IDs are also exported"}
+        default=None, metadata={"help": "index file (X.index.json) to which the IDs are also exported"}
     )
     overwrite: bool = field(default=False, metadata={"help": "replace IDs that were not made with these settings"})
 

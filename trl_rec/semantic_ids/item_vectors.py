@@ -1,6 +1,7 @@
 """Computes item vectors by a truncated singular value decomposition of a matrix of mutual information.
 
-The matrix contains the mutual information of each pair of items, if it is positive (see [`associations`]).
+The matrix contains the mutual information of each pair of items for which it is positive, and zeros elsewhere (see
+[`associations`]).
 
 The decomposition uses the randomised method of Halko, Martinsson and Tropp. This method repeatedly multiplies a random
 basis by the matrix, so that the basis approaches the span of the leading singular vectors. The matrix stays sparse
@@ -35,8 +36,9 @@ def cooccurrence_vectors(train: Dataset, num_items: int, *, width: int = 64, win
             including their signs.
 
     Returns:
-        `torch.Tensor` of shape `(num_items, width)`, float32: Vectors of norm 1. The vector of an item is zero
-        if no other item has positive mutual information with it, as for items that do not occur in the training split.
+        `torch.Tensor` of shape `(num_items, width)`, float32: Vectors of norm 1. The vector of an item is zero if the
+        item has no positive mutual information with any other item, as for items that do not occur in the training
+        split.
     """
     left, values = truncated_svd(associations(train, num_items, window=window), width, seed=seed)
     return torch.nn.functional.normalize(left * values.sqrt())

@@ -31,13 +31,15 @@ from trl_rec.semantic_ids.tokens import ids_fingerprint
 def continue_ids(dataset: RecDataset, folder: str | Path, *, overwrite: bool = False) -> RecDataset:
     """Writes semantic IDs into a dataset folder: known items keep theirs, and new items get IDs from their texts.
 
-    The users keep their semantic IDs if every user has one in the earlier dataset. Otherwise no user has a semantic
-    ID, because the model that makes these IDs (the user tower) is not saved, so new users could not get any.
+    The users keep their semantic IDs if every user of `dataset` has one in the earlier dataset. Otherwise, no user
+    gets a semantic ID, because the model that makes these IDs (the user tower) is not saved, so new users could not
+    get any.
 
     Args:
         dataset (`RecDataset`): The dataset with the new catalogue.
         folder (`str` or `Path`): The folder of the earlier dataset, whose IDs are kept.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that `dataset` already has.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace other IDs that `dataset` already has.
+            If False, such IDs raise a ValueError.
 
     Returns:
         [`RecDataset`]: The dataset with the IDs in its catalogue.

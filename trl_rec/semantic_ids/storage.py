@@ -146,7 +146,8 @@ def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool
     if stored.semantic_ids is None:
         return False
 
-    # 1. The folder contains these IDs if the card has the same settings and the fingerprint of the stored tokens.
+    # 1. The folder contains these IDs if its card has the same settings and a fingerprint that matches the stored
+    # tokens.
     try:
         card = read_ids_card(dataset.path)
     except ValueError:

@@ -1,7 +1,7 @@
 """Embeds texts as vectors, with a sentence encoder or with hashed words.
 
-The vectors are cached in chunks, each under a hash of the encoder and the chunk's texts. A call that was interrupted
-can therefore resume at the first missing chunk.
+If a cache folder is given, the vectors are cached in chunks, each under a hash of the encoder and the chunk's texts.
+After an interruption, the same call therefore computes only the missing chunks.
 """
 
 from __future__ import annotations

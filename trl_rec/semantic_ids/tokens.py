@@ -2,7 +2,7 @@
 `<a_12><b_7><c_201>`.
 
 With `collisions="extend"`, the ID of each item whose codes are not unique gets an additional token with the next
-letter. The semantic ID of a user looks like `<ua_3><ub_40><uc_7>`.
+letter, such as `<d_0>`. The semantic ID of a user looks like `<ua_3><ub_40><uc_7>`.
 """
 
 from __future__ import annotations

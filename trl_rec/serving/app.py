@@ -234,6 +234,6 @@ def _json(answer: BaseModel) -> Response:
 def _problem(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
     """Returns an error response.
 
-    Characters beyond ASCII are escaped, because the sentence may quote text from the request that UTF-8 cannot encode.
+    Non-ASCII characters are escaped, because the sentence may quote text from the request that UTF-8 cannot encode.
     """
     return Response(json.dumps({"detail": sentence}), status, headers, media_type="application/json")

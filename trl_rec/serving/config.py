@@ -103,7 +103,10 @@ class ServingConfig:
 
 
 def read_token(config: ServingConfig) -> bytes | None:
-    """Returns the token that clients must send, or None if there is none. Raises `ValueError` if it is unusable."""
+    """Returns the token that clients must send, or None if there is none.
+
+    Raises `ValueError` if the token cannot be read or used.
+    """
     if config.token_file is not None:
         try:
             text = Path(config.token_file).read_text(encoding="utf-8")

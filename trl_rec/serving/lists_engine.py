@@ -30,7 +30,7 @@ from trl_rec.serving.schema import ExplainRequest, RecommendRequest
 
 
 COLUMNS = ("user_id", "rank", "item_id", "score")
-MOST_POPULAR = 2000  # number of items that are kept for users without a list
+MOST_POPULAR = 2000  # maximum number of items in the ranking for users without a list
 
 
 class ListsEngine:

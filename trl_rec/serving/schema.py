@@ -118,7 +118,7 @@ class RecommendResponse(BaseModel):
     unknown: int = Field(description="number of history items that the catalogue does not contain")
     fallback: bool = Field(
         description="whether the prior alone ranked the items, because the history has no known items; if lists are "
-        "served from a file: whether the file has no list of the user"
+        "served from a file: whether the file has no list for the user"
     )
     short: str | None = Field(None, description="why there are fewer than k items")
     request_id: str

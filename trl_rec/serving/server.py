@@ -26,7 +26,7 @@ def serve(config: ServingConfig, ready: Callable[[str], object] = lambda address
 
     After the first signal, the server accepts no further connections and finishes the requests that it has already
     accepted, for at most `stop_seconds`. After the second signal, it sends no further responses. Its worker thread may
-    still finish the accepted requests, which can delay the end by up to `stop_seconds`.
+    still finish the accepted requests, which can delay the shutdown by up to `stop_seconds`.
 
     Args:
         config ([`ServingConfig`]): The settings.

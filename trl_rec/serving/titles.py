@@ -37,8 +37,8 @@ class TitleIndex:
         """Returns the indices of the items whose titles contain all words of a query, or whose id is the query.
 
         A word of the query may also be part of a longer word. Titles are compared in lower case. The item whose id is
-        the query comes first. After it come the titles that begin with the query, then the titles in which a word
-        begins with the query's first word, then all others. Within each of these groups, shorter titles come first. An
+        the query is listed first, followed by the titles that begin with the query, the titles in which a word begins
+        with the query's first word, and all other matches. Within each of these groups, shorter titles come first. An
         empty query finds every item, in the order of the catalogue. Retired items, which were removed from the
         catalogue, are never found.
         """

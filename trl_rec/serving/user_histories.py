@@ -1,6 +1,6 @@
 """Reads the histories of the users who receive recommendations, from a dataset folder or from a log file.
 
-An item takes 4 bytes in memory. The histories of a million users with 50 items each take 200 MB.
+Each item of a history takes 4 bytes of memory. The histories of a million users with 50 items each take 200 MB.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def write_lists(
 ) -> WrittenLists:
     """Recommends to all users, as [`Recommender.recommend_batch`] does, and writes the lists to a Parquet file.
 
-    Every process calls this function, and the users are divided among the processes. The file does not depend on the
+    Every process must call this function. The users are divided among the processes. The file does not depend on the
     number of processes, except for the rounding of the scores. Users are written in the order of `given`.
 
     Args:

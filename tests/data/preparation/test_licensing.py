@@ -1,4 +1,4 @@
-"""The licence of the data is recorded in the dataset folder, and decides whether its catalogue may be published."""
+"""The licence of the data is recorded in the dataset folder, and decides whether the catalogue may be published."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -39,8 +39,8 @@ def test_a_licence_is_recorded_even_if_it_is_given_later(tmp_path: Path, caplog:
 
 
 def before_the_lock(monkeypatch: pytest.MonkeyPatch, module: ModuleType, act: Callable[[], object]) -> None:
-    """Simulates another process: calls `act` when this process has looked at the folder, but does not have the lock
-    yet."""
+    """Simulates another process: calls `act` after this process has looked at the folder, but before it has the
+    lock."""
 
     @contextmanager
     def late(folder: Path) -> Iterator[None]:

@@ -1,5 +1,7 @@
 """Tests how the format of a source is detected, how it can be chosen, and how a new format is added."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
@@ -46,6 +48,13 @@ def test_the_format_can_be_chosen_by_name(tmp_path):
 
 def test_toy_needs_no_folder():
     assert locate("toy") == locate("toy", "toy") == ("toy", {})
+
+
+@pytest.mark.parametrize("source", ["./toy", Path("toy")], ids=str)
+def test_a_folder_may_have_the_name_of_a_format(tmp_path, monkeypatch, source):
+    as_recbole(tmp_path / "toy")
+    monkeypatch.chdir(tmp_path)
+    assert locate(source)[0] == "ml-100k"
 
 
 def test_a_new_format_needs_only_a_reader_and_an_entry(tmp_path, monkeypatch):

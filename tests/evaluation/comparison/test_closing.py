@@ -62,7 +62,7 @@ def test_rewards_rated_lists_and_the_starting_model_have_their_own_lines() -> No
     ]
     assert "a longer run or a higher learning rate may help" in lines[2]
 
-    # In each metric, there are two comparisons: one with the baseline and one with the starting model. Holm's
+    # For each metric, there are two comparisons: one with the baseline and one with the starting model. Holm's
     # adjustment therefore doubles the smallest possible p value, which is about 0.001 with 1,000 random sign flips.
     assert all(line.count("p 0.002, one seed") == 1 for line in lines)
 

@@ -146,7 +146,7 @@ def test_the_legend_names_the_significance_level_of_the_verdicts(alpha: float, w
 @pytest.mark.parametrize(
     ("runs", "against", "message"),
     [
-        (RUNS, "counter", "against names 'counter', but there are runs only of "),
+        (RUNS, "counter", "against is 'counter', but there are runs only of "),
         ({**RUNS, "c": []}, "baseline", "there are no runs of 'c'; give at least one"),
         ({}, "baseline", "there are no runs; give at least one run of each recommender, and of 'baseline'"),
     ],

@@ -1,7 +1,7 @@
 """Tests the smallest difference that a study can detect, as estimated from the results of a pilot.
 
-If the pilot or the study has one seed, this difference equals 2.8 standard errors. If both have several seeds, it also
-depends on the numbers of seeds and comparisons.
+If the pilot or the study has one seed, this difference equals 2.8 standard errors. If both have several seeds, it is
+usually larger, and also depends on the numbers of seeds and comparisons.
 """
 
 import numpy as np

@@ -17,6 +17,7 @@ from tests.evaluation.report.hostile import GROUPS, NAME, TITLES, hostile_run
 from trl_rec.evaluation import Evaluation, PairedComparison, bootstrap_interval, write_report
 from trl_rec.evaluation.beam_gap import BeamGap
 from trl_rec.evaluation.report.material import Arm, Material, Study
+from trl_rec.evaluation.report.overview import _slice_cells
 from trl_rec.printing import printable
 
 
@@ -127,6 +128,16 @@ def test_the_best_recommender_has_the_lowest_value_if_lower_is_better(primary: s
 
     material = Material([arm("a", 0.1), arm("b", 0.2)], study=Study("", primary, [], "", [], []))
     assert material.best_own is not None and material.best_own.name == best
+
+
+@pytest.mark.parametrize(("primary", "best"), [("ndcg@10", 1), ("pruned@10", 0), ("unknown", None)])
+def test_a_slice_marks_the_best_recommender(primary: str, best: int | None) -> None:
+    values = [np.array([0.1, np.nan, 0.3]), np.array([0.2, 0.2, 0.4])]
+    arms: Any = [SimpleNamespace(evaluation=Evaluation({}, per_user={primary: value})) for value in values]
+    material: Any = SimpleNamespace(primary=primary)
+    cells = _slice_cells(material, arms, np.array([True, True, False]))
+    assert [cell.text for cell in cells] == ["2", "0.1000", "0.2000"]
+    assert [cell.is_best for cell in cells[1:]] == [best == 0, best == 1]
 
 
 def test_a_beam_gap_is_shown(hostile: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_reachable_targets_occur_in_training_and_may_be_recommended(exclude_hist
         ([0], [1]),  # the target occurs in training
         ([0], [4]),  # the target does not occur in training
         ([1], [1]),  # the target is in the history
-        ([0, 2], [0, 4, 3, 3]),  # one of several targets is reachable
+        ([0, 2], [0, 4, 3, 3]),  # at least one of several targets is reachable
     ]
     dataset = SimpleNamespace(catalog=range(5), train=split([([0], [1, 2]), ([3], [1])]), validation=split(rows))
     assert _reachable(dataset, exclude_history) == share

@@ -1,5 +1,5 @@
-"""A run whose folder or results were removed is repeated, although the record beside the folder says that the run is
-finished.
+"""Tests that a run whose folder or results were removed is repeated, although the record beside the folder says that
+the run is finished.
 
 Also tests that a study refuses semantic IDs that were replaced after its start, trains its arms seed by seed, ends its
 processes if it cannot go on, and counts a process that an earlier call left running as one of its jobs.

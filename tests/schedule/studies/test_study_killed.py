@@ -1,5 +1,5 @@
-"""A study is killed with SIGKILL, alone or with the processes of its runs. Started again, it must end with the same
-table as a study that was not killed."""
+"""Kills a study with SIGKILL, alone or with the processes of its runs. When the study is started again, it must end
+with the same table as a study that was not killed."""
 
 import json
 import os

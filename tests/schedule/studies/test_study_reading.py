@@ -1,5 +1,5 @@
-"""A malformed study is refused before anything runs. Also tests how grids and comparisons are read, and how the best
-point of a grid is chosen."""
+"""Tests that a malformed study is refused before anything runs. Also tests how grids and comparisons are read, and how
+the best point of a grid is chosen."""
 
 from pathlib import Path
 from typing import Any

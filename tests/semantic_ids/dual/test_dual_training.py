@@ -44,7 +44,7 @@ def test_aligned_vectors_do_not_change_while_encoder_and_decoder_learn(inputs, a
     assert same(fuse, tower.fuse.state_dict()) == align and not same(encode, tower.encode.state_dict())
 
 
-def test_a_part_ends_with_the_weights_of_its_best_epoch(inputs):
+def test_a_phase_ends_with_the_weights_of_its_best_epoch(inputs):
     training, weights_after = towers_of(inputs), {}
     training.max_epochs, training.patience = 4, 4
 
@@ -57,7 +57,7 @@ def test_a_part_ends_with_the_weights_of_its_best_epoch(inputs):
     assert same(weights_after[2], training._towers().state_dict()) and not same(weights_after[2], weights_after[4])
 
 
-def test_a_part_ends_when_its_score_stops_improving(inputs):
+def test_a_phase_ends_when_its_score_stops_improving(inputs):
     training = towers_of(inputs)
     training.max_epochs, training.patience = 9, 2
     training._train("aligning", training._alignment, lambda measured: 1.0)
@@ -82,7 +82,7 @@ def test_a_share_of_the_items_is_shown_without_behaviour(inputs):
     assert torch.equal(shown[:, :text], inputs.item_text[known])
 
 
-def test_chance_counts_each_other_item_once(inputs):
+def test_chance_counts_every_other_item_once(inputs):
     training = towers_of(inputs)
     users, items, chosen = training._evaluation_set
     shares = []

@@ -37,7 +37,7 @@ def test_u2i_equals_a_loop(generator):
     assert u2i_loss(users, items, also_chosen).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_other_items_that_a_user_chose_are_no_negatives(generator):
+def test_other_items_that_a_user_chose_are_not_negatives(generator):
     users, items = torch.randn(4, 3, generator=generator), torch.randn(4, 3, generator=generator).requires_grad_()
     also_chosen = torch.zeros(4, 4, dtype=torch.bool)
     also_chosen[0, 2] = True

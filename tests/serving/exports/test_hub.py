@@ -1,4 +1,4 @@
-"""Exactly which files are pushed to the hub, and what a pushed model needs in order to recommend."""
+"""Tests exactly which files are pushed to the hub, and what a pushed model needs in order to recommend."""
 
 from __future__ import annotations
 
@@ -194,6 +194,7 @@ def test_a_push_deletes_files_of_an_earlier_push_that_it_leaves_out(
             "--include_prior has no effect with --to mer",
         ),
         (["--to", "merged", "--output", "x", "--private", "false"], "--private has no effect with --to merged; leave"),
+        (["--to", "hub", "--output", "x", "--private", "true"], "--private has no effect with --output; leave it out"),
         (["--to", "hub", "--output", "x", "--dtype", "float16"], "--dtype has no effect with --to hub; leave it out"),
         (["--to", "hub", "--output", "x", "--model", "nowhere"], "nowhere contains no model; give the output folder"),
     ],
@@ -229,7 +230,7 @@ def test_trainers_push_the_same_files(
     )
     trainer.train()
     catalog = CATALOG if options else set()
-    while_training = (MODEL | {"recommender.json"} | catalog) - {"README.md"}
+    while_training = MODEL | {"recommender.json"} | catalog
     assert [names for place, names in hub.pushed if place == "me/mine/last-checkpoint"] == [
         while_training | RESUME for _ in range(2)
     ]

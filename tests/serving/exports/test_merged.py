@@ -88,6 +88,7 @@ def assert_same_lists(one: list[Any], other: list[Any]) -> None:
 @pytest.mark.parametrize("options", [{}, {"tied": False}, {"quantized": True}, {"adapter": "none"}], ids=str)
 def test_lists_stay_the_same(options: dict[str, Any], make_run: Callable[..., Path], tmp_path: Path) -> None:
     run, merged = make_run(**options), tmp_path / "merged"
+    (run / "catalog" / ".items.parquet.0a1b.tmp").write_bytes(b"what a killed run left behind")
     before = lists(run)
     assert (run / "adapter_config.json").is_file() == ("adapter" not in options)
     assert export_merged(run, merged) == merged
@@ -102,6 +103,7 @@ def test_lists_stay_the_same(options: dict[str, Any], make_run: Callable[..., Pa
     names = {path.name for path in merged.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "recommender.json", "prior.safetensors"} <= names
     assert names.isdisjoint({"adapter_config.json", "adapter_model.safetensors", "rankings.parquet"})
+    assert not [*(merged / "catalog").glob(".*")]
 
 
 def test_the_command_writes_another_dtype(

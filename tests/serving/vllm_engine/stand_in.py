@@ -1,5 +1,5 @@
-"""A replacement for vLLM in tests. It decodes greedily with a transformers model, and changes the logits as our logits
-processor does in vLLM."""
+"""Replaces vLLM in tests. The stand-in decodes greedily with a transformers model, and changes the logits as our
+logits processor does in vLLM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments of our logits processor that a request to vLLM may contain, and those that are refused."""
+"""Tests which arguments of our logits processor a request to vLLM may contain, and which are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The recommender for vLLM, tested without vLLM: its search, with a stand-in for the engine, and what it refuses."""
+"""Tests the recommender for vLLM, without vLLM itself: its search (with a stand-in for the engine) and what it
+refuses."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ from trl_rec.serving.vllm.recommender import ADAPTER, check_servable
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the same text as an earlier item:UserWarning")
 
-# Each pair is a kind of recommender and its setting `renormalize`. If it is True, the softmax is over the legal tokens
-# alone. Recommenders that write lists always use this softmax. The others are tested with both values.
+# Each pair is a kind of recommender and its setting `renormalize`. If the setting is True, the softmax is over the
+# legal tokens alone. Recommenders that write lists always use this softmax. The others are tested with both values.
 SEARCHES = [(kind, True) for kind in ("item_token", "semantic_id", "title", "list", "title_list")]
 SEARCHES += [(kind, False) for kind in ("item_token", "semantic_id", "title")]
 FILTERS = [

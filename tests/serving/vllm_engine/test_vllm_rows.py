@@ -1,5 +1,5 @@
 """Compares `CatalogRows`, which our logits processor for vLLM uses, with a slow search for the legal tokens. Each row
-is a request. Between the steps, the tests add, move and remove rows, as vLLM does."""
+is a request. Between decoding steps, the tests add, move and remove rows, as vLLM does."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_rows_that_are_added_moved_and_removed_allow_only_legal_tokens(
         slow |= {target: first} if first is not None else {}
         slow |= {source: second} if swap and second is not None else {}
 
-        # 2. Every row allows its legal tokens. Logits that belong to no row are unchanged.
+        # 2. Every row allows only its legal tokens. Logits that belong to no row are unchanged.
         logits = torch.randn(6, VOCAB, generator=generator)
         out = rows.apply(logits.clone())
         for index in range(6):
@@ -132,7 +132,7 @@ def test_a_placeholder_token_of_asynchronous_scheduling_is_refused() -> None:
 
 
 def test_a_token_that_is_not_legal_ends_the_row() -> None:
-    """Such a token can only come from NaN, or from a wrong prefix in a request."""
+    """A token that is not legal can only come from NaN, or from a wrong prefix in a request."""
     rows = CatalogRows(TokenTrie.from_sequences([[4, 5], [4, 6]]), EOS, are_lists=False)
     rows.add(0, Row(1, [], prefix=[9]))
     assert rows.apply(torch.zeros(1, VOCAB))[0].isfinite().nonzero().flatten().tolist() == [EOS]

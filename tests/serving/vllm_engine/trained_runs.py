@@ -1,4 +1,4 @@
-"""Run folders of tiny trained models that vLLM can load. On a CPU, vLLM's attention needs heads with at least 32
+"""Makes run folders of tiny trained models that vLLM can load. On a CPU, vLLM's attention needs heads with at least 32
 dimensions."""
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def with_surface(catalog: ItemCatalog, kind: str) -> ItemCatalog:
 
 
 def make_title_model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Returns a small Llama from scratch."""
+    """Returns a small Llama with random weights."""
     torch.manual_seed(0)
     size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": MAX_LENGTH}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}

@@ -1,4 +1,4 @@
-"""Adapters that also train the embeddings of new tokens, on full-precision and nf4 bases."""
+"""Tests adapters that also train the embeddings of new tokens, on base models in full precision and in nf4."""
 
 from pathlib import Path
 

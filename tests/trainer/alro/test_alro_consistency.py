@@ -1,5 +1,5 @@
-"""The purpose of ALRO's losses: compared with SFT, the answers of the model depend less on the order in which the
-candidates are shown, and its NDCG is hardly lower."""
+"""Tests the purpose of ALRO's losses: compared with SFT, the answers of the model depend less on the order in which
+the candidates are shown, and its NDCG is hardly lower."""
 
 from pathlib import Path
 

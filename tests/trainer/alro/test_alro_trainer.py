@@ -104,7 +104,6 @@ def test_the_loss_equals_a_loop_over_separate_rows(folder: Path, tmp_path: Path,
     compares the parts of the loss and their weighted sum."""
     trainer = make_trainer(folder, tmp_path, lambda_warmup=0.0, **WHOLE, **options)
     batch = first_batch(trainer)
-    assert len(set(batch["candidate_mask"].sum(1).tolist())) > 1 or batch["candidate_mask"].all()
     loss = trainer.compute_loss(trainer.model, batch)
     trainer.read_metrics()
     expected, args, logged = slow_parts(trainer, batch), trainer.args, trainer._metrics["train"]
@@ -367,7 +366,7 @@ def test_the_weights_determine_the_name_of_the_run_and_the_number_of_orders(
 
 
 @pytest.mark.parametrize("surface", ["item_token", "title"])
-def test_other_surfaces_train_and_rank(surface: str, tokenizer_copy, tmp_path: Path) -> None:
+def test_training_and_ranking_work_with_other_surfaces(surface: str, tokenizer_copy, tmp_path: Path) -> None:
     if surface == "item_token":
         dataset = make_folder(tmp_path, surface)
         trainer = make_trainer(tmp_path, tmp_path / "run")

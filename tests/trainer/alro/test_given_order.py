@@ -1,5 +1,5 @@
-"""Training prompts that show the candidates in the order of their mean ratings. The label of a candidate, which is the
-user's own rating of it, is left out of its mean."""
+"""Tests training prompts that show the candidates in the order of their mean ratings. The label of a candidate, which
+is the user's own rating of it, is left out of its mean."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Training rows that teach an ALRO model which item of a list each letter names."""
+"""Tests training rows that teach an ALRO model which item of a list each letter names."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Early stopping: when a run stops, which settings are refused, and how a resumed run continues to count the
+"""Tests early stopping: when a run stops, which settings are refused, and how a resumed run continues to count the
 evaluations that brought no improvement."""
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The final evaluation of a run: its users, its cost, and what happens when it is interrupted."""
+"""Tests the final evaluation of a run: its users, its estimated time, and how it continues after an interruption."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def train(data: Path, output: Path, **options: Any) -> None:
 
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run, measured on seven users, that prints no estimate of its cost."""
+    """An uninterrupted run, measured on seven users, that prints no estimate of its time."""
     output = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(bear, "announce_cost", lambda trainer, dataset: None)

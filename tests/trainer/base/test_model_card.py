@@ -1,4 +1,4 @@
-"""The model card of a run: data, results, recipe, citation, and code that runs unchanged."""
+"""Tests the model card of a run: data, results, recipe, citation, and code that runs unchanged."""
 
 import re
 from pathlib import Path

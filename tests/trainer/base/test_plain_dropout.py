@@ -1,4 +1,5 @@
-"""Models that store their dropout rate as a number, as OPT does. TRL's `disable_dropout` misses such dropout."""
+"""Tests the training of models that store their dropout rate as a number, as OPT does. TRL's `disable_dropout` misses
+such dropout."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""`--prior` of the training verbs: the results have rows for the model, the prior and their product. The run saves the
-prior for later commands, and records how it was chosen."""
+"""Tests `--prior` of the training verbs: the results have rows for the model, the prior and their product. The run
+saves the prior for later commands, and records how it was chosen."""
 
 import json
 import shutil
@@ -104,7 +104,7 @@ def test_a_given_strength_of_a_saved_prior_is_recorded_as_a_choice(run: Path, da
     choice = json.loads((tmp_path / "chosen/choice.json").read_text())
     assert choice["how"] == "exact" and len(choice["grid"]) > 50
 
-    # For an array of weights, no strength can be chosen.
+    # For an array of weights, "auto" is refused.
     shutil.copytree(run, tmp_path / "copy")
     save_run_prior(tmp_path / "copy", ArrayPrior(np.ones(60)))
     words[1] = str(tmp_path / "copy")

@@ -1,4 +1,4 @@
-"""`RecTrainerMixin`, which all trainers share: its checkpoints, its limits under FSDP, and what it saves."""
+"""Tests `RecTrainerMixin`, which all trainers share: its checkpoints, its limits under FSDP, and what it saves."""
 
 import json
 import shutil

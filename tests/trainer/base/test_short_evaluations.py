@@ -19,7 +19,7 @@ def shown(*names: str, best: str | None = None) -> list[str]:
     return list(short_evaluation(dict.fromkeys(names, 0.5), args))
 
 
-def test_measures_at_the_largest_cutoff_are_shown() -> None:
+def test_metrics_at_the_largest_cutoff_are_shown() -> None:
     many = ["eval_loss", *(f"eval_{name}@{k}" for name in ("ndcg", "recall", "mrr", "gini") for k in ARGS.eval_ks)]
     assert shown(*many, "eval_runtime", "epoch") == ["eval_ndcg@10", "eval_recall@10", "epoch"]
     assert shown(*many, best="eval_mrr@5") == ["eval_ndcg@10", "eval_recall@10", "eval_mrr@5"]
@@ -40,9 +40,7 @@ def test_other_lines_are_unchanged() -> None:
     assert shown("loss", "grad_norm", "bear/ce", "epoch") == ["loss", "grad_norm", "bear/ce", "epoch"]
 
 
-def test_a_run_prints_the_short_line_and_keeps_all_measures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_prints_the_short_line_and_keeps_all_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_folder(tmp_path)
     split = load(tmp_path / "data").validation
     trainer = make_trainer(tmp_path, tmp_path / "out", eval_dataset=split, eval_strategy="steps", eval_steps=2)

@@ -1,4 +1,4 @@
-"""The setting `item_vectors`: item embeddings start from vectors of texts, of behaviour or of both."""
+"""Tests the setting `item_vectors`: item embeddings start from vectors of texts, of behaviour or of both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Launches that trainers refuse: several GPUs in one process, and tensor parallelism."""
+"""Tests that trainers refuse two kinds of launches: several GPUs in one process, and tensor parallelism."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""The metrics that trainers log, the check for losses that are not finite, the loss that a trainer class must define,
-and the model card."""
+"""Tests the metrics that trainers log, the check for losses that are not finite, the loss that a trainer class must
+define, and the model card."""
 
 import re
 from pathlib import Path

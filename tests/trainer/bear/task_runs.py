@@ -30,7 +30,7 @@ PASSED_ON = ("peft_config", "callbacks", "eval_dataset")
 
 def make_folder(folder: Path) -> RecDataset:
     """Saves the data of `runs.make_folder` with semantic IDs of users. Also saves a tokenizer that knows the words of
-    the tasks, and a model for this tokenizer, without dropout."""
+    the tasks, and a model without dropout for this tokenizer."""
     catalog = runs.make_folder(folder).catalog
     users = [[f"<ua_{user % 5}>", f"<ub_{user}>"] for user in range(24)]
     catalog = catalog.with_surface("semantic_id", user_ids=Ragged.from_lists(users, object))

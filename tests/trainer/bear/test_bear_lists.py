@@ -1,5 +1,5 @@
-"""BEAR, MSL and SFT on rows of lists. By default, the softmax of the loss runs over the tokens that are legal when
-lists are sampled."""
+"""Tests BEAR, MSL and SFT on rows of lists. By default, the softmax of the loss runs over the tokens that are legal
+when lists are sampled."""
 
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,9 @@ def test_rows_follow_the_config(folder: Path, dataset: RecDataset, tmp_path: Pat
 @pytest.mark.parametrize(
     "options", [{}, {"targets": "all"}, {"bear_weight": 0.5, "softmax": "vocabulary"}, {"bear_weight": 1}]
 )
-def test_lists_train_and_are_measured(folder: Path, dataset: RecDataset, tmp_path: Path, options: dict) -> None:
+def test_training_on_lists_moves_every_tensor_and_lists_are_measured(
+    folder: Path, dataset: RecDataset, tmp_path: Path, options: dict
+) -> None:
     trainer = make_trainer(folder, tmp_path, eval_dataset=dataset.validation, **{**LISTS, **options})
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train()

@@ -1,4 +1,5 @@
-"""`BearTrainer`: its loss against TRL's and a slow loop, its checkpoints and run folders, and what it refuses."""
+"""Tests `BearTrainer`: its loss (against TRL's and a slow loop), its checkpoints, its run folders, and what it
+refuses."""
 
 import inspect
 from pathlib import Path
@@ -212,7 +213,7 @@ def test_a_resume_without_a_checkpoint_starts_from_scratch(folder: Path, tmp_pat
     assert trainer.state.global_step == 1
 
 
-def test_titles_train_on_a_pretrained_tokenizer(tokenizer_copy, titles, tmp_path: Path) -> None:
+def test_a_model_trains_on_titles_with_a_pretrained_tokenizer(tokenizer_copy, titles, tmp_path: Path) -> None:
     import pyarrow as pa
 
     from trl_rec import ItemCatalog

@@ -1,4 +1,4 @@
-"""BEAR with prompts that name the user by a semantic ID."""
+"""Tests BEAR with prompts that name the user by a semantic ID."""
 
 from pathlib import Path
 from typing import Any

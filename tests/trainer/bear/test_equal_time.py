@@ -1,5 +1,5 @@
-"""The benchmark that compares two trainings of equal time: one on rows with many targets, and one with a row per
-target."""
+"""Tests the benchmark that compares two kinds of training at equal processor time: on rows with many targets, and on
+one row per target."""
 
 import json
 import sys

@@ -1,5 +1,5 @@
-"""Rows in which every item of a sequence except the first is a target. On any surface, they have the same loss and
-gradient as one row per target."""
+"""Tests rows in which every item of a sequence except the first is a target. On any surface, they have the same loss
+and gradient as one row per target."""
 
 from copy import deepcopy
 from functools import partial

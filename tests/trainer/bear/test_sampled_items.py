@@ -1,4 +1,5 @@
-"""`sampled_items`: in training, the softmax is taken over the target and K sampled items instead of over all items."""
+"""Tests `sampled_items`: in training, the softmax is taken over the target and K sampled items instead of over all
+items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Label smoothing of targets, and weights that decay with a target's age."""
+"""Tests label smoothing of targets, and weights that decay with a target's age."""
 
 from __future__ import annotations
 

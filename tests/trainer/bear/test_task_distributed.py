@@ -26,6 +26,6 @@ def test_two_processes_equal_one(name: str, options: dict[str, object], tmp_path
     assert_same(two, one, ("losses", "ndcg"))
     assert any(one[0]["tasks"])
     # As in TRL, a logged metric is the mean of the means of the accumulated batches. With `batch_rebalance`, two
-    # processes group the rows of a step into other batches than one process, so their metrics differ a little.
+    # processes group the rows of a step into different batches than one process does, so the metrics differ a little.
     for ours, theirs in zip(two[0]["tasks"], one[0]["tasks"], strict=True):
         assert ours == pytest.approx(theirs, abs=0.1 if options else 1e-4)

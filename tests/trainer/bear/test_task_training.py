@@ -1,4 +1,4 @@
-"""Training on several tasks: losses, templates and batches of rows from different tasks."""
+"""Tests training on several tasks: losses, templates and batches of rows from different tasks."""
 
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,7 @@ def test_a_resumed_run_draws_the_same_templates_as_an_uninterrupted_run(folder: 
     assert_close(resumed.model, weights(whole.model), tolerance=0)
 
 
-def test_texts_alone_can_be_trained(folder: Path, tmp_path: Path) -> None:
+def test_text_tasks_alone_can_be_trained(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, tasks={"user_to_profile": 0.5, "history_to_title": 0.5}, max_steps=2)
     trainer.train()
     assert np.isfinite(losses(trainer)).all() and "bear/ce" not in trainer.state.log_history[0]
@@ -209,7 +209,7 @@ def test_a_split_is_refused_if_tasks_are_set(folder: Path, dataset: RecDataset, 
         ({"task_cap": 0}, "task_cap must be at least 1"),
     ],
 )
-def test_senseless_settings_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BearConfig(str(tmp_path), **{**task_runs.DEFAULTS, **options})
 

@@ -1,5 +1,5 @@
-"""Adapters that also train the embeddings of new tokens: which policy is their reference, and which model draws the
-reference lists."""
+"""Tests adapters that also train the embeddings of new tokens: which policy is their reference, and which model draws
+the reference lists."""
 
 from pathlib import Path
 from typing import Any

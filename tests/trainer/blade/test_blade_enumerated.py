@@ -1,5 +1,5 @@
-"""BLADE on a catalogue so small that all lists can be enumerated: its gradient, and the policy that training converges
-to.
+"""Tests BLADE on a catalogue so small that all lists can be enumerated: its gradient, and the policy that training
+converges to.
 
 There are two prompts. For each of them, all lists have different rewards. The expected values are computed from the
 reference lists that the trainer has drawn, and from the probabilities of all lists under the reference policy.

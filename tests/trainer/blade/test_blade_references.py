@@ -32,8 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drawn_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Collects the rows of each batch for which reference lists or rollouts are drawn. Reference lists
-    are stored in parts; this fixture sets the size of a part to five rows."""
+    """Collects the rows of each batch for which reference lists or rollouts are drawn. Reference lists are stored
+    in parts; this fixture sets the size of a part to five rows."""
     rows, draw = [], blade_trainer.sample_item_lists
     monkeypatch.setattr(reference_lists, "PART_SIZE", 5)
 

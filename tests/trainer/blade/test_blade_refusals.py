@@ -1,4 +1,4 @@
-"""Settings and data that BLADE refuses with an error message. Most are refused before any list is drawn."""
+"""Tests which settings and data BLADE refuses with an error message. Most are refused before any list is drawn."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,5 @@
-"""What a BLADE step draws, what it computes from the rollouts, and how many steps learn from the same rollouts."""
+"""Tests what a BLADE step draws, what it computes from the rollouts, and how many steps learn from the same
+rollouts."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -144,7 +145,7 @@ def test_the_advantages_of_a_prompt_do_not_depend_on_its_batch(folder: Path, tmp
     assert len(together.items.flatten(1).unique(dim=0)) == 8
 
 
-def test_each_step_draws_other_rollouts(folder: Path, tmp_path: Path) -> None:
+def test_each_step_draws_different_rollouts(folder: Path, tmp_path: Path) -> None:
     trainer, drawn_items = make_trainer(folder, tmp_path, **ALL), []
     inputs = first_batch(trainer)
     for step, seed in ((0, 42), (1, 42), (0, 43), (0, 42)):

@@ -1,4 +1,4 @@
-"""`BladeTrainer`: its first step, its training, its evaluations, and runs that are resumed."""
+"""Tests `BladeTrainer`: its first step, its training, its evaluations, and runs that are resumed."""
 
 import inspect
 import json

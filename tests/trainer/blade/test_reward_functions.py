@@ -1,4 +1,4 @@
-"""Reward functions that a recipe names by their import paths."""
+"""Tests reward functions that a recipe names by their import paths."""
 
 import re
 from pathlib import Path
@@ -38,7 +38,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-def test_a_run_learns_from_a_function_of_the_user(module: str, tmp_path: Path) -> None:
+def test_a_run_learns_from_the_users_own_reward_function(module: str, tmp_path: Path) -> None:
     make_folder(tmp_path)
     options = {"reward_functions": {"novelty": f"{module}.novelty"}, "rewards": {"ndcg": 1.0, "novelty": 0.5}}
     config = BladeConfig(str(tmp_path / "out"), **{**DEFAULTS, "max_steps": 1, **options})

@@ -1,5 +1,5 @@
-"""Makes small Softmax-DPO runs, in the process of a test or in other processes. `folder` contains the files that
-`tests.trainer.runs.make_folder` writes."""
+"""Trains small Softmax-DPO models for tests, in the test's own process or in separate ones. The argument `folder` is a
+folder with the dataset and the model that `tests.trainer.runs.make_folder` writes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def text_rows(*, several: bool = True) -> Dataset:
 
 def make_trainer(folder: Path, output: Path, **options: Any) -> SoftmaxDPOTrainer:
     """Makes a trainer for preferences of the folder's users. `options` are fields of `SoftmaxDPOConfig` or arguments
-    of the trainer."""
+    of the trainer. With `ref_model="loaded"`, the reference is loaded from the folder."""
     dataset = load(folder / "data")
     model, ref_model, rows = (options.pop(name, None) for name in ("model", "ref_model", "train_dataset"))
     tokenizer = options.pop("processing_class", None) or load_tokenizer(folder / "model")

@@ -1,5 +1,5 @@
-"""`trl-rec softmax_dpo` trains the model or adapter of one folder. The result and the record of the run are saved in
-another folder."""
+"""`trl-rec softmax_dpo` trains a model or an adapter that it loads from a folder. It saves the trained weights and the
+records of the run in another folder."""
 
 import json
 from pathlib import Path

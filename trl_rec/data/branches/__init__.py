@@ -1,1 +1,1 @@
-"""Builds rows that train several targets of one sequence. See `structure.py` for the layout of a row."""
+"""Builds training rows with several targets of one sequence. See `structure.py` for the layout of a row."""

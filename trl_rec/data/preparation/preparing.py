@@ -57,7 +57,7 @@ def prepare(
     Args:
         source (`str` or `Path`): Folder with the files of the source; `"toy"`, which is generated from the seed;
             `"ml-100k"`, which is downloaded once and cached; or `"hf://datasets/owner/name"`, a dataset on the
-            Hugging Face Hub. If your folder is named `toy` or `ml-100k`, write `./` before its name.
+            Hugging Face Hub. If your folder is named `toy` or `ml-100k`, pass a `Path`, or write `"./toy"`.
         output_dir (`str` or `Path`): The dataset folder. It is created in one step at the end, so a failure leaves no
             incomplete folder.
         format (`str`, *optional*): `table`, `recbole`, `bigrec`, `lcrec`, `ml-100k` or `toy`; detected from the files

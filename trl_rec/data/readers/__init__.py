@@ -26,15 +26,15 @@ def locate(source: str | Path, format: str | None = None) -> tuple[str, dict[str
 
     Args:
         source: A folder, the name of a format that needs no folder (`"toy"`, `"ml-100k"`), or a dataset on the Hugging
-            Face Hub (`"hf://datasets/owner/name"`).
+            Face Hub (`"hf://datasets/owner/name"`). A `Path` is always a folder.
         format (*optional*): Name of the format. By default, it is detected from the files.
     """
     if format is not None and format not in READERS:
         raise ValueError(f"unknown format {format!r}; choose one of {', '.join(READERS)}")
 
     names = [name for name, reader in READERS.items() if not reader.needs_folder]
-    if str(source) in names and format in (None, str(source)):
-        return str(source), READERS[str(source)].fetch()
+    if isinstance(source, str) and source in names and format in (None, source):
+        return source, READERS[source].fetch()
 
     folder = hub_folder(str(source)) if is_hub_source(source) else Path(source)
     if not folder.is_dir():

@@ -121,7 +121,8 @@ def read_columns(path: Path, contents: str = "") -> pa.Table:
 
     Args:
         path: The file or folder.
-        contents: What the file must contain, such as `" with lists"`, for the error message if the file is missing.
+        contents (*optional*): What the file must contain, such as `" with lists"`, for the error message if the file
+            is missing.
     """
     name = without_gz(path)
     if not path.exists():

@@ -116,7 +116,7 @@ def make_material(name: str, count: int, key: list[int], tables: TokenTables) ->
 
 
 def sample_evenly(total: int, count: int, key: list[int]) -> np.ndarray:
-    """Returns a sorted sample of `count` numbers below `total`.
+    """Returns a sorted sample of `count` numbers below `total`, or an empty array if `total` is 0.
 
     All numbers occur equally often, up to a difference of 1.
     """

@@ -94,8 +94,9 @@ def build_task_rows(
             `query_to_item` are also dropped if the target has no group (or no such word). A task without any row
             raises a ValueError.
         cap (*optional*): Maximum number of rows per task. It does not apply to `next_item`.
-        targets, max_length, max_history: Same as in [`build_rows`], for `next_item`. `max_length` applies to the other
-            tasks too: texts in their prompts are truncated, and the oldest items of the history are dropped.
+        targets, max_length, max_history (*optional*): Same as in [`build_rows`], for `next_item`. `max_length` applies
+            to the other tasks too: texts in their prompts are truncated, and the oldest items of the history are
+            dropped.
         longest_history (*optional*, defaults to `20`): Maximum number of items in a history of the other tasks.
         chat_template (*optional*, defaults to `False`): Whether the prompts of the other tasks are formatted as a user
             message with the tokenizer's chat template. For `next_item`, `prompt_format` determines this.

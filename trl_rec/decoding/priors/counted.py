@@ -1,5 +1,5 @@
-"""Two priors made from counts of the training split. `PopularityPrior` counts how often each item was chosen, and
-`TransitionPrior` counts how often one item followed another."""
+"""Defines two priors made from counts of the training split. `PopularityPrior` counts how often each item was chosen,
+and `TransitionPrior` counts how often one item followed another."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def write_prior_file(
 
 
 def read_prior_file(path: str | Path) -> PriorFile:
-    """Reads the file of a prior. Raises `ValueError` if there is no such file, or if it cannot be read."""
+    """Reads the file of a prior. Raises `ValueError` if the file is missing, is damaged or contains no prior."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no prior at {path}; fit a prior and save it there")

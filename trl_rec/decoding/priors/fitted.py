@@ -20,7 +20,7 @@ FittedPrior: TypeAlias = PopularityPrior | TransitionPrior | MixturePrior
 SavedPrior: TypeAlias = FittedPrior | ArrayPrior
 PriorKind: TypeAlias = Literal["none", "popularity", "transition", "mixture"]
 FITTED_KINDS = tuple(kind for kind in get_args(PriorKind) if kind != "none")
-AUTO = "auto"  # instead of a number: the strength of the prior is chosen on the validation split
+AUTO = "auto"  # as a strength: the strength is chosen on the validation split
 SAVED: tuple[type[SavedPrior], ...] = (PopularityPrior, TransitionPrior, MixturePrior, ArrayPrior)
 
 

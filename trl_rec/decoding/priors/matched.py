@@ -4,8 +4,7 @@ A prior refers to the items of the catalogue that it was fitted on. If items hav
 have different indices, the prior still applies to the items that both catalogues contain.
 
 Legend: I: items that can be recommended, O: items that the prior has weights for, F: filters (see [`ItemWeights`]),
-N: items that can be recommended and that the prior has no weights for, S: items per prompt that have a weight for this
-prompt only (padded).
+N: items that can be recommended and that the prior has no weights for.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ def smallest_positive(weights: Tensor) -> Tensor:
 
 def known_to(prior: Prior | None, catalog: ItemCatalog) -> Prior | None:
     """Wraps a prior that has weights only for items that can be recommended. The result ignores retired items in
-    histories."""
+    histories. If the catalogue has no retired items, the prior is returned unchanged."""
     if prior is None or not catalog.num_retired:
         return prior
     count = catalog.num_recommendable

@@ -93,7 +93,10 @@ class _FunctionWeights(ItemWeights):
 
 
 def as_prior(prior: Prior | np.ndarray | Tensor | Callable[[Ragged], np.ndarray | Tensor] | None) -> Prior | None:
-    """Converts an array `(num_items,)` or a function of the histories to a prior. A prior is returned unchanged."""
+    """Converts an array `(num_items,)` or a function of the histories to a prior.
+
+    A prior is returned unchanged, and so is None.
+    """
     if prior is None or isinstance(prior, Prior):
         return prior
     if isinstance(prior, np.ndarray | Tensor):

@@ -102,7 +102,7 @@ def compare(
         raise ValueError(f"there are no runs; give at least one run of each recommender, and of {against!r}")
     if against not in runs:
         raise ValueError(
-            f"against names {against!r}, but there are runs only of {', '.join(runs)}; add the runs of {against!r}"
+            f"against is {against!r}, but there are runs only of {', '.join(runs)}; add the runs of {against!r}"
         )
     for name, of_name in runs.items():
         if not len(of_name):

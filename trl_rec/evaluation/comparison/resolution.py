@@ -44,7 +44,7 @@ def smallest_difference(
 
     Args:
         pilot, reference (`Runs`): The runs of two recommenders, as given to [`compare`]. The difference between these
-            two recommenders should vary as much over users and seeds as the differences in the study are expected to.
+            two recommenders should vary over users and seeds about as much as the differences that the study measures.
         metric (`str`): The metric that the study compares.
         num_seeds (`int`, *optional*): Number of seeds of the study. Defaults to that of the pilot.
         num_users (`int`, *optional*): Number of users of the study's split. Defaults to that of the pilot.

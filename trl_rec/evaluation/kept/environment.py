@@ -49,7 +49,7 @@ def environment() -> dict[str, Any]:
         - `versions`: of Python, of the packages in `PACKAGES` and of CUDA; null for what is not installed.
         - `platform`: the operating system and the type of machine.
         - `git`: `commit` and `dirty` (whether files that git tracks have changed) of the current directory; null if
-          the directory is not in a repository, or git is missing.
+          the directory is not in a repository with a commit, or git is missing.
         - `device`: name of the device; `devices`: number of devices that this process sees.
         - `processes`, `threads`: number of processes, and of threads per process.
         - `seconds`: time since this module was imported, usually shortly after the process began.

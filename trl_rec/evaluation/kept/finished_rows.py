@@ -50,7 +50,7 @@ class FinishedRows:
     Args:
         folder (`Path`): The folder that contains the folders of all passes.
         content (`tuple`, *optional*): What the values of the pass depend on. Its [`content_hash`] identifies the pass.
-        seconds (`float`, *optional*): Seconds between two writes.
+        seconds (`float`, *optional*): Minimum number of seconds between two writes.
     """
 
     folder: Path
@@ -65,7 +65,7 @@ class FinishedRows:
             output_dir: The output folder of the evaluation.
             model: The model. Sharded weights must be gathered. The model must not change as long as the
                 returned object is used.
-            seconds (*optional*): Seconds between two writes.
+            seconds (*optional*): Minimum number of seconds between two writes.
         """
         versions = {package: package_version(package) for package in PACKAGES}
         device = next(model.parameters()).device.type

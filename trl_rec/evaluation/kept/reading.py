@@ -87,7 +87,9 @@ class KeptEvaluation:
 
 
 def read_evaluation(folder: str | Path) -> KeptEvaluation:
-    """Reads an evaluation that [`write_evaluation`] wrote. Raises `ValueError` if there is none or it is damaged.
+    """Reads an evaluation that [`write_evaluation`] wrote.
+
+    Raises `ValueError` if there is no evaluation, or if the evaluation is incomplete or damaged.
 
     Args:
         folder (`str` or `Path`): The output folder of `trl-rec evaluate`, or of a training command such as

@@ -94,7 +94,8 @@ def seconds_to_measure(policy: Policy, dataset: RecDataset, *, k: int, max_users
 
     # The search measures a first grid of settings and, usually, an extension of this grid. If the model writes lists,
     # each setting needs a pass. Count the settings of the first grid for a prior with eps, where one axis changes at a
-    # time. With exact scores, one pass serves several settings. Count one for the first grid, one for the extension.
+    # time. With exact scores, one pass serves all settings of a grid. Count one pass for the first grid, and one pass
+    # for the extension.
     number = len(STRENGTH_STEPS) + len(EPS_STEPS) if how == "lists" else 2
     return number * len(rows) * policy.seconds_per_user(rows, [RankingPass(k)])[0]
 

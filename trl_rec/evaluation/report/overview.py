@@ -11,7 +11,7 @@ from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.report.blocks import Block, Cell, Charts, Facts, Note, Panel, Row, Section, Table
 from trl_rec.evaluation.report.drawing import Dot, interval_chart, plane_chart
 from trl_rec.evaluation.report.material import Arm, Material
-from trl_rec.evaluation.tables import MEANINGS, best_value, default_columns, direction_of, number_text, stem_of
+from trl_rec.evaluation.tables import MEANINGS, best_of, best_value, default_columns, number_text, stem_of
 
 
 # Metrics in the table of diversity, popularity and fairness.
@@ -142,7 +142,7 @@ def _slice_cells(material: Material, arms: Sequence[Arm], mask: np.ndarray) -> l
     measured = [value[np.isfinite(value)] for value in values]
     means = [float(value.mean()) if len(value) else None for value in measured]
     known = {mean for mean in means if mean is not None}
-    best = max(known) if len(known) > 1 and direction_of(material.primary) > 0 else None
+    best = best_of(known, material.primary)
     for value, mean in zip(measured, means, strict=True):
         if mean is None:
             cells.append(Cell("-"))

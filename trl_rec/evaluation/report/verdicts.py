@@ -34,8 +34,8 @@ def verdicts_section(material: Material) -> Section | None:
     return Section(
         "verdicts",
         "Verdicts",
-        "These verdicts say which differences are more than chance. A difference counts only if chance alone would "
-        "produce a difference of this size in fewer than 1 of 20 comparisons.",
+        "The verdicts show which differences are too large to be due to chance alone. A difference counts only if "
+        "chance alone would produce a difference of this size in fewer than 1 of 20 comparisons.",
         blocks,
     )
 

@@ -187,7 +187,7 @@ class EvaluationConfig:
     prior: str | None = field(
         default=None,
         metadata={
-            "help": "prior that multiplies the model: popularity, transition, mixture, saved or none; if unset, the "
+            "help": "prior to multiply the model by: popularity, transition, mixture, saved or none; if unset, the "
             "prior in the run folder"
         },
     )

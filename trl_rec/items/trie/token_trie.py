@@ -72,7 +72,8 @@ class TokenTrie:
         row_offsets (`torch.Tensor` of shape `(num_nodes + 1,)`): The edges `row_offsets[n]` to
             `row_offsets[n + 1] - 1` lead to the children of node `n`. Edge `e` leads to node `e + 1`. Node 0 is the
             root.
-        child_tokens (`torch.Tensor` of shape `(num_nodes - 1,)`): Token of each edge, ascending within a node.
+        child_tokens (`torch.Tensor` of shape `(num_nodes - 1,)`): Token of each edge. The tokens of the edges
+            from a node are ascending.
         item_starts (`torch.Tensor` of shape `(num_nodes,)`): The items below node `n` are
             `items[item_starts[n] : item_ends[n]]`.
         item_ends (`torch.Tensor` of shape `(num_nodes,)`): See `item_starts`.
@@ -344,8 +345,8 @@ class TokenTrie:
 
         Args:
             nodes (`torch.Tensor`): Nodes, in any shape.
-            width (`int`, *optional*): The value of C, at least the number of children of each node. By default, C is
-                the maximum number of children, which has to be copied from the device.
+            width (`int`, *optional*): C. None of the nodes may have more children. By default, C is the maximum number
+                of children, which has to be copied from the device.
 
         Returns:
             `tokens, next_nodes, legal`, each of shape `(*nodes.shape, C)`. `legal` is False for padding, where tokens

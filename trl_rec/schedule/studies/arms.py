@@ -96,7 +96,7 @@ def default_surface(verb: str) -> str:
 
 
 def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]]) -> dict[str, Arm]:
-    """Returns the arms by name. An arm that starts from another arm comes after the other arm.
+    """Returns the arms by name. An arm that starts from another arm comes after that arm.
 
     Raises `ValueError` if arms are inconsistent.
 

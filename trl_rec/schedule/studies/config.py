@@ -104,7 +104,10 @@ class StudyConfig:
     )
     recommend: bool = field(
         default=False,
-        metadata={"help": 'end with "use ARM", or with "no difference from X", where X is the arm named by against'},
+        metadata={
+            "help": 'end with "use ARM", "use one of ARMS" or "no difference from X", where X is the arm named by '
+            "against"
+        },
     )
     threads: Annotated[int, COUNT] = field(default=1, metadata={"help": "threads per process"})
     jobs: Annotated[int, COUNT] = field(default=1, metadata={"help": "number of runs at the same time"})

@@ -49,7 +49,7 @@ def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
             study.left_out[name] = "; ".join(lacking)
             study.say(f"{name} is left out: {study.left_out[name]}")
     if not has["titles"]:
-        study.say("the items have no titles, so the example lists in the results page show item ids")
+        study.say("the items have no titles, so the example lists on the results page show item ids")
     _check_remaining(study)
 
 

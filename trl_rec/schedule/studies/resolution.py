@@ -1,6 +1,6 @@
 """Estimates the smallest difference that a study can detect, and the headroom of each of its arms (recommenders).
 
-The headroom of an arm is an upper bound on its gain over the arm that the others are compared with. The smallest
+The headroom of an arm is an upper bound on its gain over the arm that the other arms are compared with. The smallest
 difference and the headrooms are computed before the first training, from the validation split and the results of the
 baselines on it. If the study's recipe sets the headroom of an arm, this value is used instead. A headroom can be
 computed only for arms whose models read item ids and no item texts. Such models cannot learn to recommend an item that

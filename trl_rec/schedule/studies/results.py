@@ -126,8 +126,8 @@ def recommendation(
 
     If several arms are better, ARM is the one with the best value of `choose_by` (by default the primary measure) on
     validation. The test split is not used to choose, because the measure of the chosen arm would then be
-    overestimated. If one of the better arms has no value on validation, the result names all better arms instead.
-    Only trainings have such a value.
+    overestimated. Only trainings have a value on validation. If one of the better arms has none, the result names all
+    better arms instead.
     """
     better = [one for one in comparisons if one.against == against and one.verdict.startswith("better")]
     if not better:

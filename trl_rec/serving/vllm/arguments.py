@@ -30,7 +30,7 @@ from trl_rec.serving.vllm.rows import Row
 
 
 ARGUMENTS = ("items", "exclude", "allowed", "where", "prefix", "exclude_rows", "mask")
-MOST_PREFIX = 4096  # maximum number of tokens of `prefix`, for every catalogue
+MOST_PREFIX = 4096  # maximum number of tokens of `prefix`, regardless of the catalogue
 # Arguments in `extra_args` that other parts of vLLM read.
 OTHERS = ("kv_transfer_params", "ec_transfer_params", "session_id")
 

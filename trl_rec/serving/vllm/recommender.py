@@ -27,9 +27,9 @@ ADAPTER = "adapter_config.json"
 class VllmRecommender(Recommender):
     """A [`Recommender`] whose model runs in vLLM. Make it with `from_pretrained`.
 
-    Beam search for single items, filters, `exclude`, `max_per` and `explain` are those of [`Recommender`], and so are
-    the scores, up to rounding. Priors are not supported, and the catalogue cannot be changed. Models that write whole
-    lists of items can do so only greedily, not by beam search.
+    Beam search for single items, filters, `exclude`, `max_per` and `explain` work as in [`Recommender`], and the
+    scores are equal up to rounding. Priors are not supported, and the catalogue cannot be changed. Models that write
+    whole lists of items can do so only greedily, not by beam search.
 
     Args:
         model (`LLM`): The model, loaded into vLLM with [`CatalogProcessor`] as a logits processor.

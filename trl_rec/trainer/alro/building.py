@@ -39,14 +39,15 @@ def build_alro_trainer(
     model_config: RecModelConfig,
     rating: RatingStageConfig | None = None,
 ) -> AlroTrainer:
-    """Runs the rating stage if `rating_epochs` is above 0, and returns a trainer that is ready to train.
+    """Runs the rating stage, if there is one, and returns a trainer that is ready to train.
 
     Args:
         dataset: The dataset, which must have ratings. Its catalogue determines the surface, that is, how items are
             written in prompts. The validation split is evaluated during training if `eval_strategy` is set.
         config: The training configuration. The model of the rating stage is saved in `output_dir/rating`.
         model_config: Which model to load or make.
-        rating (*optional*): The configuration of the rating stage, which is skipped if `rating_epochs` is 0.
+        rating (*optional*): The configuration of the rating stage. If it is None or its `rating_epochs` is 0, there is
+            no rating stage.
     """
     if rating is not None and rating.rating_epochs == 0:
         rating = None

@@ -72,8 +72,8 @@ class Reduced(NamedTuple):
 class KeptMetrics:
     """Keeps the metrics of batches on the device until they are logged.
 
-    The host would wait for the device whenever it reads a value. So the metrics of several batches are read together,
-    and summed over processes in a single gather.
+    The host has to wait for the device whenever it reads a value. Therefore the metrics of several batches are read
+    together, and summed over processes in a single gather.
     """
 
     def __init__(self) -> None:
@@ -99,8 +99,8 @@ class KeptMetrics:
         self._names.append([*batch.means])
 
     def read(self, accelerator: Accelerator) -> list[Reduced]:
-        """Returns the metrics of each batch over all processes, and discards the stored values. All processes call
-        this method.
+        """Returns the metrics of each batch over all processes, and discards the stored values. All processes must
+        call this method.
 
         Sums and counts are each added over the processes. The total sum is then divided by the total count, so that
         every value has the same weight even if the processes have different numbers of values.
@@ -143,7 +143,7 @@ class RowLosses:
 
     def check(self, accelerator: Accelerator, step: int) -> None:
         """Raises `ValueError` if at least one row, on this or another process, has a loss that is not finite. Discards
-        the stored losses. All processes call this method.
+        the stored losses. All processes must call this method.
 
         Args:
             accelerator: The accelerator of the trainer.

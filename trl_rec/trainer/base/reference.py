@@ -129,7 +129,7 @@ def hash_weights(model: nn.Module) -> str:
 
 
 def hash_rows(rows: Dataset, *settings: object) -> str:
-    """Returns a hash of rows and settings. It is part of the name of a file or folder that depends on both."""
+    """Returns a hash of rows and settings, for the name of a file or folder whose content depends on both."""
     digest = hashlib.sha256(repr(settings).encode())
     for table in rows.with_format("arrow").iter(10_000):
         for batch in table.combine_chunks().to_batches():

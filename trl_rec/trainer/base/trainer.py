@@ -160,7 +160,7 @@ class RecTrainerMixin(ABC, Base):
     def seconds_per_user(self, split: Dataset) -> SecondsPerUser:
         """Estimates how long it takes to rank items for one user of a split, by ranking items for a few users.
 
-        Every process calls this method.
+        Every process must call this method.
         """
 
     @abstractmethod
@@ -247,8 +247,8 @@ class RecTrainerMixin(ABC, Base):
         return RowLosses()
 
     def read_metrics(self) -> None:
-        """Reads the metrics of all batches since the last call, and appends them to TRL's metrics. All processes call
-        this method."""
+        """Reads the metrics of all batches since the last call, and appends them to TRL's metrics. All processes must
+        call this method."""
         for mode, kept in self._kept_metrics.items():
             for reduced in kept.read(self.accelerator):
                 for name, value in reduced.means.items():
@@ -503,8 +503,9 @@ class RecTrainerMixin(ABC, Base):
             return super().push_to_hub(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Does nothing. `Trainer` calls this method before the checkpoint is marked as complete, and a downloaded
-        checkpoint without a mark is not resumed from. `_save_checkpoint` pushes the marked checkpoint."""
+        """Does nothing. `Trainer` calls this method before the checkpoint is marked as complete. The pushed checkpoint
+        would have no mark, so `resume_from_checkpoint=True` would skip it. `_save_checkpoint` pushes the checkpoint
+        when it is marked."""
 
     def _push_marked_checkpoint(self, folder: Path) -> None:
         """Same as `Trainer._push_from_checkpoint`, except that only files which may be published are uploaded."""

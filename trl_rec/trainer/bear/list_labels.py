@@ -1,7 +1,7 @@
 """Finds, for each label of a list row, the trie node before the label and the items that are illegal at the label.
 
-A list row is a training row whose completion is a list of items. Items that stand earlier in the list are illegal, and
-optionally so are the items of the history.
+A list row is a training row whose completion is a list of items. Items that stand earlier in the list are illegal.
+Optionally, the items of the history are illegal too.
 
 Legend: B rows, T tokens of the longest row, K items of the longest list, E excluded items per prompt (padded), M list
 tokens before which the trie branches (the node before the token has several children).
@@ -38,7 +38,7 @@ def list_choices(
     """Returns the trie nodes, and the data that determines illegal items, for the labels of a batch of list rows.
 
     Args:
-        rows: Rows with the fields `items` (the one list of the row) and `history`.
+        rows: Rows with the fields `items` (the list) and `history`.
         labels: `(B, T)`, padded.
         trie: Trie of the catalogue.
         exclude_history: Whether items of the history are illegal.

@@ -68,15 +68,19 @@ def as_rows(padded: np.ndarray) -> Ragged:
     return Ragged.from_lengths(padded[present], present.sum(1))
 
 
-def check_enough_items(prompts: Dataset, prompt_format: PromptFormat, list_length: int) -> None:
-    """Raises ValueError if the history of a prompt leaves fewer items to recommend than a list contains."""
-    num_items = len(prompt_format.paths)
+def check_enough_items(
+    prompts: Dataset, prompt_format: PromptFormat, list_length: int, *, num_recommendable: int
+) -> None:
+    """Raises ValueError if the history of a prompt leaves fewer items to recommend than a list contains.
+
+    The first `num_recommendable` items of the catalogue can be recommended; the others are retired.
+    """
     histories = prompt_format.exclusions(split_rows(prompts, "history"))
-    for row in np.flatnonzero(histories.lengths > num_items - list_length).tolist():
-        # A history may contain an item several times.
-        left = num_items - len(np.unique(histories[row]))
+    for row in np.flatnonzero(histories.lengths > num_recommendable - list_length).tolist():
+        # A history may contain an item several times, and may contain retired items.
+        left = num_recommendable - np.count_nonzero(np.unique(histories[row]) < num_recommendable)
         if left < list_length:
             raise ValueError(
-                f"the history of training row {row} leaves {left} of {num_items} items, too few for a list of "
+                f"the history of training row {row} leaves {left} of {num_recommendable} items, too few for a list of "
                 f"{list_length}; reduce list_length, remove such users, or set eval_exclude_history to false"
             )

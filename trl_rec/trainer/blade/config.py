@@ -35,8 +35,8 @@ class BladeConfig(RecConfig, DPOConfig):
         list_length (`int`, *optional*, defaults to `10`): Number of items per list, the paper's K.
         rewards (`dict[str, float]`, *optional*, defaults to `{"ndcg": 1.0}`): Maps names of rewards to their
             weights. A name is a key of [`~trl_rec.evaluation.rewards.REWARDS`], such as `ndcg` or `mgu`, or the name
-            of a reward function passed to the trainer. Every reward must be higher for better lists. The reward `mgu`
-            is therefore the negative of the metric MGU.
+            of one of the `reward_functions`. Every reward must be higher for better lists. The reward `mgu` is
+            therefore the negative of the metric MGU.
         reward_functions (`dict[str, str]`, *optional*): Maps names of further rewards to the import paths of their
             functions, such as `{"novelty": "my_module.novelty"}`. Each function takes a
             [`~trl_rec.evaluation.rewards.ListBatch`] and returns one finite number per list. The weight of each of

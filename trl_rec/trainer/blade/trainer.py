@@ -191,7 +191,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         rows = at_most(args.max_prompts, prompts)
         self.rewards.check_targets(split_rows(rows, "targets"))
         if args.eval_exclude_history:
-            check_enough_items(rows, self.prompt_format, args.num_list_items)
+            num_recommendable = self.catalog.num_recommendable
+            check_enough_items(rows, self.prompt_format, args.num_list_items, num_recommendable=num_recommendable)
         return rows.add_column("row", np.arange(len(rows))).flatten_indices()
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -318,8 +319,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         return store.read_all()
 
     def best_reference_rows(self) -> Dataset:
-        """Returns training rows for [`BearTrainer`]. Each row is a prompt, completed with the one of its reference
-        lists that has the highest reward. Training on these rows is an offline form of Best-of-N."""
+        """Returns training rows for [`BearTrainer`]. The completion of each prompt is the prompt's reference list with
+        the highest reward. Training on these rows is an offline form of Best-of-N."""
         self.draw_references()
         best_lists: list[np.ndarray] = []
         for start in range(0, len(self.train_dataset), self.args.reference_batch_size):
@@ -368,7 +369,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         # 3. Compute the policy gradient loss.
         output = list_policy_loss(logps, rollouts.old_logps, rollouts.advantages, clip=self.args.clip)
 
-        values = rollout_metrics(rollouts, len(self.catalog))
+        values = rollout_metrics(rollouts, self.catalog.num_recommendable)
         values.update({f"blade/{name}": value.mean(1) for name, value in output.metrics.items()})
         means = {name: Mean.of(value) for name, value in values.items()}
         num_tokens = inputs["prompt_mask"].sum() + lists.mask.sum()

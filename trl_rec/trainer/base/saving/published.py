@@ -93,10 +93,12 @@ RESUME = (
 def files_of(folder: Path, patterns: Sequence[str]) -> list[str]:
     """Returns the files of a folder that match any of the patterns, as relative paths, sorted.
 
-    Files in checkpoints are left out. So are hidden files and hidden folders, which a killed run may leave behind.
+    Checkpoints in the folder are left out, and so are hidden files and folders, which a killed run may have left
+    behind.
     """
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    names = [name for name in names if not name.startswith(("checkpoint-", "."))]
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    paths = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+    names = [path.as_posix() for path in paths if not path.parts[0].startswith("checkpoint-")]
     return sorted(name for name in names if any(_matches(name, pattern) for pattern in patterns))
 
 
