@@ -13,6 +13,7 @@ from tests.evaluation.logs import make_split, whole_rows
 from tests.evaluation.test_results import make_dataset
 from tests.oracles import baselines as baseline_oracle
 from tests.oracles import metrics as oracle
+from tests.programs import load_program
 from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
 from trl_rec.evaluation.preferences import RatedTargets
 from trl_rec.evaluation.results import evaluate_baselines, evaluate_split
@@ -105,6 +106,23 @@ def test_values_worked_out_by_hand():
     baselines = evaluate_baselines(dataset, ks=[1, 2])
     assert baselines["random"].metrics["preference_accuracy"] == 0.5
     assert set(baselines["transition"].metrics) == set(evaluation.metrics) | {"preference_accuracy"}
+
+
+def test_the_headroom_is_that_of_the_items_mean_ratings() -> None:
+    """In training, item 0 is rated once and high, item 1 often and low, and item 2 once and low. The only user with a
+    preference likes item 0 and dislikes items 1 and 2."""
+    program = load_program("benchmarks/preference_headroom.py")
+    train = make_split([(0, [1, 1], [0]), (1, [1], [2])])
+    table = train.data.table
+    for name, ratings in (("history_ratings", [[1.0, 1.0], [1.0]]), ("target_ratings", [[5.0], [1.5]])):
+        table = table.append_column(name, pa.array(ratings, pa.list_(pa.float32())))
+    rows = rated_split([[(1, 1), (0, 5), (2, 2)], [(1, 5)]])
+    expected = {"item mean": 1.0, "popularity": 0.5}
+    for name, value in expected.items():
+        accuracy = program.preference_accuracy(name, Dataset(table, split="train"), rows, 3)
+        np.testing.assert_array_equal(accuracy, [value])
+    with pytest.raises(SystemExit, match="no ratings up to 5"):
+        program.preference_accuracy("random", train, make_split([(0, [1], [2])], "test"), 3)
 
 
 def test_without_users_who_like_and_dislike_items_there_is_no_preference_accuracy():
