@@ -83,6 +83,13 @@ def test_the_citation_lists_the_papers_of_all_trainers() -> None:
     assert set(re.findall(r"^Paper:.*?arXiv (\d+\.\d+)", pages, re.MULTILINE)) <= cited.keys()
 
 
+def test_the_citation_and_the_changelog_have_the_version_of_the_package() -> None:
+    version = read("trl_rec/version.py").split('"')[-2]
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert citation["version"] == version
+    assert f"## [{version}] - {citation['date-released']}" in read("CHANGELOG.md")
+
+
 def test_a_bug_report_requires_the_environment() -> None:
     fields = {field.get("id"): field for field in yaml.safe_load(read(".github/ISSUE_TEMPLATE/bug.yml"))["body"]}
     assert "trl-rec env" in fields["env"]["attributes"]["label"]
