@@ -3,8 +3,9 @@
     python benchmarks/busy_machine.py [--others 4] [--steps 3] [--items 1682] [--hidden 64]
 
 The first setting is torch's default. In the second, waiting threads sleep instead of spinning (passive waiting). The
-third combines passive waiting with a single thread for a small model. `trl-rec` uses the third setting. In programs of
-your own, the trainers of trl-rec choose the number of threads, but they do not turn on passive waiting.
+third combines passive waiting with a number of threads that depends on the size of the model; a small model gets one
+thread. The command `trl-rec` uses the third setting. If a Python program of yours uses the trainers of trl-rec, they
+choose the number of threads, but they do not turn on passive waiting.
 
 Each setting is measured in a process of its own, while other processes compute without a pause. `--others` is their
 number. The measured process samples 16 lists of ten items for each of 8 prompts, as BLADE does before training. Then

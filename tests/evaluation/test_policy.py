@@ -113,7 +113,7 @@ def test_recall_at_a_larger_cutoff_uses_its_own_beam_search(dataset: RecDataset,
     np.testing.assert_array_equal(evaluation.rankings.items, policy.rank(dataset.test, 5).items)
     assert set(evaluation.metrics) - set(near.metrics) == {"recall@20"}
 
-    # A cutoff that gives no new information adds no metric.
+    # No metric is added if the cutoff is 0, is one of `ks`, or is the size of the catalogue.
     for recall_at in (0, 5, NUM_ITEMS):
         assert evaluate_policy(policy, dataset, ks=[2, 5], recall_at=recall_at).metrics == near.metrics
     baselines = evaluate_baselines(dataset, ks=[2, 5], recall_at=20)

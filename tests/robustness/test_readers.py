@@ -320,7 +320,7 @@ TABLE = [
     ),
     Attack(
         "no event column",
-        "interactions.csv has no event_column 'event'",
+        "interactions.csv has no column 'event' for event_column",
         words=["--event_column", "event", "--event_ratings", '{"view": 1}'],
     ),
     Attack(

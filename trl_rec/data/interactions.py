@@ -140,7 +140,7 @@ def check_event_column(present: Collection[str], name: str, where: str) -> None:
     """Raises ValueError if the column of events is not among the columns that are present."""
     if name not in present:
         raise ValueError(
-            f"{where} has no event_column {name!r}, only {', '.join(present)}; choose another event_column"
+            f"{where} has no column {name!r} for event_column, only {', '.join(present)}; choose another event_column"
         )
 
 

@@ -44,8 +44,9 @@ class TransitionCounts:
     def from_interactions(
         cls, interactions: TrainInteractions, *, window: int = 3, max_history: int = 10
     ) -> TransitionCounts:
-        """Counts the pairs of interactions that are in the same row of the training split. If the same two
-        interactions are in several rows, they are counted once.
+        """Counts the pairs of interactions that are at most `window` positions apart in a row of the training split.
+
+        If the same two interactions are in several rows of the split, they are counted once.
 
         Args:
             interactions (`TrainInteractions`): The interactions of a training split.
@@ -94,15 +95,16 @@ class TransitionCounts:
         if not is_divided or len(self.shares) != len(self.targets.values):
             raise ValueError("the counts do not have one row per item")
         if not bool(((self.targets.values >= 0) & (self.targets.values < num_items)).all()):
-            raise ValueError(f"the counts contain an item that is not from 0 to {num_items - 1}")
+            raise ValueError(f"the counts contain an item outside the range 0 to {num_items - 1}")
         if not bool((np.isfinite(self.shares) & (self.shares >= 0) & (self.shares <= 1)).all()):
-            raise ValueError("the counts contain a share that is not from 0 to 1")
+            raise ValueError("the counts contain a share outside the range 0 to 1")
 
     def followers(self, histories: Ragged) -> tuple[Ragged, np.ndarray]:
-        """Returns the followers of the last `max_history` items of each history, and their partial scores.
+        """For each history, returns the items that followed its last `max_history` items, and their partial scores.
 
-        A follower occurs once for each of these history items that it followed. The sum of its partial scores is its
-        score. The partial scores have the shape `(len(followers.values),)`.
+        An item that followed several of these history items occurs once for each of them, with a partial score. The
+        sum of its partial scores is its score after the history. The partial scores have the shape
+        `(len(followers.values),)`.
         """
         recent = histories.tail(self.max_history)
         age = np.repeat(recent.lengths, recent.lengths) - 1 - within(recent.lengths)  # 0 for the newest item
@@ -145,9 +147,10 @@ class PairRule(NamedTuple):
     rare: float = 0.0
 
     def weights(self, offsets: np.ndarray) -> np.ndarray:
-        """Returns the weight of a pair for each offset of the predicted item from the other item.
+        """Returns the weight of a pair for each value in `offsets`.
 
-        The returned weights do not contain the factor for rare items. Pairs that are not counted have the weight 0.
+        An offset is the position of the predicted item minus that of the other item of the pair. The returned weights
+        do not contain the factor for rare items. Pairs that are not counted have the weight 0.
         """
         distance = np.abs(offsets)
         is_counted = (distance >= self.nearest) & (distance <= self.farthest)

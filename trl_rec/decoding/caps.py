@@ -1,10 +1,10 @@
 """Limits how many items of a list may share a value of a catalogue column, such as two items per brand.
 
 The list is built greedily from a ranking, best item first. An item is left out if the list already contains the
-maximum number of items that share one of this item's values. A ranking of the catalogue contains only the best items.
-If it ends before the list is full, `requests.py` ranks the catalogue again, without the items that can no longer be
-chosen. If the ranking is instead a list that the model has written, or that comes from a file, no other items are
-added, so the result may have fewer items than requested.
+maximum number of items with one of its values. A ranking of the catalogue is cut off after the best items. If it ends
+before the list is full, `requests.py` ranks the catalogue again, without the items that can no longer be chosen. If
+the ranking is instead a list that the model has written, or that comes from a file, no other items are added, so the
+result may have fewer items than requested.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Groups(NamedTuple):
     """The values of a column, numbered from 0. The items with the same value form a group.
 
     Args:
-        of_items (`Ragged`): Row `i` contains the numbers of item `i`'s values.
+        of_items (`Ragged`): Row `i` contains the value numbers of item `i`.
         members (`Ragged`): Row `g` contains the items with value number `g`.
     """
 

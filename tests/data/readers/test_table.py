@@ -57,7 +57,7 @@ def test_line_breaks_in_text_are_read_in_a_file_of_several_blocks(tmp_path):
 def test_an_unknown_column_is_refused(tmp_path):
     with pytest.raises(
         ValueError,
-        match="the option 'columns' maps rating to 'stars', which is not a column of interactions.csv, items.csv",
+        match="the option 'columns' maps rating to 'stars', which is not a column of interactions.csv or items.csv",
     ):
         prepare(write_table(tmp_path / "source"), tmp_path / "out", columns={"rating": "stars"})
 
@@ -75,7 +75,9 @@ def test_the_message_about_a_missing_column_names_all_columns_of_the_file(tmp_pa
     with pytest.raises(ValueError, match=f"{path.name} has no column user_id, only customer, item_id, when, stars;"):
         prepare(tmp_path, tmp_path / "out")
     events = {"columns": {"user_id": "customer", "timestamp": "when"}, "event_column": "kind"}
-    with pytest.raises(ValueError, match="has no event_column 'kind', only user_id, item_id, timestamp, stars;"):
+    with pytest.raises(
+        ValueError, match="has no column 'kind' for event_column, only user_id, item_id, timestamp, stars;"
+    ):
         prepare(tmp_path, tmp_path / "out", **events, event_ratings={"view": 1})
 
 

