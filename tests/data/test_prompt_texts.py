@@ -1,6 +1,6 @@
-"""The prompts of the recipes for BEAR and MSL on Amazon Office are exactly the authors' training prompts. The parts of
-a prompt are tokenised separately, and `compare_tokens` counts the prompts whose tokens differ from those of the text
-tokenised as a whole."""
+"""Tests that the recipes for BEAR and MSL on Amazon Office have exactly the authors' training prompts. Also tests
+`compare_tokens`, which counts the prompts whose tokens change if the whole text is tokenised at once, instead of part
+by part."""
 
 import json
 from pathlib import Path
@@ -30,8 +30,8 @@ def prompt_of(recipe: str) -> dict[str, Any]:
 
 
 def published(titles: list[str]) -> str:
-    """Returns the prompt of BIGRec, which BEAR and MSL also use: Alpaca's template, with an additional line of one
-    space after the input."""
+    """Returns the prompt of BIGRec, which BEAR and MSL also use: Alpaca's template, with an additional line after
+    the input that contains a single space."""
     instruction = (
         "Given a list of office products the user has used before, please recommend a new office product that "
     )
@@ -89,7 +89,7 @@ def test_prompts_whose_tokens_differ_from_those_of_the_whole_text_are_counted(be
     compared = compare_tokens(prompts, written, tokenizer)
     assert (compared.num_prompts, compared.num_different) == (3, 2)
     assert compared.num_tokens == compared.num_whole_tokens + 2
-    assert str(compared).startswith("66.7% of 3 prompts have other tokens than their whole texts")
+    assert "if the whole text were tokenised at once, 66.7% of 3 prompts would have other tokens" in str(compared)
 
 
 def test_without_a_separator_a_prompt_is_the_same_as_with_an_empty_separator() -> None:

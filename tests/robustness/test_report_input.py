@@ -59,7 +59,7 @@ ATTACKS = [
     Attack("deep-environment", "environment.json is damaged", write("environment.json", '{"a":' * 5000), ["run"]),
     Attack("other-catalogue", "is not the catalogue that was evaluated", use_other_catalog, ["run"]),
     Attack("unknown-items", "ranks items that the catalogue does not have", rank_unknown_items, ["run"]),
-    Attack("other-dataset", "was not measured on", words=["run", "--dataset", "other"]),
+    Attack("other-dataset", "differ from those of the evaluation in", words=["run", "--dataset", "other"]),
     Attack("no-dataset", "not a dataset folder", words=["run", "--dataset", "run"]),
     Attack("twice", "given twice", words=["run", "./run"]),
     Attack("names", "the number of names (2) differs from the number of runs (1)", words=["run", "--names", "a", "b"]),
@@ -72,7 +72,7 @@ ATTACKS = [
     Attack("study-without-arms", "has no measured arm", study(arms={}), ["study"]),
     Attack("study-of-text", "study.json is damaged", study(arms="none"), ["study"]),
     Attack("study-of-other-comparisons", "study.json is damaged", study(comparisons=[{"name": "a"}]), ["study"]),
-    Attack("study-of-other-measure", "no arm has the measure", study(primary="beauty@10"), ["study"]),
+    Attack("study-of-other-measure", "no arm has the metric", study(primary="beauty@10"), ["study"]),
     Attack(
         "study-moved",
         "does not contain an evaluation",

@@ -138,8 +138,9 @@ class TokenComparison:
         mean = self.num_tokens / self.num_prompts
         whole_mean = self.num_whole_tokens / self.num_prompts
         return (
-            f"{share:.1%} of {self.num_prompts:,} prompts have other tokens than their whole texts, because their "
-            f"parts are tokenised separately ({mean:.1f} tokens on average, instead of {whole_mean:.1f})"
+            f"the parts of a prompt are tokenised separately; if the whole text were tokenised at once, {share:.1%} "
+            f"of {self.num_prompts:,} prompts would have other tokens ({whole_mean:.1f} on average, instead of "
+            f"{mean:.1f})"
         )
 
 

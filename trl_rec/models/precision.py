@@ -2,8 +2,9 @@
 
 In bfloat16, a logit near 20 is rounded to a multiple of 0.125, which can give different beams equal scores or change
 their order. Hidden states and the output embedding can be converted to float32 exactly, so that only float32 rounding
-affects their product. On a CUDA device, one matrix product reads both in low precision and returns float32. On other
-devices, the output embedding is converted in parts, so that memory never holds a float32 copy of the whole embedding.
+affects their product. On a CUDA device, a single matrix product takes both of them in low precision and returns
+float32. On other devices, the output embedding is converted in parts, so that memory never holds a float32 copy of the
+whole embedding.
 
 Legend: N positions, H hidden size, V vocabulary, U tokens whose logits are computed.
 """
@@ -25,7 +26,7 @@ PART_ROWS = 4096  # rows of the output embedding that are converted at a time
 
 
 class PreciseLinear(TorchFunctionMode):
-    """Context manager in which linear layers with V outputs compute only selected outputs, in at least float32.
+    """Context manager in which linear layers with V outputs return at least float32, for all or selected outputs.
 
     Args:
         num_outputs (`int`): V. Layers with a different number of outputs, such as the first matrix of a LoRA adapter,
@@ -40,7 +41,7 @@ class PreciseLinear(TorchFunctionMode):
         self.tokens = tokens
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Passes calls of `F.linear`, which layers and adapters make, to `_linear`."""
+        """Redirects `F.linear` to `_linear`. Linear layers and adapters both call `F.linear`."""
         if func is not F.linear:
             return func(*args, **(kwargs or {}))
         return self._linear(*args, **(kwargs or {}))
@@ -87,7 +88,8 @@ class _LowPrecisionProduct(torch.autograd.Function):
     def forward(ctx: Any, hidden_states: Tensor, weight: Tensor) -> Tensor:
         """Returns the product, and saves the operands for the backward pass.
 
-        The operands are saved without conversion, so that ZeRO-3 can release the weight between the two passes.
+        The operands themselves are saved, and no float32 copies of them, so that ZeRO-3 can release the weight between
+        the two passes.
         """
         ctx.save_for_backward(hidden_states, weight)
         if hidden_states.is_cuda and len(hidden_states):

@@ -1,5 +1,5 @@
-"""Tests the recommender for vLLM, without vLLM itself: its search (with a stand-in for the engine) and what it
-refuses."""
+"""Tests `VllmRecommender` without vLLM: its search, for which a stand-in replaces the engine, and the runs and options
+that it refuses."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def test_lists_are_those_of_the_recommender(
 
 
 def test_forced_tokens_need_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token is forced if it is the only legal one. With one beam, the search makes one request for each token of the
-    path that is not forced. It always makes a request for the prompt, so if the first token is forced, there is one
-    more request."""
+    """A token is forced if it is the only legal one. With one beam, each token that is not forced takes one request.
+    The request for the prompt scores the first token, and is made even if that token is forced. In that case, there is
+    one request more than there are tokens that are not forced."""
     install(monkeypatch)
     here = save_run("title", tmp_path, num_beams=1)
     there = in_stand_in(here, tmp_path)

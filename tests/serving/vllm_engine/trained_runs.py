@@ -1,5 +1,5 @@
-"""Makes run folders of tiny trained models that vLLM can load. On a CPU, vLLM's attention needs heads with at least 32
-dimensions."""
+"""Makes run folders of tiny trained models that vLLM can load. Their attention heads have 32 dimensions, which is the
+smallest size that vLLM supports on a CPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def train_run(kind: str, folder: Path, *, steps: int = 30) -> Path:
     if (run / "recommender.json").is_file():
         return run
 
-    # 1. Make the items. If their surface is the semantic ID, some items share one.
+    # 1. Make the items. With the surface `semantic_id`, some items share an ID.
     dataset = prepare("toy", folder / f"data-{kind}", toy_users=40, toy_items=NUM_ITEMS)
     catalog = with_surface(dataset.catalog, kind)
 
@@ -52,7 +52,7 @@ def train_run(kind: str, folder: Path, *, steps: int = 30) -> Path:
 
 
 def with_surface(catalog: ItemCatalog, kind: str) -> ItemCatalog:
-    """Returns the catalogue with the surface of a kind of run."""
+    """Returns the catalogue with the surface that a run of the given kind uses."""
     surface = {"list": "item_token", "title_list": "title"}.get(kind, kind)
     if surface != "semantic_id":
         return catalog.with_surface(surface)

@@ -65,9 +65,8 @@ def read_material(
 
 
 def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm]:
-    """Returns the recommenders of the folders, each as an arm. The runs of models are grouped into arms by
-    [`read_arms`]. All other recommenders, such as baselines and priors, are read from the first folder that contains
-    them."""
+    """Returns the arms of the folders. [`read_arms`] decides which runs of models together form an arm. Every other
+    recommender, such as a baseline or a prior, is an arm of its own, read from the first folder that contains it."""
     if names is not None and len(names) != len(folders):
         raise ValueError(
             f"the number of names ({len(names)}) differs from the number of runs ({len(folders)}); give one name per "
@@ -85,20 +84,19 @@ def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm
     own = [folder for folder, run in runs.items() if run.kept.recommender is not None]
     named = None if names is None else [name for name, folder in zip(names, runs, strict=True) if folder in own]
     if len(own) == 1 and named is None:
-        named = [runs[own[0]].name]  # a single run is not grouped, so its recipe is not needed
+        named = [runs[own[0]].name]  # `read_arms` compares recipes, which a single run may lack
     groups = [
         (name, [runs[kept.folder] for kept in group.values()], [str(kept.recommender) for kept in group.values()])
         for name, group in (read_arms(own, named) if own else {}).items()
     ]
 
-    # Without `names`, a model keeps the name that it has in the results. If another recommender has the same name
-    # there, a remark in parentheses is added to the model's name: the name of its folder or, if it has several runs,
-    # the name of the group of these runs.
+    # Without `names`, an arm has the name of its model in the results. If this name is not unique, a suffix in
+    # parentheses is added: the name of the folder for a single run, and the name of the group for several runs.
     firsts = [rows[0] for _, _, rows in groups]
     for name, members, rows in groups:
         if names is None:
-            is_known = firsts.count(rows[0]) == 1 and rows[0] not in arms
-            name = rows[0] if is_known else f"{rows[0]} ({name if len(members) > 1 else members[0].name})"
+            is_unique = firsts.count(rows[0]) == 1 and rows[0] not in arms
+            name = rows[0] if is_unique else f"{rows[0]} ({name if len(members) > 1 else members[0].name})"
         if name in arms:
             raise ValueError(f"{name!r} is the name of a baseline; give another name to {members[0].kept.folder}")
         arms[name] = Arm(name, members, rows, is_own=True)
@@ -106,8 +104,7 @@ def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """Returns a short name for each folder: as many of the last parts of its path as are needed to tell the folders
-    apart."""
+    """Returns a short name for each folder: the end of its path, just long enough that all names differ."""
     parts = [folder.absolute().parts for folder in folders]
     if len(set(parts)) < len(parts):
         repeated = next(folder for folder, part in zip(folders, parts, strict=True) if parts.count(part) > 1)
@@ -222,7 +219,7 @@ def _read_study(folder: Path) -> tuple[list[Arm], Study]:
     if not arms:
         raise ValueError(f"{path} has no measured arm; run the study again")
     if not any(study.primary in arm.metrics for arm in arms):
-        raise ValueError(f"{path}: no arm has the measure {study.primary!r}; run the study again")
+        raise ValueError(f"{path}: no arm has the metric {study.primary!r}; run the study again")
     return arms, study
 
 
@@ -258,9 +255,9 @@ def _facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     for name, arm in content["arms"].items():
         if isinstance(arm.get("headroom"), int | float):
-            facts.append((f"headroom of {name}", f"{arm['headroom']:.4f}"))
+            facts.append((f"headroom of {name} in {content['primary']}", f"{arm['headroom']:.4f}"))
         if arm.get("chosen"):
-            facts.append((f"chosen for {name}", json.dumps(arm["chosen"])))
+            facts.append((f"settings chosen for {name}", json.dumps(arm["chosen"])))
     return [(name, str(value)) for name, value in facts if value]
 
 
@@ -286,10 +283,11 @@ def _dataset(kept: KeptEvaluation, path: str | Path | None) -> RecDataset | None
 def _check_same_rows(kept: KeptEvaluation, dataset: RecDataset) -> None:
     """Raises `ValueError` if the evaluation used a different dataset."""
     is_same = dataset.catalog.fingerprint == kept.identity["catalog"]
-    if is_same and not is_rated(kept):  # with rated items, `identity["rows"]` also depends on the run's settings
+    # With rated items, `identity["rows"]` also depends on the settings of the run, so it cannot be computed here.
+    if is_same and not is_rated(kept):
         is_same = describe_rows(dataset, kept.split, rows=kept.users["row"])[1] == kept.identity["rows"]
     if not is_same:
         raise ValueError(
-            f"{kept.folder} was not measured on {dataset.path}, whose items or users differ; give the dataset folder "
-            "of the run"
+            f"the items or users of {dataset.path} differ from those of the evaluation in {kept.folder}; give the "
+            "dataset folder of the run"
         )
