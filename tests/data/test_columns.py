@@ -104,14 +104,14 @@ def test_missing_columns_are_refused(tmp_path, missing):
     header = [name if name != missing else "other" for name in HEADER]
     refuse(
         write_table(tmp_path / "source", header=header),
-        f"interactions.csv has no column {missing}, only .*; with the format 'table', map it with columns",
+        f"interactions.csv has no column '{missing}', only .*; with the format 'table', name the column",
     )
 
 
 def test_an_item_table_without_titles_is_refused(tmp_path):
     source = write_table(tmp_path / "source")
     write_csv(source / "items.csv", ("item_id", "name"), ITEMS)
-    refuse(source, "items.csv has no column title, only item_id, name; with the format 'table', map it")
+    refuse(source, "items.csv has no column 'title', only item_id, name; with the format 'table', name")
 
 
 def test_a_column_that_is_given_twice_is_refused(tmp_path):
@@ -205,12 +205,16 @@ def test_large_whole_floats_keep_their_digits():
         (
             1.5,
             pa.float64(),
-            "the user_id 1.5 is not a whole number, or is so large that double may have rounded it; write the ids",
+            "the user_id 1.5 is not a whole number, or is so large that the type double may have rounded it",
         ),
         (float("nan"), pa.float64(), "the user_id nan is not a whole number"),
         (float("inf"), pa.float64(), "the user_id inf is not a whole number"),
         (2.0**54, pa.float64(), "the user_id 1.8014398509481984e.16 is not a whole number"),
-        (2.0**25, pa.float32(), "the user_id 33554432.0 is not a whole number, or is so large that float may"),
+        (
+            2.0**25,
+            pa.float32(),
+            "the user_id 33554432.0 is not a whole number, or is so large that the type float may",
+        ),
         (None, pa.float64(), "the user_id is empty"),
         ([1], pa.list_(pa.int64()), r"the user_id \[1\] cannot be read as string"),
     ],
@@ -271,7 +275,9 @@ def test_titles_are_written_in_one_line():
 
 
 def test_a_semantic_id_must_be_a_list():
-    with pytest.raises(ValueError, match="items: the column semantic_id must contain lists of tokens, as text"):
+    with pytest.raises(
+        ValueError, match="items: each cell of the column semantic_id must be a list of texts, one per token"
+    ):
         items_table(pa.table({"item_id": ["1"], "title": ["A"], "semantic_id": ["<a_1>"]}), "items")
 
 

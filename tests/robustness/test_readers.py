@@ -145,9 +145,9 @@ TABLE = [
     ),
     Attack("repeated key", "interactions.jsonl", become(CSV, "interactions.jsonl", '{"user_id": 1, "user_id": 2}\n')),
     # Columns
-    Attack("no user column", "interactions.csv has no column user_id", swap(CSV, "user_id", "customer")),
+    Attack("no user column", "interactions.csv has no column 'user_id'", swap(CSV, "user_id", "customer")),
     Attack("repeated column", "has several columns named 'user_id'", swap(CSV, "item_id", "user_id")),
-    Attack("no title", "items.csv has no column title", swap(ITEMS, "title", "name")),
+    Attack("no title", "items.csv has no column 'title'", swap(ITEMS, "title", "name")),
     Attack(
         "columns to a missing name",
         "the option 'columns' maps user_id to 'nobody'",
@@ -191,12 +191,12 @@ TABLE = [
     ),
     Attack(
         "semantic IDs as numbers",
-        "items.parquet: the column semantic_id must contain lists of tokens, as text",
+        "items.parquet: each cell of the column semantic_id must be a list of texts, one per token",
         parquet("items", item_id=list("abcd"), title=list("abcd"), semantic_id=[[1], [2], [3], [4]]),
     ),
     Attack(
         "nested semantic IDs",
-        "items.parquet: the column semantic_id must contain lists of tokens, as text",
+        "items.parquet: each cell of the column semantic_id must be a list of texts, one per token",
         parquet("items", item_id=list("abcd"), title=list("abcd"), semantic_id=[[["<a>"]]] * 4),
     ),
     Attack(
@@ -219,7 +219,7 @@ TABLE = [
     ),
     Attack(
         "large id",
-        "is not a whole number, or is so large that double may have rounded it",
+        "is not a whole number, or is so large that the type double may have rounded it",
         parquet("interactions", **(COLUMNS | {"user_id": [2.0**60] * 4})),
     ),
     Attack(

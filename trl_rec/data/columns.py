@@ -79,7 +79,9 @@ def _semantic_ids(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
     remedy = "rename the column if it means something else"
     values = column.type.value_type if _has_lists(column) else None
     if values is None or not (pa.types.is_string(values) or pa.types.is_large_string(values)):
-        raise ValueError(f"{where}: the column semantic_id must contain lists of tokens, as text; {remedy}")
+        raise ValueError(
+            f"{where}: each cell of the column semantic_id must be a list of texts, one per token; {remedy}"
+        )
     column = column.cast(pa.list_(pa.string()))
     empty = pc.fill_null(pc.equal(pc.list_value_length(column), 0), True)
     check_none(empty, column, where, f"the semantic_id {{}} contains no tokens; add its tokens, or {remedy}")
@@ -304,8 +306,8 @@ def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     # NaN and infinity are not whole. Null is accepted here, because `ids` reports it as an empty id.
     whole = pc.and_(pc.equal(pc.trunc(values), values), pc.less_equal(pc.abs(values), last))
     message = (
-        f"the {name} {{}} is not a whole number, or is so large that {column.type} may have rounded it; write the ids "
-        "as text"
+        f"the {name} {{}} is not a whole number, or is so large that the type {column.type} may have rounded it; "
+        "write the ids as text"
     )
     check_none(pc.invert(pc.fill_null(whole, True)), column, where, message)
     return values.cast(pa.int64())
@@ -323,8 +325,8 @@ def require_names(present: Collection[str], names: Sequence[str], where: str) ->
     for name in names:
         if name not in present:
             raise ValueError(
-                f"{where} has no column {name}, only {', '.join(present)}; with the format 'table', map "
-                f"it with columns={{{name!r}: ...}}; with any other format, rename a column of the file"
+                f"{where} has no column {name!r}, only {', '.join(present)}; with the format 'table', name the column "
+                f"that contains it: columns={{{name!r}: ...}}; with any other format, rename a column of the file"
             )
 
 

@@ -44,12 +44,13 @@ class RowStarts:
     Args:
         targets (`np.ndarray` of shape `(T,)`): Tokens that get the embedding of another token or keep their own
             embedding.
-        sources (`np.ndarray` of shape `(T,)`): The token whose embedding each of the targets gets.
+        sources (`np.ndarray` of shape `(T,)`): `targets[t]` gets the embedding of `sources[t]`. The two are equal if a
+            token keeps its own embedding.
         new (`np.ndarray` of shape `(N,)`): Tokens that get the mean of the vectors of their groups. A semantic-ID
             token has one group, which is its level.
         groups (`Ragged`): Row `n` contains the indices of the groups of `new[n]`. Each row has at least one group.
         members (`Ragged`): Row `g` contains the tokens whose embeddings are averaged to get the vector of group `g`.
-            The row of a group that occurs in `groups` has at least one token.
+            Row `g` may be empty only if `g` does not occur in `groups`.
     """
 
     targets: np.ndarray
@@ -92,8 +93,11 @@ def follow_items(
 
 
 def changes_embeddings(tokenizer: PreTrainedTokenizerBase, change: CatalogChange) -> bool:
-    """Returns whether a changed catalogue needs new tokens, or has item tokens and numbers its items differently from
-    the old catalogue."""
+    """Returns whether embeddings have to be added or moved for a changed catalogue.
+
+    They are added if the tokenizer lacks tokens of the catalogue. They are moved if each item is one token, and items
+    have other row numbers than in the old catalogue.
+    """
     has_new_tokens = not set(change.catalog.new_tokens) <= set(tokenizer.get_vocab())
     return has_new_tokens or (change.catalog.surface == "item_token" and not change.keeps_indices)
 
@@ -136,7 +140,8 @@ def _item_starts(change: CatalogChange, vocabulary: dict[str, int]) -> RowStarts
     members = append(members, Ragged.from_lengths(change.sources[kept], np.array([len(kept)])))
     members = Ragged(old_tokens[members.values], members.offsets)
 
-    # 3. A new item starts from those of its groups that have known items, or else from the group of all known items.
+    # 3. A new item uses only its groups that have known items. Without such groups, it uses the group of all known
+    #    items.
     of_new = groups.take(new)
     useful = members.lengths[of_new.values] > 0
     counts = np.bincount(of_new.row_ids[useful], minlength=len(new))
@@ -203,7 +208,8 @@ def _write(table: nn.Parameter, starts: RowStarts) -> None:
 
 
 def _mean_rows(table: Tensor, rows: Ragged) -> Tensor:
-    """Averages rows of the table, in float32. Row `i` of the result is the mean of the table's rows `rows[i]`."""
+    """Averages rows of the table, in float32. Row `i` of the result is the mean of the rows with the indices
+    `rows[i]`."""
     sums = torch.zeros(len(rows), *table.shape[1:], device=table.device)
     owners = _index(rows.row_ids, table)
     places = _index(rows.values, table)

@@ -72,7 +72,7 @@ def test_the_message_about_a_missing_column_names_all_columns_of_the_file(tmp_pa
         write_csv(path, names, LOG)
     else:
         path.write_text("\n".join(json.dumps(row) for row in table.to_pylist()))
-    with pytest.raises(ValueError, match=f"{path.name} has no column user_id, only customer, item_id, when, stars;"):
+    with pytest.raises(ValueError, match=f"{path.name} has no column 'user_id', only customer, item_id, when, stars;"):
         prepare(tmp_path, tmp_path / "out")
     events = {"columns": {"user_id": "customer", "timestamp": "when"}, "event_column": "kind"}
     with pytest.raises(

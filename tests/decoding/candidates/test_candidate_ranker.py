@@ -1,5 +1,5 @@
-"""Tests how `CandidateRanker` handles candidates and ratings: the names of candidates, the room for them in the
-prompt, and bad input."""
+"""Tests which candidates and ratings `CandidateRanker` accepts: how many candidates can have a name, how many fit into
+the prompt, and which ratings are refused."""
 
 import pyarrow as pa
 import pytest
@@ -53,7 +53,9 @@ def test_candidates_must_leave_room_for_a_rated_item() -> None:
 
 @pytest.mark.parametrize("rating", [float("nan"), float("inf"), None])
 def test_ratings_that_are_not_finite_are_refused(rating: float | None) -> None:
-    with pytest.raises(ValueError, match=f"the rating of 'item-1' is {rating}; leave out items without a rating"):
+    with pytest.raises(
+        ValueError, match=f"the rating of 'item-1' is {rating}, which is not a finite number; leave out items"
+    ):
         make_ranker(letters=False).rank(IDS[:2], [3, rating], IDS[10:12])
 
 

@@ -1,4 +1,5 @@
-"""Tests that NDCG values computed for many settings of a prior in one call equal those of one ranking per setting."""
+"""Tests the computation of NDCG for many settings of a prior in one call. The values must equal those of a separate
+ranking for each setting."""
 
 import numpy as np
 import pytest
@@ -36,8 +37,8 @@ def test_ndcg_by_setting_equals_a_ranking_per_setting(seed: int) -> None:
 
 
 def test_prompts_without_a_target_near_the_top_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To save time, the targets are first ranked only among a few items with high scores or weights. This changes no
-    value."""
+    """To save time, the computation first ranks the targets only among a few items with high scores or weights, and
+    continues only for prompts whose targets are near the top there. This must not change any value."""
     generator = torch.Generator().manual_seed(0)
     items = torch.arange(300).expand(40, -1)
     scores = torch.randn(40, 300, generator=generator).round(decimals=1)

@@ -138,7 +138,10 @@ class CandidateRanker:
         finite = np.isfinite(np.array(ratings, float))
         if not finite.all():
             place = int(np.flatnonzero(~finite)[0])
-            raise ValueError(f"the rating of {history[place]!r} is {ratings[place]}; leave out items without a rating")
+            raise ValueError(
+                f"the rating of {history[place]!r} is {ratings[place]}, which is not a finite number; leave out items "
+                "without a rating"
+            )
 
         if len({*candidates}) < max(2, len(candidates)):
             raise ValueError("candidates must contain at least two ids, and no id twice; correct the list")
