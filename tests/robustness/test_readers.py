@@ -186,7 +186,7 @@ TABLE = [
     ),
     Attack(
         "semantic IDs as text",
-        "the column semantic_id must contain lists",
+        "each cell of the column semantic_id must be a list",
         put(ITEMS, "item_id,title,semantic_id\na,A,<a_1>\n"),
     ),
     Attack(
@@ -429,7 +429,7 @@ LCREC = [
     ),
     Attack(
         "column called semantic_id",
-        "the column semantic_id must contain lists",
+        "each cell of the column semantic_id must be a list",
         both(
             drop("X.index.json"),
             put("X.item.json", json.dumps({str(item): {"title": "T", "semantic_id": "x"} for item in range(4)})),
