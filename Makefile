@@ -1,9 +1,9 @@
-# Before a target runs, its virtual environment is made if it is missing, and updated if the requirements have changed.
+# Before a target runs, its virtual environment is made if it is missing, and updated if the requirements or the version have changed.
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= auto
 BIN = $(VENV)/bin
-REQUIREMENTS = setup.cfg pyproject.toml constraints.txt
+REQUIREMENTS = setup.cfg pyproject.toml constraints.txt trl_rec/version.py
 TESTED = .[test,quantization,deepspeed,semantic-ids,serve,docs]
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
