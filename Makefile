@@ -1,4 +1,5 @@
-# Before a target runs, its virtual environment is made if it is missing, and updated if the requirements or the version have changed.
+# Before a target runs, its virtual environment is made if it is missing, and updated if the requirements or the version
+# have changed.
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= auto
