@@ -1,9 +1,12 @@
 """Tests training rows that teach an ALRO model which item of a list each letter names."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from tests.programs import load_program
 from tests.trainer.alro.alro_runs import make_folder
 from tests.trainer.runs import QUIET
 from trl_rec import load
@@ -90,3 +93,36 @@ def test_the_rating_stage_trains_on_letter_rows(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ValueError, match="letter_lists adds rows to the rating stage, but rating_epochs=0"):
         RatingStageConfig(letter_lists=5)
     assert load(tmp_path / "data").train.split == dataset.train.split
+
+
+def test_the_program_counts_the_letters_and_items_that_are_looked_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stand-in for the model looks up every letter, and never an item."""
+    program = load_program("benchmarks/letter_lookup.py")
+    dataset = make_folder(tmp_path, "item_token")
+    ratings = rating_values(dataset.train)
+    model, tokenizer, _ = build_ranker(dataset.catalog, ratings, RecModelConfig(hidden_size=16), letters=True)
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "run")
+    letters = RatedPromptFormat.for_catalog(dataset.catalog, tokenizer, ratings, letters=True).letters.tolist()
+
+    class LooksUpLetters:
+        def eval(self) -> "LooksUpLetters":
+            return self
+
+        def __call__(self, input_ids: torch.Tensor) -> SimpleNamespace:
+            """Answers with the letter before the first occurrence of each token."""
+            logits = torch.zeros(*input_ids.shape, len(tokenizer))
+            for row, tokens in enumerate(input_ids.tolist()):
+                for place, token in enumerate(tokens):
+                    before = tokens[tokens.index(token) - 1]
+                    logits[row, place, before if before in letters else 0] = 1.0
+            return SimpleNamespace(logits=logits)
+
+    program.load_model = lambda folder: LooksUpLetters()
+    program.main([str(tmp_path / "run"), "--dataset", str(tmp_path / "data"), "--num_candidates", "4"])
+    assert capsys.readouterr().out.splitlines() == [
+        "right letters after an item: 100.0%",
+        "right items after a letter: 0.0%",
+    ]
