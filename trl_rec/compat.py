@@ -534,22 +534,28 @@ def accelerate_launch(argv: list[str]) -> None:
     launch_command(launch_command_parser().parse_args(argv))
 
 
+LAUNCHED = "ACCELERATE_DYNAMO_MODE"  # only `accelerate launch` sets this variable
+
+
 def user_environment() -> Mapping[str, str]:
     """Returns the environment variables that the user has set.
 
-    `accelerate launch` sets OMP_NUM_THREADS in the processes that it starts. In such a process, this function returns
-    the variables of the launcher. Without this function, it would seem that the user had chosen the number of threads
-    of every launched process. If the launcher's variables cannot be read, returns the variables of this process.
+    `accelerate launch` sets OMP_NUM_THREADS in the processes that it starts, and their child processes inherit it. In
+    such a process, this function returns the variables of the launcher. Without this function, it would seem that the
+    user had chosen the number of threads of every launched process. If the launcher's variables cannot be read, this
+    function returns the variables of the current process.
     """
     import psutil
 
-    if "ACCELERATE_DYNAMO_MODE" not in os.environ:  # only `accelerate launch` sets it
-        return os.environ
+    variables: Mapping[str, str] = os.environ
     try:
-        parent = psutil.Process().parent()
-        return os.environ if parent is None else parent.environ()
+        for ancestor in psutil.Process().parents():
+            if LAUNCHED not in variables:
+                return variables
+            variables = ancestor.environ()
     except psutil.Error:
         return os.environ
+    return os.environ if LAUNCHED in variables else variables
 
 
 def child_processes() -> list[int]:

@@ -102,18 +102,23 @@ def test_a_dtype_without_cpu_instructions_is_reported_once(
     cpu._check_speed.cache_clear()
 
 
-LAUNCHED = """
-import json, os, subprocess, sys
-code = "import json; from trl_rec.compat import user_environment; print(json.dumps(dict(user_environment())))"
+LAUNCHER = """
+import os, subprocess, sys
 variables = {**os.environ, "OMP_NUM_THREADS": "2", "ACCELERATE_DYNAMO_MODE": "default"}
-print(subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True).stdout)
+subprocess.run([sys.executable, "-c", *sys.argv[1:]], env=variables)
 """
+STARTER = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+PRINTER = "import json; from trl_rec.compat import user_environment; print(json.dumps(dict(user_environment())))"
 
 
+@pytest.mark.parametrize("programs", [[LAUNCHER, PRINTER], [LAUNCHER, STARTER, PRINTER]], ids=["launched", "child"])
 @pytest.mark.parametrize("given", [{}, {"OMP_NUM_THREADS": "6"}])
-def test_variables_of_the_launcher_are_not_taken_for_choices_of_the_user(given: dict[str, str]) -> None:
+def test_variables_of_the_launcher_are_not_taken_for_choices_of_the_user(
+    given: dict[str, str], programs: list[str]
+) -> None:
+    """`STARTER` is a launched program that starts another one."""
     clean = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    command = [sys.executable, "-c", LAUNCHED]
+    command = [sys.executable, "-c", *programs]
     output = subprocess.run(command, env={**clean, **given}, capture_output=True, text=True, check=True).stdout
     assert {"OMP_NUM_THREADS": json.loads(output).get("OMP_NUM_THREADS")} == {"OMP_NUM_THREADS": None, **given}
 
