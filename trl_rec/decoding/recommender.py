@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -200,7 +199,7 @@ class Recommender:
 
         # 1. Give every history its own arguments.
         number = len(histories)
-        ks = [k] * number if isinstance(k, Integral) else _one_each("k", k, number)
+        ks = [k] * number if isinstance(k, int | np.integer) else _one_each("k", k, number)
         rows = [None] * number if users is None else _one_each("users", users, number)
         left_out = [()] * number if exclude is None else _one_each("exclude", exclude, number)
         own_filters = [filters] * number if isinstance(filters, ItemFilter) or filters is None else filters
