@@ -123,6 +123,8 @@ def test_the_headroom_is_that_of_the_items_mean_ratings() -> None:
         np.testing.assert_array_equal(accuracy, [value])
     with pytest.raises(SystemExit, match="no ratings up to 5"):
         program.preference_accuracy("random", train, make_split([(0, [1], [2])], "test"), 3)
+    with pytest.raises(SystemExit, match="no user of a split has both liked and disliked"):
+        program.preference_accuracy("popularity", Dataset(table, split="train"), rated_split([[(1, 5)]]), 3)
 
 
 def test_without_users_who_like_and_dislike_items_there_is_no_preference_accuracy():
