@@ -51,7 +51,9 @@ def preference_accuracy(baseline: str, train: Dataset, rows: Dataset, num_items:
     lists = Dataset(pa.table({"candidates": rated.items.to_arrow(), "row": np.arange(len(rated.items))}))
     places = RATED_BASELINES[baseline](train, lists, num_items, 0)  # (num_rows, most candidates), padded with -1
     if not rated.has_pairs.any():
-        raise SystemExit("no user of a split has both liked and disliked held-out items, so there is nothing to measure")
+        raise SystemExit(
+            "no user of a split has both liked and disliked held-out items, so there is nothing to measure"
+        )
     accuracy = rated.accuracy(-places[places >= 0])
     return accuracy[rated.has_pairs]
 
