@@ -11,7 +11,8 @@ cached and cannot be downloaded, the program uses a synthetic dataset and prints
 """
 
 import argparse
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -115,19 +116,15 @@ def blade_trainer(name: str, start: str, dataset: RecDataset, max_steps: int) ->
 
 
 def train_arms(
-    start: str, dataset: RecDataset, max_steps: int, baselines: dict[str, Evaluation]
+    start: str, dataset: RecDataset, max_steps: int, baselines: dict[str, Evaluation], pool: Executor | None
 ) -> list[tuple[Any, Evaluation]]:
     """Trains the model in the folder `start` on the rewards of its own lists, once per arm, and measures the results.
 
-    The arms are trained at the same time, each in a process of its own. If `accelerate launch` started several
-    processes, all of them train one arm after the other.
+    The arms are trained at the same time, each in a process of the pool. They draw the fixed lists together. Without a
+    pool, one arm is trained after the other.
     """
     tasks = [(name, start, dataset, max_steps, baselines) for name in ARMS]
-    if PartialState().num_processes > 1:
-        return [train_arm(task) for task in tasks]
-    blade_trainer(*tasks[0][:4]).draw_references()  # otherwise each process would draw them
-    with ProcessPoolExecutor(len(tasks), get_context("spawn")) as pool:
-        return list(pool.map(train_arm, tasks))
+    return list(map(train_arm, tasks) if pool is None else pool.map(train_arm, tasks))
 
 
 def train_arm(task: tuple[str, str, RecDataset, int, dict[str, Evaluation]]) -> tuple[Any, Evaluation]:
@@ -172,13 +169,25 @@ def main() -> None:
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
 
+    # If accelerate launch started a single process, each arm gets a process of its own. These processes are started
+    # early, so that they import their packages while the supervised model is trained.
+    with ExitStack() as stack:
+        pool = None
+        if PartialState().num_processes == 1:
+            pool = stack.enter_context(ProcessPoolExecutor(len(ARMS), get_context("spawn")))
+            pool.submit(int)
+        run(arguments, pool)
+
+
+def run(arguments: argparse.Namespace, pool: Executor | None) -> None:
+    """Trains the supervised model and the arms, and compares them with the baselines."""
     dataset = load_data(arguments.source).with_surface("item_token")
     baselines = evaluate_baselines(dataset, rewards=REWARDS)
     print("training the supervised model (SFT)")
     start = "runs/example-blade-sft"
     before, sft = measured(supervised(dataset, start, arguments.max_steps), "SFT", dataset, baselines)
     print(f"training {' and '.join(ARMS)}; the progress shown is that of {SHOWN}")
-    arms = train_arms(start, dataset, arguments.max_steps, baselines)
+    arms = train_arms(start, dataset, arguments.max_steps, baselines, pool)
 
     if PartialState().is_main_process:
         after = arms[-1][0]

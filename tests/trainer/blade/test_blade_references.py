@@ -1,6 +1,7 @@
 """By default, reference lists are drawn once and then reused. When a killed run is started again, it draws only the
 missing lists. The batch size does not change the lists."""
 
+import random
 import shutil
 from functools import partial
 from pathlib import Path
@@ -33,9 +34,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def drawn_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Collects the rows of each batch for which reference lists or rollouts are drawn. Reference lists are stored
-    in parts; this fixture sets the size of a part to five rows."""
+    in parts; this fixture sets the size of a part to five rows, and makes trainers draw the parts in order."""
     rows, draw = [], blade_trainer.sample_item_lists
     monkeypatch.setattr(reference_lists, "PART_SIZE", 5)
+    monkeypatch.setattr(reference_lists.SystemRandom, "shuffle", lambda generator, parts: None)
 
     def watch(*given: Any, **options: Any) -> Any:
         rows.append(list(options["rows"]))
@@ -109,6 +111,31 @@ def test_runs_with_a_common_reference_dir_draw_its_lists_once(folder: Path, tmp_
     drawn_rows.clear()
     assert references(make_trainer(folder, tmp_path / "two", reference_dir=shared, target="best_of_n")) == told
     assert not drawn_rows and not parts(tmp_path / "two")
+
+
+def test_runs_that_draw_at_the_same_time_share_the_work(
+    folder: Path, tmp_path: Path, drawn_rows: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shared"
+    told = references(make_trainer(folder, tmp_path / "alone"))
+    drawn_rows.clear()
+    one = make_trainer(folder, tmp_path / "one", reference_dir=str(shared))
+    write = PartStore.write
+
+    def write_as_two_runs(store: PartStore, part: range, lists: np.ndarray) -> None:
+        write(store, part, lists)
+        other = store.parts[-1]  # another run starts with the last part
+        write(store, other, np.array(told)[other])
+
+    monkeypatch.setattr(PartStore, "write", write_as_two_runs)
+    assert references(one) == told
+    assert drawn_rows == [[*range(5)], [*range(5, 10)], [*range(10, 15)]]
+
+
+def test_parts_are_drawn_in_random_order_without_a_seeded_generator(folder: Path, tmp_path: Path) -> None:
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    references(make_trainer(folder, tmp_path))
+    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 
 def test_processes_divide_the_parts_that_the_main_process_found_missing(

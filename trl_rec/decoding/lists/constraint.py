@@ -172,6 +172,9 @@ def _emptied(
         `above, emptied` of shape `(M, S)`: the node that is checked for each taken item, and whether it is such a
         child.
     """
+    if trie.max_depth == 1 and trie.max_shared == 1:  # item tokens: the item at place `p` is node `p + 1`
+        return taken + 1, (taken < trie.num_items) & (nodes == 0).unsqueeze(1)
+
     above = trie.above(taken, (trie.depths(nodes) + 1).unsqueeze(1))
     starts = trie.item_starts[above].to(taken.dtype)
     ends = trie.item_ends[above].to(taken.dtype)

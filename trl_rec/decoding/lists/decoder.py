@@ -224,9 +224,10 @@ class ListDecoder:
         num_written = lists.num_written + torch.where(moves, trie.depths(reached) - trie.depths(lists.nodes), 0)
         num_written = num_written + torch.where(ended & (ranks < self.list_length), self.opening.shape[1], 0)
 
-        # 3. Mark the item as taken. The last column of `taken` is free for it: the list was incomplete until now, so
-        # the sorted row still ends with padding.
-        last = torch.where(ended, place, lists.taken[:, -1])
+        # 3. Insert the item into the sorted row of taken items. The last column of the row is free for it: the list
+        # was incomplete until now, so the row still ends with padding. If no item has ended, the row stays unchanged.
+        inserted = torch.where(ended, place, lists.taken[:, -1]).unsqueeze(1)
+        shifted = F.pad(lists.taken[:, :-1], (1, 0), value=-1)
         return Lists(
             nodes=torch.where(moves, torch.where(ended, self.start, reached), lists.nodes),
             reached=torch.where(moves, reached, lists.reached),
@@ -235,7 +236,7 @@ class ListDecoder:
             # Before this choice, the model had read all tokens that had been written by then.
             num_read=torch.where(moves, lists.num_written, lists.num_read),
             items=lists.items.scatter(1, lists.ranks.unsqueeze(1), item.unsqueeze(1)),
-            taken=torch.cat([lists.taken[:, :-1], last.unsqueeze(1)], 1).sort(1).values,
+            taken=torch.maximum(shifted, torch.minimum(lists.taken, inserted)),
         )
 
     def _free_place(self, leaves: Tensor, taken: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 The training rows, one per prompt, are divided into parts, and each part is processed by one process (see `parts.py`).
 The random numbers of a row depend only on the seed and the row index, so the lists do not depend on how rows are
 divided into parts and batches, nor on the number of processes. The lists are stored without rewards, so that runs with
-other rewards can reuse them.
+other rewards can reuse them. Runs that start from the same reference at the same time, and have the same
+`reference_dir`, share the work.
 
 Legend: B rows, M reference lists per row, K items per list.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 import numpy as np
@@ -51,6 +53,10 @@ def draw_reference_lists(
 ) -> None:
     """Samples the missing lists and writes them to the store. Each process samples some of the missing parts.
 
+    Another run may sample the same lists at the same time. Therefore the parts are sampled in random order, and a part
+    that the other run has written in the meantime is skipped. If both happen to sample the same part at the same time,
+    both write the same lists.
+
     Args:
         store: The store to write to.
         rows: The training rows.
@@ -63,12 +69,16 @@ def draw_reference_lists(
     # process or run wrote one, the processes could find different parts, and would then divide them wrongly.
     missing = on_main_process(store.missing)
     mine = missing[accelerator.process_index :: accelerator.num_processes]
+    SystemRandom().shuffle(mine)  # a generator of its own, so that the seeded generators keep their states
 
     # 2. Process each part in batches.
     total = sum(map(len, mine))
     hidden = not total or not accelerator.is_main_process
     with tqdm(total=total, desc="reference lists", unit="prompt", disable=hidden) as progress:
         for part in mine:
+            if store.read(part) is not None:
+                progress.update(len(part))
+                continue
             lists: list[np.ndarray] = []
             for start in range(0, len(part), batch_size):
                 numbers = part[start : start + batch_size]
