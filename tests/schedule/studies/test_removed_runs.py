@@ -1,8 +1,8 @@
 """Tests that a run whose folder or results were removed is repeated, although the record beside the folder says that
 the run is finished.
 
-Also tests that a study refuses semantic IDs that were replaced after its start, trains its arms seed by seed, ends its
-processes if it cannot go on, and counts a process that an earlier call left running as one of its jobs.
+Also tests that a study refuses semantic IDs that were replaced after its start, ends its processes if it cannot
+go on, and counts a process that an earlier call left running as one of its jobs.
 """
 
 import json
@@ -22,7 +22,6 @@ from trl_rec.schedule.studies.data import make_dataset, make_ids
 from trl_rec.schedule.studies.processes import Lock
 from trl_rec.schedule.studies.progress import progress_of
 from trl_rec.schedule.studies.runs import Run, finish_all
-from trl_rec.schedule.studies.training import train_chosen
 
 
 class Ended:
@@ -42,7 +41,7 @@ def finish(run: Run) -> int:
         (run.path / "metrics.json").write_text("{}")
         return Ended()
 
-    finish_all([run], launch, jobs=1, threads=1, say=print, done=lambda run, seconds: None)
+    finish_all(lambda finished: [run], launch, jobs=1, threads=1, say=print, done=lambda run, seconds: None)
     return len(started)
 
 
@@ -85,7 +84,7 @@ def test_a_measurement_that_was_removed_is_repeated_only_with_the_same_inputs(ru
     # The same holds if the study is killed while the measurement is repeated.
     shutil.rmtree(run.path)
     with pytest.raises(KeyboardInterrupt):
-        finish_all([run], interrupted, jobs=1, threads=1, say=print, done=lambda run, seconds: None)
+        finish_all(lambda finished: [run], interrupted, jobs=1, threads=1, say=print, done=lambda run, seconds: None)
     with pytest.raises(ValueError, match=r"made with different inputs \(keys\)"):
         finish(other)
     assert finish(run) == 1
@@ -102,7 +101,7 @@ def test_semantic_ids_of_a_removed_copy_are_made_again(tmp_path: Path) -> None:
     (tmp_path / "data" / "card.json").write_text("{}")
     has_record = []
 
-    def note(runs: Sequence[Run], kinds: None, kind: str) -> None:
+    def note(runs: Sequence[Run], kind: str) -> None:
         has_record.append(runs[0].record.is_file())
         runs[0].record.write_text(json.dumps({"seconds": 1}))
 
@@ -188,24 +187,10 @@ def test_a_started_process_is_ended_if_the_next_one_cannot_be_started(
         return process
 
     with pytest.raises(error):
-        finish_all(runs, launch, jobs=2, threads=1, say=print, done=lambda run, seconds: None)
+        finish_all(lambda finished: runs, launch, jobs=2, threads=1, say=print, done=lambda run, seconds: None)
     assert running.has_ended
     for run in runs:
         Lock(run.path).release()  # raises `Busy` if the lock is still held
-
-
-def test_arms_are_trained_seed_by_seed(tmp_path: Path) -> None:
-    order: list[str] = []
-    study = SimpleNamespace(
-        trainings={name: Arm(name, verb="bear", seeds=(0, 1, 2)[:count]) for name, count in (("a", 3), ("b", 2))},
-        training=lambda arm, point, seed, chosen: Run(
-            f"{arm.name} {seed}", "bear", {}, tmp_path / arm.name / str(seed)
-        ),
-        finish=lambda runs, kinds: order.extend(run.title for run in runs),
-    )
-    trained = train_chosen(study, {"a": 0, "b": 0})
-    assert order == ["a 1", "b 1", "a 2"]
-    assert {name: list(by_seed) for name, by_seed in trained.items()} == {"a": [0, 1, 2], "b": [0, 1]}
 
 
 def test_a_run_that_was_left_running_keeps_its_place(tmp_path: Path) -> None:
@@ -223,7 +208,7 @@ def test_a_run_that_was_left_running_keeps_its_place(tmp_path: Path) -> None:
         assert "seed 0: waiting for a process" in line and not started
         left.release()
 
-    finish_all(runs, launch, jobs=1, threads=1, say=say, done=lambda run, seconds: None)
+    finish_all(lambda finished: runs, launch, jobs=1, threads=1, say=say, done=lambda run, seconds: None)
     assert started == ["seed-0", "seed-1"]
 
 

@@ -53,7 +53,7 @@ def make_ids(study: Study) -> None:
             run.record.unlink(missing_ok=True)  # if the copy was removed, its IDs must be made again
             with atomic_folder(folder) as copy:
                 shutil.copytree(study.dataset_folder, copy, dirs_exist_ok=True)
-        study.finish([replace(run, has_folder=False, study=study.folder)], None, "tokenize")
+        study.finish([replace(run, has_folder=False, study=study.folder)], "tokenize")
 
 
 def _prepare(study: Study, run: Run) -> None:
@@ -63,4 +63,4 @@ def _prepare(study: Study, run: Run) -> None:
     run = replace(run, keys={**run.keys, **keys}, has_folder=False, study=study.folder)
     if not (Path(study.dataset_folder) / LAST_FILE[run.verb]).is_file():
         run.record.unlink(missing_ok=True)
-    study.finish([run], None, run.verb)
+    study.finish([run], run.verb)

@@ -54,7 +54,7 @@ def measure(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str,
     # measures the baselines in a separate run.
     rated = next((runs[name, arm.seeds[0]] for name, arm in study.trainings.items() if arm.verb == "alro"), None)
     baselines = rated or _test(study, "baselines", {**without_model, **_further_baselines(study)}, "baselines/all")
-    study.finish(list({run.path: run for run in (baselines, *runs.values())}.values()), None, TEST)
+    study.finish(list({run.path: run for run in (baselines, *runs.values())}.values()), TEST)
 
     measured: dict[str, Measured] = {}
     for name, arm in study.arms.items():

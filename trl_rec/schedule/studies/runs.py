@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,13 @@ def seconds_if_finished(run: Run) -> float | None:
     return None
 
 
+# Given the folders of the finished runs, returns the runs that do not need any other run. The runs that should be
+# started first come first. They may include runs that are started or finished.
+Ready = Callable[[Collection[Path]], Sequence[Run]]
+
+
 def finish_all(
-    runs: Sequence[Run],
+    ready: Ready,
     launch: Launch,
     *,
     jobs: int,
@@ -118,28 +123,37 @@ def finish_all(
     say: Callable[[str], None],
     done: Callable[[Run, float], None],
 ) -> None:
-    """Finishes the runs, `jobs` of them at a time. Finished runs are not repeated.
+    """Finishes runs, `jobs` of them at a time, until no run is ready. Finished runs are not repeated.
 
     A training that was interrupted continues from its newest checkpoint. If a verb fails, the processes of the other
     runs are ended, and [`RunFailedError`] is raised.
 
     Args:
-        runs: The runs, which must not depend on each other.
+        ready: Returns the runs that can be started. It is called after each run, so a run may become ready when the
+            runs that it needs are finished.
         launch: Starts a process.
         jobs: Number of processes at the same time.
         threads: Number of threads of each process.
         say: Receives lines for the user.
         done: Called after each run that was not finished before, with the run and the seconds that it took.
     """
-    waiting = list(runs)
+    finished: set[Path] = set()
     active: list[_Active] = []
     has_said: set[Path] = set()
     try:
-        while waiting or active:
-            _start_some(waiting, active, jobs, launch, threads, say, has_said)
+        while True:
+            # 1. Start runs.
+            known = finished | {one.run.path for one in active}
+            waiting = [run for run in ready(finished) if run.path not in known]
+            if not waiting and not active:
+                return
+            _start_some(waiting[: jobs - len(active)], active, finished, launch, threads, say, has_said)
+
+            # 2. Conclude the runs whose processes have ended.
             for one in [one for one in active if one.process.poll() is not None]:
                 active.remove(one)
                 done(one.run, one.conclude())
+                finished.add(one.run.path)
             time.sleep(POLL if active else 0)
     finally:
         for one in active:
@@ -150,22 +164,22 @@ def finish_all(
 
 
 def _start_some(
-    waiting: list[Run],
+    runs: Sequence[Run],
     active: list[_Active],
-    jobs: int,
+    finished: set[Path],
     launch: Launch,
     threads: int,
     say: Callable[[str], None],
     has_said: set[Path],
 ) -> None:
-    """Removes runs from `waiting`, and starts those that are not finished, so that at most `jobs` runs are active.
+    """Starts the runs. A run that was finished by an earlier call of the study is added to `finished` instead.
 
     A run is added to `active` as soon as it is started, so that `active` contains it even if the start of a later run
-    fails. If a process that an interrupted call of the study left behind is still working on a run, the run stays in
-    its place in `waiting`, and no other run is started instead. The user is told about each such run only once. For
-    this purpose, `has_said` contains the folders of the runs that the user has been told about.
+    fails. If a process that an interrupted call of the study left behind is still working on a run, the run is not
+    started. The user is told about each such run only once. For this purpose, `has_said` contains the folders of the
+    runs that the user has been told about.
     """
-    for run in waiting[: jobs - len(active)]:
+    for run in runs:
         try:
             process = _start(run, launch, threads)
         except Busy:
@@ -174,8 +188,9 @@ def _start_some(
             has_said.add(run.path)
             time.sleep(POLL)
             continue
-        waiting.remove(run)
-        if process is not None:
+        if process is None:
+            finished.add(run.path)
+        else:
             active.append(process)
 
 

@@ -5,9 +5,9 @@ An arm that is trained can have a grid. Each point of the grid is one combinatio
 1. Make the dataset.
 2. Leave out the arms whose needs the data does not meet. Estimate the smallest difference that the study can detect,
 and leave out the arms whose possible gain is smaller.
-3. Train every point of every grid with the first seed, choose a point of each grid, and write down the choice.
-4. Train the chosen points with the other seeds.
-5. Measure each arm on the test split, once per seed (or, with `only_validation`, read its measurement on validation),
+3. Train every point of every grid with the first seed, choose a point of each grid, train the chosen points with the
+other seeds, and write down the choice.
+4. Measure each arm on the test split, once per seed (or, with `only_validation`, read its measurement on validation),
 and make the table.
 
 Every run is a process with its own folder, and a finished run is not repeated. So the same call continues a study that
@@ -42,8 +42,8 @@ from trl_rec.schedule.studies.measuring import measure, measure_on_validation
 from trl_rec.schedule.studies.processes import Launch, launch
 from trl_rec.schedule.studies.progress import TEST, progress_of
 from trl_rec.schedule.studies.results import conclude
-from trl_rec.schedule.studies.runs import Run, finish_all
-from trl_rec.schedule.studies.training import choose_points, train_chosen, validation_value
+from trl_rec.schedule.studies.runs import Ready, Run, finish_all
+from trl_rec.schedule.studies.training import train_arms, validation_value
 from trl_rec.semantic_ids.storage import read_ids_card
 from trl_rec.trainer.base.saving.fingerprint import as_json
 
@@ -143,8 +143,7 @@ class Study:
             self.say(f"study in {self.folder}: {self.progress.place} runs finished, {self.progress.remaining()}")
 
             # Choose points on validation, and then measure each arm on the test split, once per seed.
-            chosen = choose_points(self, resolved)
-            trained = train_chosen(self, chosen)
+            chosen, trained = train_arms(self, resolved)
             measured = measure_on_validation(self, trained) if self.config.only_validation else measure(self, trained)
             return conclude(self, resolved, chosen, measured)
 
@@ -220,18 +219,22 @@ class Study:
         title = f"{arm.name}{f' ({name})' if name else ''}, seed {seed}"
         return Run(title, arm.verb, keys, folder / f"seed-{seed}", study=self.folder)
 
-    def finish(self, runs: Sequence[Run], kinds: Mapping[Path, str] | None, kind: str = "") -> None:
-        """Finishes runs that do not depend on each other. Reports each run, unless it was finished before.
+    def finish(self, runs: Sequence[Run], kind: str) -> None:
+        """Finishes runs of the same kind (see [`Progress`]) that do not depend on each other. Reports each run, unless
+        it was finished before."""
+        self.finish_ready(lambda finished: runs, lambda run: kind)
+
+    def finish_ready(self, ready: Ready, kind_of: Callable[[Run], str]) -> None:
+        """Finishes runs until no run is ready (see [`finish_all`]). Reports each run, unless it was finished before.
 
         Args:
-            runs: The runs.
-            kinds: The kind (see [`Progress`]) of each run, by run folder. If None, all runs have the kind `kind`.
-            kind: The kind of all runs, if `kinds` is None.
+            ready: Returns the runs that can be started.
+            kind_of: Returns the kind of a run.
         """
 
         def _report(run: Run, seconds: float) -> None:
             """Reports how long a run took. For trainings and measurements, also reports how many runs remain."""
-            name = kind if kinds is None else kinds[run.path]
+            name = kind_of(run)
             if run.verb in ("prepare", "tokenize"):
                 self.say(f"{run.verb}: {seconds:.0f} s")
                 return
@@ -242,4 +245,4 @@ class Study:
             self.say(f"[{self.progress.place}] {run.title}: {shown}{seconds:.0f} s; {self.progress.remaining()}")
 
         config = self.config
-        finish_all(runs, self._launch, jobs=config.jobs, threads=config.threads, say=self.say, done=_report)
+        finish_all(ready, self._launch, jobs=config.jobs, threads=config.threads, say=self.say, done=_report)

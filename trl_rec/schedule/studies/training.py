@@ -1,17 +1,20 @@
-"""Trains the arms of a study: every point of every grid with one seed, then the chosen points with the other seeds.
+"""Trains the arms of a study: every point of every grid with one seed, and the chosen points with the other seeds.
 
-The grid of an arm contains the settings to try. Each point of the grid is one combination of settings.
+The grid of an arm contains the settings to try. Each point of the grid is one combination of settings. A run can be
+started as soon as the runs that it needs are finished: the other seeds of an arm need the choice of its point, and an
+arm that starts from another arm needs the policy of the other arm.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trl_rec.evaluation.kept.files import METRICS
-from trl_rec.schedule.studies.arms import point_name
+from trl_rec.schedule.studies.arms import Arm, point_name
 from trl_rec.schedule.studies.choice import choose, write_choice
 from trl_rec.schedule.studies.resolution import Resolution
 from trl_rec.schedule.studies.runs import Run
@@ -21,38 +24,18 @@ if TYPE_CHECKING:
     from trl_rec.schedule.studies.study import Study
 
 
-def choose_points(study: Study, resolved: Resolution) -> dict[str, int]:
-    """Trains every point of every grid with the first seed, chooses a point of each grid, and writes the choice.
+def train_arms(study: Study, resolved: Resolution) -> tuple[dict[str, int], dict[str, dict[int, Run]]]:
+    """Trains all arms, chooses a point of each grid, and writes the choice.
 
-    Returns a mapping from the name of each trained arm to the index of the chosen point in `Arm.grid`.
+    Returns two mappings from the name of each trained arm: the index of the chosen point in `Arm.grid`, and the run of
+    each seed.
     """
+    # 1. Train.
+    queue = _Queue(study)
+    study.finish_ready(queue.ready, lambda run: queue.arms[run.path])
+
+    # 2. Write the choice.
     measure = study.config.choice_measure
-    chosen: dict[str, int] = {}
-    values: dict[str, dict[int, float | None]] = {}
-    while len(chosen) < len(study.trainings):
-        # Train all points of the arms that can be trained now. An arm that starts from another arm has to wait until a
-        # point of the other arm is chosen.
-        ready = [
-            arm
-            for name, arm in study.trainings.items()
-            if name not in chosen and (arm.start is None or arm.start in chosen)
-        ]
-        runs = {
-            (arm.name, number): study.training(arm, number, arm.seeds[0], chosen)
-            for arm in ready
-            for number in range(len(arm.grid))
-        }
-        study.finish(list(runs.values()), {run.path: name for (name, _), run in runs.items()})
-        for arm in ready:
-            values[arm.name] = {
-                number: validation_value(runs[arm.name, number], measure) for number in range(len(arm.grid))
-            }
-            chosen[arm.name] = choose(arm, values[arm.name], measure)
-            if len(arm.grid) > 1:
-                study.say(
-                    f"{arm.name}: {point_name(arm.grid[chosen[arm.name]])} is chosen, because it has the best "
-                    f"{measure} on validation"
-                )
     decided = {
         "primary": study.config.primary,
         "chosen by": measure,
@@ -60,27 +43,83 @@ def choose_points(study: Study, resolved: Resolution) -> dict[str, int]:
         "smallest difference": resolved.smallest,
         "left out": list(study.left_out),
     }
-    write_choice(study.folder, study.arms, values, chosen, decided)
-    return chosen
+    arms = study.trainings.values()
+    values = {
+        arm.name: {number: validation_value(run, measure) for number, run in enumerate(queue.first_runs(arm))}
+        for arm in arms
+    }
+    write_choice(study.folder, study.arms, values, queue.chosen, decided)
+    return queue.chosen, {arm.name: {seed: queue.run(arm, seed) for seed in arm.seeds} for arm in arms}
 
 
-def train_chosen(study: Study, chosen: Mapping[str, int]) -> dict[str, dict[int, Run]]:
-    """Trains the chosen points with the other seeds. Returns the runs of all seeds, by arm and seed."""
-    trained: dict[str, dict[int, Run]] = {}
-    while len(trained) < len(chosen):
-        ready = [
-            arm
-            for name, arm in study.trainings.items()
-            if name not in trained and (arm.start is None or arm.start in trained)
-        ]
-        for arm in ready:
-            trained[arm.name] = {seed: study.training(arm, chosen[arm.name], seed, chosen) for seed in arm.seeds}
-        # Train all arms with the second seed, then all with the third, and so on. If the study is stopped early, some
-        # seeds are complete.
-        later = {run.path: arm.name for arm in ready for run in list(trained[arm.name].values())[1:]}
-        by_seed = itertools.zip_longest(*(list(trained[arm.name].values())[1:] for arm in ready))
-        study.finish([run for of_seed in by_seed for run in of_seed if run is not None], later)
-    return trained
+class _Queue:
+    """Decides which trainings of a study can be started.
+
+    Args:
+        study: The study.
+
+    Attributes:
+        chosen (`dict[str, int]`): For each arm whose point is chosen, the index of this point in `Arm.grid`.
+        arms (`dict[Path, str]`): The arm of each run that has become ready, by run folder.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.chosen: dict[str, int] = {}
+        self.arms: dict[Path, str] = {}
+
+    def run(self, arm: Arm, seed: int) -> Run:
+        """Returns the run of an arm with its chosen point."""
+        return self.study.training(arm, self.chosen[arm.name], seed, self.chosen)
+
+    def first_runs(self, arm: Arm) -> list[Run]:
+        """Returns the runs of all points of an arm's grid with the first seed."""
+        return [self.study.training(arm, number, arm.seeds[0], self.chosen) for number in range(len(arm.grid))]
+
+    def ready(self, finished: Collection[Path]) -> list[Run]:
+        """Returns the runs that do not need any unfinished run (see `Ready` in `runs.py`). Chooses points."""
+        first: list[Run] = []
+        later: list[list[Run | None]] = []
+        for arm in self.study.trainings.values():  # an arm comes after the arm that it starts from
+            if arm.start is not None and arm.start not in self.chosen:
+                continue
+
+            # 1. Train all points with the first seed.
+            runs = self.first_runs(arm)
+            self.arms |= {run.path: arm.name for run in runs}
+            if self._has_start(arm, arm.seeds[0], finished):
+                first += runs
+
+            # 2. Then choose a point, and train it with the other seeds.
+            if arm.name not in self.chosen and (len(runs) == 1 or all(run.path in finished for run in runs)):
+                self._choose(arm, runs)
+            if arm.name in self.chosen:
+                others = {seed: self.run(arm, seed) for seed in arm.seeds[1:]}
+                self.arms |= {run.path: arm.name for run in others.values()}
+                later.append([run if self._has_start(arm, seed, finished) else None for seed, run in others.items()])
+
+        # 3. Begin with the first seed of all arms, and continue with the second seed of all arms, and so on. If the
+        # study is stopped early, some seeds are complete.
+        by_seed = itertools.chain.from_iterable(itertools.zip_longest(*later))
+        return [*first, *(run for run in by_seed if run is not None)]
+
+    def _has_start(self, arm: Arm, seed: int, finished: Collection[Path]) -> bool:
+        """Returns whether an arm can be trained with a seed: if it starts from another arm, whether the policy of the
+        other arm is trained."""
+        return arm.start is None or self.run(self.study.arms[arm.start], seed).path in finished
+
+    def _choose(self, arm: Arm, runs: list[Run]) -> None:
+        """Chooses a point of an arm's grid. If there are several points, tells the user."""
+        if len(runs) == 1:
+            self.chosen[arm.name] = 0
+            return
+        measure = self.study.config.choice_measure
+        values = {number: validation_value(run, measure) for number, run in enumerate(runs)}
+        self.chosen[arm.name] = choose(arm, values, measure)
+        self.study.say(
+            f"{arm.name}: {point_name(arm.grid[self.chosen[arm.name]])} is chosen, because it has the best {measure} "
+            "on validation"
+        )
 
 
 def validation_value(run: Run, measure: str) -> float | None:
