@@ -13,7 +13,8 @@ test split can detect. The word "above" follows if the absolute mean gap over th
 study is worthwhile. With fewer than 10 beams, the gap is in NDCG@B, so "above" is only a rough guide. As in
 `trl-rec study`, the smallest difference is estimated from the transition and the popularity baseline on validation.
 The column "PruningRate" considers the targets that are among the B items with the best scores. It contains the share
-of these targets that the beam search does not find. The column "seconds" contains the time of the beam search.
+of these targets that the beam search does not find. The column "lost" contains the share of all B items that the beam
+search does not find. The column "seconds" contains the time of the beam search.
 """
 
 from __future__ import annotations
@@ -128,6 +129,7 @@ def table(
         "by seed",
         "detectable",
         "PruningRate",
+        "lost",
         "seconds",
     ]
     rows = [names]
@@ -142,6 +144,7 @@ def table(
             name = f"ndcg@{min(K, num_beams)}"
             by_seed = [gap["gaps"][name]["difference"] for gap in gaps]
             rates = [gap["pruning_rate"] for gap in gaps if gap["pruning_rate"] is not None]
+            lost = [gap["lost_share"] for gap in gaps if gap.get("lost_share") is not None]
             mark = " above" if abs(np.mean(by_seed)) >= least else ""
             rows.append(
                 [
@@ -154,6 +157,7 @@ def table(
                     " ".join(f"{value:+.4f}" for value in by_seed),
                     f"{least:.4f}{mark}",
                     f"{np.mean(rates):.4f}" if rates else "-",
+                    f"{np.mean(lost):.4f}" if lost else "-",
                     f"{np.mean([gap['beam_seconds'] for gap in gaps]):.1f}",
                 ]
             )

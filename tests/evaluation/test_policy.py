@@ -231,14 +231,18 @@ def test_the_beam_gap_compares_the_beam_search_with_every_item(dataset: RecDatas
     assert (gap.num_reachable, gap.num_pruned) == (len(reachable), len(lost))
     assert lost and gap.pruning_rate == len(lost) / len(reachable)
 
+    missing = [item for beam, exact in zip(*found.values(), strict=True) for item in exact if item not in beam]
+    assert missing and gap.lost_share == pytest.approx(len(missing) / sum(map(len, found[NUM_ITEMS])))
+
     text = beam_gap_table(gap)
+    assert f"of the 3 best items of each user, the beam search loses {gap.lost_share:.2%}" in text
     assert f"PruningRate@3: {gap.pruning_rate:.4f} (the beam search loses {len(lost)} of the {len(reachable)}" in text
     assert "3 beams" in text and f"{gap.gaps['ndcg@3'].difference:+.4f}" in text and "does not bound" in text
     assert gap.to_dict()["gaps"]["ndcg@3"]["low"] == gap.gaps["ndcg@3"].low
 
-    # With one beam per item, the search loses no target.
+    # With one beam per item, the search loses no item.
     none = measure_beam_gap(replace(policy, num_beams=NUM_ITEMS), dataset, num_users=4, k=3)
-    assert none.num_users == 4 and none.num_pruned == 0 and none.gaps["ndcg@3"].difference == 0
+    assert none.num_users == 4 and none.num_pruned == none.lost_share == 0 and none.gaps["ndcg@3"].difference == 0
 
 
 def test_beam_gaps_of_several_widths_share_the_exact_scores(dataset: RecDataset, policy: Policy) -> None:
@@ -254,6 +258,8 @@ def test_beam_gaps_of_several_widths_share_the_exact_scores(dataset: RecDataset,
     assert list(gaps[0].beam) == ["ndcg@1", "recall@1"] and list(gaps[2].beam) == ["ndcg@3", "recall@3"]
     restored = BeamGap.from_dict(gaps[1].to_dict())
     assert restored.to_dict() == gaps[1].to_dict()
+    before = {name: value for name, value in gaps[1].to_dict().items() if name != "lost_share"}
+    assert BeamGap.from_dict(before).lost_share is None
 
     # The two users who were not ranked have no values.
     pruned, rate = (gaps[1].per_user[name] for name in ("pruned@3", "pruning_rate@3"))
