@@ -37,8 +37,8 @@ def expected_metrics(
         relevant (`Ragged`, Arrow list column or list of lists): The items that each user chose next.
         leaves (`np.ndarray` of shape `(num_items,)`): Leaf id of each item, as returned by [`leaf_of_items`].
         ks (`Sequence[int]`): The cutoffs k.
-        excluded (`Ragged`, *optional*): For each user, the items that were excluded from the ranking. Items without
-            a leaf are ignored.
+        excluded (`Ragged`, *optional*): For each user, the items that were excluded from the ranking. Indices of
+            `num_items` or above belong to retired items, which have no leaf, and are ignored.
     """
     relevant = item_rows(relevant, "relevant", len(leaves))
     num_items = len(leaves)
@@ -70,7 +70,7 @@ def expected_metrics(
 
 
 def _count(keys: np.ndarray, pairs: np.ndarray, leaves: np.ndarray, num_leaves: int) -> np.ndarray:
-    """For each key, which encodes a user and a leaf, counts the pairs of this user with an item of this leaf.
+    """For each key, which encodes a user and a leaf, counts the pairs of this user and any item of this leaf.
 
     Args:
         keys: Keys of any shape, each encoded as `user * num_leaves + leaf`.

@@ -61,7 +61,7 @@ def test_requests_without_our_arguments_are_ignored(arguments: dict[str, Any] | 
         ({"items": 1.5}, "items must be a whole number"),
         ({"items": True}, "items must be a whole number"),
         ({"items": 1, "colour": 2}, "unknown argument 'colour'; choose from items, exclude, allowed, where"),
-        ({"items": 1, "exclude": "id 1"}, "exclude must be a list of item ids, as text, not 'id 1'"),
+        ({"items": 1, "exclude": "id 1"}, "exclude must be a list of item ids (strings), not 'id 1'"),
         ({"items": 1, "allowed": [1]}, "allowed must be a list of item ids, as text"),
         ({"items": 1, "prefix": ["a"]}, "prefix must be a list of whole numbers"),
         ({"items": 1, "prefix": [-1]}, "prefix must be at least 0"),

@@ -1,8 +1,7 @@
-"""Computes one of the counts that a [`MixturePrior`] mixes. In this count, items with similar titles are treated as if
-they followed each other.
+"""Makes transition counts from titles: every item counts as followed by the items with similar titles.
 
-Two titles are similar if they share rare words. The prior's other counts come from pairs of items in the log, so they
-seldom give a score to an item that is rare there. The count of similar titles scores such items too.
+Two titles are similar if they share rare words. A [`MixturePrior`] mixes these counts with counts of the pairs of items
+in the log. The counts from the log seldom give a score to an item that is rare there. The counts from titles do.
 
 Legend: N items, W entries of all title vectors (see [`similar_titles`]).
 """

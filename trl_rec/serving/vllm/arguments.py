@@ -57,7 +57,7 @@ def check_form(arguments: Mapping[str, Any] | None) -> None:
         raise ValueError(f"unknown argument {unknown!r:.80}; choose from {', '.join(ARGUMENTS[:4])}")
     COUNT.check("items", arguments["items"])
     for name in ("exclude", "allowed"):
-        _check_list(arguments, name, str, "item ids, as text")
+        _check_list(arguments, name, str, "item ids (strings)")
     for name in ("prefix", "exclude_rows"):
         _check_list(arguments, name, int, "whole numbers")
         for number in arguments.get(name, ()):

@@ -76,8 +76,9 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     `args.target` selects BLADE or a simpler learning target.
 
     Args:
-        model (`str`, `PreTrainedModel` or `PeftModel`): The policy. It must have been fine-tuned on lists, or
-            on whole sequences if items are written as item tokens or semantic IDs.
+        model (`str`, `PreTrainedModel` or `PeftModel`): The policy. It must have been fine-tuned to write
+            lists. If items are written as item tokens or semantic IDs, it may instead have been fine-tuned on the
+            item sequences of users, with all items as targets.
         ref_model (`PreTrainedModel`, *optional*): The reference. The default is the same as in
             [`SoftmaxDPOTrainer`].
         args (`BladeConfig`, *optional*): Configuration.
@@ -143,10 +144,10 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         # `global_step // num_iterations` at which these rollouts were sampled.
         self._rollouts: dict[tuple[int, ...], Rollouts] = {}
         self._drawn_at = -1
-        # The reference lists of all rows are drawn `reference_draws` times. `_redraw_number` is the number of the
-        # newest draw, from 0. `_redrawn` contains the lists of this draw, `(num_rows, M, K)`. It is not used for draw
-        # 0, whose lists are in `train_dataset`. `_reference_key` contains everything that the lists of draw 0 depend
-        # on, except the rows.
+        # The reference lists of all rows are drawn `reference_draws` times: before the training from the reference
+        # (draw 0), and then at regular steps from the current policy. `_redraw_number` is the number of the newest
+        # draw. If it is above 0, `_redrawn` contains the lists of this draw, `(num_rows, M, K)`. The lists of draw 0
+        # are in `train_dataset`. `_reference_key` contains everything that they depend on, except the rows.
         self._redrawn = np.empty((0, 0, 0), np.int64)
         self._redraw_number = 0
         self._reference_key: tuple[Any, ...] = ()
