@@ -2,15 +2,18 @@
 Also tests the remedies in the errors about a wrong catalogue."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from tests.evaluation.logs import make_split, whole_rows
 from trl_rec import AlroConfig, BearConfig, CandidateRanker, ItemCatalog, Recommender
 from trl_rec.decoding import rated_tokens
 from trl_rec.decoding.candidates import save_ranker
+from trl_rec.decoding.priors import TransitionPrior
 from trl_rec.decoding.run_folder import save_recommender, settings_of_run
 from trl_rec.models import make_model, make_tokenizer
 from trl_rec.ragged import Ragged
@@ -61,6 +64,16 @@ def run_folder(tmp_path: Path) -> Path:
     make_model(tokenizer, hidden_size=16).save_pretrained(tmp_path)
     catalog.save(tmp_path / "catalog")
     return tmp_path
+
+
+def test_a_given_prior_need_not_know_retired_items(run_folder: Path) -> None:
+    """Histories may contain retired items, but a prior that was fitted to a new log does not know these items."""
+    catalog = ItemCatalog.load(run_folder / "catalog")
+    replace(catalog, num_retired=1).save(run_folder / "catalog")
+    (run_folder / "recommender.json").write_text(RECOMMENDER.replace('"list_length": 2', '"list_length": null'))
+    prior = TransitionPrior.fit(make_split(whole_rows([[0, 1], [1, 0]])), 2)
+    recommender = Recommender.from_pretrained(run_folder, prior=prior)
+    assert [one.item_id for one in recommender.recommend(["a", "c"], 1)] == ["b"]
 
 
 def test_the_settings_of_a_recommender_keep_their_keys(run_folder: Path) -> None:

@@ -10,7 +10,7 @@ from trl import ModelConfig
 
 from tests.conftest import make_model as make_family
 from trl_rec import ItemCatalog
-from trl_rec.models import RecModelConfig, building, load_model, load_policy, loading_options
+from trl_rec.models import RecModelConfig, building, load_model, load_policy, load_tokenizer, loading_options
 from trl_rec.models.building import build_model
 from trl_rec.models.scratch import make_model, make_tokenizer
 
@@ -61,6 +61,22 @@ def test_remote_code_is_trusted_only_on_request(
     for trust in (True, False):
         build_model(catalog_of_titles, RecModelConfig(str(adapter)), trust_remote_code=trust)
     assert trusted == [True, None]
+
+
+@pytest.mark.parametrize("from_policy", [False, True])
+def test_the_tokenizer_has_the_revision_of_the_model(
+    from_policy: bool, adapter: Path, catalog_of_titles: ItemCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revisions = []
+
+    def watch(name: str, **options: object) -> object:
+        revisions.append(options["revision"])
+        return load_tokenizer(name, revision=options["revision"])
+
+    monkeypatch.setattr(building, "load_tokenizer", watch)
+    config = RecModelConfig(str(adapter), model_revision="v2")
+    building.build_policy(config) if from_policy else build_model(catalog_of_titles, config)
+    assert revisions == ["v2"]
 
 
 def test_embeddings_of_new_tokens_depend_only_on_the_seed(adapter: Path, catalog_of_titles: ItemCatalog) -> None:

@@ -85,8 +85,7 @@ class Recommender:
 
         # 1. Load everything but the model.
         parts = load_parts(path, folder, catalog, with_prior=prior == "saved")
-        if prior == "saved":
-            prior = parts.prior
+        prior = parts.prior if prior == "saved" else known_to(prior, parts.catalog)
 
         # 2. Load the model, and move it and the trie to the device.
         if dtype is not None:

@@ -45,8 +45,9 @@ class RecModelConfig(ModelConfig):
             start from. `"random"` uses random numbers, `"text"` uses vectors of the items' texts, `"behaviour"` uses
             vectors of co-occurrences in the training split, and `"both"` uses both kinds of vectors. The option also
             applies to tokens that are added to a pretrained model. See [`start_from_vectors`].
-        text_encoder (`str`, *optional*, defaults to `"words"`): Encoder of the texts for `item_vectors`: `"words"`, or
-            the hub id or folder of a sentence-transformers model.
+        text_encoder (`str`, *optional*, defaults to `"words"`): Encoder of the items' texts for `item_vectors`.
+            `"words"` needs no model, and gives similar vectors to texts that share words. Any other value is the hub
+            id or folder of a sentence-transformers model.
     """
 
     hidden_size: Annotated[int, COUNT] = field(default=64, metadata={"help": "width of a model from scratch"})
@@ -66,7 +67,10 @@ class RecModelConfig(ModelConfig):
     )
     text_encoder: str = field(
         default="words",
-        metadata={"help": "encoder for item_vectors: words, or the hub id or folder of a sentence-transformers model"},
+        metadata={
+            "help": "encoder of the items' texts for item_vectors: words (needs no model), or the hub id or folder of "
+            "a sentence-transformers model"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -122,7 +126,9 @@ def build_model(
     # 2. Otherwise, load a pretrained model, and add the catalogue's tokens.
     options = loading_options(config, trust_remote_code)
     model = load_policy(config.model_name_or_path, **options)
-    tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=trust_remote_code or None)
+    tokenizer = load_tokenizer(
+        config.model_name_or_path, revision=config.model_revision, trust_remote_code=trust_remote_code or None
+    )
     set_seed(seed)
     knows_tokens = not set(catalog.new_tokens).isdisjoint(tokenizer.get_vocab())
     if change is None:
@@ -183,7 +189,7 @@ def build_policy(
     # 1. Load the policy.
     options = loading_options(config, trust_remote_code)
     policy = load_policy(name, **options)
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code or None)
+    tokenizer = load_tokenizer(name, revision=config.model_revision, trust_remote_code=trust_remote_code or None)
 
     # 2. Load the reference, unless a policy with an adapter also serves as the reference.
     adapter = get_peft_config(config)
