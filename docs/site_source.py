@@ -10,14 +10,16 @@ from posixpath import dirname, join, normpath, relpath
 
 
 DOCS = Path(__file__).parent
-# Maps files outside of `docs/`, as links name them, to the pages of the site that show these files.
+# Maps files outside of `docs/` to the pages of the site that show these files. Paths are relative to `docs/`, without
+# `.md`.
 ELSEWHERE = {
     "../recipes/README": "site/recipes",
     "../CHANGELOG": "site/changelog",
     "../CONTRIBUTING": "site/contributing",
 }
 # The navigation consists of the links on these three pages. Each page is mapped to a folder, and its links count only
-# if they lead into this folder. On the start page (`index`), all links in lists count, and are grouped by heading.
+# if they lead into this folder. The start page (`index`) has no folder: there, every link in a list counts, and the
+# links are grouped by heading.
 NAVIGATION = {"index": "", "methods": "methods/", "api": "site/api/"}
 LINK = re.compile(r"\]\((?P<page>[\w./-]+)\.md(?P<anchor>#[\w-]+)?\)")
 NAMED_AS_FILE = re.compile(r"\[`?[\w./-]+\.md`?\](?=\((?P<page>[\w./-]+)\.md)")  # the text of the link is a file name

@@ -24,6 +24,7 @@ from trl_rec.semantic_ids import DualIdsConfig, describe_ids, read_ids_card
 
 
 IDS = DualIdsConfig(text_encoder="words", codes=32, max_epochs=4)
+# The number of rows of each task, as a multiple of the number of next-item rows.
 TASKS = {"next_item": 1.0, "item_to_id": 0.1, "id_to_item": 0.1, "profile_to_user": 0.1, "history_to_preference": 0.1}
 SHARED: dict[str, Any] = {
     "prompt_head": "{user}",  # prompts for the next item begin with the user's semantic ID

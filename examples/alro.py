@@ -77,7 +77,7 @@ def learn_to_rank(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", default="ml-100k", help="ml-100k, toy, or the folder of a log")
+    parser.add_argument("--source", default="ml-100k", help="ml-100k, toy, or the folder of a log with ratings")
     parser.add_argument("--max_steps", type=int, default=-1, help="limit on the steps of each training; -1: no limit")
     arguments = parser.parse_args()
     datasets.disable_progress_bars()

@@ -58,6 +58,10 @@ def test_rows_are_taken_cut_and_joined_like_lists(rows: list[list[int]], data: s
     stop = np.array([data.draw(st.integers(0, len(values))) for values in rows], np.int64)
     start = np.array([data.draw(st.integers(0, int(end))) for end in stop], np.int64)
     assert listed(ragged.slice(start, stop)) == [values[a:b] for values, a, b in zip(rows, start, stop, strict=True)]
+    places = np.array(chosen, np.int64)
+    assert listed(ragged.pieces(places, start[places], stop[places])) == [
+        rows[row][start[row] : stop[row]] for row in chosen
+    ]
     assert listed(ragged.head(2)) == [values[:2] for values in rows]
     assert listed(ragged.head(stop)) == [values[:b] for values, b in zip(rows, stop, strict=True)]
     assert listed(ragged.tail(2)) == [values[-2:] for values in rows]

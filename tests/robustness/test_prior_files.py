@@ -105,7 +105,7 @@ ATTACKS = [
     Attack("no items", "one whole number per item", rewritten({"popularity": np.array([], np.int64)})),
     Attack(
         "more items",
-        "the counts are for 3 items, not 4",
+        "the transition counts are for 3 items, not 4",
         rewritten({"popularity": np.ones(4, np.int64)}),
     ),
     Attack(

@@ -63,7 +63,7 @@ ATTACKS = [
     Attack("no-dataset", "not a dataset folder", words=["run", "--dataset", "run"]),
     Attack("twice", "given twice", words=["run", "./run"]),
     Attack("names", "the number of names (2) differs from the number of runs (1)", words=["run", "--names", "a", "b"]),
-    Attack("name-of-a-baseline", "is the name of a baseline", words=["run", "--names", "popularity"]),
+    Attack("name-of-a-baseline", "is the name of another recommender", words=["run", "--names", "popularity"]),
     Attack("names-of-a-study", "leave out the names", study(), ["study", "--names", "a"]),
     Attack("beam-gap", "beam_gap.json is damaged", write("beam_gap.json", '{"a": {}}'), ["run"]),
     Attack("nothing", "RUN_OR_STUDY", words=[]),

@@ -196,9 +196,10 @@ def test_mappings_are_json_on_the_command_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [("true", True), ("True", True), ("runs/x/checkpoint-3", "runs/x/checkpoint-3")]
+    ("given", "meant"),
+    [("true", True), ("True", True), ("false", None), ("False", None), ("runs/x/checkpoint-3", "runs/x/checkpoint-3")],
 )
-def test_resume_from_checkpoint_is_true_or_a_folder(given: str, meant: object) -> None:
+def test_resume_from_checkpoint_is_true_or_false_or_a_folder(given: str, meant: object) -> None:
     options = [
         "--dataset",
         "d",

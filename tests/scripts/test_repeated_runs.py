@@ -128,8 +128,10 @@ def test_a_run_that_is_repeated_from_its_recipe_has_equal_weights(
 def test_a_written_recipe_contains_neither_secrets_nor_overwrite(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "mine.yaml").write_text(
         "dataset: data/toy\noutput_dir: out\nhub_token: hf_abc\nenv:\n  HF_TOKEN: hf_abc\n  OMP_NUM_THREADS: '1'\n"
+        "  TOKENIZERS_PARALLELISM: 'false'\n"
     )
     monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["--config", str(tmp_path / "mine.yaml"), "--overwrite", "true", *ON_CPU]
     monkeypatch.setenv(LAUNCH, '{"num_processes": 2}')
@@ -139,7 +141,7 @@ def test_a_written_recipe_contains_neither_secrets_nor_overwrite(tmp_path: Path,
     assert recipe == {
         "dataset": "data/toy",
         "num_processes": 2,
-        "env": {"OMP_NUM_THREADS": "1"},
+        "env": {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         "output_dir": "out",
         "use_cpu": True,
         "bf16": False,

@@ -35,6 +35,6 @@ def item_rows(rows: Rows, name: str, num_items: int | None = None) -> Ragged:
         row = rows.row_ids[first]
         bound = "" if num_items is None else f" to {num_items - 1}"
         raise ValueError(
-            f"{name}, row {row}: {values[first]:g} is not an item index; give whole numbers from 0{bound}"
+            f"{name}, row {row}: {values[first]:.15g} is not an item index; give whole numbers from 0{bound}"
         )
     return Ragged(values.astype(np.int64), rows.offsets)

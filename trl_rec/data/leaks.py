@@ -14,7 +14,7 @@ of them. Two weaker rules apply to windows:
 2. No validation or test target occurs in a row of the same user in an earlier split, unless the target also occurs in
    the history of its own row.
 
-Rule 2 also rejects some sources in which a user chooses an item again: those in which the second choice is the target
+Rule 2 also rejects some sources without a leak. If a user chooses an item again, the second choice may be the target
 of a validation or test window that is too short to contain the first choice. Such a source has to be prepared from a
 table of its interactions.
 """

@@ -1,8 +1,8 @@
 """Builds rows whose completion is a list: the next few items that a user chooses for the first time, in order.
 
-Items that the user has chosen before are skipped, so a list contains distinct items and none of the items of its
-history. The lists that a model samples have the same two properties if decoding excludes the items of the history. The
-history in the prompt contains every item as often as the user chose it.
+A list contains only new items: items that the user has not chosen before. Its items are therefore distinct, and none
+of them is in the history. The lists that a model samples have the same two properties if decoding excludes the items
+of the history. The history in the prompt contains every item as often as the user chose it.
 
 A list near the end of a user's items may have fewer than `list_length` items. Such a list does not end in EOS, because
 the remaining items of a full list are unknown.
@@ -33,8 +33,8 @@ def build_list_rows(
         prompt_format: How histories and lists are written. It must have a `list_length`.
         every_position (*optional*, defaults to `False`): Whether a list begins at every new target, so that lists
             overlap. By default a list begins where the previous list ends.
-        max_length (*optional*): Maximum number of tokens of a prompt and the longest list together. If they are too
-            long, the oldest items of the history are dropped.
+        max_length (*optional*): Maximum number of tokens of a prompt and the longest possible list together. If they
+            are too long, the oldest items of the history are dropped.
 
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 in the prompt), `user`, `history` (all items before the
@@ -167,8 +167,8 @@ def _prompts(
     before, items, source = _cut_lists(split, length, 1 if every_position else length, prompt_format.twins)
     if int(items.lengths.max(initial=0)) < length:
         raise ValueError(
-            f"no row of the {split.split} split contains {length} new items; lower list_length, or prepare the data "
-            "from whole sequences rather than windows"
+            f"no row of the {split.split} split contains {length} new items; lower list_length, or, if the source "
+            "consists of windows, prepare a table of its interactions instead"
         )
     users = split_users(split)[source]
     return prompt_format.encode(before, users, max_length=max_length), before, items, pa.array(users)
@@ -200,7 +200,7 @@ def _cut_lists(split: Dataset, length: int, stride: int, twins: Twins | None) ->
     num_lists = -(-num_new // stride)  # rounded up
     source = np.repeat(np.arange(len(targets)), num_lists)
     start = within(num_lists) * stride
-    lists = items.take(source).slice(start, np.minimum(start + length, num_new[source]))
+    lists = items.pieces(source, start, np.minimum(start + length, num_new[source]))
 
     # 3. Take all items before the first item of a list, including repeated items.
     first = position[items.offsets[:-1][source] + start]  # where each list begins among the targets of its row

@@ -1,7 +1,7 @@
 """Defines the interface of readers: their `Options`, the `Log` that they return, and the base class `Reader`.
 
-To support a new format, write a subclass of `Reader` in a file of its own and add it to `READERS` in
-`trl_rec/data/readers/__init__.py`. No other code depends on the name of a format.
+A reader reads the source files of one format. To support a new format, write a subclass of `Reader` in a file of its
+own and add it to `READERS` in `trl_rec/data/readers/__init__.py`. No other code depends on the name of a format.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Log:
     """The tables of a source. Their rows are checked.
 
     Interactions are not yet sorted or split. The reader has dropped only those that its options exclude (`left_out`).
-    Windows are already divided into splits.
+    A source may consist of windows (rows with a history and one target) instead. Windows are already divided into
+    splits.
 
     Args:
         names (`Mapping[str, str]`): File name of each table, for error messages.

@@ -94,7 +94,7 @@ class PromptTexts:
 
         Args:
             surfaces: The surfaces of the items, oldest first.
-            user (*optional*): The surface of the user. Required if the head contains `{user}`.
+            user (*optional*): The text of the user's semantic ID. Required if the head contains `{user}`.
         """
         history = self.separator.join(self.item.replace("{surface}", surface) for surface in surfaces)
         return self.head.replace("{user}", user) + history + self.tail
@@ -139,8 +139,8 @@ class TokenComparison:
         whole_mean = self.num_whole_tokens / self.num_prompts
         return (
             f"the parts of a prompt are tokenised separately; if the whole text were tokenised at once, {share:.1%} "
-            f"of {self.num_prompts:,} prompts would have other tokens ({whole_mean:.1f} on average, instead of "
-            f"{mean:.1f})"
+            f"of {self.num_prompts:,} prompts would have other tokens (over all prompts, {whole_mean:.1f} "
+            f"tokens on average, instead of {mean:.1f})"
         )
 
 

@@ -75,9 +75,8 @@ class PromptFormat:
 
         Args:
             catalog: The items. The defaults of the texts below depend on `catalog.surface`.
-            tokenizer: The tokenizer. Prompts without a chat template begin with the tokens that [`beginning_ids`]
-                returns: prompts of titles with BOS if the tokenizer adds BOS to texts, and all other prompts with BOS
-                or, if there is no BOS, with EOS.
+            tokenizer: The tokenizer. Without a chat template, prompts begin with BOS, EOS or no special token,
+                depending on the tokenizer and the surface (see [`beginning_ids`]).
             prompt_head (*optional*): Text before the history. It may contain `{user}` once, which is replaced by the
                 user's semantic ID.
             prompt_item (*optional*): Text of an item in the history. It must contain `{surface}`.
@@ -148,8 +147,8 @@ class PromptFormat:
         """Returns how many tokens a history may have, so that prompt and completion together fit into `max_length`.
 
         Here, the length of a history counts as the sum of its `piece_lengths`, although its first item is written
-        without a separator. The returned number is therefore larger by the length of one separator. The completion is
-        assumed to be as long as the longest possible completion.
+        without a separator. The returned number therefore exceeds the tokens that are actually available by the length
+        of one separator. The completion is assumed to be as long as the longest possible completion.
 
         Returns None if `max_length` is None. Raises ValueError if a history of only the longest item would not fit.
         """

@@ -170,8 +170,9 @@ def _one_by_one(
     max_history: int | None,
 ) -> BranchRows:
     """Returns one row per target, for the targets at the positions `stop` of the sequences `source`."""
-    # 1. Limit the number of items before a target, because the prefixes of a long history take memory quadratic in its
-    # length. The limit assumes that all items are as short as the shortest, so no item that could fit is dropped.
+    # 1. Limit the number of items before a target. Without a limit, the histories of all targets of a long sequence
+    # would together take memory quadratic in its length. The limit assumes that all items are as short as the
+    # shortest, so no item that could fit is dropped.
     room = prompt_format.room(max_length)
     if room is not None:
         most = room // int(prompt_format.piece_lengths.min())
@@ -179,7 +180,7 @@ def _one_by_one(
 
     # 2. Take the items before each target from the user's sequence.
     start = np.zeros_like(stop) if max_history is None else np.maximum(stop - max_history, 0)
-    before = items.take(source).slice(start, stop)
+    before = items.pieces(source, start, stop)
 
     # 3. Write prompts and completions.
     prompts = prompt_format.encode(before, users[source], max_length=max_length)
@@ -326,7 +327,7 @@ def _write_compact(
     """Writes each window as a row: the head of the prompt (the text before the items), and then the items."""
     # 1. Take the items of each window, and mark those that are targets.
     source, start, first, last = windows
-    window_items = items.take(source).slice(start, last + 1)
+    window_items = items.pieces(source, start, last + 1)
     position = within(window_items.lengths) + np.repeat(start, window_items.lengths)  # in the sequence
     item_is_target = position >= np.repeat(first, window_items.lengths)
 

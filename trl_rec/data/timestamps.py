@@ -35,7 +35,10 @@ def seconds(column: pa.ChunkedArray, where: str, time_format: str | None = None)
         return parsed(column, [_from_time], where, "the timestamp {} is not a time")
     _check_zones(column, where)
     parsers: list[Parser] = [to_float, _from_iso, _from_zoned_iso]
-    message = "the timestamp {} is neither a number nor ISO 8601 text (for other text, set timestamp_format)"
+    message = (
+        "the timestamp {} is neither a number nor ISO 8601 text, or is not of the same kind as the first timestamp "
+        "(for other text, set timestamp_format)"
+    )
     return parsed(column, parsers, where, message)
 
 

@@ -92,7 +92,7 @@ class TrainInteractions:
         return np.argsort(-self.popularity, kind="stable")
 
     def pair_blocks(self, kinds: np.ndarray) -> Iterator[tuple[slice, Pairs]]:
-        """Yields the pairs of items of the same row at the relative positions `kinds`.
+        """Yields the pairs of items of the same row whose relative position is one of `kinds`.
 
         Only pairs whose later interaction is new are yielded (see `is_new`). The items are divided into ranges, so
         that only the pairs of one range are in memory.

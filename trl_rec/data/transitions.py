@@ -88,16 +88,16 @@ class TransitionCounts:
         NOT_NEGATIVE.check("decay", self.decay)
         offsets = self.targets.offsets
         if len(offsets) != num_items + 1:
-            raise ValueError(f"the counts are for {len(offsets) - 1} items, not {num_items}")
+            raise ValueError(f"the transition counts are for {len(offsets) - 1} items, not {num_items}")
         is_divided = (
             offsets[0] == 0 and offsets[-1] == len(self.targets.values) and bool((np.diff(offsets) >= 0).all())
         )
         if not is_divided or len(self.shares) != len(self.targets.values):
-            raise ValueError("the counts do not have one row per item")
+            raise ValueError("the transition counts do not have one row per item")
         if not bool(((self.targets.values >= 0) & (self.targets.values < num_items)).all()):
-            raise ValueError(f"the counts contain an item outside the range 0 to {num_items - 1}")
+            raise ValueError(f"the transition counts contain an item outside the range 0 to {num_items - 1}")
         if not bool((np.isfinite(self.shares) & (self.shares >= 0) & (self.shares <= 1)).all()):
-            raise ValueError("the counts contain a share outside the range 0 to 1")
+            raise ValueError("the transition counts contain a share outside the range 0 to 1")
 
     def followers(self, histories: Ragged) -> tuple[Ragged, np.ndarray]:
         """For each history, returns the items that followed its last `max_history` items, and their partial scores.

@@ -9,9 +9,10 @@ things make this search faster than `generate`:
 - The prompt is stored once in the key-value cache, however many beams continue it. Models that do not support this get
   one cache row per beam (see `prompt_cache.py`).
 - Forced tokens are skipped: no forward pass is spent on them alone. A token is forced if it is the only legal token at
-  its node. With `renormalize=True`, a forced token has log-probability 0, so a beam keeps its score in a chain of
-  forced tokens. The model reads the whole chain at once, just before the beam branches again. Nothing is skipped with
-  `renormalize=False`, with one cache row per beam, or if every depth has a node that branches.
+  its node. With `renormalize=True`, log-probabilities are normalised over the legal tokens. A forced token then has
+  log-probability 0, so a beam keeps its score in a chain of forced tokens. The model reads the whole chain at once,
+  just before the beam branches again. Nothing is skipped with `renormalize=False`, with one cache row per beam, or if
+  every depth has a node that branches.
 
 In each round of the loop, every prompt moves to the next depth at which at least one of its beams branches. Prompts
 can be at different depths, so they do not wait for each other. Skipping forced tokens saves many forward passes, but
@@ -71,7 +72,7 @@ def rank_items(
     length_penalty: float = 0.0,
     weights: ItemWeights | None = None,
 ) -> RankedItems:
-    """Finds the best items for each prompt by beam search under the trie. The model's `generation_config` is ignored.
+    """Finds the best items for each prompt by beam search over the trie. The model's `generation_config` is ignored.
 
     Args:
         model (`PreTrainedModel`): A decoder-only causal language model with a key-value cache.
@@ -85,7 +86,8 @@ def rank_items(
             shape `(B, E)` padded with -1. Excluded items, and subtrees in which every item is excluded, are removed
             after the softmax. The softmax is not computed again, so the scores of the other items do not change.
         renormalize (`bool`, *optional*, defaults to `True`): If True, log-probabilities are normalised over the legal
-            tokens, as in training under the trie. If False, they are normalised over the whole vocabulary.
+            tokens, as in a training loss with a softmax over the legal tokens. If False, they are normalised over the
+            whole vocabulary.
         length_penalty (`float`, *optional*, defaults to `0.0`): The log-probability of an item is divided by
             `n ** length_penalty`, where `n` is the number of tokens of the item (for a title, including EOS).
         weights ([`ItemWeights`], *optional*): Weights of the items, such as a prior or a filter. For an item with
@@ -231,8 +233,8 @@ def _search(
             finished, trie, weighted, continuations.gather(best), completes.gather(1, best), num_beams, length_penalty
         )
 
-        # 7. Of the continuations that do not end at that depth, the best `num_beams` are the beams of the next round.
-        # Reorder the cache accordingly.
+        # 7. Of the continuations that do not complete an item at the next depth, the best `num_beams` are the beams of
+        # the next round. Reorder the cache accordingly.
         running = continuations._replace(scores=continuations.scores.masked_fill(completes, -torch.inf))
         best = best_first(guided.masked_fill(completes, -torch.inf), ties, num_beams)
         beams = running.gather(best)
@@ -392,7 +394,8 @@ def _children_as_beams(
 
 
 def _with_waiting(grown: _Beams, parents: Tensor, beams: _Beams, active: Tensor) -> tuple[_Beams, Tensor]:
-    """Appends the beams that were not active to the grown beams. Returns beams and parents, both `(B, A * C + K)`.
+    """Appends the waiting beams (those that are not active) to the grown beams (the children of the active beams).
+    Returns beams and parents, both `(B, A * C + K)`.
 
     A waiting beam is its own parent. The slots of active beams are appended as empty slots.
     """

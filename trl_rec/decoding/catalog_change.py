@@ -49,7 +49,8 @@ def changed_recommender(
     _check_writable(change, recommender)
 
     # 2. Make the prompt format and the trie. An item token is named after the item's row in the catalogue that the
-    # model was trained with, so the pieces and paths of item tokens are taken from the old prompt format.
+    # model was trained with. So the tokens of an item, both in histories (`pieces`) and as a recommendation (`paths`),
+    # are taken from the old prompt format.
     if old.surface == "item_token":
         given = recommender.prompt_format
         prompt_format = replace(

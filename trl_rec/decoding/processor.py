@@ -100,8 +100,8 @@ class TrieLogitsProcessor(LogitsProcessor):
         return torch.where(scores > -torch.inf, scores + gains, -torch.inf)
 
     def _num_prompts(self, num_rows: int) -> int:
-        """Returns the number of prompts. If neither `exclude` nor the weights differ between prompts, each row counts
-        as a prompt."""
+        """Returns the number of prompts. If `exclude` is None, and the weights are the same for all prompts, each row
+        counts as a prompt."""
         if self.exclude is not None:
             return len(self.exclude)
         for rows in (self.weights.items, self.weights.allowed_of) if self.weights is not None else ():

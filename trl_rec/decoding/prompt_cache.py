@@ -45,8 +45,8 @@ class Pending:
             pending tokens.
         active (`torch.Tensor` of shape `(B, K)`): True for the beams whose tokens are read now.
         num_active (`int`): A. No prompt has more than A active beams.
-        num_inner (`int`): The largest number of inner tokens per prompt, summed over the active beams of the prompt.
-            The inner tokens of a beam are all its pending tokens except the last one.
+        num_inner (`int`): The inner tokens of a beam are all its pending tokens except the last one. The active beams
+            of a prompt have at most `num_inner` inner tokens in total.
     """
 
     tokens: Tensor

@@ -42,7 +42,7 @@ class RecommendedList(list[Recommendation]):
 
 
 class Explanation(NamedTuple):
-    """How much one item of the history changed the score of the explained item."""
+    """An item of the history, and how much it changed the score of the explained item."""
 
     item_id: str
     title: str

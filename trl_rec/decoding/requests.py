@@ -223,7 +223,7 @@ class RequestRanker:
             ranked = self._found(batch, search, top_k)
             unfinished = []
             for place, row in enumerate(rows):
-                # Other requests of the batch may have asked for more items.
+                # Cut the ranking off, because another request of the batch may have asked for more items.
                 items, scores = ranked[place]
                 lists[row].add(items[: asked[row]], scores[: asked[row]])
                 ended = len(items) < asked[row] or search.kind == "lists"
@@ -236,8 +236,8 @@ class RequestRanker:
         return [_finished(one, request, search) for one, request in zip(lists, requests, strict=True)]
 
     def _num_ranked(self, request: Request, search: _Search) -> int:
-        """Returns how many items are ranked for a request in a round. With `max_per`, a list of the model is written
-        to its end, because there is only one round."""
+        """Returns how many items are ranked for a request in a round. If the model writes lists and the request has
+        `max_per`, this is the length of a whole list, because there is no second round for such a model."""
         if search.kind == "lists" and request.limits:
             assert self._format.list_length is not None
             return self._format.list_length
@@ -297,7 +297,8 @@ class RequestRanker:
         return scores + change.to(scores)
 
     def _written(self, batch: _Batch, weights: ItemWeights | None, top_k: int) -> RankedItems:
-        """Lets the model write one list per prompt. The list is shorter if too few items are left for a full list."""
+        """Lets the model write one list per prompt. With one beam, it writes only the first `top_k` items of the list.
+        A list is shorter if too few items are left to recommend."""
         assert self._format.list_length is not None
         num_beams = self._settings["num_beams"]
         full = top_k if num_beams == 1 else self._format.list_length

@@ -30,7 +30,8 @@ SCORE_DECIMALS = 12  # scores are rounded to this number of decimals, so that ro
 
 
 class FittedBaseline(Protocol):
-    """A baseline that is ready to rank. The classes below describe the arguments."""
+    """A baseline that is ready to rank. `histories` and `items` contain one row of item indices per user.
+    [`RandomBaseline.rank`] describes the other arguments."""
 
     def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> Rankings:
         """Returns the best items `(num_users, top_k)`, with scores if the baseline has them."""
@@ -58,7 +59,7 @@ class RandomBaseline:
         return self
 
     def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> Rankings:
-        """Returns the best items `(num_users, top_k)`, without scores.
+        """Returns the first items of each user's random order, `(num_users, top_k)`, without scores.
 
         A row is padded with -1 if fewer than `top_k` items can be recommended. If the items of the history are
         excluded and `twins` are given, all items with the same titles as these items are excluded too. This keeps the

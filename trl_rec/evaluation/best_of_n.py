@@ -4,7 +4,7 @@ Rewards such as NDCG use the items that the users chose next, so Best-of-N canno
 shows what training can aim for: BLADE can train the same policy to imitate Best-of-N. The settings in [`BladeConfig`]
 are then `target="best_of_n"`, the same `rewards` and `best_of`, and the default `beta`.
 
-At least N lists are drawn per user. If more are drawn, the result is the mean over all ways to choose N of them.
+By default, N lists are drawn per user. If more are drawn, the result is the mean over all ways to choose N of them.
 
 Legend: U: users, S: lists drawn per user, K: items per list, N: `best_of`.
 """

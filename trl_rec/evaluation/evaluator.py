@@ -40,7 +40,8 @@ def evaluate_rankings(
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`):
             The cutoffs k of the metrics, each at most K.
         catalog (`ItemCatalog`, *optional*):
-            Determines the number of items and, if it has a `group_column`, the groups for `ild`, `mgu` and `dgu`.
+            Determines the number of items and, if it has a `group_column`, the groups of items (such as genres) for
+            `ild`, `mgu` and `dgu`.
         histories (like `relevant`, *optional*):
             The items that each user chose before, for the metrics `mgu` and `dgu`.
         popularity (`np.ndarray` of shape `(num_items,)`, *optional*):
@@ -49,7 +50,7 @@ def evaluate_rankings(
             Size of the catalogue. Not needed if `catalog` or `popularity` is given.
 
     Returns:
-        `dict[str, float]`, with these entries:
+        `dict[str, float]`, with these entries (`trl_rec.evaluation.metrics` defines the metrics):
 
         - for every k: `recall@k hit@k ndcg@k mrr@k` (means over users) and `div_ratio@k or_ratio@k`;
         - for every k, if the number of items is known: `coverage@k gini@k`;

@@ -1,5 +1,7 @@
 """Computes random permutations of the catalogue, one for each row number.
 
+A row number is any integer that identifies a permutation, such as the number of a user's row in a split.
+
 The item at any position can be computed without the rest of the permutation. A Feistel network permutes the numbers
 below a power of four that is at least the size of the catalogue. While the output of the network is not an item index,
 the network is applied to the output again ("cycle walking"). The result is a permutation of the items. The key

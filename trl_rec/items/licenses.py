@@ -2,7 +2,7 @@
 
 `trl-rec prepare` records the licence that is given by `--license`, or else the known licence of the data format, if
 any. Only the licences that are listed here count as allowing redistribution. With any other licence, or without a
-licence, the catalogue is pushed only if `include_catalog` is set.
+licence, the catalogue is pushed only if the option `include_catalog` of the push is set.
 """
 
 from __future__ import annotations

@@ -51,11 +51,12 @@ def soft_lambda_loss(
     $$ G_i = \frac{2^{r_i} - 1}{maxDCG(r)} \qquad D(k) = \log_2(1 + k) \qquad
        \delta_{ij} = \left|\frac{1}{D(d_{ij})} - \frac{1}{D(d_{ij} + 1)}\right| $$
 
-    where $P$ is the number of pairs in the sum and $d_{ij}$ is the distance between two candidates in the order that
-    `delta` selects. The softmax of each candidate is taken over positions. With a softmax over candidates, a model
-    could minimise the loss without learning to rank: its expected positions would be well sorted, but it would decode
-    the candidates in nearly reversed order. If all ratings of a list are equal, the loss and its gradient are 0.
-    Otherwise, the loss is positive even for a perfect answer, because $\log_2(1 + \exp(x))$ is positive for every $x$.
+    where $P$ is the number of pairs in the sum, $maxDCG(r)$ is the DCG of the candidates in the order of their
+    ratings, and $d_{ij}$ is the distance between two candidates in the order that `delta` selects. The softmax of each
+    candidate is taken over positions. With a softmax over candidates, a model could minimise the loss without learning
+    to rank: its expected positions would be well sorted, but it would decode the candidates in nearly reversed order.
+    If all ratings of a list are equal, the loss and its gradient are 0. Otherwise, the loss is positive even for a
+    perfect answer, because $\log_2(1 + \exp(x))$ is positive for every $x$.
 
     Reconstruction: the full text of the paper was not available. $\delta$, $G$, $D$ and $s$ follow a summary of the
     paper. The summary gives the sum over pairs only in part. We completed the sum so that preferred candidates move to

@@ -50,9 +50,10 @@ def bear_loss(
     Without smoothing, both variants multiply the gradient of the cross-entropy by a factor between 1 and
     $1 + w / \xi$. The variant `paper` gives larger factors to targets that are already inside the beam. Its loss has
     no lower bound, so do not use this loss to select checkpoints. The variant `survival` gives larger factors to
-    targets outside the beam. With weight 0, both variants reduce to cross-entropy: to MSL (over the legal tokens) if
-    `legal` is given, and to plain SFT (over the whole vocabulary) if `legal` is `None`. At a position with one legal
-    token, the gradient is zero and the loss is constant: $-w \log 2$ (`paper`) or $w \log 2$ (`survival`).
+    targets outside the beam. With weight 0, both variants reduce to cross-entropy: to MSL (masked softmax loss, over
+    the legal tokens) if `legal` is given, and to plain SFT (over the whole vocabulary) if `legal` is `None`. At a
+    position with one legal token, the gradient is zero and the loss is constant: $-w \log 2$ (`paper`) or $w \log 2$
+    (`survival`).
 
     Reconstruction: the full text of the paper was not available; `paper` follows two independent notes on the paper.
     The authors' code multiplies the cross-entropy by a detached factor, which depends on the options `topk_weight` and

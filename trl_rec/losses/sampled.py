@@ -1,5 +1,7 @@
 """Implements sampled softmax: cross-entropy over a large catalogue, estimated from a few sampled items per target.
 
+Each item is one token.
+
 Legend: N positions, L sampled columns, K columns (among the L) that count at a position.
 """
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# Entries of a batch with one value per column, besides the mask.
+# Entries of a batch with one value per column, besides the mask and the entries in `LABELS`.
 COLUMNS = ("input_ids", "position_ids")
 # Entries of a batch that have a meaning only at columns with a label, and their values at all other columns. The value
 # at a column belongs to the prediction that the previous column makes.

@@ -60,7 +60,8 @@ def choose_threads(model: nn.Module) -> None:
     """Sets torch's number of threads for a model on the CPU: to 1 if the model is small, otherwise to torch's default.
 
     Nothing changes if the user has chosen a number of threads with `OMP_NUM_THREADS`, `MKL_NUM_THREADS` or
-    `torch.set_num_threads`.
+    `torch.set_num_threads`. A number set with `torch.set_num_threads` is not noticed if it equals torch's default, or
+    if it is 1 and was set after the first call of this function.
     """
     default = _default_threads()
     variables = user_environment()

@@ -1,8 +1,8 @@
 """Initialises the embeddings of item tokens and semantic IDs with vectors of the items.
 
-By default, new embeddings are random, so a model has to learn from scratch which items are similar. On a small log,
-learning this takes most of the training. If the embeddings start from vectors of texts or of co-occurrences, similar
-items have similar embeddings from the first step.
+By default, new embeddings are random, so a model has to learn from scratch which items are similar. On a small
+dataset, learning this takes most of the training. If the embeddings start from vectors of texts or of co-occurrences,
+similar items have similar embeddings from the first step.
 
 Legend: I items, D width of the vectors, U distinct tokens of the items, W width of the embeddings.
 """

@@ -19,16 +19,17 @@ from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 def check_pipeline(
     stages: Sequence[PreferenceStage], schedule: Schedule, supervised: BearConfig | None = None
 ) -> None:
-    """Raises `ValueError` if the supervised part or the stages are certain to fail.
+    """Raises `ValueError` if a part of the pipeline in `pipeline.py` is certain to fail: part 2 (supervised
+    fine-tuning, if there is a configuration for it) or part 3 (the stages).
 
-    The checks need neither the policy nor the semantic IDs that the earlier parts of the pipeline produce, so they can
-    run before these parts.
+    The checks need neither the semantic IDs that part 1 makes nor the policy that part 2 trains, so they can run
+    before part 1.
 
     Args:
         stages: The stages, in the order of training.
         schedule: The settings that all stages share.
-        supervised (`BearConfig`, *optional*): Configuration of the supervised part. The stages must use the same
-            prompts, and the same softmax for ranking.
+        supervised (`BearConfig`, *optional*): Configuration of part 2. The stages must use the same prompts, and the
+            same softmax for ranking.
     """
     check_not_sharded(schedule.config)
     check_run_prior(schedule.dataset, schedule.config)

@@ -1,6 +1,6 @@
 """Classifies the policy's own recommendations by how hard they are to distinguish from the target.
 
-Legend: N prompts, W beams per prompt (best first, padded with -1).
+Legend: N prompts, W beams per prompt (the items that beam search recommends, best first, padded with -1).
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def self_play_buckets(prefixes: Dataset, beams: np.ndarray, catalog: ItemCatalog
 
 
 def _check_beams(beams: np.ndarray, num_prompts: int, num_items: int) -> None:
-    """Raises `ValueError` unless there is one row of beams per prompt, and all beams are items of the catalogue."""
+    """Raises `ValueError` unless there is one row of beams per prompt, and each beam is an item of the catalogue or
+    padding (-1)."""
     if beams.ndim != 2 or len(beams) != num_prompts:
         raise ValueError(
             f"the beams have shape {beams.shape}, but there are {num_prompts} prefixes; compute the beams from "

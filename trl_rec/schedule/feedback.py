@@ -1,5 +1,6 @@
 """Builds preference tables from ratings: a user liked the chosen items, and rated the rejected items lower.
 
+A preference table has one row per prompt, with a chosen item and its rejected items (see `preferences.py`).
 Interactions are liked, neutral or disliked according to their rating, or another score that the caller provides. All
 prompts, chosen items and rejected items come from the training split.
 """

@@ -47,7 +47,8 @@ from trl_rec.trainer.softmax_dpo.trainer import SoftmaxDPOTrainer
 
 logger = logging.getLogger(__name__)
 
-# Files in a policy's folder that belong to the run or the schedule that trained the policy, not to the policy itself.
+# Files in a policy's folder that belong to the run or the schedule (a sequence of stages) that trained the policy, not
+# to the policy itself.
 NOT_THE_POLICY = (
     "checkpoint-*",
     "self-play",
@@ -83,7 +84,9 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
 
         - `stage`, `name`: The number and the name of the stage.
         - `num_prompts`, `without_negatives`, `mean_negatives` and, for self-play, `buckets`: See [`bucket_report`].
-        - `before`, `after`: The validation metrics of the policy before and after the stage.
+        - `before`, `after`: The validation metrics of the policy before and after the stage. If the stage was skipped
+          because no prompt has negatives, both are the metrics of the policy that it would have started from, or empty
+          if these are not known.
         - `kept`: Whether the trained policy was kept.
     """
     check_stages(stages, start, schedule)

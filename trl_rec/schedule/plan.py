@@ -69,11 +69,13 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
 def check_same_plan(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
-    """Writes the plan of a schedule to its folder. Raises `ValueError` if the folder has stages of a different plan.
+    """Writes the plan of a schedule (a sequence of preference stages) to its folder. Raises `ValueError` if the folder
+    has stages of a different plan.
 
     Args:
         stages: The stages to train, in order.
-        start: Folder of the first policy. The plan identifies the policy by its weights, not by its path.
+        start: Folder of the policy that the first stage starts from. The plan identifies this policy by its weights,
+            not by its path.
         schedule: The settings that all stages share: dataset, configuration, adapter and output folder.
     """
     # 1. Make the plan.

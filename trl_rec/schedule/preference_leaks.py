@@ -1,4 +1,4 @@
-"""Checks, before any training, that a preference table was built only from the training split.
+"""Checks that a preference table was built only from the training split, before a policy is trained on the table.
 
 Chosen items, histories, and items rejected because of the user's ratings must come from the training split. Items
 rejected at random or in self-play may be any items, including held-out items, because they are selected without using
@@ -81,10 +81,11 @@ def _is_prefix(users: np.ndarray, chosen: np.ndarray, history: Ragged, train: Da
 
 
 def _ends_with(history: Ragged, row: np.ndarray, values: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Returns whether each row has a match in `values` that directly follows the row's history, `(N,)`.
+    """Returns for each row whether the row's history stands directly before one of the row's matches, `(N,)`.
 
-    Match `i` belongs to row `row[i]`, and its target is `values[position[i]]`. All matches are compared together,
-    backwards from the newest history item.
+    A match is a position in `values` at which the chosen item of a row is a target of the row's user. Match `i`
+    belongs to row `row[i]`, and its position is `position[i]`. For all matches at the same time, the items before the
+    match are compared with the history, backwards from the newest history item.
     """
     matched = np.zeros(len(history), bool)
     for back in range(1, int(history.lengths.max(initial=0)) + 2):

@@ -5,7 +5,7 @@ contain item indices. The rejected items of a row, also called its negatives, ar
 chosen item. A row may have no negatives. If the table is built with a catalogue, the texts of the row's chosen and
 rejected items are distinct too, because a model cannot distinguish items with the same text.
 
-Legend: N prompts, W beams per prompt (best first, padded with -1).
+Legend: N prompts, W beams per prompt (the items that beam search recommends, best first, padded with -1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Ends a schedule: evaluates the first policy, the last policy and the baselines, and reports on all stages."""
+"""Ends a schedule (a sequence of preference stages): evaluates two policies and the baselines, and reports on stages.
+
+The first policy is the one that the first stage started from. The last policy is the one that the schedule ends with:
+the policy of the last stage that was kept, or the first policy if no stage was kept.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Computes the current policy's recommendations for each training prefix (the history before a training target).
 
-Self-play negatives are selected from these recommendations. The prefixes are processed in parts of a few thousand. If
-a folder is given, the recommendations for each finished part are saved to a file. If the process is killed, a later
-call with the same arguments computes only the parts that are missing (see `parts.py`).
+The recommendations are found by beam search, and are also called beams. Self-play negatives are selected from them.
+The prefixes are processed in parts of a few thousand. If a folder is given, the recommendations for each finished part
+are saved to a file. If the process is killed, a later call with the same arguments computes only the parts that are
+missing (see `parts.py`).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def self_play_beams(
 ) -> np.ndarray:
     """Returns the policy's recommendations for each prefix: `(num_prefixes, num_beams)`, best first, padded with -1.
 
-    Prefixes are divided among the processes, and every process returns all beams.
+    Prefixes are divided among the processes, and every process returns the recommendations for all prefixes.
 
     Args:
         model: The current policy.

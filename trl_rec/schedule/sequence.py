@@ -1,11 +1,11 @@
 """Provides the baseline `sequence`, a small transformer over item tokens that is trained with cross-entropy.
 
 The model is trained once on the training split, kept in the user's cache folder, and loaded by later calls. The name
-of its folder is a hash of the training and validation rows, the recipe and the version of this package. During
-training, the folder contains checkpoints. If the process is killed, the next call continues from the newest
-checkpoint. Training counts as complete only if the folder contains a mark, a file that `write_mark` writes last. The
-mark contains the size and a hash of each weight file, so that files that were removed, cut short or replaced are
-detected.
+of its folder is a hash of the training and validation rows, the number of items, the recipe and the version of this
+package. During training, the folder contains checkpoints. If the process is killed, the next call continues from the
+newest checkpoint. Training counts as complete only if the folder contains a mark, a file that `write_mark` writes
+last. The mark contains the size and a hash of each weight file, so that files that were removed, cut short or replaced
+are detected.
 
 The folder is a run folder: its `recipe.yaml` trains the same model with `trl-rec bear`.
 """

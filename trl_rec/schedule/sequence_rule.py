@@ -7,7 +7,8 @@ recipes were tuned on the validation splits.
 - **Size.** The model has two layers. It is `SMALL` if the catalogue has fewer than `MANY_ITEMS` items, and `LARGE`
   otherwise.
 - **Start.** The item embeddings start from vectors computed from the co-occurrence of items. A few passes over the log
-  then suffice.
+  then suffice. If no two different items follow each other in a training row, the embeddings start from random
+  vectors.
 - **Row length.** The length of a row is the smallest power of two into which 99 % of the training sequences fit, but
   at least 16 and at most 128. Longer sequences are cut into overlapping rows.
 - **Batch.** The number of rows is chosen so that a batch contains about `STEP_TOKENS` items. It is rounded to a power

@@ -1,4 +1,4 @@
-"""Defines and checks the settings that all stages of a schedule share."""
+"""Defines and checks the settings that all stages of a schedule (a sequence of preference stages) share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Schedule:
             `eval_strategy="no"`, the policy after its last step. The selected policy is passed on if its validation
             NDCG is higher than that of the policy that the stage started from. Otherwise, the policy that the stage
             started from is passed on.
-        adapter (`PeftConfig`, *optional*): Adapter to train if the first policy has no adapter.
+        adapter (`PeftConfig`, *optional*): Adapter to train if the policy that the first stage starts from has none.
         model_options (`dict`, *optional*): Arguments for loading models (`dtype`, `quantization_config`, ...).
         recipe (`dict`, *optional*): Keys to write to `recipe.yaml` besides those of `config`. By default, they are
             made from this schedule, so that `trl-rec align3gr` can run the same stages from the recipe.
@@ -95,7 +95,10 @@ def load_on_device(load: Callable[..., Any], folder: str | Path, schedule: Sched
 
 
 def check_resumes_by_itself(config: BearConfig | SoftmaxDPOConfig) -> None:
-    """Raises `ValueError` if `overwrite` is set or a checkpoint is named, because schedules resume automatically."""
+    """Raises `ValueError` if `overwrite` is set, or if `resume_from_checkpoint` is neither unset nor true.
+
+    Stages, and the supervised fine-tuning before them, always resume from their newest checkpoint.
+    """
     given = "true" if config.resume_from_checkpoint is None else str(config.resume_from_checkpoint).lower()
     option = "overwrite" if config.overwrite else f"resume_from_checkpoint: {config.resume_from_checkpoint}"
     if config.overwrite or given != "true":

@@ -6,9 +6,9 @@ import sys
 from trl_rec.threads import wait_passively
 
 
-# While a launched script imports its libraries, Ctrl-C ends it without a traceback. Once the libraries are imported,
-# `running.run` handles Ctrl-C. The launcher runs a script with `python -m`. `sys.argv[0]` is then "-m" until Python
-# has found the module to run.
+# `accelerate launch` runs a script with `python -m`. While such a script imports its libraries, Ctrl-C ends it without
+# a traceback. Once the libraries are imported, `running.run` handles Ctrl-C. `sys.argv[0]` is "-m" only under
+# `python -m`, until Python has found the module to run.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -1,6 +1,7 @@
 """`trl-rec align3gr`: makes semantic IDs, fine-tunes on several tasks, and trains on preferences in stages.
 
-A recipe can also run the preference stages alone, starting from an existing policy.
+These are the three parts of a recipe. The second one is called the supervised part. A recipe can also run the
+preference stages alone, starting from an existing policy.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ class CompareArguments:
     slices: bool = field(
         default=False,
         metadata={
-            "help": "also compare within each slice of the users, by target frequency, history length and group"
+            "help": "also compare within slices of the users: by target frequency, by history length, and by the "
+            "target's group, such as a genre"
         },
     )
     output: str | None = field(default=None, metadata={"help": "JSON file for the comparisons"})

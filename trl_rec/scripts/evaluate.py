@@ -37,14 +37,15 @@ from trl_rec.trainer.base.processes import join_processes, on_main_process
 
 @dataclass
 class EvaluateArguments:
-    """Arguments for the dataset folder and the output folder."""
+    """Arguments for the dataset folder, the output folder and what to print."""
 
     dataset: str = field(metadata={"help": "dataset folder, made by trl-rec prepare"})
     output_dir: str = field(metadata={"help": "folder for the results"})
     slices: bool = field(
         default=False,
         metadata={
-            "help": "also print NDCG by the target's frequency in the training split, by history length and by group"
+            "help": "also print NDCG for slices of the users: by the target's frequency in the training split, by "
+            "history length, and by the target's group, such as a genre"
         },
     )
 

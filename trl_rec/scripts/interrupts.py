@@ -21,9 +21,10 @@ from typing import NoReturn
 
 
 SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
-# Environment variable that the launcher sets to a path. After printing a message, [`end`] creates a file at this path,
-# so that the launcher does not print a message of its own. Before printing a line, [`say_once`] creates a file whose
-# name is this path and a hash of the line, so that only one process prints the line.
+# Environment variable that the launcher (the process that starts a training verb under `accelerate launch`) sets to a
+# path. After printing a message, [`end`] creates a file at this path, so that the launcher does not print a message of
+# its own. Before printing a line, [`say_once`] creates a file whose name is this path and a hash of the line, so that
+# only one process prints the line.
 SAID = "TRL_REC_SAID"
 # A signal within this time after the first one is ignored, because the terminal and the launcher may both send one.
 SECONDS = 2.0

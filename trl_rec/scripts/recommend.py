@@ -191,7 +191,7 @@ def _history(arguments: RecommendArguments, recommender: Recommender) -> tuple[l
 
 
 def _dataset(arguments: RecommendArguments, recommender: Recommender) -> RecDataset:
-    """Loads the dataset, and checks that its catalogue is the model's. Only retired items may be missing from it."""
+    """Loads the dataset, and checks that its catalogue is the model's, with or without the model's retired items."""
     assert arguments.dataset is not None
     dataset = load(arguments.dataset)
     folder = local_folder(arguments.model)  # a hub repository has been downloaded to the cache by now

@@ -52,12 +52,12 @@ KINDS = (PreferenceArguments, ModelConfig, SoftmaxDPOConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Trains and saves a model. With a dataset, also evaluates it on the split that `final_split` selects."""
+    """Trains and saves a model. If a dataset is given, also evaluates the model on the split `final_split`."""
     data, model_config, config = parse(KINDS, argv, "softmax_dpo")
 
     # 1. Load the dataset, and determine the prior of this run. Only a run with a dataset can have a prior. Then read
-    # the preferences. If they have the columns `user` and `history`, check that each chosen item is a target of its
-    # user in the training split, and directly follows the history of its row there.
+    # the preferences. If they have the columns `user` and `history`, check each row against the training split: the
+    # chosen item must be a target of the row's user, and must directly follow the row's history.
     dataset = None if data.dataset is None else load(data.dataset).with_surface(data.surface)
     catalog = None if dataset is None else dataset.catalog
     if dataset is not None:

@@ -41,8 +41,8 @@ class IdCodes:
             squared norms of the residuals, divided by the sum of the squared norms of the vectors. None if the
             vectors are unknown.
         num_codes (`int`): Number of codes per level.
-        spread (`torch.Tensor` of shape `(num_items, levels)`, *optional*): The codes after the Sinkhorn repair, which
-            precedes the repair of the last level.
+        spread (`torch.Tensor` of shape `(num_items, levels)`, *optional*): The codes after the Sinkhorn repair (see
+            [`sinkhorn_repair`]), which precedes the repair of the last level. None if the Sinkhorn repair did not run.
     """
 
     quantized: Tensor
@@ -63,7 +63,7 @@ def make_card(
     without_vector: int,
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Computes the card without the fingerprint, which is added when the IDs are written.
+    """Computes the card. Only the key `fingerprint`, a hash of the IDs, is added later, when the IDs are written.
 
     Besides settings, sizes and versions, the card contains these keys:
 
@@ -237,7 +237,9 @@ def _training_summary(training: Mapping[str, Any]) -> list[str]:
     lines = []
     if training["text_encoder"]:
         lines.append(f"texts encoded by {training['text_encoder']} ({training['text_encoder_hash']})")
-    lines.append(f"reconstruction error: {training['rebuilding_error']:.1%} of the squared length of the inputs")
+    lines.append(
+        f"reconstruction error: {training['rebuilding_error']:.1%} of the squared length of the items' input vectors"
+    )
 
     if training["u2i_pairs"]:
         # Cards written by earlier versions do not contain the chance level.

@@ -3,8 +3,8 @@
 The encoder is trained on the training split only.
 
 Deviation: Align³GR (arXiv 2511.11255) uses target attention (DIN), which reads a sequence once per scored item. The
-causal self-attention here reads a sequence once for all positions, which is affordable on a CPU. As in the authors'
-code, the vector u of a user is pooled from the vectors e_i of the user's items: w = softmax(e_i . mean(e) /
+causal self-attention here reads a sequence once for all positions, which is affordable on a CPU. As in Align³GR's
+published code, the vector u of a user is pooled from the vectors e_i of the user's items: w = softmax(e_i . mean(e) /
 sqrt(width)), u = sum of w_i e_i.
 
 Legend: B sequences, T items in the longest sequence, D width, K negatives, P positions at which an item is predicted.
@@ -149,8 +149,8 @@ def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
     start = within(count) * (LENGTH - 1)
     stop = np.minimum(start + LENGTH, sequences.lengths[source])
 
-    windows = sequences.take(source).slice(start, stop)
-    is_new_rows = Ragged(is_new, sequences.offsets).take(source).slice(start, stop)
+    windows = sequences.pieces(source, start, stop)
+    is_new_rows = Ragged(is_new, sequences.offsets).pieces(source, start, stop)
     usable = np.flatnonzero(windows.lengths > 1)
     if not len(usable):
         raise ValueError(

@@ -89,7 +89,7 @@ def _waiting_items(codes: Tensor, distance: Tensor, residuals: Tensor, num_codes
     Items with equal codes form a group. All items of a group need another code, except the item nearest to the
     centroid of their last code. If items of a group also have equal residuals (such as items without a vector), they
     get codes in the order of their indices. All but the first `num_codes` of these items are left out, because they
-    would find no free code. The items left out can be most of the catalogue.
+    would find no free code. This saves time, because the items left out can be most of the catalogue.
     """
     # 1. Sort by group, and within a group by distance. Every item except the first of its group needs another code.
     group = group_of(codes)

@@ -72,8 +72,8 @@ def truncated_svd(matrix: SparseRows, width: int, *, seed: int = 0) -> tuple[Ten
     values = eigenvalues[order].abs().float()
     left = basis @ eigenvectors[:, order].float()
 
-    # 3. Set rounding errors to zero: small values, and rows without entries. Fix the signs, which the decomposition
-    # leaves undetermined.
+    # 3. Set rounding errors to zero: negligible singular values, and the rows of `left` for which the matrix has no
+    # entries. Fix the signs, which the decomposition leaves undetermined.
     values[values < NEGLIGIBLE * values[0]] = 0
     left = left * (matrix.offsets.diff() > 0)[:, None]
     largest = left.gather(0, left.abs().argmax(0, keepdim=True))

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from trl_rec.data import RecDataset, load
 from trl_rec.data.profiles import item_texts
-from trl_rec.files import write_json
+from trl_rec.files import resolved, write_json
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
 from trl_rec.semantic_ids.dual.storage import NAME, ItemIdEncoder
@@ -44,6 +44,8 @@ def continue_ids(dataset: RecDataset, folder: str | Path, *, overwrite: bool = F
     Returns:
         [`RecDataset`]: The dataset with the IDs in its catalogue.
     """
+    if resolved(folder) == resolved(dataset.path):
+        raise ValueError(f"{folder} is the folder of the dataset itself; give the folder of the earlier dataset")
     known = load(folder)
     if known.catalog.semantic_ids is None:
         raise ValueError(f"{folder} has no semantic IDs to keep; run trl-rec tokenize on it first")
@@ -67,7 +69,8 @@ def kept_ids(catalog: ItemCatalog, known: ItemCatalog, folder: str | Path | None
     Args:
         catalog (`ItemCatalog`): The items.
         known (`ItemCatalog`): A catalogue with semantic IDs. Items with an `item_id` of this catalogue keep their IDs.
-        folder (`str` or `Path`, *optional*): The dataset folder whose saved encoder gives IDs to all other items.
+        folder (`str` or `Path`, *optional*): The dataset folder whose saved encoder gives IDs to all other items. If
+            None, other items raise a ValueError.
     """
     assert known.semantic_ids is not None
     rows = pc.index_in(_ids(catalog), _ids(known)).fill_null(-1).to_numpy().astype(np.int64)  # (num_items,)

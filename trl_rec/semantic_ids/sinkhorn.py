@@ -1,14 +1,15 @@
 """Reduces collisions of semantic IDs: the Sinkhorn algorithm spreads items with equal IDs over the last level's codes.
 
 The method follows the released code of LC-Rec, LETTER and Align3GR. It processes each group of colliding items
-separately. The squared distances from the items' residuals to the centroids of the last level are centred and scaled
-to [-1, 1]. The Sinkhorn algorithm turns these distances into a soft assignment: each item is divided among the codes,
-so that all codes receive the same total. Then each item gets the code to which its largest part was assigned. Further
-rounds repeat these steps for the items that still collide.
+separately. The last level assigns codes to residuals: the item vectors minus their centroids of all earlier levels.
+The squared distances from these residuals to the centroids of the last level are centred and scaled to [-1, 1]. The
+Sinkhorn algorithm turns these distances into a soft assignment: each item is divided among the codes, so that all
+codes receive the same total. Then each item gets the code to which its largest part was assigned. Further rounds
+repeat these steps for the items that still collide.
 
 The repair may change the last code of every item in a group. It does not check whether an item outside the group
-already has the new codes, so it can create new collisions. Callers should therefore use [`repair_last_level`] after
-the last round. It resolves the remaining collisions wherever another last code is free.
+already has the new codes, so it can create new collisions. Callers of [`sinkhorn_repair`] should therefore call
+[`repair_last_level`] afterwards. It resolves the remaining collisions wherever another last code is free.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def sinkhorn_repair(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor
 
     Args:
         codes (`torch.Tensor` of shape `(num_items, levels)`): The codes before the repair.
-        last_residuals (`torch.Tensor` of shape `(num_items, width)`): The input of the last level.
+        last_residuals (`torch.Tensor` of shape `(num_items, width)`): The residuals that the last level quantises.
         last_codebook (`torch.Tensor` of shape `(num_codes, width)`): The centroids of the last level.
         rounds (`int`, *optional*, defaults to `20`): Maximum number of rounds.
 

@@ -76,13 +76,16 @@ def make_app(service: Service, token: bytes | None = None, state: State | None =
     Args:
         service ([`Service`]): The service.
         token (`bytes`, *optional*): The token that clients must send.
-        state (*optional*): The state of the files of the model or the lists, if the server watches them for changes.
+        state (*optional*): The result of [`watched_state`] before the model or the lists were loaded. Only used if the
+            server watches these files for changes.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        """Starts the worker thread. When the server stops, waits at most `stop_seconds` for the thread to finish the
-        requests in the queue."""
+        """Starts the worker thread and, with `reload`, the task that watches the files.
+
+        When the server stops, waits at most `stop_seconds` for the thread to finish the requests in the queue.
+        """
         service.batcher.start()
         watching = asyncio.create_task(watch(service, state)) if service.config.reload else None
         try:

@@ -33,7 +33,7 @@ class Engine(Protocol):
     """Computes the results of requests.
 
     Attributes:
-        items ([`Items`]): The catalogue, with its titles and groups.
+        items ([`Items`]): The catalogue, with its titles and groups (such as genres).
         run (`str`): Name of the run, with a hash of its files.
     """
 

@@ -1,8 +1,8 @@
 """Appends every recommended list to the log file of the day.
 
-Each line is a JSON object with `request_id`, `time`, `run`, `items`, `scores` and `fallback`. Clicks can later be
-joined to the lists by the request id. The log contains no user ids and no histories. A list is written before the
-client receives it.
+Each line is a JSON object with `request_id`, `time`, `run`, `items` (ids), `scores` and `fallback` (see
+[`RecommendResponse`]). Clicks can later be joined to the lists by the request id. The log contains no user ids and no
+histories. A list is written before the client receives it.
 """
 
 from __future__ import annotations

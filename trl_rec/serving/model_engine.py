@@ -16,7 +16,8 @@ from trl_rec.serving.schema import LONGEST_EXPLAINED, ExplainRequest, RecommendR
 
 # The files of a run folder that determine the recommendations. The server watches them for changes. Checkpoints and
 # logs are not among them.
-FILES = (SETTINGS, "*.safetensors", "config.json", "adapter_config.json", "tokenizer.json", "catalog/*.*")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
+FILES = (SETTINGS, *WEIGHTS, "config.json", "adapter_config.json", "tokenizer.json", "catalog/*.*")
 
 
 class ModelEngine:

@@ -18,7 +18,7 @@ from trl_rec.serving.config import LARGEST_K
 LONGEST_HISTORY = 1000  # items
 LONGEST_EXPLAINED = 200  # items; an explanation needs one prompt per item
 LONGEST_TEXT = 2000  # characters of an id or title
-MOST_CONDITIONS = 50
+MOST_CONDITIONS = 50  # top-level entries of a filter: conditions, or alternatives (lists of conditions)
 MOST_VALUES = 1000  # entries of all nested lists of a filter: alternatives, conditions, columns, operators and values
 WHERE: dict[str, Any] = {"examples": [[["category", "==", "Shoes"], ["price", "<", 50]]]}
 
@@ -36,7 +36,11 @@ class _Request(BaseModel):
     titles: list[Text] | None = Field(
         None, max_length=LONGEST_HISTORY, description="exact titles instead of ids, oldest first"
     )
-    user: Text | None = Field(None, description="id of the user")
+    user: Text | None = Field(
+        None,
+        description="id of the user; if the request has neither history nor titles, the server uses this user's "
+        "history in its dataset",
+    )
 
     @model_validator(mode="after")
     def _has_one_history(self) -> _Request:
@@ -90,8 +94,8 @@ class ExplainRequest(_Request):
     titles: list[Text] | None = Field(None, max_length=LONGEST_EXPLAINED, description="exact titles, oldest first")
     user: Text | None = Field(
         None,
-        description=f"id of the user; if the history is read from the dataset, only its newest {LONGEST_EXPLAINED} "
-        "items are used",
+        description="id of the user; if the request has neither history nor titles, the server uses the newest "
+        f"{LONGEST_EXPLAINED} items of this user's history in its dataset",
     )
     item_id: Text = Field(description="id of the item to explain")
     k: int = Field(10, ge=1, le=LONGEST_EXPLAINED, description="largest number of history items to return")
@@ -102,7 +106,7 @@ class Item(BaseModel):
 
     item_id: str
     title: str
-    groups: list[str] = Field([], description="the values of the catalogue's group column")
+    groups: list[str] = Field([], description="the item's groups, such as its genres")
 
 
 class ScoredItem(Item):

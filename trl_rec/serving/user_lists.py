@@ -53,9 +53,9 @@ class WrittenLists:
     Args:
         users (`int`): Number of users.
         rows (`int`): Number of rows, over all lists.
-        fallback (`int`): Number of users whose list was ranked by the prior alone.
-        short (`int`): Number of users whose list has fewer than `k` items. If fewer than `k` items can be
-            recommended, their number takes the place of `k`.
+        fallback (`int`): Number of users whose list was ranked by the prior alone, because their history is empty.
+        short (`int`): Number of users whose list has fewer than `k` items. If the catalogue has fewer than `k` items
+            (without retired ones), their number takes the place of `k`.
     """
 
     users: int
@@ -194,7 +194,11 @@ class _Job:
             return uuid.uuid4().hex
 
     def fingerprint_of(self, common: str) -> Any:
-        """Returns the function that hashes what the lists of a part depend on."""
+        """Returns a function that hashes everything that the lists of a part depend on.
+
+        Args:
+            common (`str`): The hash from [`describe`].
+        """
 
         def _fingerprint(part: range) -> str:
             histories = self.given.histories.take(np.arange(part.start, part.stop))

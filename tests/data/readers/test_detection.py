@@ -40,6 +40,21 @@ def test_a_folder_without_a_known_format_is_refused(tmp_path):
         detect(tmp_path)
 
 
+def test_files_of_another_format_do_not_prevent_detection(tmp_path):
+    """Two files with names like those of BIGRec's training file are ambiguous, but only for the reader of BIGRec."""
+    folder = write_table(tmp_path)
+    for name in ("train_a.csv", "train_b.csv"):
+        (folder / name).write_text("a,b\n1,2\n")
+    assert detect(folder) == "table"
+    with pytest.raises(ValueError, match="train_a.csv and train_b.csv; keep only one"):
+        locate(folder, "bigrec")
+    for path in folder.iterdir():
+        if not path.name.startswith("train"):
+            path.unlink()
+    with pytest.raises(ValueError, match="train_a.csv and train_b.csv; keep only one"):
+        detect(folder)
+
+
 def test_the_format_can_be_chosen_by_name(tmp_path):
     assert locate(as_recbole(tmp_path / "source"), "recbole")[0] == "recbole"
     with pytest.raises(ValueError, match="contains no files of the format lcrec"):

@@ -242,7 +242,7 @@ def test_senseless_tasks_are_refused(dataset: RecDataset) -> None:
     items = dataset.catalog.items.select(["item_id", "title"])
     short = items.set_column(1, "title", pa.array(["a b"] * len(items)))
     untold = replace(dataset, catalog=replace(dataset.catalog, items=short, group_column=None))
-    with pytest.raises(ValueError, match="the task query_to_item has no rows, because the items have neither groups"):
+    with pytest.raises(ValueError, match="the task query_to_item has no rows, because the items have no groups"):
         build(untold, {"query_to_item": 1.0})
     rows = build_task_rows(titles, tokenizer, prompt_format, {"query_to_item": 1.0})
     assert rows["labels"][0][-1] == tokenizer.eos_token_id

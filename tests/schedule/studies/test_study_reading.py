@@ -27,7 +27,7 @@ def read(**changes: Any) -> None:
         ({"seeds": []}, "seeds: .* is empty"),
         ({"arms": {}}, "arms is empty"),
         ({"arms": {"a": 3}}, "arms: a must be a mapping"),
-        ({"arms": {"a": {}}}, "arms: a: verb must be a string"),
+        ({"arms": {"a": {}}}, "arms: a: verb must be a non-empty string"),
         ({"arms": {"a": {"verb": "prepare"}}}, "'prepare' is not a training verb"),
         ({"arms": {"a": {**SFT, "sets": {}}}}, "arms: a: there is no key 'sets'"),
         (

@@ -448,6 +448,9 @@ def test_known_items_keep_their_ids_when_items_are_added(made, tmp_path):
     expected = ItemIdEncoder.from_pretrained(made.path).encode(["A new one"]).tolist()
     assert ItemIdEncoder.from_pretrained(today.path).encode(["A new one"]).tolist() == expected
     assert texts(continue_ids(load(today.path), made.path).catalog.semantic_ids) == list(found.values())
+    with pytest.raises(ValueError, match="is the folder of the dataset itself"):
+        continue_ids(load(today.path), today.path, overwrite=True)
+    assert ItemIdEncoder.from_pretrained(today.path).encode(["A new one"]).tolist() == expected
     TokenTrie.from_catalog(
         continued.catalog.with_surface("semantic_id"), make_tokenizer(continued.catalog.with_surface("semantic_id"))
     )

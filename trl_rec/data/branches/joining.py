@@ -1,7 +1,8 @@
 """Joins successive windows of a user into one sequence.
 
-Some sources, such as BIGRec's, consist of windows: rows with one target and the items before it. Successive windows of
-a user overlap in all but one item. When they are joined, they form one sequence with many targets.
+Some data sources, such as the files of the recommender BIGRec, consist of windows: rows with one target and the items
+before it. Successive windows of a user overlap in all but one item. When they are joined, they form one sequence with
+many targets.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Such a row begins with a trunk: the head of the prompt, and the history. A branch contains the tail of the prompt and
 tokens of one target. It continues the part of the trunk that ends with the item before this target.
 
-First, each sequence is cut into windows that are short enough for one prompt. Then each window becomes a row, or
-several rows if it needs more columns (one per token) than a row may have.
+First, each sequence (a user's history and the targets after it) is cut into windows that are short enough for one
+prompt. Then each window becomes a row, or several rows if it needs more columns (one per token) than a row may have.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def write_branches(
         users: The user of each sequence.
         prompt_format: How prompts and targets are written.
         learned_lengths: For each item, the number of learned tokens at the beginning of its path (its tokens as a
-            target). Learned tokens are those that have a label. A target without learned tokens gets no branch.
+            target). Learned tokens are those that serve as labels. A target without learned tokens gets no branch.
         max_columns: Maximum number of columns of a row. If a window needs more columns, it is divided into several
             rows, each of which contains some of the targets and their histories.
     """
@@ -213,7 +213,7 @@ def write_branches(
     lengths[lasts] += 1
 
     # 3. Write the tokens: head, history, branches.
-    trunk = items.take(source[firsts]).slice(windows.start[window[firsts]], position[lasts])
+    trunk = items.pieces(source[firsts], windows.start[window[firsts]], position[lasts])
     paths = prompt_format.paths.take(target)
     written = join(Ragged.repeated(tail, len(target)), paths.head(lengths - len(tail)))
     branch_tokens = Ragged(written.values, written.offsets[bounds])

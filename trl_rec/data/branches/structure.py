@@ -76,7 +76,7 @@ class Branches:
         return seen, starts
 
     def of_labels(self) -> np.ndarray:
-        """Returns the branch that the label of each column belongs to, `(total,)`.
+        """Returns the branch that the label of each column belongs to, `(total,)`, with `total` as in [`columns`].
 
         Branches are numbered from 0 over all rows. The number is -1 in rows without branches, and arbitrary for
         columns without a label.

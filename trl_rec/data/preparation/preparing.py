@@ -90,8 +90,9 @@ def prepare(
             `"refuse"` raises a ValueError.
         unknown_items (`str`, *optional*, defaults to `"refuse"`): `"drop"` drops interactions with items that are not
             in the item table; `"refuse"` raises a ValueError. `"keep"` keeps these interactions in
-            `RecDataset.unlisted`, but in no split. They are used only when a model recommends, as part of the user's
-            history. A model can read such an item if it was trained on an earlier log that contained the item.
+            `RecDataset.unlisted` if their user is in the dataset, but in no split. They are used only when a model
+            recommends, as part of the user's history. A model can read such an item if it was trained on an earlier
+            log that contained the item.
         repeats (`str`, *optional*): Which interactions to keep if a user chose an item several times: `"first"`,
             `"last"`, or `"keep"` for all. By default all are kept, but validation and test targets are checked: a
             target that is in the history of its row cannot be recommended with `exclude_history`, which excludes the
@@ -105,7 +106,7 @@ def prepare(
         toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
         toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace an existing dataset folder. A shell
-            whose current directory is that folder has to enter it again (`cd .`).
+            whose current directory is that folder has to enter it again afterwards (`cd .`).
 
     Returns:
         [`RecDataset`], as [`load`] returns it.

@@ -54,8 +54,8 @@ def source_settings(format: str, split: dict[str, Any], minima: dict[str, int], 
             raise ValueError(f"{name} has no effect with the format {format!r}; leave it out")
     if reader.windowed and max(minima.values()) > 0:
         raise ValueError(_is_windowed(format))
-    # List newer options only if they are set. The settings in an older folder's card lack these options, and must
-    # still be equal to the settings of a new call.
+    # List newer options (those not in FIRST_OPTIONS) only if they are set. The settings in an older folder's card lack
+    # these options, and must still be equal to the settings of a new call.
     used = {name: values[name] for name in sorted(reader.options) if name in FIRST_OPTIONS or values[name] is not None}
     used = {name: value for name, value in used.items() if name in FIRST_OPTIONS or value != "refuse"}
     return {"layout": LAYOUT, "format": format, **split, **minima, **used}

@@ -51,7 +51,15 @@ def locate(source: str | Path, format: str | None = None) -> tuple[str, dict[str
 
 def detect(folder: Path) -> str:
     """Returns the format of the files in a folder. Raises ValueError if no reader finds its files."""
+    # A reader raises an error if several files have the name that it looks for. Another reader may still find its
+    # files.
+    errors: list[ValueError] = []
     for name, reader in READERS.items():
-        if reader.find(folder):
-            return name
+        try:
+            if reader.find(folder):
+                return name
+        except ValueError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
     raise ValueError(f"{folder} contains no files of a known format ({', '.join(READERS)}); see docs/data.md")

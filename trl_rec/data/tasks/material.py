@@ -1,4 +1,4 @@
-"""Makes the contents of the rows of a task: the user, the texts in the slots of the prompt, and the answer.
+"""Makes the contents of the training rows of a task, such as `item_to_id`: users, texts for the prompt, and answers.
 
 A slot is a placeholder of a prompt template, such as `{title}`. The texts that fill the slots, and the answers, are
 stored as token ids. Titles and users' semantic IDs are tokenised once, into tables from which the rows are filled.
@@ -35,7 +35,8 @@ class TokenTables:
     Args:
         dataset (`RecDataset`): The dataset. Only its items, users and training split are used.
         tokenizer (`PreTrainedTokenizerBase`): Tokenises texts.
-        prompt_format (`PromptFormat`): Determines how items are written, and whether prompts name users.
+        prompt_format (`PromptFormat`): Determines how items are written, and whether prompts name users (contain
+            their semantic IDs).
         longest_history (`int`): Maximum number of items in a history.
     """
 

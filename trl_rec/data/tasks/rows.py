@@ -1,9 +1,9 @@
 """Builds training rows of several tasks: predicting the next item, and tasks that relate items and users to text.
 
-Align3GR trains a model on these tasks before its preference stages, and calls this training the behaviour level. The
-rows of the task `next_item` are made by `build_rows`. A row of any other task contains the token ids of the answer and
-of the texts that fill the slots (placeholders such as `{title}`) of the prompt. The prompt template of a row is drawn
-when a batch is made, and drawn anew in every epoch.
+The method Align3GR trains a model on these tasks before its preference stages. Its paper calls this training the
+behaviour level. The rows of the task `next_item` are made by `build_rows`. A row of any other task contains the token
+ids of the answer and of the texts that fill the slots (placeholders such as `{title}`) of the prompt. The prompt
+template of a row is drawn when a batch is made, and drawn anew in every epoch.
 
 Rows are made from the catalogue, the table of users and the training split. In rows with a target, the text about the
 user's preferences describes only the items before the target. Profiles and semantic IDs of users, in contrast, depend
@@ -55,8 +55,8 @@ TITLE_TASKS = ("item_to_id", "id_to_item", "history_to_title", "titles_to_id")
 HISTORY_SLOTS = ("history", "titles")
 UNCUT_SLOTS = ("user", "item")
 # Why a task has no rows, for error messages.
-NO_PROFILES = "no column describes the users, and their items have neither groups nor titles with words"
-NO_PREFERENCES = "the items have neither groups nor titles with words"
+NO_PREFERENCES = "the items have no groups (or, without a group column, no title words of at least four letters)"
+NO_PROFILES = f"no column describes the users, and {NO_PREFERENCES}"
 MISSING = {
     "profile_to_user": NO_PROFILES,
     "user_to_profile": NO_PROFILES,

@@ -1,8 +1,8 @@
 """Defines the prompt templates of all tasks except `next_item`. One template is chosen per row and epoch.
 
 A template is a text with slots (placeholders) in braces. The segments between the slots are tokenised once, and a
-prompt is the concatenation of segments and slots as token ids. Deviation: the templates are our own; Align3GR uses
-LC-Rec's templates, 5 to 19 per task.
+prompt is the concatenation of segments and slots as token ids. Deviation: the templates are our own; the paper
+Align3GR uses LC-Rec's templates, 5 to 19 per task.
 
 The task `next_item` has no templates, because it is trained with the prompt that decoding uses. With several wordings,
 fewer training rows would have that prompt.

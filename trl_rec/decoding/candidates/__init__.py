@@ -1,5 +1,5 @@
-"""Orders short lists of candidates for a user with a rated history. Builds the prompts, ranks the candidates, and
-loads a ranker from a run folder."""
+"""Orders short lists of candidates for a user with a rated history. Builds the prompts, draws
+random orders of the candidates, ranks the candidates, and saves and loads rankers."""
 
 from typing import TYPE_CHECKING
 

@@ -36,7 +36,8 @@ class CandidateRanker:
         tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
         catalog (`ItemCatalog`): The items.
         prompt_format (`RatedPromptFormat`): Encodes histories and candidates as prompts.
-        settings (`dict`): `max_length`, `max_history`, `single_pass`.
+        settings (`dict`): The values of `max_length` and `max_history` (see [`rank`]), and of `single_pass` (see
+            [`rank_candidates`]).
     """
 
     model: PreTrainedModel

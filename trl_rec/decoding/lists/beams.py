@@ -102,9 +102,9 @@ def beam_list(
     ) as decoder:
         beams = _search(decoder)
 
-    # Choose among the complete lists only. With item weights, `beams.scores` omits the bonus of the node that an
-    # unfinished item has reached. This bonus is at most 0 (see `trie_weights.py`), so without it an incomplete list
-    # may score higher than the best complete list.
+    # Choose among the complete lists only. The bonus of a node is what item weights add to the score of a beam at this
+    # node, and is at most 0 (see `trie_weights.py`). `beams.scores` omits the bonus of the node that an unfinished
+    # item has reached. So with item weights, an incomplete list may score higher than the best complete list.
     complete = beams.lists.ranks == list_length
     scores = torch.where(complete | beams.scores.isnan(), beams.scores, -torch.inf)
     best = _best_slots(scores.view(decoder.shape))

@@ -139,8 +139,8 @@ def emptied_children(
             default, all items are allowed.
 
     Returns:
-        `torch.Tensor` of shape `(M, C)`: True for these children. If a filter allows no item below a child, the value
-        for this child may still be False.
+        `torch.Tensor` of shape `(M, C)`: True for children below which all allowed items are taken. However, if a
+        filter allows no item below a child, the value for this child may be False.
     """
     above, emptied = _emptied(trie, nodes, taken, num_allowed)
 
@@ -172,7 +172,7 @@ def _emptied(
         `above, emptied` of shape `(M, S)`: the node that is checked for each taken item, and whether it is such a
         child.
     """
-    if trie.max_depth == 1 and trie.max_shared == 1:  # item tokens: the item at place `p` is node `p + 1`
+    if trie.max_depth == 1 and trie.max_shared == 1:  # item tokens: `trie.items[p]` is at node `p + 1`
         return taken + 1, (taken < trie.num_items) & (nodes == 0).unsqueeze(1)
 
     above = trie.above(taken, (trie.depths(nodes) + 1).unsqueeze(1))

@@ -9,7 +9,7 @@ an item and at the beginning of the next item. Because the number of tokens to r
 integers from the device to the host, to choose the size of its forward pass. If all paths have the same length and
 every depth has a node that branches, as with item tokens and most semantic IDs, skipping forced tokens would save no
 round. In this case, all lists advance by one token per round, whether this token is forced or chosen, and nothing is
-copied to the host.
+copied to the host. Forced tokens are also not skipped if the cache has one row per list (see `prompt_cache.py`).
 
 Legend: B: prompts, G: lists per prompt, R = B * G, A: lists per prompt that are read in this round (padded), K: items
 per list, S: taken items (already in the list or excluded; padded), C: children (padded), W: tokens to read
@@ -262,8 +262,8 @@ class ListDecoder:
         return torch.where(bonus.gather(1, best) > -torch.inf, known.gather(1, best), first.unsqueeze(1)).squeeze(1)
 
     def read(self, lists: Lists, active: Tensor, step: int) -> ListLogits | None:
-        """Lets the model read the pending tokens of the `active` lists `(R,)`, after `step` choices. Returns the
-        logits after these tokens, or None if no further choice is needed."""
+        """Lets the model read the pending tokens (those that it has not read yet) of the `active` lists `(R,)`, after
+        `step` choices. Returns the logits after these tokens, or None if no further choice is needed."""
         if step == self.max_steps:
             return None
         pending, max_children = self._pending(lists, active, step)

@@ -91,8 +91,9 @@ def sample_item_lists(
             prompt in the global batch or in the data. A prompt's lists depend on this number and the seed, not on the
             other prompts. Increasing `num_lists` appends lists and leaves the first ones unchanged.
         greedy (`bool`, *optional*, defaults to `False`): Whether to always choose the most likely token. Of equally
-            likely tokens, the one whose subtree contains the lowest item index is chosen. `seed` and `rows` then have
-            no effect, and all lists of a prompt are the same. `temperature` still affects the log-probabilities.
+            likely tokens, the one whose subtree contains the lowest item index is chosen. With `greedy=True`, `seed`
+            and `rows` have no effect, and all lists of a prompt are the same. `temperature` still affects the
+            log-probabilities.
 
     Returns:
         [`SampledLists`]: The lists, their tokens, and the tokens' log-probabilities.
@@ -136,9 +137,10 @@ def greedy_list(
         model, prompts, trie, list_length, exclude: As in [`sample_item_lists`].
         weights ([`ItemWeights`], *optional*): Weights of the items. For each item of a list,
             `weights.strength * log(w / W)` is added to the list's score, where `w` is the weight of the item and `W`
-            the sum of the weights of all items. The best token is chosen by its probability and by the largest weight
-            in its subtree. Excluded items do not count for this largest weight, but items that are already in the list
-            do. Like excluded items, items with weight 0 are removed before the softmax.
+            the sum of the weights of all items. The best token is the one with the largest
+            `p * b ** weights.strength`, where `p` is the probability of the token and `b` the largest weight in its
+            subtree. Excluded items do not count for `b`, but items that are already in the list do. Like excluded
+            items, items with weight 0 are removed before the softmax.
 
     Returns:
         [`RankedItems`]: `(B, K)`. The score at each rank is the joint log-probability of the items up to that rank,

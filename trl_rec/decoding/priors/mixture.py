@@ -1,9 +1,10 @@
-"""Defines `MixturePrior`, which mixes several counts of item pairs in the training split. The weights of the mixture
-are fitted to the validation split.
+"""Defines `MixturePrior`, which mixes several tables of item pairs that are counted in the training split. The weights
+of the mixture are fitted to the validation split.
 
-[`TransitionPrior`] uses one fixed rule for how much the distance and the order of two items matter, and how much older
-items of a history matter. `MixturePrior` mixes several counts, each with its own rule. `mixture_counts.py` lists the
-counts, `similar_titles.py` adds a count that compares titles, and `mixture_fit.py` fits the weights.
+[`TransitionPrior`] has one table, with one fixed rule for how much the distance and the order of two items matter, and
+how much older items of a history matter. `MixturePrior` mixes several tables, each with its own rule. Such a table is
+called a count here. `mixture_counts.py` lists the counts, `similar_titles.py` adds a count that compares titles, and
+`mixture_fit.py` fits the weights.
 
 A count of pairs of items with the same group, such as a genre, was tried too. Its weight was 0.000 on MovieLens-100k,
 so it was left out.

@@ -29,6 +29,8 @@ class Count(NamedTuple):
     decay: float = 1.0
 
 
+# The two numbers of a `PairRule` are the smallest and the largest distance between the items of a pair. By default,
+# only the later item is predicted from the earlier one. `backward=True` adds the opposite direction.
 NEAR = PairRule(1, 10, backward=True)
 TOGETHER = PairRule(1, 10, backward=True, far=0)
 COUNTS = {

@@ -1,7 +1,8 @@
 """Makes transition counts from titles: every item counts as followed by the items with similar titles.
 
-Two titles are similar if they share rare words. A [`MixturePrior`] mixes these counts with counts of the pairs of items
-in the log. The counts from the log seldom give a score to an item that is rare there. The counts from titles do.
+Two titles are similar if they share rare words. A [`MixturePrior`] mixes these counts with counts of the pairs of
+items in the log. An item that is rare in the log seldom gets a score from the counts of the log. The counts from
+titles can give it one.
 
 Legend: N items, W entries of all title vectors (see [`similar_titles`]).
 """

@@ -29,9 +29,10 @@ def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, 
     """Compares a model with the strongest baseline in each main metric, and returns one line per comparison.
 
     The main metrics are NDCG at the largest k (graded NDCG for rated candidates), and the reward if there is one. In
-    each metric, the p-values are adjusted for the comparisons of the model with all baselines and with the policy
-    `start`, but only the strongest baseline and `start` get a line. If there is a product of the model and a prior,
-    further lines compare the product with the model and with the prior.
+    each metric, the model is compared with every baseline and, if `start` is given, with the policy that training
+    started from. The p-values are adjusted for the number of these comparisons, but only those with the strongest
+    baseline and with `start` get a line. If there is a product of the model and a prior, further lines compare the
+    product with the model and with the prior.
 
     Args:
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, with values per user.

@@ -22,7 +22,7 @@ from trl_rec.evaluation.graded.measures import places_by_score
 from trl_rec.ragged import Ragged, join
 
 
-SWEEPS = 20  # iterations of the fit in `bias_places`; one more would change each effect by less than 0.001
+SWEEPS = 20  # iterations of the fit in `bias_places`; further iterations would hardly change the effects
 
 
 def random_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0) -> np.ndarray:

@@ -89,8 +89,8 @@ def borda(places: np.ndarray) -> np.ndarray:
     """Combines the S orders of each list into one (Borda count). Returns the places in the combined order, `(N, m)`.
 
     Candidates are ordered by the sum of their places. Candidates with equal sums are ordered as in the first of the S
-    orders. `places` is `(N, S, m)`. The literature calls this method bootstrapping. The model has to rank each list S
-    times.
+    orders. `places` is `(N, S, m)`. LLMRank (Hou et al., ECIR 2024) calls this method bootstrapping. The model has to
+    rank each list S times.
     """
     present = places[:, 0] >= 0
     total = np.where(present, places.sum(1), np.inf)  # inf sorts missing candidates last

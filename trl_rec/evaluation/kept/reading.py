@@ -41,7 +41,7 @@ class KeptEvaluation:
         results (`dict[str, Evaluation]`): Metrics, intervals and values per user of each recommender. The rankings
             are read by [`~KeptEvaluation.rankings_of`].
         users (`dict[str, np.ndarray]`): The columns of `users.parquet`, `(num_users,)` each: `row`, `target_count`,
-            `history_length` and `group`.
+            `history_length` and `group`. [`describe_rows`] explains them.
     """
 
     folder: Path

@@ -1,6 +1,7 @@
 """Chooses the setting (strength and eps) of a prior: either the best setting on the validation split, or a given one.
 
-A prior gives each item a weight, and the weights multiply the probabilities of the model.
+A prior gives each item a weight, and the weights multiply the probabilities of the model. The strength is the exponent
+of the weights, and eps is how much an item's popularity adds to its weight.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def given_choice(
     Args:
         prior ([`SavedPrior`]): The prior.
         strength (`float`): The strength.
-        k (`int`): The cutoff of the metric.
+        k (`int`): The cutoff of NDCG. It is only recorded in `PriorChoice.metric`; nothing is measured.
         recorded (*optional*): The choice of an earlier call, read from the output folder by [`read_choice`]. If the
             kind of prior and the strength of this choice equal the given ones, the recorded eps is used, so that the
             recorded setting is repeated exactly. Otherwise, the prior keeps its own eps.

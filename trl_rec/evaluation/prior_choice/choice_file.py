@@ -1,4 +1,6 @@
-"""Stores the chosen setting of a prior (kind, strength and eps) in the file `choice.json` of the output folder.
+"""Stores the chosen setting of a prior in the file `choice.json` of the output folder.
+
+The setting consists of the kind of prior, its strength and its eps (the weight of popularity).
 
 Once the test split has been evaluated with one setting, a different setting is refused. The setting therefore
 cannot be chosen by its results on the test split.

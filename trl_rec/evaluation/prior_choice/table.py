@@ -1,4 +1,7 @@
-"""Formats the measured settings of a prior (its strength and `eps`), and the chosen setting, as a text table."""
+"""Formats the measured settings of a prior, and the chosen setting, as a text table.
+
+A setting is a strength and an `eps` (the weight of popularity).
+"""
 
 from __future__ import annotations
 

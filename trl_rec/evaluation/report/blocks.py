@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 
-INK_COLOR = -1  # as a colour number in a legend: the text colour of the page
+INK_COLOR = -1  # the colour number that selects the text colour of the page; only for legends
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,9 @@ class Charts:
 
     Args:
         panels (`Sequence[Panel]`): The charts.
-        legend (`Sequence[tuple[str, int]]`, *optional*): The names, each with the number of its colour.
+        legend (`Sequence[tuple[str, int]]`, *optional*): The names, each with a colour number. Numbers 0 to 9 select
+            the CSS variables `--series-0` to `--series-9`, and higher numbers repeat these colours. `INK_COLOR`
+            selects the text colour of the page.
         title (`str`, *optional*): The heading above the charts.
         is_wide (`bool`, *optional*, defaults to `False`): Whether each chart takes a line of its own.
     """

@@ -200,7 +200,7 @@ class _Panel:
 
 @contextmanager
 def _panel(*, label: str, width: float = WIDTH, height: float = HEIGHT) -> Iterator[_Panel]:
-    """Yields an empty panel. When the `with` block ends, writes the drawing to `panel.svg`.
+    """Yields an empty panel. When the `with` block ends, the attribute `svg` of the panel is set to the drawing.
 
     Args:
         label: The text that a screen reader reads out.

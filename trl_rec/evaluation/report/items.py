@@ -112,8 +112,8 @@ def codes_section(material: Material) -> Section | None:
     return Section(
         "codes",
         "Use of codes",
-        "A horizontal line means that all codes are used equally. A recommender whose line is steeper than that of "
-        "the items concentrates on few codes.",
+        "A semantic ID is a sequence of codes, one per level. A horizontal line means that all codes of the level are "
+        "used equally. A recommender whose line is steeper than the line of the items concentrates on few codes.",
         [Charts(panels, legend), Table(headings, rows, notes=[note])],
     )
 
@@ -154,7 +154,11 @@ def _codes(catalog: ItemCatalog, level: int) -> np.ndarray:
 
 
 def lists_section(material: Material) -> Section | None:
-    """Returns the section that shows the lists of one recommender for the first evaluated rows."""
+    """Returns the section that shows the lists of one recommender for the first evaluated rows.
+
+    This is the recommender with the best primary metric, not counting baselines. If the page has only baselines, it is
+    the strongest of them.
+    """
     arm = material.best_own or material.strongest_baseline
     catalog = material.catalog
     if arm is None or arm not in material.ranked or catalog is None:

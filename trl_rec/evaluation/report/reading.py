@@ -91,14 +91,17 @@ def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm
     ]
 
     # Without `names`, an arm has the name of its model in the results. If this name is not unique, a suffix in
-    # parentheses is added: the name of the folder for a single run, and the name of the group for several runs.
+    # parentheses is added: for a single run, the name of its folder; for several runs, the name that `read_arms` gives
+    # to the arm.
     firsts = [rows[0] for _, _, rows in groups]
     for name, members, rows in groups:
         if names is None:
             is_unique = firsts.count(rows[0]) == 1 and rows[0] not in arms
             name = rows[0] if is_unique else f"{rows[0]} ({name if len(members) > 1 else members[0].name})"
         if name in arms:
-            raise ValueError(f"{name!r} is the name of a baseline; give another name to {members[0].kept.folder}")
+            raise ValueError(
+                f"{name!r} is the name of another recommender; give another name to {members[0].kept.folder}"
+            )
         arms[name] = Arm(name, members, rows, is_own=True)
     return list(arms.values())
 

@@ -22,8 +22,8 @@ class Signal(NamedTuple):
     note: str
 
 
-# All methods log the loss. For BLADE it is not shown, because a policy-gradient loss is 0 on average and shows no
-# progress.
+# All methods log the loss. The loss is not shown if a run uses BLADE, because BLADE's policy-gradient loss is 0 on
+# average and shows no progress.
 LOSS = Signal("loss", "training loss", "falls while the model learns")
 VALIDATION = [
     Signal("eval_loss", "loss on validation users", "once it rises, the model overfits"),
@@ -44,7 +44,7 @@ BLADE = [
     Signal(
         "blade/tied_pairs",
         "tied pairs of lists",
-        "share of the pairs of lists for one prompt whose rewards give the same learning target",
+        "share of the pairs of lists for the same prompt that training treats as equally good",
     ),
     Signal("blade/zero_advantages", "zero-advantage share", "share of lists that affect training only by the KL term"),
     Signal("kl", "distance from the reference (KL)", "a fast rise means that the policy drifts from the reference"),
@@ -55,12 +55,20 @@ DISTANCE = Signal(
 OTHERS = [
     Signal("bear/ce", "cross-entropy of the target", "should fall"),
     Signal("bear/pruned", "share of target tokens outside the beam", "beam search loses these targets; should fall"),
-    Signal("bear/margin", "margin over the last beam", "positive if the beam keeps the target; should rise"),
+    Signal(
+        "bear/margin",
+        "margin over the least likely token in the beam",
+        "log-probability of the target token minus that of this token; should rise",
+    ),
     Signal("alro/sft", "supervised loss", "should fall"),
-    Signal("alro/soft_lambda", "loss of the order (soft lambda)", "should fall"),
-    Signal("alro/permutation", "loss between orders", "near 0 if the order in which items are shown has no effect"),
+    Signal("alro/soft_lambda", "ranking loss (soft lambda)", "should fall"),
+    Signal("alro/permutation", "permutation loss", "near 0 if the order of candidates in the prompt has no effect"),
     Signal("rewards/margins", "margin of the chosen answer", "implicit reward, chosen minus rejected; should rise"),
-    Signal("rewards/accuracies", "share of chosen answers that rank first", "1 if every chosen answer is preferred"),
+    Signal(
+        "rewards/accuracies",
+        "share of chosen answers that rank first",
+        "first: the implicit reward is higher than that of every rejected answer; should rise",
+    ),
     Signal("logps/chosen", "log-probability of the chosen answer", "if it falls, the chosen answer gets less likely"),
 ]
 
@@ -156,5 +164,5 @@ def _is_number(entry: Mapping[str, Any], *names: str) -> bool:
 
 
 def _legend(material: Material) -> list[tuple[str, int]]:
-    """Returns the recommenders with their colours, or nothing if there is only one recommender."""
+    """Returns the recommenders and their colours, without baselines; nothing if there is only one recommender."""
     return material.legend(material.own) if len(material.own) > 1 else []

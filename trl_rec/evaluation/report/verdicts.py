@@ -41,7 +41,7 @@ def verdicts_section(material: Material) -> Section | None:
 
 
 def _study_blocks(study: Study) -> list[Block]:
-    """Returns blocks with the recommendation and the comparisons of a study, and the arms that were left out."""
+    """Returns blocks with a study's conclusion (such as "use ARM"), its comparisons, and the arms it left out."""
     conclusion = [Verdict(study.conclusion, "better" if study.conclusion.startswith("use ") else "open")]
     verdicts = [*(conclusion if study.conclusion else []), *map(_verdict, study.comparisons)]
     return [

@@ -35,10 +35,10 @@ class EvaluationConfig:
         surface (`str`, *optional*): How the model writes items: `"title"`, `"item_token"` or `"semantic_id"`.
         list_length (`int`, *optional*): Number of items in a list, for a model that writes lists.
         rewards (`dict`, *optional*): Weights of the rewards that score whole lists, as in [`score_lists`].
-        best_of (`int`, *optional*): If set, also draws this number of lists per user and evaluates the list with the
-            highest reward. Requires `rewards` and `list_length`. BLADE can train the model to imitate this choice. The
-            settings in [`BladeConfig`] are then `target="best_of_n"`, the same `rewards` and `best_of`, and the
-            default `beta`.
+        best_of (`int`, *optional*): If set, also draws this number of lists per user, and evaluates both the list with
+            the highest reward and the mean over all drawn lists. Requires `rewards` and `list_length`. BLADE can train
+            the model to imitate the choice of the best list. The settings in [`BladeConfig`] are then
+            `target="best_of_n"`, the same `rewards` and `best_of`, and the default `beta`.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         max_users (`int`, *optional*): Maximum number of rows of the split to evaluate, spread evenly over the split.
             Defaults to all rows. The maximum also applies to the validation rows used to choose a prior's exponent.
@@ -68,9 +68,9 @@ class EvaluationConfig:
             prior in the run folder is used, if there is one. With a prior, three recommenders are evaluated: the model
             alone, the prior alone, and the product of both.
         prior_strength (`str`, *optional*): Exponent of the prior, as a number. `"auto"` chooses the exponent on the
-            validation split, as in [`choose_prior`]. If the prior has an eps (the weight of the popularity), `"auto"`
-            chooses the eps too. By default, a saved prior keeps its saved exponent and eps, and those of any other
-            prior are chosen as with `"auto"`.
+            validation split, as in [`choose_prior`]. Some priors add eps times the popularity of an item to the item's
+            weight. For these priors, `"auto"` chooses eps too. By default, a saved prior keeps its saved exponent and
+            eps, and those of any other prior are chosen as with `"auto"`.
         seed (`int`, *optional*, defaults to `0`): Seed of the baselines `random` and `sequence`, of drawn lists and of
             the bootstrap.
     """

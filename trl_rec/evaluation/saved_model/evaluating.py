@@ -41,21 +41,22 @@ def evaluate_with_baselines(
 ) -> dict[str, Evaluation]:
     """Evaluates the baselines, and the model or the lists of `config`.
 
-    The users for whom a model ranks items are divided among the processes.
+    In a distributed run, the users for whom a model ranks items are divided among the processes.
 
     Args:
         dataset: The dataset, with any surface. The model writes items with the surface in `config`.
         config: The settings, as returned by [`evaluation_settings`].
         keep (`Callable`, *optional*): Function that is called on every process with the [`PriorChoice`], before the
             prior is evaluated on `config.split`. The function can save the choice, or raise an error to stop the
-            evaluation. It is not called for a saved prior that keeps its saved strength and its saved eps (the weight
-            of the popularity).
+            evaluation. It is not called for a saved prior that keeps its saved strength and its saved eps. (Some
+            priors add eps times the popularity of an item to the item's weight.)
         recorded (*optional*): The [`PriorChoice`] of an earlier call, read from the output folder by [`read_choice`].
-            It is used as in [`given_choice`].
+            If `config` gives the kind of prior and the strength of this choice, the eps of this choice is used too.
         sequence (`Callable`, *optional*): Function that trains the baseline `"sequence"` on the dataset, such as
             `SequenceBaseline().fit`. Required if `config.baselines` contains `"sequence"`.
-        output (*optional*): The output folder. If it is given, finished rows are stored in this folder until
-            [`write_results`] has written the results, so that an interrupted evaluation can be resumed.
+        output (*optional*): The output folder. If it is given, the model's results for finished rows are stored in
+            this folder until [`write_results`] has written all results, so that an interrupted evaluation can be
+            resumed.
 
     Returns:
         The evaluation of each recommender by name.

@@ -79,8 +79,16 @@ def choose_setting(
 ) -> tuple[SavedPrior, PriorChoice]:
     """Returns the prior with its strength and eps set, and the [`PriorChoice`].
 
-    If `config.prior_strength` is a number, it is used as in [`given_choice`]. Otherwise, the strength and eps that are
-    best on the validation split are used.
+    If `config.prior_strength` is a number, the prior gets this strength and keeps its eps. There is one exception: if
+    `recorded` has the same kind of prior and the same strength, the recorded eps is used. If `config.prior_strength`
+    is not a number, the strength and eps that are best on the validation split are used.
+
+    Args:
+        policy: The policy, without a prior.
+        prior: The prior.
+        dataset: The dataset, with its whole validation split.
+        config: The settings, as returned by [`evaluation_settings`].
+        recorded: The [`PriorChoice`] of an earlier evaluation, read from the output folder by [`read_choice`].
     """
     strength = given_strength(config.prior_strength or AUTO)
     k = max(config.ks)

@@ -367,7 +367,7 @@ def _keys(where: str, name: str, keys: Any) -> dict[str, Any]:
 
 def _text(where: str, key: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{where}: {key} must be a string, not {value!r}")
+        raise ValueError(f"{where}: {key} must be a non-empty string, not {value!r}")
     return value
 
 

@@ -1,6 +1,7 @@
-"""Chooses a point (one combination of values) of each arm's grid on validation, before the test split is used.
+"""Chooses a point of each arm's grid by its results on validation, before the test split is used.
 
-Points are compared by the measure in the study's key `choose_by` or, by default, by the study's primary measure.
+A grid lists the points to try. Each point is one combination of values of recipe keys. Points are compared by the
+measure in the study's key `choose_by` or, by default, by the study's primary measure.
 
 The best value of a measure is the highest one or, for measures such as `disliked@10`, the lowest one.
 

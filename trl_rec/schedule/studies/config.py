@@ -20,10 +20,10 @@ class StudyConfig:
 
             - `{baseline: NAME}`, a baseline of `trl-rec evaluate`, or of `trl-rec alro` for rated candidates;
             - `{lists: FILE}`, lists made elsewhere, in the format of `trl-rec evaluate --lists`;
-            - `{policy: ARM, evaluation: {...}}`, the policies of another arm, measured again with other keys of
-              `trl-rec evaluate`, such as `num_beams`. For policies with a prior, `row: prior` selects the results of
-              the prior alone, and `row: product` those of the model multiplied by the prior. Without `evaluation`, the
-              results are taken from the measurements of the other arm;
+            - `{policy: ARM, evaluation: {...}}`, the policies (trained models, one per seed) of another arm, measured
+              again with other keys of `trl-rec evaluate`, such as `num_beams`. For policies with a prior, `row: prior`
+              selects the results of the prior alone, and `row: product` those of the model multiplied by the prior.
+              Without `evaluation`, the results are taken from the measurements of the other arm;
             - a training, given by its `verb`, its recipe (`config`), and keys that override the recipe (`set`).
 
             A training may also have:
@@ -36,8 +36,9 @@ class StudyConfig:
               made with these keys;
             - `seeds`: the seeds of this training, if it uses only some of the study's seeds. The first one must be the
               study's first seed;
-            - `needs`: what the data must have, such as `{users: 200, ratings: true, titles: true}`. If the data does
-              not meet all of these needs, the arm is left out. An arm with `lists` may also have this key;
+            - `needs`: what the data must have. For example, `{users: 200, ratings: true, titles: true}` asks for at
+              least 200 test users, ratings, and titles. If the data does not meet all needs of an arm, the arm is left
+              out. An arm with `lists` may also have this key;
             - `headroom`: an upper bound, measured beforehand, on how far this arm can exceed the arm named by
               `against` in the primary measure.
         against (`str`): Name of the arm that the other arms are compared with. Another arm is recommended only if it
@@ -48,7 +49,7 @@ class StudyConfig:
         tokenize (`dict`, *optional*): Keys of `trl-rec tokenize`, which makes the semantic IDs of the dataset. The key
             `config` names a recipe.
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`): Seeds of the trainings.
-        primary (`str`, *optional*, defaults to `"ndcg@10"`): Measure used to test comparisons.
+        primary (`str`, *optional*, defaults to `"ndcg@10"`): Measure in which arms are compared.
         choose_by (`str`, *optional*): Measure on validation by which the study chooses the points of grids. The same
             measure selects the arm to recommend if several arms are better than the arm named by `against`. Defaults
             to `primary`. Set `choose_by` if trainings do not compute `primary` on validation (for example, if
@@ -56,8 +57,8 @@ class StudyConfig:
         only_validation (`bool`, *optional*, defaults to `False`): Whether the study ends after the trainings, and
             compares them on validation. No arm is then measured on the test split.
         metrics (`list[str]`, *optional*, defaults to `["recall@10"]`): Other measures to show in the table.
-        comparisons (`list[str]`, *optional*): The comparisons to test, such as `"bear against sft"`. By default, every
-            other arm is compared with the arm named by `against`.
+        comparisons (`list[str]`, *optional*): The pairs of arms to compare, such as `"bear against sft"`. By default,
+            every other arm is compared with the arm named by `against`.
         evaluation (`dict`, *optional*): Keys of `trl-rec evaluate` for the measurements on the test split, such as
             `rewards`.
         recommend (`bool`, *optional*, defaults to `False`): Whether to end with a recommendation: "use ARM"; "use one
@@ -83,7 +84,7 @@ class StudyConfig:
     )
     primary: str = field(
         default="ndcg@10",
-        metadata={"help": "measure used to test comparisons and, unless choose_by is set, to choose from grids"},
+        metadata={"help": "measure used to compare arms and, unless choose_by is set, to choose from grids"},
     )
     choose_by: str | None = field(
         default=None, metadata={"help": "measure used to choose from grids on validation; primary if unset"}
@@ -95,8 +96,8 @@ class StudyConfig:
     comparisons: list[str] | None = field(
         default=None,
         metadata={
-            "help": 'comparisons to test, such as "bear against sft"; by default, every other arm is compared with '
-            "the arm named by against"
+            "help": 'pairs of arms to compare, such as "bear against sft"; by default, every other arm is compared '
+            "with the arm named by against"
         },
     )
     evaluation: dict[str, Any] | None = field(

@@ -56,8 +56,8 @@ def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
 def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
     """Reports the smallest difference that the study can detect, and leaves out arms whose possible gain is smaller.
 
-    The largest possible gain of an arm is its headroom. If an arm is left out, the arms that start from its policies
-    or measure its policies again are left out too.
+    The largest possible gain of an arm over the arm named by `against` is called its headroom. If an arm is left out,
+    the arms that start from its policies or measure its policies again are left out too.
 
     Raises `ValueError` if the study cannot go on without the arms that are left out.
     """

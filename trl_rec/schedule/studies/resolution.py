@@ -3,8 +3,8 @@
 The headroom of an arm is an upper bound on its gain over the arm that the other arms are compared with. The smallest
 difference and the headrooms are computed before the first training, from the validation split and the results of the
 baselines on it. If the study's recipe sets the headroom of an arm, this value is used instead. A headroom can be
-computed only for arms whose models read item ids and no item texts. Such models cannot learn to recommend an item that
-is not in the training split, which limits their measures.
+computed only for arms whose models read item ids (one token per item) and no item texts. Such models cannot learn to
+recommend an item that is not in the training split, which limits their measures.
 """
 
 from __future__ import annotations

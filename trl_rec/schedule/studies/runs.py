@@ -1,8 +1,9 @@
 """Executes the runs of a study, such as trainings and measurements.
 
-Each run executes one verb (a subcommand such as `trl-rec bear`) and has a folder of its own. Beside the folder `NAME`
-of a run are three files: `NAME.yaml` (the recipe given to the verb), `NAME.log` (what the verb printed) and
-`NAME.json` (the record, written once the run is finished).
+Each run executes one verb (a subcommand such as `trl-rec bear`). The run of a training or measurement writes to a
+folder of its own, `NAME`. Beside this folder are three files: `NAME.yaml` (the recipe given to the verb), `NAME.log`
+(what the verb printed) and `NAME.json` (the record, written once the run is finished). A run that makes data has the
+same three files, but writes to the dataset folder.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ def seconds_if_finished(run: Run) -> float | None:
     return None
 
 
-# Given the folders of the finished runs, returns the runs that do not need any other run. The runs that should be
-# started first come first. They may include runs that are started or finished.
+# Given the folders of the finished runs, returns the runs that do not need any unfinished run. The runs that should be
+# started first come first. The result may include runs that have already been started or finished.
 Ready = Callable[[Collection[Path]], Sequence[Run]]
 
 

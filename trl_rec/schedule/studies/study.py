@@ -10,8 +10,8 @@ other seeds, and write down the choice.
 4. Measure each arm on the test split, once per seed (or, with `only_validation`, read its measurement on validation),
 and make the table.
 
-Every run is a process with its own folder, and a finished run is not repeated. So the same call continues a study that
-was killed, and ends with the same table.
+Every run (the execution of one verb, such as a training or a measurement) is a separate process, and a finished run is
+not repeated. So the same call continues a study that was killed, and ends with the same table.
 """
 
 from __future__ import annotations

@@ -98,8 +98,8 @@ class _Queue:
                 self.arms |= {run.path: arm.name for run in others.values()}
                 later.append([run if self._has_start(arm, seed, finished) else None for seed, run in others.items()])
 
-        # 3. Begin with the first seed of all arms, and continue with the second seed of all arms, and so on. If the
-        # study is stopped early, some seeds are complete.
+        # 3. Begin with the first seed of all arms, and continue with the second seed of all arms, and so on. This
+        # order completes the first seeds for all arms, even if the study is stopped early.
         by_seed = itertools.chain.from_iterable(itertools.zip_longest(*later))
         return [*first, *(run for run in by_seed if run is not None)]
 

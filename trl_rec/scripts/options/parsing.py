@@ -29,7 +29,8 @@ from trl_rec.trainer.base.saving.recipe import given_values
 
 
 T = TypeVar("T")
-SECRET = re.compile("token|key|secret|password", re.IGNORECASE)  # matches names of environment variables with secrets
+# Matches names of environment variables with secrets, but not TOKENIZERS_PARALLELISM.
+SECRET = re.compile("token(?!izer)|key|secret|password", re.IGNORECASE)
 
 
 @dataclass
@@ -88,11 +89,12 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     for arguments in parsed:
         check_ranges(arguments)
 
-    # 4. In `resume_from_checkpoint`, "true" means the newest checkpoint. The parser returns it as a string, which the
-    # trainer would take for the name of a folder.
+    # 4. In `resume_from_checkpoint`, "true" means the newest checkpoint, and "false" means none. The parser returns
+    # strings, which the trainer would take for names of folders.
     for arguments in parsed:
-        if getattr(arguments, "resume_from_checkpoint", None) in ("true", "True"):
-            arguments.resume_from_checkpoint = True
+        value = getattr(arguments, "resume_from_checkpoint", None)
+        if value in ("true", "True", "false", "False"):
+            arguments.resume_from_checkpoint = value in ("true", "True") or None
 
     # 5. Choose the name of the output folder if neither the recipe nor the command line sets it.
     if verb in METHODS:

@@ -80,7 +80,10 @@ class DualIdsConfig:
     signals: str = field(default="both", metadata={"help": "what the IDs are learned from: text, behaviour or both"})
     behaviour: str = field(
         default="cooccurrence",
-        metadata={"help": "source of the collaborative vectors: cooccurrence, or sequence (a trained encoder)"},
+        metadata={
+            "help": "source of the items' collaborative vectors, which are computed from interactions: cooccurrence, "
+            "or sequence (a trained encoder)"
+        },
     )
     users: bool = field(default=True, metadata={"help": "whether to make IDs for users as well"})
     align: bool = field(default=True, metadata={"help": "whether to align users with the items they chose"})
@@ -104,7 +107,7 @@ class DualIdsConfig:
         },
     )
     learning_rate: Annotated[float, NOT_NEGATIVE] = field(
-        default=1e-3, metadata={"help": "learning rate of the towers"}
+        default=1e-3, metadata={"help": "learning rate of the models that compute the IDs"}
     )
     batch_size: Annotated[int, COUNT] = field(default=1024, metadata={"help": "number of user-item pairs per batch"})
     max_epochs: Annotated[int, COUNT] = field(
@@ -304,7 +307,8 @@ def _check_inert(config: DualIdsConfig) -> None:
     }
     inert = {f"signals={config.signals!r}": unused_by_signals[config.signals]}
     if not config.users:
-        inert["users=False"] = ("alpha",)  # align=False is allowed, because without users nothing is aligned
+        # align=False is allowed, although it changes nothing: it agrees with users=False, which also aligns nothing.
+        inert["users=False"] = ("alpha",)
     if not config.align:
         inert["align=False"] = ("alpha",)
 

@@ -4,8 +4,8 @@ The towers are two models (see `tower`). They compute the codes of the semantic 
 
 All interactions come from the training split. For every fifth user, the last training target is held out, unless it is
 the user's only target. The held-out targets are used to measure how well the towers match users with items. They are
-excluded from the collaborative vectors (the behaviour vectors of items), user profiles, training pairs, and the items
-that are pooled into the behaviour vector of a user.
+excluded from the collaborative vectors (the behaviour vectors of items), the user profiles (the texts of users), the
+training pairs, and the items that are pooled into the behaviour vector of a user.
 
 Legend: I items, U users, T items in the longest history, P training pairs, H held-out pairs, W width of tower inputs.
 """

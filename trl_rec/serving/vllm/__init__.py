@@ -1,7 +1,8 @@
-"""Serves a run folder with vLLM: a logits processor that restricts the output to the catalogue, and a recommender.
+"""Runs the model of a run folder in vLLM, with a logits processor that restricts the output to the catalogue.
 
-The package `vllm` is not a dependency. Install it in an environment of its own (see `docs/serving.md`). The processor
-is `trl_rec.serving.vllm.processor:CatalogProcessor`, which cannot be imported without vLLM.
+[`VllmRecommender`] recommends with this processor. The package `vllm` is not a dependency. Install it in an
+environment of its own (see `docs/serving.md`). The processor is `trl_rec.serving.vllm.processor:CatalogProcessor`,
+which cannot be imported without vLLM.
 """
 
 from typing import TYPE_CHECKING

@@ -69,7 +69,7 @@ def check_form(arguments: Mapping[str, Any] | None) -> None:
 
 
 class RunArguments:
-    """Reads arguments for the catalogue of a run folder.
+    """Reads the arguments of requests to the model of a run folder, and checks them against its catalogue.
 
     Args:
         folder (`str` or `Path`): The run folder.

@@ -1,12 +1,12 @@
 """Lets vLLM compute the log-probabilities of a beam search, in place of a model in this process.
 
-[`VllmPrompts`] has the interface `BeamCache` of `decoding/beam.py`. Each active beam is a request of its own, which
-consists of the prompt and the beam's tokens, and asks for one new token. vLLM returns the highest log-probabilities
-at the position of the new token. vLLM also caches the common beginnings of requests. If the search skips forced tokens
-(see `decoding/beam.py`), they need no requests of their own: the next request of the beam contains them.
+[`VllmPrompts`] has the interface `BeamCache` of `decoding/beam.py`. Each active beam (a beam that the model reads now)
+is a request of its own, which consists of the prompt and the beam's tokens, and asks for one new token. vLLM returns
+the highest log-probabilities at the position of the new token. vLLM also caches the common beginnings of requests. If
+the search skips forced tokens (see `decoding/beam.py`), they need no requests of their own: the next request of the
+beam contains them.
 
-Legend: B: prompts, K: beams per prompt, A: active beams per prompt (beams that the model reads now),
-U: distinct tokens of the trie.
+Legend: B: prompts, K: beams per prompt, A: active beams per prompt, U: distinct tokens of the trie.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ def ask(
     *,
     logprobs: int | None = None,
 ) -> list[Written]:
-    """Lets vLLM decode greedily.
+    """Lets vLLM decode greedily, and returns the result of each request.
 
     Args:
         llm (`LLM`): vLLM, with a [`CatalogProcessor`].
         asks (list of [`Ask`]): The requests.
         num_tokens (`int`): Maximum number of new tokens per request.
         wanted (lists of `int`, *optional*): The tokens whose log-probabilities are returned, one list per request.
-        logprobs (`int`, *optional*): If given, the log-probabilities of the new token and of this many best tokens are
-            returned.
+        logprobs (`int`, *optional*): If given, each new token is returned with its own log-probability and those of
+            the `logprobs` most likely tokens.
     """
     from vllm import SamplingParams
 
@@ -139,7 +139,9 @@ class VllmPrompts:
     def extend(self, pending: Pending) -> tuple[Tensor, Tensor, Tensor]:
         """Reads the pending tokens of the active beams.
 
-        Returns the same tensors as `SharedPrompt.extend`, with log-probabilities in place of logits.
+        Returns:
+            `logps (B, A, U)`, the log-probabilities after each active beam; `slots (B, A)`, the index of each active
+            beam among the K beams; and `valid (B, A)`, False where a prompt has fewer than A active beams.
         """
         slots = torch.argsort(~pending.active, dim=1, stable=True)[:, : pending.num_active]
         valid = pending.active.gather(1, slots)  # (B, A)
@@ -169,7 +171,7 @@ class VllmPrompts:
         written = ask(self._llm, asks, 1, logprobs=self._num_returned)
 
         # Drop tokens with log-probability -inf: vLLM adds arbitrary illegal tokens if there are too few legal ones.
-        # Also drop EOS if the trie lacks it. The processor allows EOS if no item is left.
+        # Also drop EOS if the trie lacks it: if a request has no item left to write, the processor allows only EOS.
         logps = torch.full((len(asks), len(self._trie.tokens)), -torch.inf)
         known = self._trie.tokens.numpy()
         for row, one in enumerate(written):

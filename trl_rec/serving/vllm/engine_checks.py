@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 
+# Environment variable that names the run folder, so that requests can be checked against its catalogue.
 RUN_VARIABLE = "TRL_REC_RUN"
 
 

@@ -2,7 +2,7 @@
 
 A *place* is a position in `TokenTrie.items`, which contains the items in the order of their paths.
 
-Legend: F: filters, I: items, M: rows of the batch (not of the tables), N: nodes or places.
+Legend: F: filters, I: items, M: running requests, N: nodes or places.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Defines the logits processor that restricts vLLM's output to the catalogue of a run folder.
 
 vLLM loads the processor by name (`--logits-processors trl_rec.serving.vllm.processor:CatalogProcessor`). The processor
-is not registered as an entry point, because vLLM would then load it for every model on the machine. It has the
-interface of vLLM's V1 model runner, and was written for vLLM 0.32.
+is not registered as an entry point, because vLLM would then load it for every model on the machine. It implements the
+interface for logits processors of vLLM's V1 model runner, and was written for vLLM 0.32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Uses a model that runs in vLLM to rank the catalogue for requests."""
+"""Uses a model that runs in vLLM to rank the catalogue for requests.
+
+A request is a history with its own filter, limits and number of items, see [`RequestRanker`]. Ranking for one request
+may take many requests to vLLM.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class VllmRanker(RequestRanker):
-    """Ranks the catalogue for requests.
+    """A [`RequestRanker`] whose model runs in vLLM.
 
     Args:
         llm (`LLM`): vLLM, with a [`CatalogProcessor`].

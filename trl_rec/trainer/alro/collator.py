@@ -1,8 +1,8 @@
-"""Collates rated lists into batches. Each list is presented with its candidates in one or more orders.
+"""Collates rated lists (lists of candidates with a user's ratings of them) into batches.
 
-A list is followed by its answer, which names the candidates from best to worst. The orders are random by default.
-They depend only on the seed, the epoch and the index of the row. Therefore every epoch has new orders, and a resumed
-run has the same orders as an uninterrupted run.
+Each list is presented with its candidates in one or more orders. It is followed by its answer, which names the
+candidates from best to worst. The orders are random by default. They depend only on the seed, the epoch and the index
+of the row. Therefore every epoch has new orders, and a resumed run has the same orders as an uninterrupted run.
 
 Legend: B lists, S orders of the same candidates, m candidates of the longest list, P tokens of the longest history, C
 tokens of the longest list with its answer.

@@ -27,7 +27,8 @@ class AlroConfig(RecConfig, SFTConfig):
     list the candidates from best to worst. Each list of candidates is presented to the model in one order if
     `permutation_weight` is 0, and in two orders otherwise.
 
-    The full text of the paper was not available, so the Greek letters below come from other authors' summaries of it.
+    The full text of the ALRO paper was not available, so the Greek letters below come from other authors' summaries of
+    it.
 
     Args:
         lambda_weight (`float`, *optional*, defaults to `1.0`): Weight of the soft lambda loss (alpha). This loss
@@ -35,8 +36,8 @@ class AlroConfig(RecConfig, SFTConfig):
         lambda_warmup (`float`, *optional*, defaults to `0.1`): Fraction of the training steps over which
             `lambda_weight` is increased linearly from 0.
         permutation_weight (`float`, *optional*, defaults to `1.0`): Weight of the permutation-sensitive loss (beta).
-        score (`str`, *optional*, defaults to `"logprob"`): Whether the soft lambda loss computes expected positions
-            from log-probabilities (`"logprob"`) or from probabilities (`"prob"`).
+        score (`str`, *optional*, defaults to `"logprob"`): Whether the soft lambda loss computes the expected position
+            of each candidate in the answer from log-probabilities (`"logprob"`) or from probabilities (`"prob"`).
         sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the softmax over positions in the soft lambda
             loss (gamma). Use 8 to 10 with `score="prob"`.
         pair_sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the pairwise comparison of expected
@@ -44,9 +45,9 @@ class AlroConfig(RecConfig, SFTConfig):
         delta (`str`, *optional*, defaults to `"target"`): Order of the candidates that determines the weight of each
             pair in the soft lambda loss. The weight depends on the distance between the two candidates in this order.
             `"target"`: the order of the target answer. `"model"`: the order that the model predicts.
-        distance (`str`, *optional*, defaults to `"jsd"`): Distance between the answers to the two orders in the
-            permutation-sensitive loss: `"jsd"` (Jensen-Shannon divergence), `"symkl"` (symmetric KL divergence) or
-            `"ce"` (cross-entropy).
+        distance (`str`, *optional*, defaults to `"jsd"`): How the permutation-sensitive loss measures the distance
+            between the model's answers to the two orders of a list: `"jsd"` (Jensen-Shannon divergence), `"symkl"`
+            (symmetric KL divergence) or `"ce"` (cross-entropy).
         softmax (`str`, *optional*, defaults to `"legal"`): Tokens over which the supervised loss computes the softmax.
             `"legal"`: as in decoding, the names of the candidates that are not yet in the answer (the name of a
             candidate is the token that identifies it in the answer). `"vocabulary"`: the whole vocabulary. The model
@@ -56,10 +57,10 @@ class AlroConfig(RecConfig, SFTConfig):
             Defaults to `num_candidates`, so that the lists do not overlap.
         max_history (`int`, *optional*, defaults to `20`): Maximum number of rated items in a history.
         candidate_order (`str`, *optional*, defaults to `"shuffled"`): Order in which training prompts show the
-            candidates. `"shuffled"`: a random order. `"given"`: by mean rating in training, best first, as a retriever
-            might show them. The label of a candidate (the user's first rating of it) is left out of its mean.
-            If `permutation_weight` is not 0, each list is also presented in a second order, which is random in both
-            cases. Evaluations always show random orders.
+            candidates. `"shuffled"`: a random order. `"given"`: by mean rating in the training split, best first, as a
+            retriever might show them. The label of a candidate (the user's first rating of it) is left out of its
+            mean. If `permutation_weight` is not 0, each list is also presented in a second order, which is random in
+            both cases. Evaluations always show random orders.
         letters (`bool`, *optional*): Whether candidates are named by letters. By default, candidates are named by
             their own tokens if every item is a single token, and by letters otherwise.
         prompt_candidates (`str`, *optional*): Text between the history and the candidates. (For this trainer, the

@@ -55,8 +55,8 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     number = within(num_windows)
     start = number * step
     stop = np.minimum(start + width, items.lengths[source])
-    items = items.take(source).slice(start, stop)
-    ratings = ratings.take(source).slice(start, stop)
+    items = items.pieces(source, start, stop)
+    ratings = ratings.pieces(source, start, stop)
     # Ratings that are also in the previous window are only context, so that no rating is a label twice.
     first_new = np.where(number > 0, width - step, 0)
     is_new = within(items.lengths) >= np.repeat(first_new, items.lengths)

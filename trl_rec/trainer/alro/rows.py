@@ -130,10 +130,10 @@ def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: 
     end = history.lengths[source] + first
     begin = 0 * end if max_history is None else np.maximum(end - max_history, 0)
     columns = {
-        "history": join(history, targets).take(source).slice(begin, end),
-        "history_ratings": join(history_ratings, target_ratings).take(source).slice(begin, end),
-        "candidates": Ragged.from_lengths(targets.values[new], counts).take(source).slice(start, stop),
-        "ratings": Ragged.from_lengths(target_ratings.values[new], counts).take(source).slice(start, stop),
+        "history": join(history, targets).pieces(source, begin, end),
+        "history_ratings": join(history_ratings, target_ratings).pieces(source, begin, end),
+        "candidates": Ragged.from_lengths(targets.values[new], counts).pieces(source, start, stop),
+        "ratings": Ragged.from_lengths(target_ratings.values[new], counts).pieces(source, start, stop),
     }
 
     # 4. Drop lists whose ratings are all equal.

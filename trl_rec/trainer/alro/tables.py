@@ -1,6 +1,6 @@
 """Computes the log-probability of each candidate at each answer position, in one table per prompt.
 
-A list has several prompts, which show its candidates in different orders. An answer consists of names, sometimes
+A list has one or more prompts, which show its candidates in different orders. An answer consists of names, sometimes
 followed by EOS. The name of a candidate is the single token that identifies the candidate in one of these prompts.
 
 Legend: B lists, S prompts per list, m candidates of the longest list, C tokens of the longest prompt with its answer,
@@ -18,7 +18,7 @@ from trl_rec.models.completions import CompletionLogits, completion_logps
 
 
 class AnswerTable(NamedTuple):
-    """The tables and the supervised losses of a batch. There is one of each per prompt.
+    """The tables and the supervised losses of a batch: one table and one loss per prompt.
 
     Args:
         logps (`torch.Tensor` of shape `(B, S, m, m)`): Row k contains the log-probability of each candidate's name at

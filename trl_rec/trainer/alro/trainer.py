@@ -73,7 +73,8 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
     display_name = "ALRO"
     paper = Paper("Make Large Language Model a Better Ranker", "2403.19181")
     measures_loss_on_splits = False  # evaluation ranks the candidates and computes no loss
-    loss_is_scaled_for_ga: Any = False  # the loss is the mean over the lists of a micro-batch
+    # The loss is the mean over one micro-batch, so `Trainer` must divide it by the number of accumulated batches.
+    loss_is_scaled_for_ga: Any = False
 
     args: AlroConfig
 
@@ -221,7 +222,7 @@ def _given_order(args: AlroConfig, train_dataset: Dataset, num_items: int) -> Gi
 
 def _display_name(args: AlroConfig) -> str:
     """Returns "ALRO" if both list-wise losses have nonzero weights. Otherwise returns the names of the parts that are
-    used, as in "SFT + SLL"."""
+    used, as in "SFT + SLL". SLL is the soft lambda loss, and PSL is the permutation-sensitive loss."""
     if args.lambda_weight and args.permutation_weight:
         return "ALRO"
     weights = {"SLL": args.lambda_weight, "PSL": args.permutation_weight}

@@ -101,7 +101,8 @@ class RecConfig(Base):
             out of the logged loss. The filter is off by default, because such losses stop the run anyway, and because
             the filter makes the host wait for the device after every batch.
         activation_checkpointing (`bool`, *optional*, defaults to `True`): Whether the backward pass recomputes
-            activations instead of keeping them. (`TrainingArguments` has this field from transformers 5.23 on.)
+            activations instead of keeping them. This field and the next one are defined here because
+            `TrainingArguments` has them only from transformers 5.23 on.
         activation_checkpointing_kwargs (`dict`, *optional*): Options of the recomputation, such as `every_n_layers`.
     """
 

@@ -1,4 +1,4 @@
-"""Continues training on a newer log: matches the items of a run folder with those of a dataset.
+"""Matches the items of a run folder with those of a dataset, so that training can continue on a newer log.
 
 A run that starts from the folder of an earlier run may have a dataset with other items, or with the same items in
 another order. Items are matched by `item_id`. Only items in the catalogue of the dataset can be recommended. Items

@@ -147,7 +147,7 @@ class RowLosses:
 
         Args:
             accelerator: The accelerator of the trainer.
-            step: The number of the step, for the message.
+            step: Number of optimizer steps completed so far, for the message.
         """
         losses = torch.cat(self._losses)  # of all batches of the step
         row_ids = torch.cat(self._row_ids) if self._row_ids else None

@@ -67,7 +67,8 @@ def check_run_prior(dataset: RecDataset, args: RecConfig) -> None:
     if args.prior == MixturePrior.kind:
         fitting_rows(dataset.validation, exclude_history=args.eval_exclude_history)
 
-    # 2. Check an earlier choice in the output folder, unless this run removes it.
+    # 2. Check this configuration against the choice that an earlier run left in the output folder, unless this run
+    # removes that choice.
     config: Any = args  # `RecConfig` does not declare the fields that come from TRL's configurations
     if not config.overwrite or config.resume_from_checkpoint:
         check_choice(config.output_dir, str(args.prior), strength)
@@ -78,8 +79,8 @@ def continue_prior(args: RecConfig, folder: str | Path | None) -> None:
     kind.
 
     The new run then fits this prior to its own data. The strength is chosen again on the validation split, unless the
-    recipe of the earlier run gives a number. Nothing is set if the user has chosen a prior or `"none"`. If a prior of
-    that kind cannot be fitted, a warning is logged instead.
+    recipe of the earlier run gives a number. Nothing is set if the user has chosen a prior or `"none"`. A prior of the
+    kind `"array"` was not fitted to data, but made from given weights. For this kind, a warning is logged instead.
 
     Args:
         args: The configuration of the new run, which is changed.
@@ -153,8 +154,8 @@ def make_prior(policy: Policy, dataset: RecDataset, args: RecConfig, folder: str
 
     Call this function before the policy is measured on the split that `final_split` selects, so that the setting of
     the prior cannot depend on the results. Every process must call this function. The main process writes
-    `choice.json`, `prior.safetensors` and the key `prior` of `recommender.json`, and prints the compared settings as a
-    table.
+    `choice.json`, `prior.safetensors` and the key `prior` of `recommender.json`. It also prints a table of the
+    compared settings or, if the strength is given, one line with the setting.
 
     Args:
         policy: The trained policy.

@@ -52,7 +52,8 @@ class Measured(NamedTuple):
     Args:
         results (`dict[str, Evaluation]`): The results of the model and of the baselines, by name.
         table (`str`): The table to print.
-        rows, targets (*optional*): The measured rows and their targets, as in [`write_evaluation`].
+        rows, targets (*optional*): The numbers of the measured rows in the split, and the targets of these rows, as in
+            [`write_evaluation`].
     """
 
     results: dict[str, Evaluation]

@@ -98,7 +98,8 @@ class RecTrainerMixin(ABC, Base):
         measures_loss_on_splits (`bool`): Whether the loss is defined on a split of a `RecDataset`. If not, an
             evaluation on a split computes only ranking metrics.
         card_data (`Mapping`, *optional*): The card of the dataset, for the model card.
-        card_results (`str`, *optional*): The table of the final evaluation, for the model card.
+        card_results (`str`, *optional*): For the model card: the table of the final evaluation, followed by lines that
+            compare the model with the strongest baseline.
         derived_columns (`frozenset[str]`): Columns of the training rows that the run's fingerprint leaves out, because
             other entries of the fingerprint determine their values (see `fingerprint.py`).
     """
@@ -296,7 +297,8 @@ class RecTrainerMixin(ABC, Base):
         with ExitStack() as held:
             # 1. Find the checkpoint to start from. The output folder stays locked, so that no other run writes to it.
             def find() -> Path | None:
-                """Locks and cleans the output folder, and returns the checkpoint to resume from, or None."""
+                """Locks the output folder, removes temporary files that killed processes left, and returns the
+                checkpoint to resume from, or None."""
                 held.enter_context(exclusive(output_dir))
                 clean_up(output_dir)
                 found = find_start(

@@ -111,7 +111,8 @@ class BearConfig(PriorConfig, SFTConfig):
         default=1.0, metadata={"help": "divisor of the logits in the loss"}
     )
     target_smoothing: Annotated[float, SHARE_BELOW_ONE] = field(
-        default=0.0, metadata={"help": "label smoothing: share of the target's probability spread over all tokens"}
+        default=0.0,
+        metadata={"help": "label smoothing: share of the target's probability spread over all tokens of the softmax"},
     )
     sampled_items: Annotated[int | None, COUNT] = field(
         default=None,
@@ -170,7 +171,7 @@ class BearConfig(PriorConfig, SFTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
 
-        # 1. Refuse options that would silently have no effect: those of SFTTrainer, and those for other kinds of rows.
+        # 1. Refuse options of SFTTrainer that BearTrainer does not support, and options for other kinds of rows.
         check_sft_options(self, "rows are built from whole items and the loss is BEAR's")
         if self.softmax not in ("legal", "vocabulary"):
             raise ValueError(f"softmax must be 'legal' or 'vocabulary', not {self.softmax!r}")

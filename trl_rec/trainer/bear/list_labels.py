@@ -108,7 +108,7 @@ def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool, twins: Tw
         lists = list_tokens(trie, torch.from_numpy(items.take(part).padded()))
         width = lists.mask.shape[1]
         lengths = tokens.lengths[part]
-        given = tokens.take(part).slice(np.zeros_like(lengths), np.minimum(lengths, width)).padded(width=width)
+        given = tokens.pieces(part, np.zeros_like(lengths), np.minimum(lengths, width)).padded(width=width)
 
         surplus = torch.from_numpy(lengths) - lists.mask.sum(1)
         same = (torch.from_numpy(given) == lists.token_ids) | ~lists.mask

@@ -5,6 +5,8 @@ fingerprint of the run (see `fingerprint.py`), the sharding and the number of pr
 each file that is read on resume. Files that were removed, cut short or replaced are therefore detected before anything
 is loaded. Earlier versions wrote an empty mark. For checkpoints of these versions, only the presence and the format of
 the files can be checked.
+
+The run folders of ALRO's rating stage and of the baseline `sequence` get a mark too, once their model is saved.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ def write_mark(folder: Path, run: Mapping[str, Any], launch: Mapping[str, Any]) 
     """Waits until all files of a checkpoint are on the disk, then marks it as complete.
 
     Args:
-        folder: The checkpoint.
+        folder: The checkpoint, or a run folder with a finished model.
         run: The fingerprint of the run.
         launch: The sharding and the number of processes.
     """
@@ -190,7 +192,7 @@ def _step(folder: Path) -> int:
 
 
 def _read_files(folder: Path) -> Iterator[Path]:
-    """Yields the files that are read when a checkpoint or run folder is loaded. Checkpoints inside it are left out."""
+    """Yields the files that are read when a checkpoint or run folder is loaded, except checkpoints in a run folder."""
     for path in _matching(folder, READ):
         in_checkpoint = any(part.startswith("checkpoint-") for part in path.relative_to(folder).parts)
         if path.name not in NOT_READ and not in_checkpoint:

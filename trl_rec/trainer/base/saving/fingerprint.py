@@ -3,7 +3,7 @@
 Checkpoints record the fingerprint. On resume, it is compared with the fingerprint of the current run, and an error
 names the first entry that differs. The number of epochs and the settings of logging, saving, evaluation, speed and
 memory are not included, so they may change when a run is resumed. `schedule/plan.py` also uses the entries of settings
-and items.
+and items, so that a training in stages cannot be resumed with other settings.
 
 Reward functions, callbacks and the trainer's code are not included, because their content cannot be compared. Under
 ZeRO-3, only the weights held by the main process are compared. Weights of 4-bit and 8-bit layers are not compared.
@@ -112,7 +112,7 @@ def as_json(entries: Mapping[str, Any]) -> Entries:
 
 
 def setting_entries(config: TrainingArguments, inherited: Collection[str]) -> Entries:
-    """Returns the fields of a trainer's configuration that are in `inherited` or that trl_rec adds."""
+    """Returns the values of the fields that trl_rec adds to a trainer's configuration, and of those in `inherited`."""
     of_parents = {one.name for base in (SFTConfig, DPOConfig) for one in fields(base)}.union(BACKPORTED_FIELDS)
     return {name: value for name, value in config.to_dict().items() if name in inherited or name not in of_parents}
 

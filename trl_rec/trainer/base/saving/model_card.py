@@ -50,7 +50,8 @@ class ModelCard(NamedTuple):
         catalog (`ItemCatalog`, *optional*): The items.
         example (`Sequence[str]`, *optional*): Lines of Python that show how to use the model.
         data (`Mapping[str, Any]`, *optional*): The card of the dataset, `RecDataset.card`.
-        results (`str`, *optional*): The table of the final evaluation, with the baselines.
+        results (`str`, *optional*): The table of the final evaluation, with the baselines, followed by lines that
+            compare the model with the strongest baseline.
         recipe (`str`, *optional*): The content of `recipe.yaml`.
     """
 

@@ -149,8 +149,8 @@ def copy_published(
         sections += _without_catalog_text(why)
     if names_users(folder):
         logger.info(
-            "the semantic IDs of users are never published; to load the model, set catalog to the dataset that the "
-            "model was trained on"
+            "the semantic IDs of users are never published; to load the published model, pass the dataset folder that "
+            "it was trained on as catalog= of from_pretrained"
         )
         sections += WITHOUT_USERS
     if CARD in names and sections:
