@@ -1,5 +1,5 @@
-# Before a target runs, its virtual environment is made if it is missing, and updated if the requirements or the version
-# have changed.
+# Commands for contributors, such as `make dev` and `make test`. Before a target runs, its virtual environment is made
+# if it is missing, and updated if the requirements or the version of trl-rec have changed.
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= auto
@@ -59,8 +59,8 @@ test-vllm: .venv-vllm/.vllm
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-# The fast tests and all tests of the README, with the newest or with the oldest releases that setup.cfg allows. Each
-# target has an environment of its own. Both use the version of torch in constraints.txt.
+# The fast tests and all tests of the README, with the newest or with the oldest releases of the dependencies that
+# setup.cfg allows. Each target has an environment of its own. Both use the version of torch in constraints.txt.
 test-newest: VENV = .venv-newest
 test-newest:
 	$(PYTHON) -m venv $(VENV)
@@ -75,7 +75,8 @@ test-oldest:
 	$(INSTALL_LIMITED) --editable "$(TESTED)"
 	$(LIMITED_TESTS)
 
-# The same tests with the main branches of TRL and Transformers, even if setup.cfg does not allow their versions.
+# The fast tests and all tests of the README, with the main branches of TRL and Transformers, even if setup.cfg does
+# not allow their versions.
 test-upstream: VENV = .venv-upstream
 test-upstream:
 	$(PYTHON) -m venv $(VENV)

@@ -5,10 +5,10 @@
 
 ALRO reads each list of candidates in two orders, both in the same forward pass. For comparison, a variant of its
 trainer uses a separate forward pass for each order. The SFT step is that of `AlroTrainer` without its two additional
-losses. It reads each list in one order. Without arguments, a small model is trained on item tokens of the toy dataset.
-With a dataset and a model, a language model is trained on titles. The three trainers take turns on the same lists. The
-program prints the median number of seconds per step, which consists of the forward passes, a backward pass and an
-optimizer update.
+losses. It reads each list in one order. Without arguments, a small model is trained on the toy dataset, where each
+item is one token. With a dataset and a model, a language model is trained on titles. The three trainers take turns on
+the same lists. The program prints the median number of seconds per step, which consists of the forward passes, a
+backward pass and an optimizer update.
 """
 
 from __future__ import annotations

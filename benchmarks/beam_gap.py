@@ -13,8 +13,9 @@ test split can detect. The word "above" follows if the absolute mean gap over th
 study is worthwhile. With fewer than 10 beams, the gap is in NDCG@B, so "above" is only a rough guide. As in
 `trl-rec study`, the smallest difference is estimated from the transition and the popularity baseline on validation.
 The column "PruningRate" considers the targets that are among the B items with the best scores. It contains the share
-of these targets that the beam search does not find. The column "lost" contains the share of all B items that the beam
-search does not find. The column "seconds" contains the time of the beam search.
+of these targets that the beam search does not find. The column "lost" considers all B items with the best scores,
+whether they are targets or not. It contains the share of these items that the beam search does not find. The column
+"seconds" contains the time of the beam search.
 """
 
 from __future__ import annotations

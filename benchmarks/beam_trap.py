@@ -1,4 +1,4 @@
-"""Compares MSL and both variants of BEAR on synthetic data that contains a trap for beam search.
+"""Compares MSL (BEAR with weight 0) and both variants of BEAR on synthetic data with a trap for beam search.
 
     OMP_NUM_THREADS=1 python benchmarks/beam_trap.py runs/beam-trap --seeds 0 1 2
 
@@ -19,7 +19,8 @@ of these items is much more likely than any item that the search finds.
 With B beams, the table shows for each strength and each arm (MSL or a variant of BEAR):
 
 - **recall@B**: the probability that the next item is among the B items that the beam search finds;
-- **every item**: the probability that the next item is among the B items with the highest exact scores;
+- **every item**: the probability that the next item is among the B items with the highest exact scores (the model's
+  scores if every item is scored, without a beam search);
 - **best**: the probability that the next item is among the B items that are most likely by construction;
 - **PruningRate@B**: the share of the probability "every item" that comes from items which the beam search does not
   find.

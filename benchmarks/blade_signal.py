@@ -3,17 +3,21 @@
     python benchmarks/blade_signal.py runs/study-ml-100k-blade-setting --choose
     python benchmarks/blade_signal.py runs/study-ml-100k-blade-frozen --kl 6 8 10
 
-The argument is the folder of a study. The program reads its logs and metrics, and trains nothing. The first table
-has one row per setting, averaged over its seeds. It describes the last quarter of each run: tied pairs (share of pairs
-of lists with equal learning targets), dead groups (share of prompts whose lists all have the same learning target),
-the standard deviation of the learning target, the KL divergence, and the reward of the lists sampled in training. The
-column "kept" contains NDCG@10 on validation, divided by that of the supervised policy (the arm `--against`) with the
-same seed.
+In training, BLADE samples several lists per prompt. Each list has a learning target, usually computed from the rank of
+its reward among other lists of the prompt. The static target Best-of-N ranks a list only among lists of the supervised
+policy (the model before this training). BLADE's moving target ranks it also among the lists sampled in the same step.
+
+The argument is the folder of a study. The program reads its logs and metrics, and trains nothing. The first table has
+one row per setting (an arm, or one combination of values in an arm's `grid`), averaged over its seeds. It describes
+the last quarter of each run: tied pairs (share of pairs of lists of a prompt with equal learning targets), dead groups
+(share of prompts whose lists all have the same learning target), the standard deviation of the learning target, the KL
+divergence from the supervised policy, and the reward of the lists sampled in training. The column "kept" contains
+NDCG@10 on validation, divided by that of the supervised policy (the arm `--against`) with the same seed.
 
 `--choose` applies a rule that is fixed beforehand: of the settings that keep at least `--keep` of the supervised NDCG,
-the one with the largest share of tied pairs is chosen. The rule is meant for runs with the static target Best-of-N:
-where this target ties many pairs, BLADE's moving target should help most. The rule uses means over the seeds. The
-chosen setting is written to `setting.json` in the folder of the study.
+the one with the largest share of tied pairs is chosen. The rule is meant for runs with the static target: where this
+target ties many pairs, the moving target should help most. The rule uses means over the seeds. The chosen setting is
+written to `setting.json` in the folder of the study.
 
 `--kl` prints the reward of the lists sampled in training at the step where the KL divergence first reaches each given
 level. The reward and the KL divergence are moving averages over a tenth of the log. "-" means that at least one run
@@ -55,7 +59,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--kl", type=float, nargs="*", default=[], help="levels of the KL divergence")
     arguments = parser.parse_args(words)
 
-    # 1. Read the runs by setting. A setting is an arm and a point of its grid. It has one run per seed.
+    # 1. Read the runs by setting (an arm, or one combination of values in its `grid`). A setting has one run per seed.
     runs: dict[str, list[tuple[dict[str, float], list[dict[str, float]]]]] = {}
     top = arguments.study / "runs"
     for path in sorted(top.rglob("eval.jsonl")):

@@ -4,8 +4,8 @@ A pair of trainers gets the same model with the same adapter, and the same rows 
 
 - BEAR and `SFTTrainer`: the same rows.
 - ALRO and `SFTTrainer`: the same lists. ALRO shows each list in two orders, and SFT shows it in one order.
-- Softmax-DPO and `DPOTrainer`: the same prompts. Three rejected answers are one row for Softmax-DPO, and three rows
-  for `DPOTrainer`.
+- Softmax-DPO and `DPOTrainer`: the same prompts. A prompt with three rejected answers is one row for Softmax-DPO, and
+  three rows for `DPOTrainer`.
 - BLADE and `GRPOTrainer`: the same prompts and number of rollouts. GRPO's rollouts are not constrained to the
   catalogue. They have at most as many tokens as ten titles of mean length.
 """

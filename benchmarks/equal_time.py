@@ -1,4 +1,4 @@
-"""Compares training on all items of a row with training on one row per target, at equal processor time.
+"""Compares training on rows with many targets and training on one row per target, at equal processor time.
 
     OMP_NUM_THREADS=1 python benchmarks/equal_time.py DATASET --model MODEL --arm every --output runs/equal-time
     OMP_NUM_THREADS=1 python benchmarks/equal_time.py DATASET --model MODEL --arm rows --output runs/equal-time

@@ -7,9 +7,10 @@ matter little.
     python benchmarks/filters.py [--items 100000] [--hidden_size 128] [--layers 2] [--runs 30] [--batch 1]
         [--surface semantic_id|item_token] [--prior] [--lists 0]
 
-`--batch` is the number of requests that are made together. Each filter is one of ten. With `--prior`, both kinds of
-requests also use the item weights of a prior. With `--lists N`, the program also makes N filtered lists (rounded up to
-batches of 64), and counts the items in these lists that the filters do not allow.
+`--batch` is the number of requests that are made together. There are ten different filters, and each filtered request
+uses one of them. With `--prior`, both kinds of requests also use the item weights of a prior. With `--lists N`, the
+program also makes N filtered lists (rounded up to batches of 64), and counts the items in these lists that the filters
+do not allow.
 """
 
 from __future__ import annotations

@@ -2,10 +2,12 @@
 
     python benchmarks/letter_lookup.py runs/alro-ml-100k --dataset data/ml-100k-next-ten
 
-The model must come from `trl-rec alro` with `letters: true`. The rows are those that `letter_lists` adds to the rating
-stage, with lists that the stage did not contain (another seed). A row lists items with their letters and then repeats
-pairs of both. With ten items, a guess is right in 10 % of the cases. Rankings with letters need the letter of an item,
-so check this value before you train a model from scratch on lists of candidates. Takes seconds.
+The model must come from `trl-rec alro` with `letters: true`, which names the items of a list by letters. It is tested
+on rows like those that `letter_lists` adds to the rating stage, but with other lists, drawn with another seed. A row
+lists items with their letters, and then repeats pairs of an item and its letter. In half of the rows, the model has to
+find the letter of each item in the pairs; in the other half, the item of each letter. With ten items, a guess is right
+in 10 % of the cases. A model that ranks by writing letters must find the letter of an item. So check how often it does
+that before you train a model from scratch on lists of candidates. Takes seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ SEED = 2**31  # the seeds of trainings are usually small, so the rows differ fro
 
 
 def main(words: list[str] | None = None) -> None:
-    """Prints the two shares."""
+    """Prints how often the model finds the letter of an item, and the item of a letter."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("model", help="run folder")
     parser.add_argument("--dataset", required=True, help="dataset folder, with ratings")

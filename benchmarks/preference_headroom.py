@@ -1,11 +1,12 @@
-"""Measures how well counts and mean ratings separate held-out items that a user liked from disliked ones.
+"""Measures how well popularity and mean ratings separate held-out items that a user liked from disliked ones.
 
     python benchmarks/preference_headroom.py data/ml-100k-next-ten
 
-Prints the `preference_accuracy` of the baselines that ALRO is compared with, on the validation and the test split. The
-best of these values is a headroom for models that learn from ratings, such as those of Align3GR's feedback stages:
-it is reached with one number per item, without the histories of the users. The half-widths are those of 95 % bootstrap
-intervals over users. Takes seconds.
+Prints the `preference_accuracy` of the baselines that ALRO is compared with, on the validation and the test split: the
+share of the pairs of a liked and a disliked item of a user in which the liked one is ranked higher. Models that learn
+from ratings, such as those of Align3GR's feedback stages, should be able to reach the best of these values, because it
+takes only one number per item, and no histories of users. The number after ± is half the width of a 95 % bootstrap
+interval over users. Takes seconds.
 """
 
 from __future__ import annotations

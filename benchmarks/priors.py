@@ -1,7 +1,8 @@
 """Compares the rankings of three priors without a model: transition ("counter"), and mixture with and without titles.
 
-The mixture is a weighted sum of several counts. Its weights are fitted to one random half of the validation users. All
-priors are measured on the other half. Each seed divides the users differently.
+The mixture is a weighted sum of several tables, which count pairs of items in different ways. With titles, one more
+table compares the titles of two items. The weights of the mixture are fitted to one random half of the validation
+users. All priors are measured on the other half. Each seed divides the users differently.
 
     python benchmarks/priors.py data/beauty data/ml-100k
 """

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--against", nargs="*", default=[], help="run folders to compare with, on the same dataset")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=5, help="epochs between two measurements on validation")
-    parser.add_argument("--patience", type=int, default=5, help="measurements without improvement after which to stop")
+    parser.add_argument("--patience", type=int, default=5, help="measurements without improvement that end training")
     parser.add_argument("--max_epochs", type=int, default=300)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="arguments of RecTools' SASRecModel")
     parser.add_argument(

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--plain", action="store_true", help="do not collect sparse gradients of the embeddings")
+    parser.add_argument("--plain", action="store_true", help="keep the gradients of the embeddings dense throughout")
     parser.add_argument("--full", action="store_true", help="also time the full softmax over the smallest catalogue")
     arguments = parser.parse_args()
 
@@ -125,7 +125,7 @@ def full_loss(arguments: argparse.Namespace, model: PreTrainedModel, num_items: 
 
 
 def batch(arguments: argparse.Namespace, num_items: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns input ids `(B, T)`, a mask of the positions that predict, and their targets."""
+    """Returns input ids `(B, T)`, a mask of the positions at which the next item is predicted, and these items."""
     generator = torch.Generator().manual_seed(0)
     shape = (arguments.batch, arguments.length)
     inputs = NUM_SPECIAL + torch.randint(num_items, shape, generator=generator)

@@ -1,4 +1,4 @@
-"""Compares requests per second and latency of the server with and without batching, for 1 and 8 clients.
+"""Compares requests per second and latency of `trl-rec serve` with and without batching, for 1 and 8 clients.
 
 The two servers run in separate processes, and are measured in turns. Both serve the same model, which has random
 weights and one token per item. Each client is a thread that sends its next request as soon as it has received the
@@ -58,7 +58,7 @@ def run_server(settings: dict[str, Any], port: int) -> None:
 
 
 def measure(port: int, num_clients: int, seconds: float, ids: list[str]) -> list[float]:
-    """Returns the latency of every request, in seconds."""
+    """Lets clients send requests for some seconds, and returns the latency of every request, in seconds."""
     latencies: list[float] = []
     end = time.perf_counter() + seconds
 
@@ -114,7 +114,7 @@ def compare(folder: Path, seconds: float, rounds: int) -> None:
     for port, _ in servers.values():
         wait_for(port)
 
-    # 2. Measure in turns.
+    # 2. Measure in turns. Each measurement follows a second of requests that do not count, to warm up.
     found: dict[tuple[str, int], list[float]] = {(name, number): [] for name in servers for number in CLIENTS}
     for _ in range(rounds):
         for number in CLIENTS:

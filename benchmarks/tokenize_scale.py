@@ -5,12 +5,12 @@
 
 There are three parts. The first, `vectors`, makes item vectors from a generated log with twenty interactions per item
 on average, in which each user chooses from a small part of the catalogue. The second, `codes`, runs residual k-means
-and the repair of collisions (items with the same ID). Its vectors have the width `--width`, and are drawn from a
-mixture to resemble those of a text encoder. The third, `dual`, trains the two networks (towers) of the dual method,
-one for items and one for users, on as many users as items. Each of the three training phases takes one epoch of
-`--pairs` pairs of a user and an item. Then this part quantises all items, and repairs their collisions with the
-Sinkhorn algorithm. The collisions that remain are repaired as in the second part. Real training takes more epochs over
-more pairs, and its time grows in proportion.
+and the repair of collisions (items with the same ID). Its vectors have the width `--width`. They are drawn around
+random centres, to resemble the vectors of a text encoder. The third, `dual`, trains the two networks (towers) of the
+dual method, one for items and one for users, on as many users as items. Each of the three training phases takes one
+epoch of `--pairs` pairs of a user and an item. Then this part quantises all items, and repairs their collisions with
+the Sinkhorn algorithm. The collisions that remain are repaired as in the second part. Real training takes more epochs
+over more pairs, and its time grows in proportion.
 """
 
 from __future__ import annotations

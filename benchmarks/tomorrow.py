@@ -9,10 +9,11 @@ the last 10 % are not in yesterday's catalogue. Three models with one token per 
    model needed to reach the goal, once for each of `--continued_learning_rates`.
 
 Prints the number of steps after which the second and the third model reach the goal. All three models are measured on
-today's validation split. Yesterday's model was not trained on this split: it was trained only on items before a user's
-validation item of yesterday, and the user's validation item of today is never earlier than that one. (Users with two
-interactions yesterday and three today would be an exception, but MovieLens-100k has none.) Yesterday's catalogue is
-shuffled, so the third model does well only if its items are matched with today's by id, not by position.
+today's validation split. Yesterday's model was not trained on this split: it was trained only on the items before each
+user's validation item in yesterday's log, and the user's validation item in today's log is the same item or a later
+one. (Users with two interactions yesterday and three today would be an exception, but MovieLens-100k has none.)
+Yesterday's catalogue is shuffled, so the third model does well only if its items are matched with today's by id, not
+by position.
 
     OMP_NUM_THREADS=1 python benchmarks/tomorrow.py --dataset data/ml-100k
 

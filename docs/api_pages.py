@@ -73,7 +73,7 @@ def targets() -> dict[str, str]:
 
 
 def entry(full_name: str, thing: Any) -> str:
-    """Returns the entry of a class or function."""
+    """Returns the entry of a class, a function or any other public value."""
     docstring = inspect.getdoc(thing) or ""
     if not inspect.isclass(thing):
         kind = "function" if callable(thing) else "data"

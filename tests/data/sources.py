@@ -1,4 +1,4 @@
-"""Writes small sources to disk, and returns the rows of a prepared dataset as ids."""
+"""Writes small source folders for `prepare`, and returns the rows of a prepared dataset as ids."""
 
 import csv
 
@@ -23,7 +23,7 @@ def write_csv(path, header, rows):
 
 
 def write_table(folder, log=LOG, items=ITEMS, users=None, header=("user_id", "item_id", "timestamp", "rating")):
-    """Writes a source of the format `table`."""
+    """Writes a source folder of the format `table`, and returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "interactions.csv", header, log)
     if items is not None:

@@ -144,7 +144,8 @@ def test_compact_formats_obey_the_same_limits(surface: str) -> None:
     width = 1 + 4 * len(FORMATS[surface].paths[0])
     assert max(map(len, windows["input_ids"])) == width
 
-    # A window that lies in the history has no targets, so it does not become a row.
+    # A sequence that is too long for one row is cut into windows, here of 4 items. A window that lies entirely in the
+    # history has no targets, so it does not become a row.
     long = build_rows(make_split([([*range(7), 0, 1, 2], [4])]), FORMATS[surface], targets="all", max_history=3)
     assert len(long) == 1 and max(long["labels"][0]) > 0
 

@@ -1,5 +1,5 @@
-"""Tests how columns are converted. For bad input, `prepare` writes nothing, and raises a one-line error that names the
-file and, if a value is bad, also its row."""
+"""Tests how the columns of source files are converted. For bad input, `prepare` writes nothing, and raises a one-line
+error that names the file and, if a value is bad, also its row."""
 
 import datetime
 import decimal

@@ -31,7 +31,8 @@ def triples(log):
 
 
 @pytest.mark.parametrize("block", [1, 50, 10_000])
-@pytest.mark.parametrize("num_users", [3, 70_000])  # with over 2**16 users, `_order` sorts by ranges of several users
+# `_order` sorts a long log first by ranges of users. With more than 2**16 users, a range contains several users.
+@pytest.mark.parametrize("num_users", [3, 70_000])
 def test_the_order_equals_that_of_a_stable_sort(monkeypatch, block, num_users):
     rng = np.random.default_rng(block)
     user = rng.integers(0, num_users, 3000).astype(np.int32)
@@ -46,7 +47,7 @@ def test_a_log_processed_in_blocks_equals_plain_python(monkeypatch, seed):
     monkeypatch.setattr(module, "BLOCK", int(rng.integers(1, 40)))
     columns, log = make_log(rng, 400, 60, 40)
 
-    # 1. Sorting: by user in order of first appearance, then by time, then as in the source.
+    # 1. Sorting: by user in order of first appearance, then by time. Equal times keep the order of the source.
     rows = list(zip(*(list(pa.array(column).to_pylist()) for column in columns.values()), strict=True))
     order = {user: number for number, user in reversed([*enumerate(row[0] for row in rows)])}
     expected = sorted(rows, key=lambda row: (order[row[0]], row[2]))

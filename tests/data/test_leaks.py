@@ -1,4 +1,4 @@
-"""Leaks that are planted in clean splits are refused."""
+"""Tests that clean splits pass, and that splits with a leak, such as a test item in a training row, are refused."""
 
 from functools import partial
 

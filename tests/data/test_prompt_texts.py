@@ -1,6 +1,6 @@
-"""Tests that the recipes for BEAR and MSL on Amazon Office have exactly the authors' training prompts. Also tests
-`compare_tokens`, which counts the prompts whose tokens change if the whole text is tokenised at once, instead of part
-by part."""
+"""Tests that the recipes for BEAR and MSL on Amazon Office have exactly the prompts that the authors of these methods
+train with. Also tests the separator between items, and `compare_tokens`, which counts the prompts whose tokens change
+if the whole text is tokenised at once, instead of part by part."""
 
 import json
 from pathlib import Path
@@ -30,8 +30,8 @@ def prompt_of(recipe: str) -> dict[str, Any]:
 
 
 def published(titles: list[str]) -> str:
-    """Returns the prompt of BIGRec, which BEAR and MSL also use: Alpaca's template, with an additional line after
-    the input that contains a single space."""
+    """Returns the prompt of BIGRec, which BEAR and MSL also use: Alpaca's template, with one more line after the
+    input. This line contains only a space."""
     instruction = (
         "Given a list of office products the user has used before, please recommend a new office product that "
     )

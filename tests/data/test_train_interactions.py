@@ -1,5 +1,6 @@
-"""Reads training interactions from rows with whole sequences and from rows with windows, and compares the counts with
-those of the original sequences."""
+"""Tests `TrainInteractions`, which collects the interactions of training rows, and `count_pairs`, which counts pairs
+of items in them. The rows contain either a user's whole sequence, or overlapping windows of it. Both kinds of rows
+must give the same interactions."""
 
 from unittest import mock
 

@@ -48,8 +48,8 @@ def catalogue(surface: str) -> ItemCatalog:
 
 @cache
 def make_recommender(kind: str, prior: Prior | None = None, *, num_beams: int = NUM_ITEMS) -> Recommender:
-    """Returns a recommender of one of the `KINDS`. If it ranks single items rather than lists, there are by default as
-    many beams as items, so that the ranking is exact."""
+    """Returns a recommender of one of the `KINDS`. The kinds with `list` in their name write lists; the others rank
+    single items. For single items, there are by default as many beams as items, so that the ranking is exact."""
     is_list = "list" in kind
     surface = {"list": "item_token", "beam_list": "item_token", "title_list": "title"}.get(kind, kind)
     catalog = catalogue(surface)

@@ -88,7 +88,7 @@ def test_rank_items_equals_generate_with_the_processor(
     renormalize: bool,
     excludes: bool,
 ) -> None:
-    """The cache has one row per prompt if `shared` is true, and one row per beam otherwise."""
+    """The key-value cache has one row per prompt if `shared` is true, and one row per beam otherwise."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: None if shared else "for this test")
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)

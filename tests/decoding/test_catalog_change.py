@@ -89,7 +89,7 @@ def test_new_titles_are_recommended_at_once(kind: str) -> None:
     assert kind == "title_list" or "new" in {one.item_id for one in everything}
 
 
-@pytest.mark.filterwarnings("ignore:.*have the same text")  # some items share their IDs
+@pytest.mark.filterwarnings("ignore:.*have the same text")  # some items share a semantic ID
 def test_semantic_ids_are_kept_and_new_items_need_an_encoder() -> None:
     recommender = make_recommender("semantic_id")
     recommender = replace(recommender, settings={**recommender.settings, "prompt": {}})
@@ -114,7 +114,8 @@ def test_a_prior_weighs_a_new_item_like_an_item_without_interactions() -> None:
 
 @pytest.mark.parametrize("kind", ["array", "function"])
 def test_a_prior_never_excludes_an_item_that_it_does_not_know(kind: str) -> None:
-    """A weight of 0 excludes the item that it was given for, but it never excludes a new item."""
+    """A weight of 0 excludes the item that it was given for. A new item gets the smallest positive weight, so it is
+    never excluded."""
     table = np.array([[0.0, 2.0, 0.5], [3.0, 0.0, 4.0]])
     prior = ArrayPrior(table[0]) if kind == "array" else FunctionPrior(lambda histories: table[: len(histories)])
     matched = MatchedPrior(prior, np.array([2, -1, 0, 1]), 4)

@@ -22,7 +22,8 @@ def test_exact_scores_equal_a_beam_search_with_one_beam_per_item(
     monkeypatch: pytest.MonkeyPatch, shared: bool, seed: int, key: tuple[str, str], has_eos: bool, renormalize: bool
 ) -> None:
     """The catalogues contain chains of forced tokens, and leaves that several items share. Some items are excluded. If
-    `shared` is true, the cache has one row per prompt, and the trie's nodes are read in chunks of random size."""
+    `shared` is true, the key-value cache has one row per prompt, and the trie's nodes are read in chunks of random
+    size."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: None if shared else "for this test")
     rng = random.Random(seed)
     monkeypatch.setattr(exact, "MOST_NODES", rng.choice([1, 2, 5, 1000]))

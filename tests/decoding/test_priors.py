@@ -249,8 +249,10 @@ def test_the_mixture_weights_maximise_the_likelihood() -> None:
 
 
 def test_the_share_of_a_target_is_its_weight() -> None:
-    """All shares are normalised over the items outside the history. With a tiny `eps`, the weight of a target is the
-    sum of its shares in the tables of counts, each multiplied by the mixture weight of the table."""
+    """The share of a target is the probability that one table of counts gives to it after a history, among the items
+    outside the history. The last column of `shares` is the share by popularity. With a tiny `eps` (the weight of the
+    popularity), the weight of a target is the sum of its shares in the tables of counts, each multiplied by the
+    mixture weight of the table."""
     prior = mixture()
     histories = Ragged.from_lists([[0, 1, 2], [4, 3], [6]])
     targets = Ragged.from_lists([[5], [1, 7], [6]])  # the last target is in its history, so it is left out

@@ -1,5 +1,5 @@
-"""Compares batches, filters, limits and explanations of `Recommender` with requests for one history at a time and with
-brute force."""
+"""Compares batches, filters, limits (`max_per`) and explanations of `Recommender` with requests for one history at a
+time and with brute force."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_lists_obey_filters_and_limits(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["item_token", "title", "list"])
 def test_for_an_empty_history_items_are_ranked_by_the_prior_alone(kind: str) -> None:
     """For an empty history, the items are ranked by the prior alone. They are ranked by the model if there is no
-    prior, if the prior only filters, or if its strength is 0."""
+    prior, if the positive weights of the prior are all equal (so that it only filters), or if its strength is 0."""
     weights = np.linspace(0.1, 1, NUM_ITEMS)
     fallback = make_recommender(kind, ArrayPrior(weights)).recommend([], 4)
     assert fallback.fallback and [one.item_id for one in fallback] == ["id 23", "id 22", "id 21", "id 20"]
@@ -338,7 +338,8 @@ def test_a_missing_user_of_a_batch_is_named() -> None:
         TokenTrie.from_catalog(catalog, tokenizer),
         make_recommender("item_token").settings,
     )
-    # Histories are sorted by length before they are batched, but the message gives the user's index in the request.
+    # Histories are sorted by length before they are batched, but the message gives the position in the `users` that
+    # were passed.
     histories = [["id 1"], ["id 2"], ["id 3", "id 4"]]
     assert len(recommender.recommend_batch(histories, 3, users=[0, 3, 1])) == 3
     with pytest.raises(ValueError, match=r"the prompt names the user, but users\[1\] is None; pass the user's row"):

@@ -1,5 +1,6 @@
-"""Tests that `recommender.json` and `ranker.json` keep their keys, although the options have other names in Python.
-Also tests the remedies in the errors about a wrong catalogue."""
+"""Tests that the keys in `recommender.json` and `ranker.json` do not change. Options have other names in Python: for
+example, `prompt_head` is saved as `head`. Also tests a prior that does not know retired items, and the remedies in the
+errors about a wrong catalogue."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""Compares the result of `similar_titles`, which is a share per pair of items, with a dense computation."""
+"""Compares the result of `similar_titles` with a dense computation. For each item, the result contains the items with
+similar titles, and a share for each of them. These shares add up to 1."""
 
 import re
 

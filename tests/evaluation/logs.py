@@ -1,4 +1,5 @@
-"""Builds small splits from users' sequences, in the two forms of training rows: whole and windowed."""
+"""Builds small splits from users' sequences of items. There are two forms of training rows: whole (one row per user)
+and windowed (one row per target)."""
 
 import pyarrow as pa
 from datasets import Dataset, NamedSplit

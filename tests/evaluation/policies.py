@@ -9,7 +9,8 @@ from trl_rec.items import TokenTrie
 
 
 def make_policy(dataset: RecDataset, list_length: int | None = None, batch_size: int = 7) -> Policy:
-    """Returns the policy of a random Llama with a small vocabulary and the tokens of the catalogue."""
+    """Returns a policy with a randomly initialised Llama. Its small vocabulary contains the catalogue's tokens. With
+    `list_length`, the policy writes lists."""
     tokenizer = make_tokenizer(["a b"], vocab_size=300)
     tokenizer.add_tokens(dataset.catalog.new_tokens)
     prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, list_length=list_length)

@@ -78,7 +78,8 @@ def test_ties_are_broken_by_popularity_and_then_by_index():
 def test_scores_that_differ_only_by_rounding_are_tied():
     # Item 3 follows item 0 in 3 of 10 cases, so its score is 3/10. Item 4 follows item 0 in 1 of 10 cases and item 1
     # in 2 of 5 cases. Item 1 is not the newest item of the history, so its share is halved: the score of item 4 is
-    # 1/10 + 2/5 / 2, which is 0.30000000000000004 in floats. Items 3 and 4 were each chosen three times.
+    # 1/10 + 2/5 / 2, which is 0.30000000000000004 in floats. Items 3 and 4 are equally popular, so the lower index
+    # comes first.
     pairs = [(0, 3)] * 3 + [(0, 4)] + [(0, 2)] * 6 + [(1, 4)] * 2 + [(1, 2)] * 3
     train = make_split([(user, [first], [second]) for user, (first, second) in enumerate(pairs)])
     assert TransitionBaseline(window=1).fit(train, 5).rank([[1, 0]], 3, True).items.tolist() == [[2, 3, 4]]

@@ -1,5 +1,6 @@
-"""Compares `expected_best` with an enumeration of all ways to choose N of the drawn lists. The best list is the one
-with the highest reward; its value is any quantity, such as NDCG. Also tests how lists are drawn for a split."""
+"""Tests Best-of-N, which keeps the list with the highest reward among N lists drawn from a policy.
+`expected_best` returns the expected value (for example, the NDCG) of the kept list. It is compared with an enumeration
+of all ways to choose N of the drawn lists. Also tests how lists are drawn for a split."""
 
 from itertools import combinations
 

@@ -81,6 +81,7 @@ def by_seed(rng, num_seeds, num_users, seed_sd, both_sd=1.0):
 
 
 def test_one_seed_has_no_error_of_seeds():
+    """`seed_errors` draws random errors of the mean, which represent the variation between seeds."""
     values = np.random.default_rng(10).normal(0.1, 1, 60)
     assert not seed_errors(values[None], 5, np.random.default_rng(0)).any()
     assert bootstrap_interval(values[None]) == bootstrap_interval(values)

@@ -221,6 +221,8 @@ def test_the_beam_gap_compares_the_beam_search_with_every_item(dataset: RecDatas
     assert gap.exhaustive["ndcg@3"] == pytest.approx(np.mean(ndcg[NUM_ITEMS]))
     assert gap.gaps["ndcg@3"] == paired_comparison(np.array(ndcg[NUM_ITEMS]), np.array(ndcg[3]))
 
+    # A target is reachable if it is among the best items by exact score. A reachable target is pruned if the beam
+    # search does not find it.
     pairs = [
         (beam, exact, target)
         for beam, exact, (_, _, targets) in zip(*found.values(), rows, strict=True)

@@ -19,7 +19,7 @@ NUM_ITEMS = 7
 @settings(max_examples=50)
 @given(st.lists(st.integers(0, 3), min_size=NUM_ITEMS, max_size=NUM_ITEMS), st.data(), st.integers(1, 5))
 def test_expected_metrics_equal_the_mean_over_all_orders(leaves, data, k):
-    """The ranking may end in the middle of a leaf. Excluded items are missing from their leaves."""
+    """The ranking may contain only some of the items of its last leaf. Excluded items are missing from all orders."""
     excluded = data.draw(st.lists(st.integers(0, NUM_ITEMS - 1), max_size=3))
     relevant = data.draw(st.lists(st.integers(0, NUM_ITEMS - 1), min_size=1, max_size=3))
     order = data.draw(st.permutations(range(4)))
@@ -51,6 +51,7 @@ def test_without_shared_leaves_expected_metrics_equal_the_plain_metrics(data):
 
 
 def test_excluded_items_without_a_leaf_are_ignored() -> None:
+    """Retired items have no leaf. Here, these are items 3 and 5, for which `leaves` has no entry."""
     ranked, relevant, leaves = np.array([[0, 1], [2, 0]]), [[1], [2]], np.array([0, 0, 1])
     with_retired, without = Ragged.from_lists([[3, 5], []]), Ragged.from_lists([[], []])
     ours, plain = (

@@ -58,8 +58,8 @@ def test_every_named_reward_has_both_forms() -> None:
 
 
 def test_equally_good_lists_are_tied() -> None:
-    """Lists with the same items in different orders must have equal rewards, although `ild` and `mgu` add their terms
-    in different orders."""
+    """The sums in `ild` and `mgu` follow the order of the list, so their rounding errors may differ. Lists with the
+    same items in different orders must still have equal rewards."""
     _, tensors = make_batch(3, (2, 1, 6), "float64")
     orders = torch.stack([torch.randperm(6, generator=torch.Generator().manual_seed(seed)) for seed in range(20)])
     batch = tensors._replace(lists=tensors.lists[:, 0][:, orders])  # (2, 20, 6)

@@ -92,8 +92,8 @@ def test_a_trie_of_three_paths_by_hand() -> None:
 
 
 def test_large_token_ids_do_not_overflow_the_sort_key() -> None:
-    """Seven columns of 20 bits are packed into three sort keys. The order of the paths must not depend on the
-    packing."""
+    """The seven token ids of a path have 20 bits each, and are packed into three sort keys. The order of the paths
+    must not depend on the packing."""
     generator = torch.Generator().manual_seed(0)
     paths = torch.randint(0, 2**20, (50, 7), generator=generator)
     trie = TokenTrie.from_sequences(paths)

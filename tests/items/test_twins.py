@@ -41,6 +41,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 
 def test_completed_rows_by_hand() -> None:
+    """`Twins.complete` adds to each row of items the twins of these items."""
     twins = Twins.of_titles(pa.chunked_array([["a", "b"], ["a", "c", "b", "a"]]))
     assert twins is not None
     completed = twins.complete(Ragged.from_lists([[2], [], [1, 3, 1]]))

@@ -107,6 +107,7 @@ def test_only_known_licences_allow_redistribution(license: str | None, allows: b
 def test_the_licence_is_unknown_if_removed_items_have_another_licence(tmp_path: Path) -> None:
     catalog = prepare("toy", tmp_path / "toy", toy_users=20, toy_items=50).catalog
     fewer = ItemCatalog(catalog.items.slice(0, 10), license="mit")
+    # The joint catalogue also contains the items that `fewer` lacks. Their licence is cc0-1.0, not mit.
     assert match_items(catalog, fewer).catalog.license is None
-    # No item of `fewer` is removed, so the licence of the new catalogue applies to all items.
+    # `catalog` has all items of `fewer`, so the licence of `catalog` applies to all items.
     assert match_items(fewer, catalog).catalog.license == "cc0-1.0"

@@ -214,9 +214,9 @@ def test_templates_use_the_slots_of_their_task() -> None:
         for template in task.templates:
             for slot in ("user", "history", "titles", "item", "profile"):
                 assert template.count(f"{{{slot}}}") == (slot in task.slots), (name, template)
-            assert (
-                name != "item_to_id" or template.count("{title}") + template.count("{text}") == 1
-            )  # as `_cut_texts` assumes
+            # item_to_id has two texts. Each may use all the room that `max_length` leaves, because a template contains
+            # only one of them.
+            assert name != "item_to_id" or template.count("{title}") + template.count("{text}") == 1
 
 
 def test_tasks_name_users_only_if_the_prompts_of_next_item_do(dataset: RecDataset) -> None:
@@ -255,8 +255,9 @@ def held_out(dataset: RecDataset) -> RecDataset:
     """Returns the dataset with the targets of validation and test replaced by new items, which no user chose in
     training.
 
-    Every item has a genre of its own. A text about several items contains only the first few genres in alphabetical
-    order. The genres of the new items come first, so that a leaked item can be recognised by its genre.
+    Every item has a genre of its own. A text about several items contains only a few of their genres: the most
+    frequent ones and, among equally frequent genres, the first in alphabetical order. In this order, the genres of the
+    new items come first, so that a leaked item can be recognised by its genre.
     """
     catalog, count = dataset.catalog, len(dataset.catalog)
     names = [f"Secret{split}{user}" for split in ("validation", "test") for user in range(NUM_USERS)]
@@ -279,8 +280,8 @@ def held_out(dataset: RecDataset) -> RecDataset:
 
 
 def tasks_with_secrets(dataset: RecDataset, rows: Dataset, read: Read) -> set[str]:
-    """Returns the tasks that have rows with a held-out item. Rows without a user are skipped, because they describe
-    all items of the catalogue."""
+    """Returns the tasks that have rows with a held-out item. Rows without a user are skipped, because they may
+    describe any item of the catalogue."""
     found = set()
     for row in rows:
         everything = " ".join(read.text(tokens) for tokens in [*row["slots"], row["input_ids"]])
@@ -350,7 +351,8 @@ def beyond(dataset: RecDataset, usual: Callable[..., list[str]]) -> Callable[...
 
 
 def later(dataset: RecDataset, usual: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a replacement for `_prefixes` that returns prefixes of the test split instead of the training split."""
+    """Returns a replacement for `_prefixes` that takes the targets, and the items before them, from the test split
+    instead of the training split."""
 
     def prefixes(train: Dataset, numbers: np.ndarray, most: int) -> Any:
         return usual(dataset.test, numbers % len(split_targets_of(dataset.test)), most)

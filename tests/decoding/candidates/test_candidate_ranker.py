@@ -1,5 +1,5 @@
-"""Tests which candidates and ratings `CandidateRanker` accepts: how many candidates can have a name, how many fit into
-the prompt, and which ratings are refused."""
+"""Tests which candidates and ratings `CandidateRanker` accepts: how many candidates can have a name (the token that
+identifies a candidate in the answer), how many fit into the prompt, and which ratings are refused."""
 
 import pyarrow as pa
 import pytest

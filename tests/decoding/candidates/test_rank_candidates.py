@@ -1,4 +1,5 @@
-"""Compares the decoding of candidate orders with a slow loop that orders one list at a time without a KV cache."""
+"""Compares `rank_candidates`, with which a model orders lists of candidates, with a slow loop that orders one list at
+a time without a KV cache."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,8 @@ def make_batch(num_lists: int, width: int, seed: int) -> tuple[dict[str, Tensor]
 def slow(
     model: PreTrainedModel, prompt: Tensor, names: list[int], *, single_pass: bool
 ) -> tuple[list[int], list[float]]:
-    """Orders the candidates of one list. Without `single_pass`, the model reads the whole text again for each name."""
+    """Orders the candidates of one list. With `single_pass`, the model reads only the prompt, and all names are sorted
+    by their probability after it. Otherwise, the model reads the whole text again for each name."""
     if single_pass:
         scores = model(input_ids=prompt.unsqueeze(0)).logits[0, -1][names].log_softmax(-1)
         order = scores.argsort(descending=True)

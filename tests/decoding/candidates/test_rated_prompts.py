@@ -1,5 +1,6 @@
-"""Tests prompts with rated histories and candidates: their texts, the names of the candidates, and which items are
-cut."""
+"""Tests prompts with rated histories and candidates: their texts, the names of the candidates (the tokens that
+identify them in the answer), their random order, and which items are left out of long histories. Also tests the rows
+of ALRO's rating stage."""
 
 import numpy as np
 import pyarrow as pa

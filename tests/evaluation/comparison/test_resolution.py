@@ -1,7 +1,8 @@
 """Tests the smallest difference that a study can detect, as estimated from the results of a pilot.
 
-If the pilot or the study has one seed, this difference equals 2.8 standard errors. If both have several seeds, it is
-usually larger, and also depends on the numbers of seeds and comparisons.
+A pilot consists of runs of two recommenders that have already been evaluated. If the pilot or the study has one seed,
+the smallest difference equals 2.8 standard errors of the pilot's mean difference, rescaled to the study's number of
+users. If both have several seeds, it is usually larger, and also depends on the numbers of seeds and comparisons.
 """
 
 import numpy as np

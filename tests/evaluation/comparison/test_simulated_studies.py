@@ -14,7 +14,7 @@ from trl_rec.evaluation import compare, smallest_difference
 
 
 METRIC = "ndcg@10"
-GAINS = np.array([1.0, 0.5])  # NDCG@10 of one relevant item at ranks 1 and 3
+GAINS = np.array([1.0, 0.5])  # NDCG@10 if the only relevant item is at rank 1, and at rank 3
 Study = dict[str, dict[int, dict[str, np.ndarray]]]
 
 

@@ -1,5 +1,6 @@
-"""A pass over rows that was interrupted and then resumed gives the same results as an uninterrupted pass. A resumed
-pass reuses only the finished rows of a pass of the same kind with the same inputs."""
+"""Tests resumed evaluations. If a pass over the rows of a split is interrupted and then resumed, it gives the same
+results as an uninterrupted pass. A resumed pass reuses only the finished rows of a pass of the same kind with the same
+inputs."""
 
 from collections.abc import Callable
 from copy import deepcopy

@@ -1,5 +1,5 @@
-"""`trl-rec evaluate` records the choice of a prior in `choice.json`, and refuses a run that asks for another
-choice."""
+"""Tests that `trl-rec evaluate` records the chosen prior in `choice.json`, with its strength and its `eps` (the weight
+of popularity). Once the test split has been evaluated, a run with another choice is refused."""
 
 import json
 import shutil

@@ -1,4 +1,5 @@
-"""Tests when the grid of prior settings is extended, and which setting is chosen."""
+"""Tests the search for the best setting (strength and eps) of a prior: when the grid of settings is extended, and
+which setting is chosen."""
 
 from collections.abc import Sequence
 

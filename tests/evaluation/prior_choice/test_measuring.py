@@ -1,4 +1,5 @@
-"""Compares the values in the grid of prior settings (strength and eps) with the metric of one ranking per setting."""
+"""Tests how the settings (strength and eps) of a prior are measured. The value of each setting in the grid must equal
+the metric of a ranking with this setting."""
 
 from dataclasses import replace
 
@@ -38,6 +39,8 @@ def test_each_value_of_the_grid_is_the_metric_of_a_ranking(surface: str, dataset
 def test_for_lists_one_axis_of_the_grid_is_searched_after_the_other(
     dataset: RecDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """If the policy writes lists, it must write new lists for each setting. To save time, not all combinations of
+    strength and eps are measured."""
     monkeypatch.setitem(measuring.MOST_USERS, "lists", 3)
     prior = TransitionPrior.fit(dataset.train, len(dataset.catalog))
     _, choice = choose_prior(make_policy(dataset, 3, batch_size=11), dataset, prior, k=3)

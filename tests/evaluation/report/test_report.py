@@ -1,5 +1,5 @@
-"""A page about runs shows the contents of their folders and is reproducible. Whatever texts the folders contain, the
-page runs no scripts and loads nothing."""
+"""Tests the report page about runs. It shows the contents of the run folders, and is reproducible. Whatever texts the
+folders contain, the page runs no scripts and loads nothing."""
 
 from __future__ import annotations
 
@@ -113,6 +113,8 @@ def test_runs_of_one_name_are_seeds_of_one_recommender(hostile: Path, tmp_path: 
 
 
 def test_what_is_measured_beside_a_model_is_not_a_baseline() -> None:
+    """The results of a run may have further rows, such as the model with a prior (`BEAR x prior`), or the policy that
+    training started from (`before`)."""
     run: Any = SimpleNamespace(kept=SimpleNamespace(recommender="BEAR"))
     rows = ["popularity", "prior", "BEAR x prior", "BEAR", "BEAR, drawn", "BEAR, best of 8", "before"]
     arms = [Arm(row, [run], [row], is_own=row == "BEAR") for row in rows]

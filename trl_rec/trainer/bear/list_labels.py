@@ -50,7 +50,8 @@ def list_choices(
           only legal token). The EOS after a list is forced.
         - `ranks`, `(B, T)`: The rank of the label's item in the list, from 0. Arbitrary where `trie_nodes` is -1.
         - `items`, `(B, K)`: The lists, padded with -1.
-        - `excluded`, `(B, E)`: The items that are illegal at every label, in the format of `Excluded.places`.
+        - `excluded`, `(B, E)`: The items that are illegal at every label, as sorted indices into `trie.items`, padded
+          with `trie.num_items`.
     """
     # 1. Tokenize each list, and look up the items that are illegal at every label of the row.
     items = torch.from_numpy(Ragged.from_lists([row["items"] for row in rows]).padded())  # (B, K)

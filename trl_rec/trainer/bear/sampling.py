@@ -1,10 +1,10 @@
-"""Draws negatives for `BearConfig.sampled_items`. The draws depend only on the seed, the epoch and the row.
+"""Draws the negatives for `BearConfig.sampled_items`: the items that the loss compares a target with.
 
-Every target has exactly K negatives. They are drawn with replacement from all items but the target, in proportion to a
-distribution q over all items. The targets of a row share one stream of draws from q: the negatives of a target are the
-first K draws that differ from the target. Conditioned on being different, a draw has the probability
-q / (1 - q(target)), so the negatives of each target have exactly this distribution. Targets of different rows have
-independent negatives.
+The draws depend only on the seed, the epoch and the row. Every target has exactly K negatives. They are drawn with
+replacement from all items but the target, in proportion to a distribution q over all items. The targets of a row share
+one stream of draws from q: the negatives of a target are the first K draws that differ from the target. Conditioned on
+being different, a draw has the probability q / (1 - q(target)), so the negatives of each target have exactly this
+distribution. Targets of different rows have independent negatives.
 
 Legend: B rows, N target tokens, K negatives per target, L draws of the longest stream.
 """

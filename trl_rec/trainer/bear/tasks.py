@@ -31,9 +31,10 @@ from trl_rec.trainer.bear.collator import NextItemCollator
 
 @dataclass
 class TaskCollator(EpochCounter, NextItemCollator):
-    """A [`NextItemCollator`] that prepends a prompt to the answer of each row of [`build_task_rows`].
+    """A [`NextItemCollator`] that prepends a prompt to each row of [`build_task_rows`] that contains only an answer.
 
-    Rows of the task `next_item` already contain their prompts, and so do rows without a task, such as evaluation rows.
+    Rows that already contain their prompts get no further prompt. These are the rows of the task `next_item`, and rows
+    without a task, such as evaluation rows.
 
     Args:
         templates (`Mapping[str, list[TemplateIds]]`): The prompt templates of each task, from [`template_ids`].

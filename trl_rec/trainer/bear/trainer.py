@@ -1,4 +1,4 @@
-"""Fine-tunes a model so that beam search keeps each target token.
+"""Trains a model with BEAR's loss, so that beam search keeps each target token.
 
 Legend: B rows, T tokens of the longest row, N target tokens, C tokens that a target is chosen from, U distinct tokens
 of the trie, V vocabulary, L draws per row with `sampled_items`.
@@ -98,8 +98,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     paper = Paper(
         "BEAR: Towards Beam-Search-Aware Optimization for Recommendation with Large Language Models", "2601.22925"
     )
-    # As in SFTTrainer: if `Trainer` passes `num_items_in_batch`, it takes the loss as already scaled for gradient
-    # accumulation.
+    # None, as in SFTTrainer: if `Trainer` passes `num_items_in_batch`, it assumes that the loss is already scaled for
+    # gradient accumulation.
     loss_is_scaled_for_ga: Any = None
 
     args: BearConfig

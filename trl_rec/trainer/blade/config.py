@@ -51,7 +51,8 @@ class BladeConfig(RecConfig, DPOConfig):
             `target="blade"`, the paper's tau.
         best_of (`float`, *optional*, defaults to `8`): The N of Best-of-N (sampling N lists and keeping the best).
         num_references (`int`, *optional*, defaults to `16`): Number of reference lists per prompt. By default, they
-            are sampled once, before training, from the reference policy (see also `reference_draws`).
+            are sampled once, before training, from the reference policy (see also `reference_draws`). With
+            `target="rank"` or `"reward"`, training uses these lists only for metrics, so the number may be 0.
         reference_draws (`int`, *optional*, defaults to `1`): Number of times that reference lists are drawn, evenly
             spaced over training. The first lists are drawn from the reference policy, and later ones from the policy
             that is being trained. With 4, for example, new lists are drawn after a quarter, a half and three quarters
@@ -60,10 +61,10 @@ class BladeConfig(RecConfig, DPOConfig):
         num_generations (`int`, *optional*, defaults to `8`): Number of rollouts per prompt and step, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`): Sampling temperature of rollouts and reference lists.
         beta (`float`, *optional*): Weight of the KL divergence from the reference policy. Defaults to 0.001 with
-            `target="reward"`, and to 1 otherwise. With `target="best_of_n"` and the weight 1, sampling from the
-            optimal policy would be equivalent to sampling `best_of` lists from the reference policy and keeping the
-            best one, if ranks were exact instead of estimated. Without ties between rewards, the divergence of this
-            policy from the reference policy would then depend only on `best_of`.
+            `target="reward"`, and to 1 otherwise. Suppose that the weight is 1, that `target="best_of_n"`, and that
+            ranks are exact instead of estimated. Sampling from the optimal policy is then equivalent to sampling
+            `best_of` lists from the reference policy and keeping the best one. If, in addition, all rewards differ,
+            the divergence of the optimal policy from the reference policy depends only on `best_of`.
         standardize (`bool`, *optional*): Whether to divide the advantages of a prompt's rollouts by the standard
             deviation of the rollouts' values. The value of a rollout is its learning target minus its KL penalty.
             Defaults to `True` with `target="reward"`, and to `False` otherwise.
@@ -138,8 +139,8 @@ class BladeConfig(RecConfig, DPOConfig):
     standardize: bool | None = field(
         default=None,
         metadata={
-            "help": "divide advantages by the standard deviation of the values of the prompt's rollouts; by default "
-            "only with target=reward"
+            "help": "divide advantages by the standard deviation of the values (target minus KL penalty) of the "
+            "prompt's rollouts; by default only with target=reward"
         },
     )
     num_iterations: Annotated[int, COUNT] = field(
@@ -262,7 +263,8 @@ class BladeConfig(RecConfig, DPOConfig):
             return
         check_inert(self, ("train_sampling_strategy",), "rows are always shuffled if num_iterations is above 1")
 
-        # Check the regular steps and the last step. Whole epochs always have a multiple of `num_iterations` steps.
+        # Check the steps at which checkpoints are saved: the regular ones and the last step of the run. Whole epochs
+        # always have a multiple of `num_iterations` steps.
         strategy = SaveStrategy(self.save_strategy).value
         if strategy == "no":
             return

@@ -1,5 +1,7 @@
 """Samples reference lists for every training prompt, by default from the reference policy, and stores them on disk.
 
+By default, BLADE ranks the reward of a rollout among the rewards of the prompt's reference lists and rollouts.
+
 The training rows, one per prompt, are divided into parts, and each part is processed by one process (see `parts.py`).
 The random numbers of a row depend only on the seed and the row index, so the lists do not depend on how rows are
 divided into parts and batches, nor on the number of processes. The lists are stored without rewards, so that runs with

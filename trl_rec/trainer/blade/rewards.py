@@ -40,7 +40,8 @@ class BatchRewards:
     """Computes the rewards of lists for the batches of [`ListPromptCollator`].
 
     Args:
-        catalog (`ItemCatalog`): The items. Rewards that use groups of items need a catalogue with groups.
+        catalog (`ItemCatalog`): The items. Rewards that use groups of items, such as genres, need a catalogue with
+            groups.
         weights (`Mapping[str, float]`): The weight of each reward, by name.
         functions (`Mapping[str, ListReward]`): Additional reward functions, by name.
     """

@@ -79,15 +79,15 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         model (`str`, `PreTrainedModel` or `PeftModel`): The policy. It must have been fine-tuned to write
             lists. If items are written as item tokens or semantic IDs, it may instead have been fine-tuned on the
             item sequences of users, with all items as targets.
-        ref_model (`PreTrainedModel`, *optional*): The reference. The default is the same as in
-            [`SoftmaxDPOTrainer`].
+        ref_model (`PreTrainedModel`, *optional*): The reference. By default, it is the initial policy. For policies
+            with an adapter, see [`SoftmaxDPOTrainer`].
         args (`BladeConfig`, *optional*): Configuration.
         train_dataset (`Dataset`): `RecDataset.train`.
         eval_dataset (`Dataset`, *optional*): `RecDataset.validation`. At each evaluation, lists are generated for its
             users.
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer. By default, the tokenizer of the
             model.
-        catalog (`ItemCatalog`): The catalogue. The rewards `ild` and `mgu` use its groups.
+        catalog (`ItemCatalog`): The catalogue. The rewards `ild` and `mgu` use its groups of items, such as genres.
         reward_functions (`Mapping[str, ListReward]`, *optional*): Additional reward functions by name; see
             [`score_lists`]. They are used together with the functions of `args.reward_functions`, and replace those
             of the same name. Their weights are in `args.rewards`.

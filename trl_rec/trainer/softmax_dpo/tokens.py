@@ -127,7 +127,7 @@ def _holds_ids(kind: pa.DataType, depth: int) -> bool:
 
 
 def _null_row(values: pa.ChunkedArray) -> int | None:
-    """Returns the index of a row that is null or contains a null at any depth, or None without such a row."""
+    """Returns the index of a row that is null or contains a null at any depth, or None if there is no such row."""
     if values.null_count:
         return int(pc.index(values.is_null(), True).as_py())
     if not pa.types.is_nested(values.type):

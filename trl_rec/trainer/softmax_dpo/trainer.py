@@ -78,10 +78,10 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             already has an adapter, the reference uses a frozen copy of this adapter. Without adapters, the reference
             is a copy of the policy.
         args (`SoftmaxDPOConfig`, *optional*): Configuration.
-        train_dataset (`Dataset`): Preferences in one of three forms. A preference table has the columns `history`,
-            `chosen` and `rejected`, which contain items of the catalogue. Texts or conversations have the columns
-            `prompt`, `chosen` and `rejected` (a single completion or a list). Token ids have the columns `prompt_ids`,
-            `chosen_ids` and `rejected_ids`. Rows without rejected completions are dropped.
+        train_dataset (`Dataset`): Preferences in one of three forms. A preference table, which requires `catalog`, has
+            the columns `history`, `chosen` and `rejected`, which contain item indices. Texts or conversations have the
+            columns `prompt`, `chosen` and `rejected` (a single completion or a list). Token ids have the columns
+            `prompt_ids`, `chosen_ids` and `rejected_ids`. Rows without rejected completions are dropped.
         eval_dataset (`Dataset`, *optional*): Preferences in the same forms, or `RecDataset.validation` to rank all
             items for its users.
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer. By default, it is loaded with the
@@ -220,8 +220,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         return fit_preferences(dataset, args.max_length)
 
     def _set_signature_columns_if_needed(self) -> None:
-        # Trainer removes all other columns, and raises an error if a dataset has none of these. `history` is included
-        # for validation and test splits, which have none of the other four.
+        # Trainer keeps only these columns, and raises an error if a dataset has none of them. The list contains
+        # `history`, because validation and test splits have none of the other four columns.
         self._signature_columns: Any = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_logps", "history"]
 
     # Loss
