@@ -231,6 +231,8 @@ def test_the_limits_of_a_large_and_of_a_small_sharpness() -> None:
 def test_the_gradient_equals_that_of_the_published_token_weights(
     masked: bool, temperature: float, num_beams: int
 ) -> None:
+    """The authors' code multiplies the cross-entropy of each token by a detached weight, which depends on its options
+    `topk_weight` and `topk_tau`."""
     batch = random_batch(masked=masked)
     legal = torch.ones_like(batch.logits, dtype=torch.bool) if batch.legal is None else batch.legal
     logits = batch.logits.clone().requires_grad_()

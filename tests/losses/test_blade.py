@@ -30,7 +30,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def target(rewards: Tensor, references: Tensor, *, tau: float, best_of: float = 8, prior: float = 0.5) -> Tensor:
-    """Returns the reward R as the trainer computes it: `posterior_cdf`, then `best_of_n_reward`."""
+    """Returns the reward R as the trainer computes it: `posterior_cdf`, then `best_of_n_reward`.
+
+    The tests call R the target. With tau 0, the target is static: it does not depend on the other rollouts of the
+    prompt. With tau above 0, the target is moving: it also depends on them.
+    """
     cdf = posterior_cdf(rewards, references, dynamic_coefficient=tau, prior=prior)
     return best_of_n_reward(*cdf, best_of=best_of)
 
@@ -217,6 +221,8 @@ def test_equal_rewards_give_advantages_of_exactly_0(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("references", [[0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0.5, 0.5, 0.5, 0.5], [0, 1, 1, 1]])
 @pytest.mark.parametrize("best_of", [2, 8, 100])
 def test_two_levels_give_every_target_the_same_standardized_advantages(references: list[float], best_of: int) -> None:
+    """If the rewards of a prompt have only two distinct values, and these values have different ranks among the
+    references, the standardized advantages depend neither on tau nor on N."""
     rewards = doubles([[0, 1, 0, 0, 1, 0, 0, 0], [1, 1, 1, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0, 0]])
     reference_rewards = doubles(references).expand(3, -1)
     wanted = standardized(rewards, eps=0.0)
@@ -227,6 +233,8 @@ def test_two_levels_give_every_target_the_same_standardized_advantages(reference
 
 
 def test_the_static_target_has_no_signal_if_the_references_do_not_separate_two_levels() -> None:
+    """Both reward values are below all references, so their ranks among the references are equal. With tau 0, only
+    these ranks count. With tau 0.3, the ranks among the rollouts count too."""
     rewards, references = doubles([[0, 1, 1, 0]]), doubles([[2, 3, 4]])
     assert standardized(target(rewards, references, tau=0.0), eps=0.0).eq(0).all()
     found = standardized(target(rewards, references, tau=0.3), eps=0.0)
@@ -234,6 +242,8 @@ def test_the_static_target_has_no_signal_if_the_references_do_not_separate_two_l
 
 
 def test_with_saturated_references_blade_has_a_signal_and_best_of_n_has_none() -> None:
+    """The references are saturated: every rollout has a higher reward than all references. Best-of-N is the case
+    tau 0."""
     rewards, references = doubles([[1.4, 1.1, 1.3, 1.2]]), doubles([[0.2, 0.5, 0.9, 1.0]])
     static, blade = (leave_one_out(target(rewards, references, tau=tau)) for tau in (0.0, 0.3))
     assert static.eq(0).all()
@@ -241,9 +251,10 @@ def test_with_saturated_references_blade_has_a_signal_and_best_of_n_has_none() -
     assert blade.argsort().equal(rewards.argsort())
 
 
-# The expected figures are from a separate simulation of 500,000 groups. If a policy is as good as the best of k lists
-# of the reference policy, the quantiles of its lists among those of the reference policy are k-th roots of uniform
-# random numbers.
+# In the next two tests, the reward of a list is its quantile among the lists of the reference policy, from 0 to 1. If
+# a policy is as good as the best of k lists of the reference policy, the rewards of its lists are k-th roots of
+# uniform random numbers. The figures that the first of these tests expects are from a separate simulation of 500,000
+# groups.
 
 
 @pytest.mark.parametrize(
@@ -286,9 +297,12 @@ def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float,
 
 
 def test_the_probability_of_saturation_equals_its_closed_form() -> None:
-    """The policy is as good as the best of k lists. One rollout beats all M references with probability k / (M + k).
-    All G rollouts do so with probability (M / k) B(M / k, G + 1), where B is the beta function. This is .11 at
-    M = G = k = 8."""
+    """A rollout is saturated if its reward is above those of all M references of its prompt. The policy is as good as
+    the best of k lists of the reference policy.
+
+    One rollout is saturated with probability k / (M + k). All G rollouts of a prompt are saturated with probability
+    (M / k) B(M / k, G + 1), where B is the beta function. This is .11 at M = G = k = 8.
+    """
     generator = torch.Generator().manual_seed(0)
     rewards = torch.rand(20_000, 8, generator=generator, dtype=torch.float64) ** (1 / 8)
     references = torch.rand(20_000, 8, generator=generator, dtype=torch.float64)
@@ -303,8 +317,8 @@ def test_the_probability_of_saturation_equals_its_closed_form() -> None:
 )
 def test_the_oracle_reproduces_known_fixed_points(best_of: int, effective: tuple[float, ...]) -> None:
     """At the fixed point, BLADE no longer changes the policy. `effective` contains the effective N of this policy, for
-    each tau. An effective N of 8 means that the policy is as good as the best of 8 lists. The values were computed
-    without the oracle, so the next test can rely on the oracle."""
+    each tau. An effective N of 8 means that the policy is as good as the best of 8 lists of the starting policy. The
+    values were computed without the oracle, so the next test can rely on the oracle."""
     for tau, wanted in zip((0.0, 0.1, 0.3, 0.5, 0.7), effective, strict=True):
         found, _ = oracle.fixed_point(best_of, tau)
         assert found == pytest.approx(wanted, abs=0.05 if wanted < 60 and wanted != round(wanted) else 0.5)
@@ -312,10 +326,12 @@ def test_the_oracle_reproduces_known_fixed_points(best_of: int, effective: tuple
 
 @pytest.mark.parametrize(("best_of", "tau"), [(4, 0.0), (8, 0.0), (4, 0.3), (8, 0.1), (8, 0.3), (8, 0.5), (16, 0.3)])
 def test_the_estimator_leads_to_the_fixed_point(best_of: int, tau: float) -> None:
-    """On a fine grid of quantiles, repeatedly moves the log of the policy halfway to R plus the log of the starting
-    policy. Each R is computed from rollouts of the latest policy.
+    """The policy has 4000 lists, which are equally likely at the start. The reward of a list is its quantile among
+    them. Each step computes R from rollouts of the latest policy. It then moves the log-probabilities of the policy
+    halfway to the sum of R and the log-probabilities of the starting policy.
 
-    The effective N and the KL must agree with the oracle. For the static target (tau 0), the effective N equals N.
+    In the end, the effective N of the policy and its KL to the starting policy must agree with the oracle. With tau 0,
+    the effective N equals N.
     """
     num_levels, num_rollouts = 4000, 1000
     quantiles = (np.arange(num_levels) + 0.5) / num_levels

@@ -90,7 +90,8 @@ def test_a_row_without_a_negative_gives_zeros(num_negatives: int) -> None:
 
 
 def test_copies_of_all_negatives_change_nothing() -> None:
-    """In Softmax-DPO, in contrast, m copies of a negative act like one negative whose reward is higher by log m."""
+    """In Softmax-DPO, in contrast, m copies of a negative act like one negative whose log-ratio is higher by
+    log(m) / beta."""
     chosen, rejected, _ = random_batch(masked=False)
     once = dmpo_loss(chosen, rejected, None, beta=0.7).loss
     assert_close(dmpo_loss(chosen, rejected.repeat(1, 3), None, beta=0.7).loss, once, rtol=1e-12, atol=1e-12)

@@ -19,8 +19,8 @@ SCORES = torch.tensor([0.7, -1.0, 2.0, 0.0, 0.5, -0.3], dtype=torch.float64)  # 
 
 
 def drawn(num_positions: int, num_draws: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns drawn negatives `(N, K)`, the logits of the target and of the negatives `(N, 1 + K)`, and log q of the
-    negatives `(N, K)`."""
+    """Draws K negatives for each of N positions. Returns the negatives `(N, K)`, the logits of the target and of the
+    negatives `(N, 1 + K)`, and the logarithm of each negative's probability in `Q`, `(N, K)`."""
     negatives = torch.from_numpy(np.random.default_rng(seed).choice(len(Q), (num_positions, num_draws), p=Q))
     logits = torch.cat([SCORES[:1].expand(num_positions, 1), SCORES[1:][negatives]], 1)
     return negatives, logits, torch.from_numpy(Q).log()[negatives]
@@ -49,6 +49,8 @@ def test_value_and_gradient_agree_with_a_loop() -> None:
 
 @pytest.mark.parametrize("num_draws", [1, 4])
 def test_the_mean_of_the_corrected_sum_equals_the_full_sum(num_draws: int) -> None:
+    """The full sum adds exp(score) of all negatives. The corrected sum estimates it from K draws: it adds
+    exp(score) / (K q) of each drawn negative, where q is the probability of drawing this negative."""
     _, logits, log_q = drawn(200_000, num_draws)
     loss = sampled_softmax_loss(logits, log_q).loss
     sums = (loss + SCORES[0]).exp() - SCORES[0].exp()

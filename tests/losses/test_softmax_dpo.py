@@ -59,7 +59,8 @@ def random_batch(num_rows: int = 6, num_negatives: int = 5, *, masked: bool = Tr
 
 
 def test_value_and_gradient_worked_by_hand() -> None:
-    """Beta is 2. The rewards are log 4 for the chosen completion, and log 2, log 1 and log 1 for the negatives.
+    """Beta is 2. The rewards (beta times the log-ratios) are log 4 for the chosen completion, and log 2, log 1 and
+    log 1 for the negatives.
 
     The softmax is 4/8, 2/8, 1/8, 1/8, so the loss is log 2. Its gradient with respect to the rewards is the softmax,
     minus 1 for the chosen completion: -1/2, 1/4, 1/8, 1/8. The gradient with respect to the log-ratios is twice as

@@ -1,5 +1,5 @@
-"""Tests that completions in a shared row get the same log-probabilities as in separate forward passes. Also tests the
-models that need a separate row for each completion."""
+"""Tests shared rows, in which a prompt is followed by all its completions. The log-probabilities must equal those of
+one forward pass per completion. Also tests the models that need a separate row for each completion."""
 
 import logging
 from collections.abc import Callable
@@ -39,7 +39,9 @@ from trl_rec.models.completions import _read, lay_out
 VOCABULARY = 40
 SHARED = [(family, kind) for family in ("llama", "qwen3", "mistral", "gemma", "gpt2") for kind in ("sdpa", "eager")]
 Case = tuple[Tensor, Tensor, Tensor, Tensor]
-Score = Callable[[Tensor, int, int, int], Tensor]  # logits (V,), row, slot, step
+# The arguments are the logits (V,) that predict a token, its prompt (row), its completion of this prompt (slot), and
+# its place in the completion (step).
+Score = Callable[[Tensor, int, int, int], Tensor]
 # A prompt is described by its length and by the lengths of its completions. A length of 0 means that the completion is
 # missing.
 shapes = st.lists(
@@ -79,7 +81,8 @@ def make_case(lengths: list[tuple[int, list[int]]], seed: int = 0) -> Case:
 
 
 def one_by_one(model: nn.Module, case: Case, score: Score | None = None) -> Tensor:
-    """Returns log-probabilities `(B, K, C)` from one forward pass per completion, without padding."""
+    """Returns the log-probabilities of the completion tokens from one forward pass per completion, without padding.
+    Their shape is `(B, K, C)`: prompts, completions per prompt, tokens per completion."""
     prompt_ids, prompt_mask, completion_ids, completion_mask = case
     logps = torch.zeros(completion_mask.shape)
     for row, slot in completion_mask.any(-1).nonzero().tolist():

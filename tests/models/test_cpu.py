@@ -78,6 +78,7 @@ def test_a_number_that_the_user_has_set_in_torch_is_respected(cores: Cores) -> N
 
 
 def test_a_model_on_a_device_changes_nothing(cores: Cores) -> None:
+    """A device is anything but the CPU. Here, it is the meta device."""
     adapt_to_cpu(nn.Linear(2, 2, device="meta", dtype=torch.bfloat16))
     assert cores.threads == 8
 
@@ -116,7 +117,8 @@ PRINTER = "import json; from trl_rec.compat import user_environment; print(json.
 def test_variables_of_the_launcher_are_not_taken_for_choices_of_the_user(
     given: dict[str, str], programs: list[str]
 ) -> None:
-    """`STARTER` is a launched program that starts another one."""
+    """`LAUNCHER` sets variables as `accelerate launch` does, and starts the next program. `STARTER` only starts the
+    next program. `PRINTER` prints the variables that the user has set."""
     clean = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, "-c", *programs]
     output = subprocess.run(command, env={**clean, **given}, capture_output=True, text=True, check=True).stdout

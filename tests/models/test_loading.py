@@ -95,8 +95,8 @@ def test_tokenizers_and_adapters_include_tokens_of_users(catalog: ItemCatalog, t
 def test_a_new_adapter_of_a_policy_contains_new_tokens_of_users(
     codes: list[str], catalog: ItemCatalog, tmp_path: Path
 ) -> None:
-    """The items stay the same. In the case `new`, a second user has a new code. The adapter must contain the embedding
-    of this code, because saving an adapter does not save the base model."""
+    """The items stay the same. In the case `new`, a second user is added, whose token is new. The adapter must contain
+    the embedding of this token, because saving an adapter does not save the base model."""
     before = catalog.with_surface("item_token", user_ids=Ragged.from_lists([["<ua_0>"]], object))
     after = catalog.with_surface("item_token", user_ids=Ragged.from_lists([[code] for code in codes], object))
     tokenizer = make_tokenizer(before)
@@ -111,7 +111,7 @@ def test_a_new_adapter_of_a_policy_contains_new_tokens_of_users(
 
 
 def test_a_new_adapter_does_not_train_semantic_ids_that_stay_the_same(tmp_path: Path) -> None:
-    """A new item is a new combination of known codes, so no embedding changes."""
+    """The semantic ID of the new item consists of tokens that the old items use too, so no embedding changes."""
     ids = [["<a_0>", "<b_1>"], ["<a_1>", "<b_0>"], ["<a_1>", "<b_1>"]]
     table = pa.table({"item_id": ["a", "b", "c"], "title": ["A", "B", "C"]})
     before, after = (

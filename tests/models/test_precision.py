@@ -90,6 +90,7 @@ def exact_linear(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 @contextmanager
 def product(linear: Callable[..., Tensor]) -> Iterator[None]:
+    """Inside the `with` block, logits are computed by `linear`, from the hidden states and the output embedding."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision, "precise_linear", linear)
         yield
