@@ -1,6 +1,6 @@
 """Prints the oldest versions of the dependencies that setup.cfg allows, as constraints for pip.
 
-torch is left out: `make test-oldest` uses the torch version of constraints.txt, which has a build without CUDA.
+torch is left out, because `make test-oldest` takes the version of torch from constraints.txt.
 """
 
 import re

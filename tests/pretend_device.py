@@ -1,9 +1,9 @@
 """Simulates a device, in order to find code that mixes CPU tensors and device tensors. No hardware is needed.
 
 The tensors of the device store their values on the CPU, but only operations of the device can read them. As on a GPU,
-an operation on tensors of both devices raises an error, and a tensor must be copied before the host can read it. After
-a call of `make_pretend_device`, the device stays registered until the process ends, and libraries choose it by
-default. Therefore, call `make_pretend_device` in a separate process.
+an operation that mixes CPU tensors and device tensors raises an error, and a tensor must be copied before the host can
+read it. After a call of `make_pretend_device`, the device stays registered until the process ends, and libraries
+choose it by default. Therefore, call `make_pretend_device` in a separate process.
 
 The device is a torch backend written in Python. Torch calls this interface experimental.
 """

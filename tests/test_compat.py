@@ -1,8 +1,9 @@
 """Checks that the non-public parts of dependencies that `trl_rec.compat` uses still exist. Also checks that no other
-module of the package uses non-public parts, except the members that `MEMBERS` lists.
+module of the package uses non-public parts, except the members of parent classes that the table `compat.MEMBERS`
+lists.
 
-If a test fails after an upgrade, its name or message says which function, or which row of `MEMBERS` or `UNDOCUMENTED`,
-must be changed.
+If a test fails after an upgrade, its name or message says what must be changed in `trl_rec.compat`: a function, or a
+row of the table `MEMBERS` or `UNDOCUMENTED`.
 """
 
 import ast
@@ -119,7 +120,8 @@ def test_private_members_that_are_overridden_are_declared(kind: type) -> None:
 
 ROOTS = {"accelerate", "bitsandbytes", "deepspeed", "peft", "transformers", "trl"}
 DOCUMENTED = {"accelerate", "accelerate.utils", "peft", "transformers", "trl"}
-# These names come from transformers.trainer_utils. The documentation of transformers uses them as types of fields.
+# Every module may import these names from transformers.trainer_utils, although that module is not in `DOCUMENTED`: the
+# documentation of transformers uses the names as types of fields.
 TYPES = {"IntervalStrategy", "SaveStrategy"}
 ATTRIBUTES = {"ds_tensor", "ds_id", "fwd_pre_hook", "parameter_offload", "support_avx512bf16_for_cpu", "hf_quantizer"}
 PYTHON = {"_replace", "_asdict", "_fields", "_make", "_exit"}  # documented, although their names look private

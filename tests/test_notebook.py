@@ -1,4 +1,5 @@
-"""All cells of the notebook run, except the installation, and the server of the notebook answers with a list."""
+"""All cells of `examples/quickstart.ipynb` run, except the cell that installs the package. The server that the
+notebook starts answers with a list."""
 
 import os
 import sys

@@ -1,5 +1,5 @@
-"""The messages in `NOTICES` and `WARNINGS` need no action from the user, so they are hidden unless they are errors.
-All other messages are shown."""
+"""The tables `NOTICES` and `WARNINGS` in `trl_rec.compat` list messages that need no action from the user. These
+messages are hidden, unless they are logged as errors. All other messages are shown."""
 
 import logging
 import warnings

@@ -1,6 +1,6 @@
 """Checks the documentation. Its programs and commands run. Commands that are not run name only verbs and options that
 exist. Its links lead to files and headings that exist. The questions in `docs/tasks.md` are answered at most two
-links away from the start page.
+links away from the start page, `docs/index.md`.
 """
 
 import re

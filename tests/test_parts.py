@@ -1,5 +1,5 @@
-"""The saved parts of a computation are read back unchanged. A part counts as missing if it is damaged, or if it was
-computed from other rows or settings."""
+"""Tests `PartStore`, which saves the rows of a long computation in parts. Saved parts are read back unchanged. A part
+counts as missing if it is damaged, or if it was computed from other rows or settings."""
 
 from pathlib import Path
 

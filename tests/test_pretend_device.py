@@ -1,7 +1,7 @@
 """On a simulated device, the main code paths give the same results as on the CPU, and no operation mixes devices.
 
 Each case is a function of `move`, which moves tensors, tries and models to the simulated device, or leaves them on the
-CPU for comparison. Everything that is not moved, such as the rows of `exclude`, stays on the host, as in a trainer.
+CPU for comparison. Everything that is not moved, such as the argument `exclude`, stays on the host, as in a trainer.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ def shared_rows(move: Move, *, family: str) -> list[Tensor]:
 
 
 def prior_choice(move: Move, *, surface: str, kind: str, list_length: int | None = None) -> list[Tensor]:
-    """Chooses the strength and eps of a prior, as `trl-rec evaluate` does. Only the model is on the device."""
+    """Chooses the setting of a prior (its strength and `eps`, see docs/priors.md), as `trl-rec evaluate` does. Only
+    the model is on the device."""
     ids = [f"i{number}" for number in range(6)]
     codes = Ragged.from_lists([[f"<a_{number % 2}>", f"<b_{number // 2}>"] for number in range(6)], object)
     catalog = ItemCatalog(pa.table({"item_id": ids, "title": ids})).with_surface(surface, codes)

@@ -35,7 +35,8 @@ from trl_rec.scripts.verbs import SCRIPTS, TRAINING
 ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--dtype", "float32"]
 TWO_STEPS = ["--max_steps", "2", "--disable_tqdm", "true"]
 TRAINING_RECIPES = [name for name in recipe_names() if name.split("/")[0] in TRAINING]
-# Training with the settings of a paper's authors takes a long time, and runs the same code as with our own settings.
+# Recipes whose names end in one of these texts take their two steps only in `make test-long`. They use the settings of
+# a paper's authors. Training with these settings takes a long time, and runs the same code as with our own settings.
 LONG = ("published", "s-dpo", "sprec", "7b-align3gr")
 TWO_STEP_RECIPES = [
     pytest.param(name, marks=pytest.mark.long) if name.endswith(LONG) else name for name in TRAINING_RECIPES

@@ -65,7 +65,8 @@ def exclusive(folder: str | Path) -> Iterator[None]:
             yield
         finally:
             _held.remove(key)
-            file.unlink(missing_ok=True)
+            if os.getpid() == key[0]:  # a forked process that leaves the block must not remove its parent's lock
+                file.unlink(missing_ok=True)
             os.close(descriptor)  # last, so that no other process locks a file that is about to be removed
 
 

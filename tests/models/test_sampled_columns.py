@@ -1,4 +1,9 @@
-"""Tests the logits of one target per position and of a few negatives per row, and their gradients."""
+"""Compares the logits of a few tokens, and their gradients, with those of a full forward pass. The tokens are one
+target per position and some negatives per row.
+
+`collect_rows` prepares a model so that autograd collects the gradients of the embeddings as sparse tensors. Hooks then
+make these gradients dense.
+"""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def adapters(base: Path, kind: str) -> LoraConfig:
 @pytest.mark.parametrize("kind", ["tokens", "whole tables", "linear"])
 def test_adapters_keep_what_was_learned_when_saved_and_loaded(base: Path, kind: str, tmp_path: Path) -> None:
     if kind == "whole tables" and load_policy(base).config.tie_word_embeddings:
-        pytest.skip("PEFT copies tied tables separately, which unties them")
+        pytest.skip("PEFT copies the two embedding matrices separately, which unties them")
     run = tmp_path / "run"
     shaken(get_peft_model(load_policy(base), adapters(base, kind))).save_pretrained(run)
     load_tokenizer(base).save_pretrained(run)

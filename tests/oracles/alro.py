@@ -17,8 +17,8 @@ class Ranked(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """The result of `permutation_loss` for one list, and the gradients of its loss with respect to both tables of
-    log-probabilities."""
+    """The result of `permutation_loss` for one list, and the gradients of its loss with respect to its two tables of
+    log-probabilities. The tables belong to two orders of the candidates in the prompt."""
 
     loss: float
     gradient: Table

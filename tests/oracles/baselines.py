@@ -1,4 +1,5 @@
-"""Computes the baselines from the whole sequences of users, in loops. Scores are fractions, so that ties are exact."""
+"""Computes the baselines `popularity` and `transition` in loops. Each sequence contains all items of one user, in
+order. Scores are fractions, so that ties are exact."""
 
 from fractions import Fraction
 

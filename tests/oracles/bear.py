@@ -1,6 +1,6 @@
 """Computes BEAR for one position at a time, in plain floats, with a gradient that was derived by hand.
 
-`weighted_cross_entropy` computes the loss of the authors' code, in tensors.
+`weighted_cross_entropy` computes the loss of the code that BEAR's authors published, in tensors.
 """
 
 import math
@@ -103,7 +103,7 @@ def weighted_cross_entropy(
     topk_tau: float,
     temperature: float,
 ) -> Tensor:
-    """Returns the loss `(N,)` of the published code, before the code divides it by the sum of the weights.
+    """Returns the loss `(N,)` of the published code, before that code divides it by the sum of the weights.
 
     The loss of a token is its cross-entropy times a detached weight,
     1 + topk_weight * sigmoid((log p - log p_(b)) / topk_tau). Here p is the probability of the token, and p_(b) is the

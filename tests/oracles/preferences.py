@@ -1,7 +1,8 @@
 """Computes the negatives of preference training for one row and one item at a time.
 
-A training split is a list of rows `(user, history, targets)`. The scores of a split are a list with one entry per row:
-a list with one score for each item of the history, followed by one for each target.
+A training split is a list of rows `(user, history, targets)`. The scores of a split are the ratings that its users
+gave. They are a list with one entry per row: a list with one score for each item of the history, followed by one for
+each target.
 """
 
 
@@ -28,7 +29,8 @@ def common_prefix(first, second):
 
 
 def buckets(rows, prompts, beams, surfaces, semantic_ids=None):
-    """Returns the difficulty of every beam, from 0 (easy) to 2 (hard), or -1 if its item cannot be a negative."""
+    """Returns the difficulty of the item of every beam, from 0 (easy) to 2 (hard), or -1 if the item cannot be a
+    negative."""
     out = []
     for (user, _, target), ranked in zip(prompts, beams, strict=True):
         refused = {surfaces[item] for item in chosen_by(rows, user) | {target}}

@@ -1,4 +1,4 @@
-"""Builds rated lists one row and one item at a time, and computes their metrics in loops."""
+"""Builds ALRO's lists of rated items, one row and one item at a time, and computes metrics of rankings in loops."""
 
 import math
 from itertools import combinations

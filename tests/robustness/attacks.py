@@ -1,8 +1,9 @@
 """Runs verbs of `trl-rec` on malformed inputs, called attacks. An attack defines the damage to the files, words for
 the command line, and a part of the message that the user must see.
 
-A test module has tables of attacks on one thing (readers, recipes, run folders). Each attack has to end in one clear
-sentence and exit status 2, without a traceback, and must leave every file as it was.
+Each test module has tables of attacks on one kind of input, such as logs, recipes or run folders. `assert_refused`
+checks that the verb prints one clear sentence instead of a traceback, exits with status 2, and leaves every file as it
+was.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def output(world: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(world: Path) -> BearTrainer:
-    """Makes a trainer that never trains. Tests only check from which checkpoint it would resume."""
+    """Makes a trainer that never trains. Tests check from which checkpoint it would resume, or why it would not."""
     return make_trainer(world, world / "run", **SAVING)
 
 

@@ -109,6 +109,12 @@ def test_a_forked_child_does_not_hold_its_parents_lock(tmp_path: Path) -> None:
     assert "is writing to" in errors
 
 
+def test_a_forked_child_that_leaves_the_block_does_not_release_the_lock(tmp_path: Path) -> None:
+    fork = "child = os.fork()\n    if not child:\n        sys.exit(7)\n    os.waitpid(child, 0)"
+    with held(tmp_path / "run", fork), pytest.raises(ValueError, match="is writing to"), exclusive(tmp_path / "run"):
+        pass
+
+
 def test_the_same_process_may_lock_a_folder_twice(tmp_path: Path) -> None:
     with exclusive(tmp_path / "run"):
         with exclusive(tmp_path / "run"):

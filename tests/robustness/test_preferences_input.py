@@ -32,7 +32,7 @@ WORDS += ["--model_name_or_path", "model", "--disable_tqdm", "true"]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes a dataset with a model of its items, and a model of texts with a chat template."""
+    """Makes a dataset, a model of the dataset's items, and a language model whose tokenizer has a chat template."""
     folder = tmp_path_factory.mktemp("world")
     make_folder(folder)
     (folder / "texts").mkdir()
@@ -44,34 +44,34 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(*found: object, name: str = "preferences.jsonl") -> Callable[[Path], object]:
-    """Writes rows as JSONL."""
+    """Returns a function that writes the rows as JSONL."""
     return lambda folder: (folder / name).write_text("\n".join(map(json.dumps, found)))
 
 
 def item_rows(**values: object) -> Callable[[Path], object]:
-    """Writes a valid row, followed by the same row with the given values."""
+    """Returns a function that writes a valid row of items, followed by the same row with the given values."""
     return rows(ITEMS, {**ITEMS, **values})
 
 
 def text_rows(**values: object) -> Callable[[Path], object]:
-    """Writes a valid row, followed by the same row with the given values."""
+    """Returns a function that writes a valid row of texts, followed by the same row with the given values."""
     return rows(TEXTS, {**TEXTS, **values})
 
 
 def content(text: str | bytes, name: str = "preferences.jsonl") -> Callable[[Path], object]:
-    """Writes a file."""
+    """Returns a function that writes a file with this content."""
     return lambda folder: (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
 def parquet(**columns: pa.Array) -> Callable[[Path], object]:
-    """Writes a Parquet file with one row: the given columns, and valid values in the remaining ones."""
+    """Returns a function that writes a Parquet file with one row. Columns that are not given have valid values."""
     empty = pa.array([[]], pa.list_(pa.string()))
     right = {"history": empty, "chosen": pa.array(["i1"]), "rejected": empty}
     return lambda folder: pq.write_table(pa.table({**right, **columns}), folder / "preferences.parquet")
 
 
 def file(name: str) -> list[str]:
-    """Returns the words of the command line that name the preferences."""
+    """Returns the words of the command line that set the file of preferences."""
     return ["--preferences", name]
 
 
@@ -173,7 +173,7 @@ CONVERSATION = {"prompt": said("a", "user"), "chosen": said("b"), "rejected": [s
 
 
 def chat_rows(**values: object) -> Callable[[Path], object]:
-    """Writes one row: the valid conversation, with the given values."""
+    """Returns a function that writes one row: the valid conversation, with the given values."""
     return rows({**CONVERSATION, **values})
 
 
@@ -217,7 +217,7 @@ COMPLETIONS = [
     Attack("number as tools", "row 0: tools is 3; give a list", chat_rows(tools=3)),
     Attack("text as options", "row 0: chat_template_kwargs is 'x'; give", chat_rows(chat_template_kwargs="x")),
     Attack("list as options", "row 0: chat_template_kwargs is [1]; give", chat_rows(chat_template_kwargs=[1])),
-    Attack("our option", "row 0: the chat template cannot", chat_rows(chat_template_kwargs={"tokenize": True})),
+    Attack("option set twice", "row 0: the chat template cannot", chat_rows(chat_template_kwargs={"tokenize": True})),
     Attack(
         "token beyond the model",
         f"{IN_FRONT}0: rejected_ids contains the token 99999",

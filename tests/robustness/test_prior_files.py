@@ -1,5 +1,5 @@
 """Tests that invalid saved priors are refused: damaged files, arrays that do not fit together, and settings out of
-range."""
+range. Also tests that a recommender uses the prior in its run folder by default."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rewritten(arrays: dict[str, Any] | None = None, kind: str = "transition", **settings: Any) -> Callable:
-    """Rewrites the prior's file with other arrays or settings. Arrays and settings given as None are removed."""
+    """Returns a function that rewrites the prior's file with other arrays or settings. Arrays and settings given as
+    None are removed."""
 
     def change(folder: Path) -> None:
         kept = {**load_file(folder / FILE), **(arrays or {})}
@@ -65,7 +66,7 @@ def rewritten(arrays: dict[str, Any] | None = None, kind: str = "transition", **
 
 
 def described(value: object) -> Callable[[Path], None]:
-    """Changes the key `prior` of `recommender.json`."""
+    """Returns a function that sets the key `prior` of `recommender.json`."""
 
     def change(folder: Path) -> None:
         path = folder / "run/recommender.json"
@@ -75,6 +76,7 @@ def described(value: object) -> Callable[[Path], None]:
 
 
 def with_setting(**values: object) -> Callable[[Path], None]:
+    """Returns a function that sets the key `prior` to a valid description of the prior, with the given changes."""
     return described({"kind": "transition", "strength": 1.0, "eps": 0.5, **values})
 
 
@@ -153,7 +155,8 @@ def test_the_recommender_uses_the_saved_prior_by_default(world: Path, tmp_path: 
     def scores(recommender: Recommender) -> dict[str, float]:
         return {one.item_id: one.score for one in recommender.recommend(["a"], exclude_history=False)}
 
-    weights = np.array([0.5 * 3 / 8, 0.5 * 3 / 8 + 1, 0.5 * 2 / 8])  # b follows a
+    # eps times the smoothed popularity of each item, plus 1 for b, which always follows a
+    weights = np.array([0.5 * 3 / 8, 0.5 * 3 / 8 + 1, 0.5 * 2 / 8])
     expected = np.log(weights / weights.sum())
     for item, bonus in zip(IDS, expected, strict=True):
         assert scores(saved)[item] == pytest.approx(scores(alone)[item] + bonus, abs=1e-4)

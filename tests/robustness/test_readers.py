@@ -1,4 +1,4 @@
-"""Tests that the readers of all formats refuse malformed files, options and values."""
+"""Tests that `trl-rec prepare` refuses malformed files, options and values, with the readers of all formats."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tests.data.sources import LOG, write_table
 from tests.robustness.attacks import Attack, assert_refused, each
 
 
-Damage = Callable[[Path], object]
+Damage = Callable[[Path], object]  # changes files below a folder, as in `Attack`
 
 
 def put(name: str, content: str | bytes) -> Damage:
-    """Writes a file of the source."""
+    """Returns a function that writes a file to the folder `source`, which `trl-rec prepare` reads."""
     data = content.encode() if isinstance(content, str) else content
     return lambda folder: (folder / "source" / name).write_bytes(data)
 
 
 def swap(name: str, old: str, new: str) -> Damage:
-    """Replaces the first occurrence of a text in a file of the source."""
+    """Returns a function that replaces the first occurrence of a text in a file of `source`."""
 
     def _swap(folder: Path) -> None:
         path = folder / "source" / name
@@ -39,22 +39,22 @@ def swap(name: str, old: str, new: str) -> Damage:
 
 
 def drop(name: str) -> Damage:
-    """Removes a file of the source."""
+    """Returns a function that removes a file of `source`."""
     return lambda folder: (folder / "source" / name).unlink()
 
 
 def become(name: str, other: str, content: str | bytes) -> Damage:
-    """Replaces a file of the source by a file with another name."""
+    """Returns a function that replaces a file of `source` with a file of another name."""
     return both(drop(name), put(other, content))
 
 
 def both(*damages: Damage) -> Damage:
-    """Applies several damages, in order."""
+    """Returns a function that calls the given functions in order."""
     return lambda folder: [damage(folder) for damage in damages]
 
 
 def parquet(name: str, **columns: Any) -> Damage:
-    """Replaces the CSV file by a Parquet file of the same name."""
+    """Returns a function that replaces the CSV file with a Parquet file of the same name."""
 
     def _write(folder: Path) -> None:
         (folder / "source" / f"{name}.csv").unlink(missing_ok=True)

@@ -18,13 +18,13 @@ from trl_rec.data import prepare
 
 
 def write(name: str, content: str | bytes) -> Callable[[Path], object]:
-    """Writes or replaces a file of the run folder."""
+    """Returns a function that writes or replaces a file of the run folder."""
     data = content.encode() if isinstance(content, str) else content
     return lambda folder: (folder / "run" / name).write_bytes(data)
 
 
 def study(**changes: object) -> Callable[[Path], object]:
-    """Adds a study of one baseline. `changes` replace keys of its `study.json`."""
+    """Returns a function that adds a study of one baseline. `changes` replace keys of its `study.json`."""
     runs = {"none": {"test": "../run", "row": "popularity"}}
     content = {"primary": "ndcg@10", "comparisons": [], "arms": {"counter": {"kind": "baseline", "runs": runs}}}
 

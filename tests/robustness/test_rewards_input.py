@@ -1,4 +1,4 @@
-"""Tests that malformed rewards are refused: wrong names and weights, and wrong return values of the user's
+"""Tests that malformed rewards are refused: wrong names and weights, and wrong return values of custom reward
 functions."""
 
 from __future__ import annotations

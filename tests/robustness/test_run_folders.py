@@ -43,7 +43,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_surface(surface: str) -> Callable[[Path], None]:
-    """Writes the catalogue with another surface, as if it had been copied from the dataset."""
+    """Returns a function that changes the surface of the run folder's catalogue. The surface can also change if a user
+    replaces this catalogue with that of the dataset."""
     return lambda folder: ItemCatalog.load(folder / "run/catalog").with_surface(surface).save(folder / "run/catalog")
 
 
@@ -55,7 +56,7 @@ def other_items(folder: Path) -> None:
 
 
 def changed(**values: object) -> Callable[[Path], None]:
-    """Changes keys of `recommender.json`. A value of None removes the key."""
+    """Returns a function that changes keys of `recommender.json`. A value of None removes the key."""
 
     def change(folder: Path) -> None:
         path = folder / "run/recommender.json"
@@ -73,7 +74,7 @@ def old_with_titles(folder: Path) -> None:
 
 
 def text(name: str, content: str) -> Callable[[Path], None]:
-    """Replaces a file."""
+    """Returns a function that replaces a file of the run folder."""
 
     def write(folder: Path) -> None:
         (folder / "run" / name).write_text(content)
@@ -174,7 +175,7 @@ def test_lists_end_at_the_first_missing_rank() -> None:
     catalog = ItemCatalog(pa.table({"item_id": IDS, "title": ["A", HOSTILE, "C"]}))
     rows = {"history": [[0]], "targets": [[2]]}
     split = Dataset(pa.table({name: pa.array(values, pa.list_(pa.int32())) for name, values in rows.items()}))
-    text = readable_lists(np.array([[1, -1, -1]]), split, catalog)  # by default, ten rows, but the split has only one
+    text = readable_lists(np.array([[1, -1, -1]]), split, catalog)  # shows at most ten rows; the split has one
     assert text.replace("\n", "").isprintable()
     assert text.count("\n") == 2 and text.endswith("next items: C")
 
@@ -194,7 +195,7 @@ def ranker_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ranker_with(**values: object) -> Callable[[Path], None]:
-    """Changes keys of `ranker.json`."""
+    """Returns a function that changes keys of `ranker.json`."""
 
     def change(folder: Path) -> None:
         path = folder / "run/ranker.json"
@@ -204,7 +205,7 @@ def ranker_with(**values: object) -> Callable[[Path], None]:
 
 
 def ranker_without(key: str) -> Callable[[Path], None]:
-    """Removes a key of `ranker.json`."""
+    """Returns a function that removes a key of `ranker.json`."""
 
     def remove(folder: Path) -> None:
         path = folder / "run/ranker.json"

@@ -1,5 +1,5 @@
-"""Tests that `trl-rec tokenize` refuses malformed input, and that damaged files of semantic IDs are refused or
-computed again."""
+"""Tests that `trl-rec tokenize` refuses malformed input and damaged files, and that a damaged item tower (the model
+that computes the IDs) is refused. Damaged files of cached item vectors must be computed again."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def start_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(name: str, content: str | bytes) -> Callable[[Path], object]:
-    """Writes or replaces a file."""
+    """Returns a function that writes or replaces a file."""
     return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def cut(name: str) -> Callable[[Path], object]:
-    """Removes the second half of a file."""
+    """Returns a function that removes the second half of a file."""
     return lambda folder: (folder / name).write_bytes(
         (folder / name).read_bytes()[: (folder / name).stat().st_size // 2]
     )
 
 
 def edit(name: str, **values: object) -> Callable[[Path], object]:
-    """Sets keys of a JSON file. The value `...` removes a key."""
+    """Returns a function that sets keys of a JSON file. The value `...` removes a key."""
 
     def change(folder: Path) -> None:
         content = json.loads((folder / name).read_text()) | values
@@ -51,7 +51,7 @@ def edit(name: str, **values: object) -> Callable[[Path], object]:
 
 
 def index(tokens: Callable[[int], object]) -> Callable[[Path], object]:
-    """Writes an index file that maps each item id from 1 to 50 to `tokens(id)`."""
+    """Returns a function that writes an index file, which maps each item id from 1 to 50 to `tokens(id)`."""
     return write("x.index.json", json.dumps({str(item): tokens(item) for item in range(1, 51)}))
 
 

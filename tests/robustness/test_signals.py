@@ -105,6 +105,7 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
 def test_only_rank_0_prints_the_line_and_writes_the_file_for_the_launcher(
     rank: str, capsys, tmp_path: Path, monkeypatch
 ) -> None:
+    """If the file exists, the launcher prints no line of its own."""
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv(interrupts.SAID, str(tmp_path / "said"))
 
@@ -237,7 +238,7 @@ def test_a_process_that_is_killed_ends_in_a_sentence(processes: int, tmp_path: P
 
 
 def test_a_signal_that_arrives_in_a_finalizer_still_ends_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
-    """Python discards an exception that is raised in a finalizer."""
+    """The handler raises an exception. Python discards exceptions that are raised in a finalizer."""
 
     class Finalized:
         def __del__(self) -> None:

@@ -117,7 +117,7 @@ def is_prefix_free(paths: list[list[int]]) -> bool:
 
 
 def change(**arrays: list[int]) -> Any:
-    """Replaces arrays of a saved trie. An empty list removes an array."""
+    """Returns a function that replaces arrays of a saved trie. An empty list removes an array."""
 
     def damage(path: Path) -> None:
         tensors = {**load_file(path), **{name: torch.tensor(values) for name, values in arrays.items()}}

@@ -10,7 +10,8 @@ from trl_rec.ragged import Ragged
 
 NUM_ITEMS = 9
 items = st.integers(0, NUM_ITEMS - 1)
-# A user may have several rows, as in windowed data, and may choose an item again.
+# Rows `(user, history, targets)`. A user may have several rows, as in data whose rows are overlapping windows of a
+# user's sequence, and may choose an item more than once.
 training_rows = st.lists(
     st.tuples(st.integers(0, 3), st.lists(items, max_size=3), st.lists(items, max_size=6)), min_size=1, max_size=5
 ).filter(lambda rows: any(targets for _, _, targets in rows))

@@ -1,5 +1,5 @@
-"""Compares preference tables that are made from ratings with those of slow loops. Invalid scores and ranges must raise
-errors."""
+"""Tests preference tables that are made from ratings. They must equal the tables of slow loops, and invalid scores and
+ranges must raise errors."""
 
 import numpy as np
 import pytest

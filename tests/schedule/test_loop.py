@@ -115,8 +115,9 @@ def test_the_report_names_stages_and_baselines(finished: Any, folder: Path, caps
 def test_the_prior_of_the_first_policy_is_not_that_of_the_last(
     is_run_folder: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Neither the prior nor `choice.json` is copied from the first policy. A copy of this `choice.json` would say that
-    the last policy had been measured on the test split."""
+    """Neither the prior nor `choice.json`, which records how the prior was chosen, is copied from the policy that the
+    first stage starts from. A copy of this `choice.json` would say that the last policy had been measured on the test
+    split."""
     dataset = load(folder / "data")
     shutil.copytree(folder / "sft", tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*"))
     save_run_prior(tmp_path / "start", TransitionPrior.fit(dataset.train, len(dataset.catalog)))

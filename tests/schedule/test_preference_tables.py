@@ -83,7 +83,8 @@ def test_held_out_rows_are_an_error(split) -> None:
 
 @st.composite
 def beams_of(draw, rows):
-    """Draws one ranking per prefix, without repeated items. Short rankings are padded with -1."""
+    """Draws the beams of each prefix: a ranking without repeated items, as a beam search returns it. Short rankings
+    are padded with -1."""
     count = len(oracle.prefixes(rows))
     width = draw(st.integers(1, NUM_ITEMS))
     ranked = st.lists(items, max_size=width, unique=True).map(lambda row: row + [-1] * (width - len(row)))
@@ -140,8 +141,8 @@ def test_items_with_the_text_of_the_target_or_of_a_better_beam_are_not_negatives
 
 
 def test_a_shared_token_counts_only_if_all_tokens_before_it_are_shared() -> None:
-    """The target has the ID a_0 b_0. The IDs of items 1, 2, 3 and 5 are a_1 b_0 c_0, a_0 b_1, a_1 b_1 c_1 and
-    a_1 b_0 c_2."""
+    """With semantic IDs, a negative is harder if its ID shares more leading tokens with that of the target. The target
+    has the ID a_0 b_0. The IDs of items 1, 2, 3 and 5 are a_1 b_0 c_0, a_0 b_1, a_1 b_1 c_1 and a_1 b_0 c_2."""
     train = make_split([(0, [8], [0])])
     buckets = self_play_buckets(
         training_prefixes(train), np.array([[1, 2, 3, 5]]), make_catalog("semantic_id"), train=train

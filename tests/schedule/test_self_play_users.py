@@ -1,5 +1,6 @@
-"""Tests self-play with prompts that name the user. The items for a prefix (a history from the training split) must be
-ranked with the prompt of the user whose history it is."""
+"""Tests self-play with prompts that name the user. Self-play ranks items for prefixes (histories from the training
+split) in parts. Each prefix must be ranked with the prompt of the user whose history it is. Saved parts that were
+computed with the prompts of other users must be computed again."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -25,9 +25,9 @@ RECIPE = (
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes run folders: three arms with three seeds each, a second run with one of these seeds, and runs without a
-    recipe. Of the runs without a recipe, three have other data or settings, and one names no recommender, as if it
-    contained only baselines."""
+    """Makes run folders: three arms with three seeds each, another run of the arm `bear` with a seed that this arm has
+    already, and runs without a recipe. Of the runs without a recipe, three have other data or settings, and one names
+    no recommender, as if it contained only baselines."""
     folder = tmp_path_factory.mktemp("world")
     dataset = prepare("toy", folder / "data", toy_users=NUM_USERS, toy_items=50)
     baselines = evaluate_baselines(dataset, ks=[1, 10])

@@ -1,4 +1,5 @@
-"""Tests that the default output folder of a run is named after its model and its method."""
+"""Tests the default output folder of a run. It is named after the model and the method, is used only if no folder is
+given, and is not overwritten."""
 
 from pathlib import Path
 

@@ -1,5 +1,6 @@
 """Tests the recipe in a run folder. It contains the options that differ from their defaults, except secrets and
-options for files of earlier runs, such as `overwrite`. A run that is repeated from this recipe has equal weights."""
+options for files of earlier runs, such as `overwrite`. A run that is repeated from this recipe has equal weights.
+Also tests recipes that set the number of processes, and the file `environment.json` of a run folder."""
 
 import json
 import shutil
@@ -73,7 +74,7 @@ def parsed(verb: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> tupl
 
 @pytest.mark.parametrize("name", TRAINING_RECIPES)
 def test_a_written_recipe_sets_the_same_options(name: str, tmp_path: Path, monkeypatch) -> None:
-    """For each verb, the written recipe sets the same options as the shipped recipe and the command line."""
+    """The written recipe alone sets the same options as the shipped recipe together with the command line."""
     verb = name.split("/")[0]
     words = ["--config", name, *ON_CPU, "--learning_rate", "1e-5", "--run_name", "ünicode: yes"]
     *others, config = parsed(verb, words, monkeypatch)

@@ -1,4 +1,5 @@
-"""Tests that `trl-rec serve` serves a run folder until it receives a signal, and then exits with status 0."""
+"""Tests that `trl-rec serve` serves a run folder until it receives a signal, and then exits with status 0. Also tests
+the errors for a port in use, for missing options and for a missing package."""
 
 from __future__ import annotations
 

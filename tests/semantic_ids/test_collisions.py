@@ -1,7 +1,8 @@
-"""Tests the repair of items that collide, and the tokens that codes are written as.
+"""Tests the repair of semantic IDs that collide, and the tokens that IDs are written with.
 
-Items collide if they have the same code at every level. A cell is a group of items that share all codes before the
-last one. The repair gives the items of a cell different last codes, as far as there are enough codes.
+A semantic ID has one code per level. Items collide if they have the same code at every level. A cell is a group of
+items that share all codes before the last one. The repair gives the items of a cell different last codes, as far as
+there are enough codes.
 """
 
 import torch
@@ -19,8 +20,9 @@ CODES = 4
 
 @st.composite
 def quantised(draw, levels=2):
-    """Draws codes, residuals and a codebook. The codes have few different prefixes. The residuals and the codebook are
-    small whole numbers, so that many distances are equal."""
+    """Draws the codes of items, and the residuals and the codebook of the last level. There are few different prefixes
+    (codes before the last one). The residuals and the codebook are small whole numbers, so that many distances are
+    equal."""
     count = draw(st.integers(1, 25))
     prefixes = st.lists(st.integers(0, 1), min_size=levels - 1, max_size=levels - 1)
     rows = [draw(prefixes) + [draw(st.integers(0, CODES - 1))] for _ in range(count)]

@@ -1,4 +1,5 @@
-"""Compares the associations between items, and the popularity of items, with slow loops."""
+"""Compares the associations between items, and the popularity of items, with slow loops. An association measures how
+much more often than by chance two items occur near each other."""
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ def test_associations_equal_a_loop_over_pairs(sequences, window):
 
 @given(SEQUENCES)
 def test_interactions_are_counted_once(sequences):
+    """An interaction counts once, even if several rows contain it, as in windowed data (one row per target)."""
     for rows in (whole_rows(sequences), windowed_rows(sequences, width=3)):
         np.testing.assert_array_equal(popularity(make_split(rows), 8), baselines.popularity(sequences, 8))
 

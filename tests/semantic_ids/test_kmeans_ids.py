@@ -1,4 +1,5 @@
-"""Tests semantic IDs made by residual k-means: their files, their card, and the settings that are refused."""
+"""Tests semantic IDs made by residual k-means: their files, their card (`semantic_ids.json`, with the settings of the
+IDs and statistics about them), and the settings that are refused."""
 
 import json
 import shutil

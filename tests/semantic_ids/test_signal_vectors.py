@@ -1,4 +1,4 @@
-"""Tests item vectors from texts and from behaviour."""
+"""Tests item vectors from two signals: the items' texts, and behaviour (which items users choose near each other)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Tests the Sinkhorn algorithm, and the repair of colliding codes that uses it."""
+"""Tests the Sinkhorn algorithm, and the repair of colliding semantic IDs that uses it.
+
+The algorithm divides each item among codes, so that all codes receive the same total. Items collide if all their codes
+are equal.
+"""
 
 import torch
 from hypothesis import given

@@ -145,7 +145,7 @@ class Browser:
         ]
 
     def problems(self) -> list[Any]:
-        """Returns the messages of the browser, the exceptions of scripts, and the dialogs that were opened."""
+        """Returns the entries of the browser's log, the exceptions of scripts, and the dialogs that were opened."""
         kinds = ("Log.entryAdded", "Runtime.exceptionThrown", "Page.javascriptDialogOpening")
         return [event["params"] for event in self.events if event.get("method") in kinds]
 

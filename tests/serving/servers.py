@@ -73,7 +73,8 @@ class Running(NamedTuple):
 
 
 def make_service(engine: Any = None, **settings: Any) -> Service:
-    """Returns a service with the small model of `make_recommender`, or with another engine."""
+    """Returns a service, which handles the requests of a server. It gets its lists from the given engine, by default
+    from the small model of `make_engine`."""
     engine = make_engine() if engine is None else engine
     return Service(engine, ServingConfig(model="unused", **{"batch_ms": 2, **settings}))
 

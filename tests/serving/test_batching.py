@@ -31,6 +31,7 @@ def test_requests_that_wait_share_a_batch() -> None:
 
 
 def test_one_client_never_waits_and_several_share_every_batch() -> None:
+    """The batcher waits for more requests, for up to `seconds`, only if fewer are waiting than the last batch had."""
     batcher, sizes = make_batcher(lambda items: items, seconds=0.5)
 
     async def client(number: int) -> None:

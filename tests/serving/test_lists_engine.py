@@ -77,7 +77,7 @@ def test_retired_items_are_not_recommended() -> None:
         assert [one.item_id for one in answer] == [
             item for item, _ in make_lists()[request.user or ""] if item not in retired
         ]
-    # A user whose listed items are all retired gets the most frequent items, like a user without a list.
+    # A user whose listed items are all retired gets the items that most lists contain, like a user without a list.
     only = pa.concat_tables([make_table(), pa.Table.from_pylist([row("all retired", 1, f"id {NUM_ITEMS - 1}", 0.0)])])
     engine = ListsEngine(replace(catalog, num_retired=6), only, "recs")
     (popular,) = engine.answer([RecommendRequest(user="all retired", k=12)])

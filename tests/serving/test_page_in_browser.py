@@ -1,5 +1,5 @@
-"""Tests the page at `/` in Chromium: a history can be built by clicks or with the keyboard alone, and hostile titles
-are shown as text.
+"""Tests, in Chromium, the page that the server shows at `/`: a history can be built by clicks or with the keyboard
+alone, and hostile titles are shown as text.
 
 `make test-page` runs these tests. They write pictures to `build/page`, which a person should look at.
 """
@@ -202,8 +202,8 @@ def test_hostile_titles_are_shown_as_text(browser: Browser, server: Running) -> 
 
 
 def test_the_content_security_policy_stops_other_scripts(browser: Browser, server: Running) -> None:
-    """The content security policy stops a script that is added to the page, and the browser reports this. So the test
-    above would notice a script in a title."""
+    """The content security policy stops a script that is added to the page, and the browser reports this. So if a
+    title were not shown as text, `test_hostile_titles_are_shown_as_text` would notice its script."""
     open_page(browser, server)
     script = "Object.assign(document.createElement('script'), {textContent: 'document.title = 1'})"
     browser.run(f"document.body.append({script})")

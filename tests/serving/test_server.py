@@ -97,7 +97,7 @@ def test_explanations_are_those_of_the_recommender(server: Running) -> None:
 
 
 class OneUser:
-    """Takes the place of `KnownUsers`. Every user has the same history."""
+    """Takes the place of `KnownUsers`, the users of a dataset. Here every user has the same history."""
 
     def __init__(self, items: list[int]) -> None:
         self._items = np.array(items)
@@ -383,8 +383,9 @@ def test_metrics_count_requests_items_and_lists() -> None:
 
 
 def test_the_unknown_share_is_that_of_the_histories_in_requests() -> None:
-    """All items of a history from the dataset are known, so such histories would lower the share of unknown items. The
-    counts of history items and of unknown items therefore leave out requests with only a user id."""
+    """The server counts the items of histories, and how many of them are unknown (not in the catalogue). If a request
+    has only a user id, the history comes from the dataset, so all its items are known. Both counts leave out such
+    requests, which would lower the share of unknown items."""
     with running(make_service(ModelEngine(make_recommender("item_token"), "one", OneUser([1, 2, 3])))) as server:
         client = server.client()
         assert client.post("/v1/recommend", {"user": "u1"}).body["unknown"] == 0
@@ -394,7 +395,8 @@ def test_the_unknown_share_is_that_of_the_histories_in_requests() -> None:
 
 
 def test_lists_of_the_old_run_do_not_count_as_items_of_the_new_catalogue() -> None:
-    """A batch that started before a reload is answered after the reload, by the old engine."""
+    """A batch that started before a reload is answered after the reload, by the old engine. The distinct items that
+    were served are counted for the new catalogue, so they leave out the items of this batch."""
     engine = HeldEngine()
     with running(make_service(engine)) as server, ThreadPoolExecutor(1) as pool:
         client = server.client()

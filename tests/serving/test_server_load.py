@@ -1,4 +1,5 @@
-"""Eight clients, hostile bodies and broken connections, all at once: a valid request never gets an error.
+"""Tests a server under load. Even with eight clients, hostile bodies and broken connections at the same time, a valid
+request never gets an error.
 
 `make test` runs this for five seconds. `make test-long` runs it for sixty, and checks that memory does not grow.
 """

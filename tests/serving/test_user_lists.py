@@ -118,8 +118,8 @@ def test_an_interrupted_call_resumes(
         write_lists(recommender, given, output, 5, part_size=8)
     assert not output.exists() and sizes == [8, 8, 8]
 
-    # A call for another file uses no parts of the first file. The next call for the first file reuses the finished
-    # parts, except a damaged one.
+    # The interrupted call has left a file for each finished part of 8 users. A call for another output does not use
+    # these files. The next call for the first output uses them, except a damaged one.
     write_lists(recommender, given, tmp_path / "other.parquet", 4, part_size=8)
     assert sizes[3:] == [8, 8, 8, 6]
     (tmp_path / ".lists.parquet.parts" / "part-00001.parquet").write_bytes(b"broken")

@@ -67,6 +67,7 @@ def test_a_study_of_rated_candidates_counts_the_users_whose_candidates_can_be_or
 
 
 TOKENS = {"surface": "item_token"}
+# Arms whose models know items only by their ids, followed by all other kinds of arms.
 KNOWN = {
     "scratch": Arm("scratch", verb="bear"),
     "behaviour": Arm("behaviour", verb="bear", recipe={"item_vectors": "behaviour"}),

@@ -1,8 +1,8 @@
 """Tests that a run whose folder or results were removed is repeated, although the record beside the folder says that
 the run is finished.
 
-Also tests that a study refuses semantic IDs that were replaced after its start, ends its processes if it cannot
-go on, and counts a process that an earlier call left running as one of its jobs.
+Also tests that a study refuses semantic IDs that were replaced after its start, ends its processes if another process
+cannot be started, and counts a process that an earlier call left running as one of its jobs.
 """
 
 import json
@@ -81,7 +81,7 @@ def test_a_measurement_that_was_removed_is_repeated_only_with_the_same_inputs(ru
         finish(other)
     assert finish(run) == 1
 
-    # The same holds if the study is killed while the measurement is repeated.
+    # The same holds if the study is interrupted while the measurement is repeated.
     shutil.rmtree(run.path)
     with pytest.raises(KeyboardInterrupt):
         finish_all(lambda finished: [run], interrupted, jobs=1, threads=1, say=print, done=lambda run, seconds: None)

@@ -26,7 +26,8 @@ def test_a_baseline_in_a_models_folder_has_no_training(tmp_path: Path, monkeypat
 
 
 def test_users_without_a_value_are_left_out_of_the_figures(tmp_path: Path) -> None:
-    """For example, `preference_accuracy` is NaN for users without a pair of liked and disliked items."""
+    """For example, `preference_accuracy` is NaN for users without a pair of liked and disliked items. A user is left
+    out even if the value is missing for one seed only."""
     study = SimpleNamespace(folder=tmp_path, config=SimpleNamespace(metrics=["liked@5"], primary="ndcg@10"))
     folders = {seed: tmp_path / f"test/seed-{seed}" for seed in (0, 1)}
     nan = float("nan")

@@ -17,7 +17,8 @@ def test_arms_are_trained_seed_by_seed(tmp_path: Path) -> None:
 
 
 def test_a_training_waits_only_for_the_runs_that_it_needs(tmp_path: Path) -> None:
-    """While the last point of `a` is trained, the other process does not wait."""
+    """While one process trains the last grid point of `a`, the other process trains `b` and `d`, which do not start
+    from `a`."""
     grid = ({"lr": 1}, {"lr": 2}, {"lr": 3})
     arms = {
         "a": Arm("a", verb="bear", seeds=(0, 1), grid=grid),
@@ -33,7 +34,8 @@ def test_a_training_waits_only_for_the_runs_that_it_needs(tmp_path: Path) -> Non
 def trained_in_order(tmp_path: Path, slow: str = "", **arms: Arm) -> list[str]:
     """Trains arms with two processes, and returns the runs in the order in which they were started.
 
-    The point lr=2 is the best. The process of the run `slow` ends only when no other run has been started for a while.
+    The grid point lr=2 has the best metric. The process of the run `slow` ends only when no other run has been started
+    for a while.
     """
     started: list[str] = []
 

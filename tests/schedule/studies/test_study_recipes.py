@@ -48,7 +48,7 @@ def run_tiny(name: str, data: Path, output: Path) -> None:
     for key, arm in study.arms.items():
         if arm.verb is not None:
             recipe = {**arm.recipe, **TWO_STEPS, **OF_VERB[arm.verb]}
-            recipe.pop("join_windows", None)  # the toy data has whole sequences, and no windows to join
+            recipe.pop("join_windows", None)  # the toy data has one training row per user, so no rows to join
             if "model_name_or_path" in recipe:
                 titles = load(data).catalog.titles
                 del recipe["hidden_size"]

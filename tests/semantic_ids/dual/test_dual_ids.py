@@ -1,4 +1,5 @@
-"""Tests dual semantic IDs: their training on a small dataset, the inputs of this training, and the files of the IDs.
+"""Tests dual semantic IDs: IDs of items and users that are made by two networks, the item tower and the user tower.
+The tests cover the training of the towers on a small dataset, the inputs of this training, and the files of the IDs.
 The inputs must not contain held-out data."""
 
 import json
@@ -151,7 +152,7 @@ def test_ids_are_made_again_after_a_call_was_killed_while_writing(made, dataset,
         patched.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             make_dual_ids(dataset, DualIdsConfig(**SMALL))
-    if last == "semantic_ids.json":  # the killed call wrote IDs, but no card
+    if last == "semantic_ids.json":  # the killed call wrote the IDs, but not this file, their card
         with pytest.raises(ValueError, match="not made with these settings"):
             make_dual_ids(dataset, DualIdsConfig(**{**SMALL, "seed": 1}))
     again = make_dual_ids(dataset, DualIdsConfig(**SMALL))
@@ -228,7 +229,7 @@ def changed(dataset, split: str, places=slice(None)):
 
 
 def check_same(ours: DualInputs, theirs: DualInputs) -> None:
-    """Asserts that everything that the towers learn from is the same in both."""
+    """Asserts that everything that the towers learn from is the same in both inputs."""
     for name in ("item_text", "user_text", "behaviour", "known", "histories", "mask", "pairs", "popularity"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     for name, block in ours.scales.items():
@@ -251,8 +252,8 @@ def test_no_held_out_interaction_reaches_the_inputs(dataset, split, behaviour):
 
 @pytest.mark.parametrize("behaviour", ["cooccurrence", "sequence"])
 def test_held_out_pairs_do_not_reach_the_inputs(dataset, behaviour):
-    """The last targets of some users in the training split are held out. Changing them must not change what the towers
-    learn from."""
+    """The last targets of some users in the training split are held out, to measure the towers during their training.
+    Changing these targets must not change what the towers learn from."""
     users, targets = (
         dataset.train.with_format("numpy")[:]["user"],
         Ragged.from_arrow(dataset.train.with_format("arrow")[:]["targets"]),

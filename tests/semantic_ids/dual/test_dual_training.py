@@ -1,4 +1,6 @@
-"""Tests the three phases of the training of dual semantic IDs: aligning, rebuilding and quantising."""
+"""Tests the training of dual semantic IDs, which are made for items and for users by one model each, called a tower.
+The training has three phases: aligning the vectors of users and items, rebuilding the inputs of the towers, and
+quantising, in which the codes of the IDs are learned."""
 
 from copy import deepcopy
 
@@ -36,6 +38,9 @@ def test_the_alignment_loss_keeps_its_weight_while_codes_are_learned(inputs):
 
 @pytest.mark.parametrize("align", [True, False])
 def test_aligned_vectors_do_not_change_while_encoder_and_decoder_learn(inputs, align):
+    """With `align`, the first phase has already trained the layers that compute the aligned vectors (`tower.fuse`), so
+    the second phase leaves them unchanged. Without `align`, there is no first phase, so the second phase trains these
+    layers too."""
     training = towers_of(inputs)
     training.align = align
     tower = training.item_tower
@@ -65,6 +70,8 @@ def test_a_phase_ends_when_its_score_stops_improving(inputs):
 
 
 def test_unused_codes_are_revived_only_while_codes_are_learned(inputs, monkeypatch):
+    """To revive an unused code, its centroid is moved to a place where it will be used. Only the third phase does
+    this, after an epoch."""
     revived = []
     monkeypatch.setattr(DualTraining, "_revive", lambda self: revived.append(self.curve[-1]["stage"]))
     training = towers_of(inputs)
@@ -74,6 +81,8 @@ def test_unused_codes_are_revived_only_while_codes_are_learned(inputs, monkeypat
 
 
 def test_a_share_of_the_items_is_shown_without_behaviour(inputs):
+    """`without_behaviour` is the share of items whose behaviour vector (computed from interactions) is replaced with
+    zeros during training."""
     training, known = towers_of(inputs), inputs.known.nonzero().squeeze(1).repeat(40)
     assert torch.equal(training._item_inputs(known), inputs.items(known))
     training.without_behaviour = 0.3
@@ -83,6 +92,8 @@ def test_a_share_of_the_items_is_shown_without_behaviour(inputs):
 
 
 def test_chance_counts_every_other_item_once(inputs):
+    """Each held-out item is ranked against items that are drawn at random. `chance` is the accuracy of a random
+    ranking. It counts an item once even if the item was drawn repeatedly, and ignores items that the user chose."""
     training = towers_of(inputs)
     users, items, chosen = training._evaluation_set
     shares = []

@@ -1,5 +1,5 @@
-"""Checks the U2I (user-to-item) loss, the quantiser and the pooling of dual semantic IDs against slow loops. Also
-tests that a tower learns to rebuild its inputs."""
+"""Checks parts of dual semantic IDs against slow loops: the U2I (user-to-item) loss, the quantiser, and the pooling of
+a user's item vectors. Also tests that a tower (a model that maps vectors to codes) learns to rebuild its inputs."""
 
 import pytest
 import torch
@@ -80,6 +80,8 @@ def test_codebooks_start_as_those_of_residual_kmeans(generator):
 
 
 def test_unused_codes_are_revived(generator):
+    """At the second level, three centroids are too far away from all vectors to be used. `revive` moves unused
+    centroids to the residuals of drawn vectors."""
     latents, made = torch.randn(50, 4, generator=generator), quantizer(generator)
     made.codebooks.data[1, 2:] = 100.0
     used = [len(column.unique()) for column in made.assign(latents).codes.unbind(1)]

@@ -132,7 +132,7 @@ def test_a_placeholder_token_of_asynchronous_scheduling_is_refused() -> None:
 
 
 def test_a_token_that_is_not_legal_ends_the_row() -> None:
-    """A token that is not legal can only come from NaN, or from a wrong prefix in a request."""
+    """A token that is not legal can only come from logits that are NaN, or from a wrong prefix in a request."""
     rows = CatalogRows(TokenTrie.from_sequences([[4, 5], [4, 6]]), EOS, are_lists=False)
     rows.add(0, Row(1, [], prefix=[9]))
     assert rows.apply(torch.zeros(1, VOCAB))[0].isfinite().nonzero().flatten().tolist() == [EOS]

@@ -65,8 +65,8 @@ def make_histories(catalog: ItemCatalog) -> list[list[str]]:
 
 
 def check_same(some: list[RecommendedList], others: list[RecommendedList]) -> None:
-    """Asserts that the attributes of the lists are equal, that scores are equal within 1e-5, and that items are in the
-    same order. Neighbouring items may change places if their scores differ by less than 1e-5."""
+    """Asserts that `short`, `unknown` and `fallback` of the lists are equal, that scores are equal within 1e-5, and
+    that items are in the same order. Neighbouring items may change places if their scores differ by less than 1e-5."""
     for one, other in zip(some, others, strict=True):
         assert (one.short, one.unknown, one.fallback) == (other.short, other.unknown, other.fallback)
         scores = [item.score for item in one]
@@ -267,7 +267,7 @@ def test_the_server_writes_the_list_of_the_recommender(server: tuple[Recommender
         ({"items": "two"}, "items must be a whole number"),
         ({"items": 6}, "items must be at most 5, because this model writes lists of 5 items"),
         ({"items": 2, "exclude": ["gone"]}, "'gone' is not in the catalogue of 60 items"),
-        ({"items": 2, "exclude": [3]}, "exclude must be a list of item ids, as text"),
+        ({"items": 2, "exclude": [3]}, "exclude must be a list of item ids (strings)"),
         ({"items": 2, "where": "price < 5"}, "'where' is not JSON"),
         ({"items": 2, "where": '[["colour", "==", "red"]]'}, "the catalogue has no column 'colour'"),
         ({"items": 2, "wher": "[]"}, "unknown argument 'wher'"),

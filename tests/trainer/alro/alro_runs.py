@@ -1,5 +1,5 @@
 """Makes small ALRO runs, in the process of a test or in other processes. `make_folder` writes a rated dataset and a
-model into a folder. The other functions take this folder as their argument `folder`."""
+model into a folder. `make_trainer` and `run` take this folder as their argument `folder`."""
 
 from __future__ import annotations
 

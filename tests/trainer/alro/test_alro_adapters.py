@@ -1,4 +1,5 @@
-"""Tests adapters that also train the embeddings of new tokens, on base models in full precision and in nf4."""
+"""Tests LoRA adapters of ALRO, on base models in full precision and in nf4. If prompts need new tokens, the embeddings
+of these tokens are trained as well."""
 
 from pathlib import Path
 

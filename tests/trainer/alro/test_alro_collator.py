@@ -1,6 +1,6 @@
-"""Tests batches of rated lists: the tokens of the lists and of their answers (the names of the candidates from best to
-worst), and the orders in which candidates are shown. A list is shown in the same orders throughout an epoch, and in
-new orders in the next epoch."""
+"""Tests batches of rated lists (lists of candidates with a user's ratings of them): the tokens of the lists and of
+their answers (the names of the candidates from best to worst), and the orders in which candidates are shown. Within an
+epoch, a list is always shown in the same orders. In the next epoch, it is shown in new orders."""
 
 from pathlib import Path
 from types import SimpleNamespace

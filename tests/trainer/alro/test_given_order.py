@@ -1,5 +1,5 @@
-"""Tests training prompts that show the candidates in the order of their mean ratings. The label of a candidate, which
-is the user's own rating of it, is left out of its mean."""
+"""Tests training prompts that show the candidates in the order of their mean ratings. The mean rating of a candidate
+leaves out the label of this candidate, which is the user's own first rating of it."""
 
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def test_the_first_order_is_by_mean_rating_and_the_second_is_random(
 
 @pytest.mark.parametrize("num_orders", [1, 2, 3, 4, 7])
 def test_two_candidates_are_shown_in_any_number_of_orders(folder: Path, tmp_path: Path, num_orders: int) -> None:
-    """Two candidates have only two orders. The first order that is shown is the given one. All further orders are its
+    """Two candidates have only two orders. The order by mean rating is shown first. All further orders are its
     reverse, however many are requested."""
     trainer = make_trainer(folder, tmp_path, candidate_order="given", num_candidates=2)
     collator, letters = trainer.data_collator, trainer.rated_format.letters

@@ -98,7 +98,7 @@ def test_the_rating_stage_trains_on_letter_rows(tmp_path: Path, monkeypatch: pyt
 def test_the_program_counts_the_letters_and_items_that_are_looked_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The stand-in for the model looks up every letter, and never an item."""
+    """The stand-in for the model always finds the letter of an item, and never the item of a letter."""
     program = load_program("benchmarks/letter_lookup.py")
     dataset = make_folder(tmp_path, "item_token")
     ratings = rating_values(dataset.train)
@@ -112,7 +112,8 @@ def test_the_program_counts_the_letters_and_items_that_are_looked_up(
             return self
 
         def __call__(self, input_ids: torch.Tensor) -> SimpleNamespace:
-            """Answers with the letter before the first occurrence of each token."""
+            """Predicts, at each token, the token before the first occurrence of this token if it is a letter, and
+            token 0 if it is not."""
             logits = torch.zeros(*input_ids.shape, len(tokenizer))
             for row, tokens in enumerate(input_ids.tolist()):
                 for place, token in enumerate(tokens):

@@ -1,4 +1,6 @@
-"""Compares rated lists with slow loops over random logs, and tests which inputs are refused."""
+"""Tests rows of rated lists. Such a row contains a user's history, and candidates with the user's ratings of them. The
+tests compare rows that are built from random logs with the results of slow loops, and check which inputs are
+refused."""
 
 import numpy as np
 import pyarrow as pa

@@ -155,7 +155,8 @@ def test_finished_rows_are_removed_with_the_work_of_their_run(tmp_path: Path) ->
 
 
 def test_finished_rows_are_never_pushed(tmp_path: Path) -> None:
-    """Neither a run folder nor a checkpoint is pushed to the hub with its finished rows."""
+    """An evaluation saves finished rows, the rankings so far, in case it is interrupted. They are not pushed to the
+    Hub, neither from a run folder nor from a checkpoint."""
     for name in ("run", "checkpoint-2"):
         folder, copy = tmp_path / name, tmp_path / f"{name}-copy"
         (folder / FINISHED / "a pass").mkdir(parents=True)

@@ -39,8 +39,8 @@ def test_the_card_describes_data_results_and_recipe(folder: Path) -> None:
     assert "the licence of the data (cc0-1.0) allows redistribution of the catalogue" in card
     results = card[card.index("## Results") : card.index("## Recipe")]
     assert all(f"\n{name} " in results for name in ("random", "popularity", "transition", "BEAR"))
-    assert "\u00b1" in results and "test split" in results, "figures of the test split, with intervals"
-    assert "\nBEAR: " in results, "the verdict"
+    assert "\u00b1" in results and "test split" in results, "no figures of the test split with intervals"
+    assert "\nBEAR: " in results, "no sentence that compares BEAR with a baseline"
     assert (folder / "run/recipe.yaml").read_text().rstrip() in card
     assert "eprint = {2601.22925}" in card and "@software{trl_rec," in card
 

@@ -1,5 +1,5 @@
-"""Tests the training of models that store their dropout rate as a number, as OPT does. TRL's `disable_dropout` misses
-such dropout."""
+"""Tests the training of models that have no `nn.Dropout` modules, but pass their dropout rate to a function, as OPT
+does. TRL's `disable_dropout` does not turn off such dropout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tests the setting `item_vectors`: item embeddings start from vectors of texts, of behaviour or of both."""
+"""Tests the setting `item_vectors`. With it, the item embeddings are initialized from vectors of the items' texts
+("text"), from vectors of how items occur together in the training split ("behaviour"), or from both."""
 
 from __future__ import annotations
 

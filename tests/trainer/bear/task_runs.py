@@ -1,5 +1,5 @@
-"""Makes small runs on several tasks, in the process of a test or in other processes. `folder` contains the dataset and
-the model that `make_folder` writes."""
+"""Trains small BEAR models on several tasks at once, in the test's own process or in separate ones. `make_folder`
+writes a dataset and a model into a folder. The other functions take this folder as their argument `folder`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ PASSED_ON = ("peft_config", "callbacks", "eval_dataset")
 
 
 def make_folder(folder: Path) -> RecDataset:
-    """Saves the data of `runs.make_folder` with semantic IDs of users. Also saves a tokenizer that knows the words of
-    the tasks, and a model without dropout for this tokenizer."""
+    """Saves the data of `runs.make_folder`, and adds semantic IDs of users. Also saves a tokenizer that knows the
+    words of the tasks, and a model without dropout for this tokenizer."""
     catalog = runs.make_folder(folder).catalog
     users = [[f"<ua_{user % 5}>", f"<ub_{user}>"] for user in range(24)]
     catalog = catalog.with_surface("semantic_id", user_ids=Ragged.from_lists(users, object))

@@ -36,7 +36,8 @@ def other_threads() -> Iterator[None]:
 
 
 def make(run: str, folder: Path, output: Path) -> BearTrainer:
-    """Makes a trainer that accumulates two batches per step, with fewer beams than legal tokens."""
+    """Makes a trainer that accumulates two batches per step. Its beam term has fewer beams than there are legal
+    tokens, so that a target can be outside the beam."""
     shape = {"max_steps": NUM_STEPS, "targets": "all", "num_beams": 3, "gradient_accumulation_steps": 2}
     return make_trainer(folder, output, **shape, **RUNS[run])
 

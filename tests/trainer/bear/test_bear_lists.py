@@ -1,5 +1,5 @@
-"""Tests BEAR, MSL and SFT on rows of lists. By default, the softmax of the loss runs over the tokens that are legal
-when lists are sampled."""
+"""Tests BEAR, MSL and SFT on training rows whose answer is a list of items. By default, the softmax of the loss is
+taken over the tokens that would also be legal if the model wrote the list."""
 
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,6 @@
-"""The fingerprint of a run identifies training rows by their content. The lists `DECIDING` and `may_change` determine
-which settings the fingerprint contains."""
+"""Tests the fingerprint of a run, which must match that of a checkpoint when the run is resumed. The fingerprint
+identifies training rows by their content. The lists `DECIDING` and `may_change` determine which settings it
+contains."""
 
 from __future__ import annotations
 
