@@ -503,8 +503,9 @@ def complete_ref_adapter(model: nn.Module) -> None:
 def reset_accelerator_state() -> None:
     """Resets the state of accelerate, so that the next trainer of this process can make a new `Accelerator`.
 
-    Without this function, the second stage of a schedule would fail under DeepSpeed, which allows only one
-    `Accelerator` per process (huggingface/transformers#35073).
+    Without this function, a second trainer in the same process, such as that of the second stage of preference
+    training, would fail under DeepSpeed, which allows only one `Accelerator` per process
+    (huggingface/transformers#35073).
     """
     from accelerate.state import AcceleratorState
 
@@ -514,7 +515,8 @@ def reset_accelerator_state() -> None:
 def launched_with_fsdp() -> bool:
     """Returns whether `accelerate launch` was configured for FSDP.
 
-    Without this check, stages that need the complete model in every process would start and then fail.
+    Without this check, preference training in stages would start and then fail, because it needs the complete model in
+    every process.
     """
     from accelerate.utils import parse_flag_from_env
 
@@ -687,7 +689,7 @@ def uses_v2_model_runner() -> bool:
     """Returns whether vLLM 0.32 uses its V2 model runner.
 
     If the environment variable `VLLM_USE_V2_MODEL_RUNNER` is not set, vLLM's default is returned. Without this check,
-    vLLM would refuse our [`CatalogProcessor`] with a message that names no remedy.
+    vLLM would refuse our logits processor, [`CatalogProcessor`], with a message that names no remedy.
     """
     from vllm import envs
     from vllm.triton_utils import HAS_TRITON

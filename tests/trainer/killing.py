@@ -33,9 +33,10 @@ def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: flo
     """Starts the run and kills it, `num_kills` times. Then starts it once more, and lets it finish.
 
     The times of the kills are random. After about half of the starts, the kill waits until a checkpoint is complete,
-    so that the run makes progress. The first, third, fifth ... kill then comes as soon as 1 to `NUM_FILES` files of
-    the next checkpoint are written. The second, fourth, sixth ... kill comes within `most_seconds` after the first
-    file of the next checkpoint is written. The test fails if the run ends before it is killed.
+    so that the run makes progress. The first, third, fifth ... kill then comes as soon as a random number of files of
+    the next checkpoint, from 1 to `NUM_FILES`, are written. The second, fourth, sixth ... kill comes within
+    `most_seconds` after the first file of the next checkpoint is written. The test fails if the run ends before it is
+    killed.
 
     Returns:
         For each kill, the names of the checkpoints that were unfinished after it.

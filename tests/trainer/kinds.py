@@ -1,4 +1,4 @@
-"""Makes the datasets and models of the trainers' own tests, for tests that run every trainer."""
+"""Makes the datasets and models that the tests of single trainers use, for tests that run every trainer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ MAKERS = {"items": runs.make_folder, "rated": alro_runs.make_folder, "tasks": ta
 
 
 def make_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Makes one folder per kind of data: items, rated candidates, and several tasks."""
+    """Makes one folder per kind of data: items, rated candidates, and several tasks. Each folder contains a dataset and a
+    model."""
     folders = {name: tmp_path_factory.mktemp(name) for name in MAKERS}
     for name, make_folder in MAKERS.items():
         make_folder(folders[name])

@@ -74,7 +74,7 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
 
 def conclude(trainer: Any, output: Path, **told: Any) -> None:
     """Writes the measurements of a run, and the way it was launched, to `OUTPUT/run.pt`. Then waits for all
-    processes."""
+    processes, and calls `trainer.end()`."""
     state = trainer.accelerator.state
     zero, others = state.deepspeed_plugin, {DistributedType.NO: "alone", DistributedType.MULTI_CPU: "ddp"}
     told["ran_under"] = others[state.distributed_type] if zero is None else f"zero{zero.zero_stage}"

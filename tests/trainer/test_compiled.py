@@ -84,7 +84,7 @@ def assert_same(compiled: dict[str, Any], plain: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The datasets and models of the trainers' own tests."""
+    """The datasets and models that the tests of single trainers use."""
     return make_folders(tmp_path_factory)
 
 

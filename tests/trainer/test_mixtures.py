@@ -46,7 +46,7 @@ CASES: dict[str, tuple[str, Make, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The datasets of the trainers' own tests, each with a mixture of four experts."""
+    """The datasets that the tests of single trainers use, each with a model that is a mixture of four experts."""
     found = make_folders(tmp_path_factory)
     for folder in found.values():
         model = make_model("qwen3_moe", vocab_size=len(load_tokenizer(folder / "model")))

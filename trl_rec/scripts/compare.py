@@ -76,7 +76,9 @@ def main(argv: list[str]) -> None:
     names = arguments.names
     if arguments.against is not None and _is_other_run(arguments.against, folders):
         folders.append(arguments.against)
-        names = None if names is None else [*names, Path(arguments.against).name]
+        name = Path(arguments.against).name
+        if names is not None:  # the run must not become another seed of an arm that has the same name by chance
+            names = [*names, arguments.against if name in names else name]
     arms = read_arms(folders, names)
 
     # 2. Choose the metric, and the arm or baseline to compare with.

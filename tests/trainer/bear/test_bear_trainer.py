@@ -76,9 +76,9 @@ def test_weight_zero_over_the_vocabulary_is_trls_sft(folder: Path, dataset: RecD
 
 
 def test_weight_zero_is_cross_entropy_over_the_legal_tokens(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
-    """With weight 0, BEAR is MSL: the softmax contains only the legal tokens, which are those that continue the path
-    of an item. The expected loss is computed token by token from the model's logits. A target token does not count if
-    it is forced, that is, if no other token is legal."""
+    """With weight 0, BEAR is MSL (masked softmax loss): the softmax contains only the legal tokens, which are those
+    that continue the path of an item. The expected loss is computed token by token from the model's logits. A target
+    token does not count if it is forced, that is, if no other token is legal."""
     trainer = make_trainer(folder, tmp_path, bear_weight=0, targets="all")
     paths = [dataset.catalog.paths(trainer.processing_class)[item].tolist() for item in range(len(dataset.catalog))]
     batch = one_batch(trainer)

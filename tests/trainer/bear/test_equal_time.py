@@ -1,5 +1,5 @@
-"""Tests the benchmark that compares two kinds of training at equal processor time: on rows with many targets, and on
-one row per target."""
+"""Tests the benchmark `equal_time.py`, which compares training on rows with many targets and training on one row per
+target, at equal processor time."""
 
 import json
 import sys

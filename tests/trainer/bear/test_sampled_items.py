@@ -64,8 +64,8 @@ def test_the_loss_is_that_of_a_loop(make: Make, sampled_from: str, temperature: 
     batch = one_batch(trainer)
     found = trainer.compute_loss(trainer.model.train(), dict(batch)).item()
 
-    # An item is sampled with a probability that is the same for all items, or proportional to 1 + the number of times
-    # that it is a training target.
+    # With "uniform", all items are sampled with the same probability. With "popularity", the probability of an item is
+    # proportional to 1 + the number of times that the item is a training target.
     tokens = trainer.processing_class.convert_tokens_to_ids(trainer.catalog.new_tokens)
     counts = dict.fromkeys(tokens, 1)
     if sampled_from == "popularity":

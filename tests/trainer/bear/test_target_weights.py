@@ -1,4 +1,5 @@
-"""Tests label smoothing of targets, and weights that decay with a target's age."""
+"""Tests label smoothing of targets, and loss weights that decay with the age of a target. The age is the number of
+newer targets in the same row."""
 
 from __future__ import annotations
 

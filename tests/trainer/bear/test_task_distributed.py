@@ -1,5 +1,5 @@
-"""With the same global batch size, two processes give the same results as one, whichever tasks a process has in a
-step."""
+"""Tests training on several tasks with two processes. With the same global batch size, two processes give the same
+results as one, even if their rows in a step belong to different tasks."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tests training on several tasks: losses, templates and batches of rows from different tasks."""
+"""Tests training on several tasks: losses, prompt templates, and batches of rows from different tasks."""
 
 from pathlib import Path
 from typing import Any
@@ -215,7 +215,8 @@ def test_invalid_settings_are_refused(tmp_path: Path, options: dict[str, Any], m
 
 
 def test_rows_of_similar_lengths_share_a_forward_pass_and_all_rows_share_a_step(folder: Path, tmp_path: Path) -> None:
-    """With `batch_rebalance`, a step changes the weights as one large batch does, with less padding."""
+    """With `batch_rebalance`, the rows of a step are sorted by length before they are divided into batches. The step
+    changes the weights in the same way as one large batch would, but has less padding."""
     rows = make_trainer(folder, tmp_path).train_dataset
     rows, told = rows.select(np.linspace(0, len(rows) - 1, 16).astype(int)), {}
 

@@ -21,7 +21,7 @@ from trl_rec.trainer.blade.rollouts import Rollouts
 disable_progress_bars()
 
 NUM_PROMPTS = 24
-# Plain SGD, because Adam would take a step for a gradient that is 0 except for rounding.
+# Plain SGD, because Adam would take a full step for a gradient that is 0 except for rounding.
 DEFAULTS = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.1, "lr_scheduler_type": "constant"}
 DEFAULTS |= {"optim": "sgd", "max_length": 96, "save_strategy": "no", "activation_checkpointing": False, **QUIET}
 DEFAULTS |= {"overwrite": True}  # several runs of a test share a folder

@@ -1,5 +1,5 @@
-"""Tests adapters that also train the embeddings of new tokens: which policy is their reference, and which model draws
-the reference lists."""
+"""Tests BLADE with adapters that also train the embeddings of new tokens: which policy is the reference, and which
+model draws the reference lists (the lists that are sampled for each prompt before training)."""
 
 from pathlib import Path
 from typing import Any

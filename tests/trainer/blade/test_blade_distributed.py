@@ -1,5 +1,5 @@
-"""With the same global batch size, two processes give the same results as one. The tests run DDP, ZeRO-2 and ZeRO-3
-with the shipped accelerate recipes, on the CPU."""
+"""Tests BLADE with two processes. With the same global batch size, they give the same results as one process. The
+tests run DDP, ZeRO-2 and ZeRO-3 on the CPU, with the configurations in `recipes/accelerate`."""
 
 from functools import partial
 from pathlib import Path

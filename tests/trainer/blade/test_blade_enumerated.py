@@ -2,7 +2,7 @@
 converges to.
 
 There are two prompts. For each of them, all lists have different rewards. The expected values are computed from the
-reference lists that the trainer has drawn, and from the probabilities of all lists under the reference policy.
+probabilities of all lists, and from the reference lists, which the trainer samples for each prompt before training.
 """
 
 from __future__ import annotations
@@ -92,8 +92,9 @@ def rewards(prompt: int) -> Tensor:
 
 
 def best_of_n(trainer: BladeTrainer, prompt: int, policy: Tensor, coefficient: float) -> Tensor:
-    """Returns the learning target of each list: the quantity that training maximises, without the KL penalty. The
-    probabilities of the policy replace the rollouts, as if infinitely many rollouts were drawn."""
+    """Returns the learning target of each list, which is what training maximises apart from the KL penalty. The target
+    depends on the reference lists and, with the weight `coefficient`, on the rollouts. Here, the probabilities of the
+    policy replace the rollouts, as if infinitely many rollouts were drawn."""
     own, drawn = rewards(prompt).unsqueeze(1), trainer.train_dataset["references"][prompt]
     references = torch.tensor([WORTH[prompt][tuple(chosen)] for chosen in drawn])
     size = len(references) + 2 * PRIOR

@@ -1,5 +1,5 @@
 """Ten steps of BLADE must give the values that are stored in `golden/blade.json`. The loss is not among these values,
-because it is 0 except for rounding if each rollout is used once."""
+because it is 0 except for rounding if each rollout is used for one step, as in the first of the two runs."""
 
 from pathlib import Path
 

@@ -1,5 +1,6 @@
-"""By default, reference lists are drawn once and then reused. When a killed run is started again, it draws only the
-missing lists. The batch size does not change the lists."""
+"""Tests BLADE's reference lists. They are sampled for each prompt, so that the reward of a rollout can be ranked among
+the rewards of these lists. By default, they are drawn once, before training, and then reused. When a killed run is
+started again, it draws only the missing lists. The batch size does not change the lists."""
 
 import random
 import shutil

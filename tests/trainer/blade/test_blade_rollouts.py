@@ -31,7 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def worth(items: list[int], targets: list[int], history: list[int], shares: list) -> float:
-    """Returns NDCG - 2 MGU of one list."""
+    """Returns NDCG - 2 MGU of one list. MGU is the absolute difference between the share of a group in the list and
+    its share in the history, averaged over the groups."""
     unfairness = metrics.mgu(metrics.group_share(items, shares), metrics.group_share(history, shares))
     return metrics.accuracy([items], [targets], len(items))[0][2] - 2 * unfairness
 
@@ -101,7 +102,8 @@ def test_a_low_temperature_draws_likelier_lists(folder: Path, tmp_path: Path) ->
 )
 def test_advantages_agree_with_loops(folder: Path, tmp_path: Path, options: dict) -> None:
     """The expected rewards, learning targets and advantages are computed in loops, one prompt at a time, from the
-    items and the log-probabilities of the rollouts."""
+    items and the log-probabilities of the rollouts. The learning target of a rollout is what the policy learns to
+    maximise, apart from the KL penalty."""
     rewards = {"ndcg": 1.0, "mgu": 2.0}
     trainer = make_trainer(folder, tmp_path, model=other_model(folder), ref_model="loaded", rewards=rewards, **options)
     inputs, shares, args = first_batch(trainer), trainer.catalog.group_shares()[1].tolist(), trainer.args

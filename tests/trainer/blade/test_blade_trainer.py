@@ -86,7 +86,7 @@ def test_the_default_reference_equals_the_loaded_policy(folder: Path, tmp_path: 
     trainer = make_trainer(folder, tmp_path, model=str(folder / "model"))
     rollouts = drawn(trainer, first_batch(trainer))
     assert torch.equal(rollouts.ref_logps, rollouts.old_logps)
-    # This policy differs from the model in the folder that it was loaded from.
+    # The weights of this policy were changed after loading. The reference is a copy of the changed weights.
     changed = make_trainer(folder, tmp_path, model=other_model(folder))
     rollouts = drawn(changed, first_batch(changed))
     assert torch.equal(rollouts.ref_logps, rollouts.old_logps)
