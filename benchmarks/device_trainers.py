@@ -186,7 +186,7 @@ PAIRS: list[tuple[str, str, Callable[[Bench], Any], Callable[[Bench], Any]]] = [
 
 
 def measure_trainer(bench: Bench, build: Callable[[Bench], Any]) -> dict[str, Any]:
-    """Trains for a few steps, and returns the measured time, memory and waits."""
+    """Trains for a few steps. Returns the time, the peak memory, and how often the host waited for the device."""
     start_afresh(bench.world.device)
     clock = Clock(bench.world.device, profiled=True)
     trainer = build(bench)

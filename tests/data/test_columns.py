@@ -104,14 +104,14 @@ def test_missing_columns_are_refused(tmp_path, missing):
     header = [name if name != missing else "other" for name in HEADER]
     refuse(
         write_table(tmp_path / "source", header=header),
-        f"interactions.csv has no column '{missing}', only .*; with the format 'table', name the column",
+        f"interactions.csv has no column '{missing}', only .*; if another column contains these values",
     )
 
 
 def test_an_item_table_without_titles_is_refused(tmp_path):
     source = write_table(tmp_path / "source")
     write_csv(source / "items.csv", ("item_id", "name"), ITEMS)
-    refuse(source, "items.csv has no column 'title', only item_id, name; with the format 'table', name")
+    refuse(source, "items.csv has no column 'title', only item_id, name; if another column")
 
 
 def test_a_column_that_is_given_twice_is_refused(tmp_path):

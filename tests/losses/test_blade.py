@@ -500,9 +500,9 @@ def test_the_gradient_equals_that_of_reward_minus_kl(beta: float, kind: str) -> 
 @pytest.mark.parametrize("tau", [0.1, 0.3, 0.5])
 def test_a_moving_target_overestimates_the_gradient_of_the_reward(tau: float) -> None:
     """With tau above 0, the reward R of a list also depends on the other rollouts of its group. The test compares the
-    expected gradient of the loss with the gradient for constant rewards. The constant reward of a list is its expected
-    R, given that the list is the first rollout of the group. Both gradients have almost the same direction, but that
-    of the loss is up to 1.5 times as long."""
+    expected gradient of the loss with the gradient of E[R] in which the R of each list is held constant, at its
+    expected value if this list is the first rollout of the group. Both gradients have almost the same direction, but
+    that of the loss is up to 1.5 times as long."""
     references = doubles([[0.2, 0.4, 0.4, 0.7, 0.1] * 3]).expand(len(GROUPS), -1)
     learned = target(ITEM_REWARDS[GROUPS], references, tau=tau)
     others = PREFERENCES.log_softmax(-1)[GROUPS[:, 1:]].sum(-1).exp()

@@ -15,8 +15,8 @@ MAKERS = {"items": runs.make_folder, "rated": alro_runs.make_folder, "tasks": ta
 
 
 def make_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Makes one folder per kind of data: items, rated candidates, and several tasks. Each folder contains a dataset and a
-    model."""
+    """Makes one folder per kind of data: items, rated candidates, and several tasks. Each folder contains a dataset
+    and a model."""
     folders = {name: tmp_path_factory.mktemp(name) for name in MAKERS}
     for name, make_folder in MAKERS.items():
         make_folder(folders[name])

@@ -325,8 +325,8 @@ def require_names(present: Collection[str], names: Sequence[str], where: str) ->
     for name in names:
         if name not in present:
             raise ValueError(
-                f"{where} has no column {name!r}, only {', '.join(present)}; with the format 'table', name the column "
-                f"that contains it: columns={{{name!r}: ...}}; with any other format, rename a column of the file"
+                f"{where} has no column {name!r}, only {', '.join(present)}; if another column contains these values, "
+                f"set columns={{{name!r}: '<its name>'}} (format 'table'), or rename it in the file (other formats)"
             )
 
 

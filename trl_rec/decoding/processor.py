@@ -34,11 +34,11 @@ class TrieLogitsProcessor(LogitsProcessor):
         renormalize (`bool`, *optional*, defaults to `True`): Whether to take the softmax over the legal tokens.
         exclude (lists of `int`, *optional*): Items to leave out, one list per prompt. They are removed after the
             softmax. The rows of `input_ids` must be in the order of the prompts, with all beams of a prompt together.
-        weights ([`ItemWeights`], *optional*): Weights of the items, with the prompts in the order of `input_ids`.
-            Under beam search without a length penalty, the scores of `generate` equal those of [`rank_items`].
-            If several items share a path, `generate` returns this path once, with the score of the best of the items.
-            Under sampling, `generate` normalises the scores at each step. Therefore an item with probability `p` and
-            weight `w` is not drawn in proportion to `p * w ** strength`.
+        weights ([`ItemWeights`], *optional*): Weights of the items. Weights that differ between prompts must be in
+            the order of the prompts in `input_ids`. Under beam search without a length penalty, the scores of
+            `generate` equal those of [`rank_items`]. If several items share a path, `generate` returns this path once,
+            with the score of the best of the items. Under sampling, `generate` normalises the scores at each step.
+            Therefore an item with probability `p` and weight `w` is not drawn in proportion to `p * w ** strength`.
     """
 
     def __init__(
@@ -92,8 +92,8 @@ class TrieLogitsProcessor(LogitsProcessor):
         if not isinstance(weighted, TrieWeights):
             return scores
 
-        # 2. Add to each child the difference between its bonus and that of its parent (see `trie_weights.py`). If the
-        # parent is the root, add the whole bonus and `constant`, which makes the weights relative to their sum.
+        # 2. Add to each child the difference between its bonus and that of its parent (see `trie_weights.py`). The root
+        # has the bonus 0. At the root, also add `constant`, so that all weights are divided by their sum.
         nodes = nodes.view(num_prompts, -1)
         reached = torch.where(nodes == 0, -weighted.constant, weighted.bonus(nodes)).view(-1, 1)
         gains = weighted.bonus(below).view_as(scores) - reached

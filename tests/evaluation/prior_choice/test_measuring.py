@@ -1,5 +1,5 @@
-"""Tests how the settings (strength and eps) of a prior are measured. The value of each setting in the grid must equal
-the metric of a ranking with this setting."""
+"""Tests how the settings (strength and eps) of a prior are measured. The NDCG that is measured for a setting must
+equal the NDCG of a complete ranking with this setting."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from trl_rec.evaluation.prior_choice import Setting, choice_table, choose_prior,
 @pytest.mark.parametrize("surface", ["item_token", "semantic_id"])
 def test_each_value_of_the_grid_is_the_metric_of_a_ranking(surface: str, dataset: RecDataset) -> None:
     """With semantic IDs, each setting re-ranks the best items of the policy and of the prior. In this small catalogue,
-    these are all items."""
+    that is every item."""
     dataset = replace(dataset, catalog=dataset.catalog.with_surface(surface))
     policy = make_policy(dataset, batch_size=11)
     prior = TransitionPrior.fit(dataset.train, len(dataset.catalog))

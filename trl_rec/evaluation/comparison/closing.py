@@ -31,8 +31,8 @@ def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, 
     The main metrics are NDCG at the largest k (graded NDCG for rated candidates), and the reward if there is one. In
     each metric, the model is compared with every baseline and, if `start` is given, with the policy that training
     started from. The p-values are adjusted for the number of these comparisons, but only those with the strongest
-    baseline and with `start` get a line. If there is a product of the model and a prior, further lines compare the
-    product with the model and with the prior.
+    baseline and with `start` get a line. If `results` also contains the model combined with a prior (the product of
+    their probabilities), further lines compare this combination with the model alone and with the prior alone.
 
     Args:
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, with values per user.

@@ -59,7 +59,7 @@ class RepeatedBatches(Sampler[int]):
 class LengthGroups(LengthGroupedSampler):
     """Orders rows so that each batch has rows of similar length. The order depends only on the seed and the epoch.
 
-    In contrast, the sampler that `Trainer` makes draws the order from the global random state.
+    `Trainer`'s own sampler uses the global random state instead.
 
     Args:
         grouped (`LengthGroupedSampler`): The sampler to replace. Its batch size and lengths are used.

@@ -63,7 +63,7 @@ class ListPromptCollator:
 
 
 def as_rows(padded: np.ndarray) -> Ragged:
-    """Returns the rows of `padded`, which contains items, `(B, T)` or `(B, H)`, without the padding (-1)."""
+    """Removes the padding (-1) from an array of items, `(B, T)` or `(B, H)`, and returns its rows."""
     present = padded >= 0
     return Ragged.from_lengths(padded[present], present.sum(1))
 
