@@ -92,8 +92,8 @@ class TrieLogitsProcessor(LogitsProcessor):
         if not isinstance(weighted, TrieWeights):
             return scores
 
-        # 2. Add to each child the difference between its bonus and that of its parent (see `trie_weights.py`). The root
-        # has the bonus 0. At the root, also add `constant`, so that all weights are divided by their sum.
+        # 2. Add to each child the difference between its bonus and that of its parent (see `trie_weights.py`). The
+        # root has the bonus 0. At the root, also add `constant`, so that all weights are divided by their sum.
         nodes = nodes.view(num_prompts, -1)
         reached = torch.where(nodes == 0, -weighted.constant, weighted.bonus(nodes)).view(-1, 1)
         gains = weighted.bonus(below).view_as(scores) - reached
