@@ -5,9 +5,10 @@
 
 Items are written as titles, which a language model's tokenizer splits into tokens. `--tiny` replaces the model by
 one with two layers, random weights and the same vocabulary. `--dtype nf4` quantises a model from a folder and needs
-`--lora`. The trainers take turns. The program prints the median number of seconds per step, which consists of a
-forward pass, a backward pass and an optimizer update. It also prints the peak memory of the tensors that the forward
-and the backward pass allocate, including the gradients but not the weights.
+`--lora`. Both trainers run on the CPU and take turns. `--runs` is the number of timed steps per trainer. The program
+prints the median number of seconds per step, which consists of a forward pass, a backward pass and an optimizer
+update. It also prints the peak memory of the tensors that the forward and the backward pass allocate, including the
+gradients but not the weights.
 """
 
 from __future__ import annotations
@@ -165,7 +166,8 @@ def measure(trainers: dict[str, SFTTrainer], runs: int) -> None:
     time_ratio = median(bear / sft for sft, bear in pairs)
     byte_ratio = peaks["BearTrainer"] / peaks["SFTTrainer"]
     print(
-        f"BEAR takes {time_ratio:.2f} times SFT's time (median of {runs} pairs) and {byte_ratio:.2f} times SFT's bytes"
+        f"BEAR takes {time_ratio:.2f} times SFT's time (median of {runs} pairs of steps) and {byte_ratio:.2f} times "
+        "SFT's peak memory"
     )
 
 

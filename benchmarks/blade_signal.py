@@ -55,8 +55,12 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("--against", default="sft", help="name of the arm with the supervised policy")
     parser.add_argument("--choose", action="store_true", help="choose a setting, and write it to setting.json")
-    parser.add_argument("--keep", type=float, default=0.9, help="minimum share of the supervised NDCG to keep")
-    parser.add_argument("--kl", type=float, nargs="*", default=[], help="levels of the KL divergence")
+    parser.add_argument(
+        "--keep", type=float, default=0.9, help="minimum share of the supervised NDCG that the chosen setting keeps"
+    )
+    parser.add_argument(
+        "--kl", type=float, nargs="*", default=[], help="also print the reward at these levels of the KL divergence"
+    )
     arguments = parser.parse_args(words)
 
     # 1. Read the runs by setting (an arm, or one combination of values in its `grid`). A setting has one run per seed.

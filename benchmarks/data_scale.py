@@ -114,7 +114,7 @@ def run_mixture(folder: Path, options: argparse.Namespace) -> str:
 
 
 def run_evaluate(folder: Path, options: argparse.Namespace) -> str:
-    """Evaluates a baseline for at most a million users. Writes the metrics, the rankings and the values per user."""
+    """Evaluates a baseline for at most a million users. Writes the metrics, their values per user and the rankings."""
     dataset = load(folder / "dataset")
     dataset = replace(dataset, test=at_most(1_000_000, dataset.test))
     results = evaluate_baselines(dataset, baselines=(options.baseline,), recall_at=50)

@@ -45,7 +45,7 @@ from trl_rec.scripts.options.recipe_files import find_recipe, recipe_names
 from trl_rec.scripts.verbs import SCRIPTS, TRAINING
 
 
-CAPS = (16, 24)  # GB
+CAPS = (16, 24)  # limits of GPU memory, in GB
 STEPS = 4
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 # Keys of a recipe that have no effect on the figures of a few steps.
@@ -151,8 +151,8 @@ def settings_of(name: str) -> dict[str, Any]:
 
 
 def measure_recipe(name: str, world: World) -> dict[str, Any]:
-    """Runs a recipe with each cap of `CAPS` in turn until one suffices, and returns its figures. If none does, `fits`
-    is None."""
+    """Runs a recipe with one memory limit of `CAPS` after the other, until one suffices. Returns this limit as `fits`,
+    and the figures of the run. If no limit suffices, `fits` is None, and there are no figures of a run."""
     settings = settings_of(name)
     rows = settings.get("per_device_train_batch_size", 8)
     found = {"name": name, "rows": rows, "batches_per_step": settings.get("gradient_accumulation_steps", 1)}

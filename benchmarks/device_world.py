@@ -50,7 +50,7 @@ SHAPES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
         QWEN_2 | {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
     ),
 }
-# Two layers, for a test on a CPU. bitsandbytes needs multiples of 64 columns.
+# Two layers, for a test on a CPU. bitsandbytes needs weight matrices whose number of columns is a multiple of 64.
 TINY = {"vocab_size": 2048, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2}
 TINY |= {"num_attention_heads": 8, "num_key_value_heads": 2}
 SPECIAL = ["<pad>", "<eos>", "<bos>"]
@@ -87,7 +87,7 @@ class World:
         return folder
 
     def dataset(self, name: str) -> Path:
-        """Returns a generated dataset folder that replaces `data/NAME`.
+        """Returns a generated dataset folder, which a recipe reads instead of its dataset folder `data/NAME`.
 
         If the name ends with `next-ten`, the validation and the test split have ten targets per user each. Otherwise,
         they have one (leave-one-out). Users and items have semantic IDs. Titles are long if the name begins with

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--config", default="bear/office-titles", help="a recipe of 'trl-rec bear' with titles")
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--rows", type=int, default=32, help="rows per step of the arm `rows`")
-    parser.add_argument("--targets", type=int, default=2000, help="number of validation targets at each tenth")
+    parser.add_argument("--targets", type=int, default=2000, help="validation targets after each tenth of the time")
     parser.add_argument("--final_targets", type=int, default=0, help="validation targets at the end; 0 for none")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the recipe to change")
     arguments = parser.parse_args()

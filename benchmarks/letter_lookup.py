@@ -3,11 +3,11 @@
     python benchmarks/letter_lookup.py runs/alro-ml-100k --dataset data/ml-100k-next-ten
 
 The model must come from `trl-rec alro` with `letters: true`, which names the items of a list by letters. It is tested
-on rows like those that `letter_lists` adds to the rating stage, but with other lists, drawn with another seed. A row
-lists items with their letters, and then repeats pairs of an item and its letter. In half of the rows, the model has to
-find the letter of each item in the pairs; in the other half, the item of each letter. With ten items, a guess is right
-in 10 % of the cases. A model that ranks by writing letters must find the letter of an item. So check how often it does
-that before you train a model from scratch on lists of candidates. Takes seconds.
+on rows like those that the key `letter_lists` of this verb adds to the rating stage, but with other lists, drawn with
+another seed. A row lists items with their letters, and then repeats pairs of an item and its letter. In half of the
+rows, the model has to find the letter of each item in the pairs; in the other half, the item of each letter. With ten
+items, a guess is right in 10 % of the cases. A model that ranks by writing letters must find the letter of an item. So
+check how often it does that before you train a model from scratch on lists of candidates. Takes seconds.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python benchmarks/preference_headroom.py data/ml-100k-next-ten
 
 Prints the `preference_accuracy` of the baselines that ALRO is compared with, on the validation and the test split: the
-share of the pairs of a liked and a disliked item of a user in which the liked one is ranked higher. Models that learn
-from ratings, such as those of Align3GR's feedback stages, should be able to reach the best of these values, because it
-takes only one number per item, and no histories of users. The number after ± is half the width of a 95 % bootstrap
-interval over users. Takes seconds.
+share of the pairs of a liked and a disliked item of a user in which the liked one is ranked higher. The baselines use
+at most one number per item, and no histories of users. Models that learn from ratings, such as those of Align3GR's
+feedback stages, should therefore be able to reach the value of the best baseline. The number after ± is half the width
+of a 95 % bootstrap interval over users. Takes seconds.
 """
 
 from __future__ import annotations

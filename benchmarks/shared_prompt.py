@@ -1,11 +1,13 @@
-"""Compares time and memory of processing K completions of one prompt in one shared row and in K separate rows.
+"""Compares the speed and memory of two ways to process K completions of a prompt: in one row, and in K rows.
 
     python benchmarks/shared_prompt.py [--prompt 200] [--tokens 5] [--completions 16 4 3] [--batch_size 1] [--runs 7]
 
-Each run computes the sum of the log-probabilities and its gradient, with a small Llama that has random weights. Both
-methods compute logits only at the completions, and they take turns. The program prints the median seconds of both,
-their ratio, the ratio of the numbers of tokens that are read, and the peak bytes of all tensors except weights and
-gradients. OMP_NUM_THREADS sets the number of threads.
+The completions share one row that contains the prompt once, or each has a separate row with a copy of the prompt. Each
+run computes the sum of the completions' log-probabilities and its gradient, with a small Llama that has random
+weights. Both methods compute logits only at the completions, and they take turns. For each method, the program prints
+the median time and the peak memory of all tensors except weights and gradients. It also prints how many times faster
+the shared row is, how many times fewer tokens it contains than the separate rows, and the largest difference between
+the log-probabilities of the two methods. OMP_NUM_THREADS sets the number of threads.
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ the last 10 % are not in yesterday's catalogue. Three models with one token per 
 3. yesterday's model, whose training continues with today's log, for at most `--share` of the steps that the second
    model needed to reach the goal, once for each of `--continued_learning_rates`.
 
-Prints the number of steps after which the second and the third model reach the goal. All three models are measured on
-today's validation split. Yesterday's model was not trained on this split: it was trained only on the items before each
-user's validation item in yesterday's log, and the user's validation item in today's log is the same item or a later
-one. (Users with two interactions yesterday and three today would be an exception, but MovieLens-100k has none.)
-Yesterday's catalogue is shuffled, so the third model does well only if its items are matched with today's by id, not
-by position.
+Prints the number of steps after which the second and the third model reach the goal. Both are measured on today's
+validation split. Yesterday's model was not trained on this split: it was trained only on the items before each user's
+validation item in yesterday's log, and the user's validation item in today's log is the same item or a later one. (The
+exception would be a user with two interactions in yesterday's log and three in today's. With two interactions, a user
+has no validation item, so both items are training items, and the second is the validation item of today's log.
+MovieLens-100k has no such user.) Yesterday's catalogue is shuffled, so the third model does well only if its items are
+matched with today's by id, not by position.
 
     OMP_NUM_THREADS=1 python benchmarks/tomorrow.py --dataset data/ml-100k
 

@@ -109,7 +109,7 @@ def kind_of(owner: type, name: str) -> str:
 
 
 def call_of(thing: Any, docstring: str) -> str:
-    """Returns the parameters of a call with their simple defaults. Types are omitted, because docstrings have them."""
+    """Returns the parameters of a call, in parentheses. Types are omitted, because docstrings have them."""
     try:
         parameters = list(inspect.signature(thing).parameters.values())
     except (TypeError, ValueError):

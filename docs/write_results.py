@@ -139,7 +139,7 @@ def table(rows: list[list[str]]) -> list[str]:
 
 
 def with_interval(figure: dict[str, Any] | None) -> str:
-    """Returns a mean and half the width of its interval, such as `.1056 ±.0155`."""
+    """Returns a mean and half the width of its confidence interval, such as `.1056 ±.0155`."""
     if figure is None:
         return ""
     low, high = figure["interval"]

@@ -5,9 +5,9 @@
 This is `trl-rec align3gr` in Python. Items and users get three codes each, made from their texts and from the users'
 choices. A small model learns to read and write these codes. Then it learns, in five stages, to prefer the items that
 users chose. In the first three stages, the rejected items are wrong items that the model's own beam search found: easy
-ones in the first stage, and harder ones in each later stage. In the last two stages, they are items that users rated
-lower. If the data is not cached and cannot be downloaded, the program uses a synthetic dataset and prints a note. If
-the program is killed, run the same command again to continue.
+ones in the first stage, and harder ones in the second and third. In the last two stages, the rejected items are items
+that the same user rated lower than the chosen item. If the data is not cached and cannot be downloaded, the program
+uses a synthetic dataset and prints a note. If the program is killed, run the same command again to continue.
 """
 
 import argparse

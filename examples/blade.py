@@ -4,10 +4,11 @@
 
 A small model is trained from scratch to write the next ten items. Then it is trained on the rewards of lists that it
 samples: a list is rewarded for items that the user chose next (NDCG), and for genres that match the user's history
-(MGU). This second training is run twice from the same model. One run compares each sampled list only with fixed lists
-of that model (Best-of-8), and the other also with the lists sampled in the same step (BLADE). The table at the end
-shows how the rewards and the accuracy change. The program takes three to five minutes on a CPU. If the data is not
-cached and cannot be downloaded, the program uses a synthetic dataset and prints a note.
+(MGU). This second training is run twice from the same model. One run compares each sampled list only with fixed lists,
+which this model wrote before the second training (Best-of-8). The other run also compares the lists that are sampled
+for the same prompt in the same step with each other (BLADE). The table at the end shows how the rewards and the
+accuracy change. The program takes three to five minutes on a CPU. If the data is not cached and cannot be downloaded,
+the program uses a synthetic dataset and prints a note.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""A layer imports only from itself and from lower layers, and light modules load no heavy libraries."""
+"""Tests that each layer of the package (see `LAYERS`) imports only from itself and from lower layers, and that light
+modules load no heavy libraries."""
 
 import ast
 import configparser

@@ -88,7 +88,7 @@ def test_accelerate_reads_its_configurations(path: Path) -> None:
 
 
 class Watch(TrainerCallback):
-    """Records the steps, the losses and the changed parameters of one training run."""
+    """Records the steps, the losses and the changed parameters of one training run, and checks its gradients."""
 
     def __init__(self) -> None:
         self.steps = 0

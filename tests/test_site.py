@@ -1,4 +1,7 @@
-"""The documentation site builds without warnings, so every link and reference has an existing target."""
+"""Tests how `docs/site_source.py` changes the text of a page, and that the documentation site builds without warnings.
+
+Without warnings, every link and reference has an existing target.
+"""
 
 import re
 import subprocess

@@ -71,8 +71,8 @@ def test_the_wheel_contains_the_package_and_the_recipes(releases: Path, tmp_path
 
 @pytest.mark.parametrize("installs", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_readme_leads_to_recommendations_and_a_page(installs: bool, releases: Path, tmp_path: Path) -> None:
-    """The commands of the README run in a new environment as they are printed, except that the server gets a free
-    port, and that the command with a model from the hub is left out.
+    """The `trl-rec` commands and the Python snippets of the README run in a new environment as they are printed. There
+    are two exceptions: the server gets a free port, and the command with a model from the hub is left out.
 
     With `installs`, pip also installs the dependencies. Otherwise, the environment uses the dependencies that are
     installed for the tests.

@@ -11,7 +11,7 @@ from trl_rec.compat import hide_notices
 from trl_rec.version import __version__
 
 
-hide_notices()  # called first, because other libraries print some of these notices when they are imported
+hide_notices()  # notices of other libraries; called first, because some of them are printed on import
 
 __all__ = [
     "AlroConfig",

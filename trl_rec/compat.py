@@ -357,9 +357,9 @@ def uploading_copies(
 ) -> Iterator[None]:
     """Inside the block, `Trainer` uploads a copy of a folder instead of the folder itself.
 
-    `Trainer` uploads its whole output folder, and has no option to choose files or to change their content. In older
-    versions of transformers, `upload_folder` is a function. In newer versions, it is a method of the object that
-    `hf_api` returns.
+    `Trainer` uploads its whole output folder, and has no option to choose files or to change their content. This
+    context manager therefore replaces the `upload_folder` that `Trainer` calls. In older versions of transformers, it
+    is a function. In newer versions, it is a method of the object that the function `hf_api` returns.
 
     Args:
         copy: Makes the copy of the folder that `Trainer` wants to upload, and removes the copy when the upload has
@@ -688,8 +688,9 @@ def is_quantized_layer(module: nn.Module) -> bool:
 def uses_v2_model_runner() -> bool:
     """Returns whether vLLM 0.32 uses its V2 model runner.
 
-    If the environment variable `VLLM_USE_V2_MODEL_RUNNER` is not set, vLLM's default is returned. Without this check,
-    vLLM would refuse our logits processor, [`CatalogProcessor`], with a message that names no remedy.
+    If the environment variable `VLLM_USE_V2_MODEL_RUNNER` is not set, vLLM's default is returned. The V2 model runner
+    refuses our logits processor, [`CatalogProcessor`], with a message that names no remedy. This function lets
+    us raise a clearer error first.
     """
     from vllm import envs
     from vllm.triton_utils import HAS_TRITON

@@ -194,7 +194,8 @@ def clean_up(folder: str | Path) -> None:
     """Removes the leftovers of killed processes. Call this function inside [`exclusive`].
 
     If a process was killed after it had moved the old folder away and before the new folder had the final name, the
-    old folder is put back. `.old` folders inside the folder are kept.
+    old folder is put back. `.old` folders inside the folder are kept, because they may be the only copies of their
+    contents.
     """
     folder = resolved(folder)
     found = leftovers(folder)

@@ -1,4 +1,5 @@
-"""Sorts random logs in blocks, removes their repeats, filters them, and compares the results with plain Python."""
+"""Sorts and filters random logs in blocks, removes repeated interactions, and compares the results with plain
+Python."""
 
 import numpy as np
 import pyarrow as pa

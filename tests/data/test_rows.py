@@ -156,6 +156,8 @@ def test_a_chat_template_wraps_the_prompt(titles, tokenizer_copy) -> None:
 
 
 def test_compact_prompts_begin_with_a_token_even_without_history() -> None:
+    """A compact prompt has no text between or after the items and, by default, none before them. Without BOS or EOS,
+    it would be empty for an empty history."""
     prompt_format = FORMATS["item_token"]
     assert prompt_format.is_compact and not FORMATS["title"].is_compact
     assert len(prompt_format.encode(Ragged.from_lists([[]]))[0]) == 1
@@ -177,6 +179,10 @@ def test_bad_input_is_refused(titles, tokenizer_copy) -> None:
         PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, prompt_item="{title}")
     with pytest.raises(ValueError, match="has no chat template"):
         PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, chat_template=True)
+    for template, count in (("nothing", 0), ("{{ messages[0]['content'] }}" * 2, 2)):
+        tokenizer_copy.chat_template = template
+        with pytest.raises(ValueError, match=f"exactly once, but contains it {count} times"):
+            PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, chat_template=True)
     tokenizer_copy.add_tokens(["<item_0>"])
     tokenizer_copy.bos_token = tokenizer_copy.eos_token = None
     with pytest.raises(ValueError, match="neither a BOS nor an EOS token"):

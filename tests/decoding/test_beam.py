@@ -88,7 +88,8 @@ def test_rank_items_equals_generate_with_the_processor(
     renormalize: bool,
     excludes: bool,
 ) -> None:
-    """The key-value cache has one row per prompt if `shared` is true, and one row per beam otherwise."""
+    """The processor is [`TrieLogitsProcessor`]. In `rank_items`, the key-value cache has one row per prompt if
+    `shared` is true, and one row per beam otherwise."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: None if shared else "for this test")
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)

@@ -1,4 +1,5 @@
-"""Compares exact scores with a beam search that has one beam per item, and with one forward pass per item."""
+"""Tests the functions that score all items or given items exactly, without a search. Compares their scores with those
+of a beam search that has one beam per item, and with those of one forward pass per item."""
 
 import random
 
@@ -42,7 +43,7 @@ def test_exact_scores_equal_a_beam_search_with_one_beam_per_item(
     for ours, theirs in zip(as_rankings(ranked), as_rankings(expected), strict=True):
         assert dict(ours) == pytest.approx(dict(theirs), abs=1e-4)
         assert ours == sorted(ours, key=lambda pair: (-pair[1], pair[0]))
-        if shared:  # without shared rows, rounding differs, and items with nearly equal scores may change places
+        if shared:  # otherwise, the scores are rounded differently, and nearly equal items may change places
             assert_same(ours, theirs)
 
 
@@ -68,8 +69,8 @@ def test_scores_equal_those_of_one_forward_pass_per_item(
 
 @pytest.mark.parametrize("family", ["mistral-window", "gemma2", "qwen3_moe"])
 def test_the_scores_of_other_models_equal_brute_force(family: str) -> None:
-    """With a sliding window of 4 tokens, the model reads the prompt again for each path. Gemma 2 soft-caps its
-    logits."""
+    """The family `mistral-window` has a sliding window of 4 tokens, so the model reads the prompt again for each path.
+    Gemma 2 soft-caps its logits."""
     model = make_model(family, attention="eager" if family == "gemma2" else "sdpa")
     rng = random.Random(1)
     sequences = random_catalogue(rng, has_eos=True)

@@ -1,5 +1,5 @@
-"""Compares the weights of priors with those of slow loops, also for histories without known items. Also tests saved
-priors."""
+"""Compares the weights of priors with those of slow loops, also for histories that contain no item of the training
+split. Also tests saved priors."""
 
 import dataclasses
 from pathlib import Path

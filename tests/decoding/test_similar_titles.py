@@ -1,5 +1,5 @@
 """Compares the result of `similar_titles` with a dense computation. For each item, the result contains the items with
-similar titles, and a share for each of them. These shares add up to 1."""
+similar titles and their shares, which are their weights divided by the sum of these weights."""
 
 import re
 

@@ -125,6 +125,8 @@ def test_recall_at_a_larger_cutoff_uses_its_own_beam_search(dataset: RecDataset,
 
 
 def test_item_tokens_need_only_one_pass(dataset: RecDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If every item is a single token, one pass over the users gives all metrics, including recall at a larger
+    cutoff."""
     dataset = dataset.with_surface("item_token")
     policy = make_policy(dataset)
     passes = []
@@ -182,6 +184,8 @@ def test_a_list_policy_scores_an_item_as_the_first_item_of_a_list(dataset: RecDa
 
 
 def test_items_that_share_a_leaf_have_expected_metrics(dataset: RecDataset, policy: Policy) -> None:
+    """`expected_recall@k` and `expected_ndcg@k` are recall and NDCG, averaged over all orders of the items of each
+    leaf."""
     evaluation = evaluate_policy(policy, dataset, ks=[5])
     surfaces = dataset.catalog.surfaces
     leaves = [surfaces.index(surface) for surface in surfaces]

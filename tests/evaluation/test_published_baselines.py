@@ -1,5 +1,5 @@
-"""Checks that the baselines reach the metrics on public data that `docs/results.md` states. The data are not part of
-the project, so these tests are skipped on machines without a copy of the data."""
+"""Checks on public data that the baselines reach the metrics stated in `docs/results.md`. The data are not part of the
+project, so these tests are skipped on machines without a copy of the data."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Compares the metrics of rated held-out items with slow loops, for lists and for baselines."""
+"""Tests the metrics that are computed from the ratings of held-out items (`liked@k`, `disliked@k` and
+`preference_accuracy`), and the scores that baselines give to these items."""
 
 import logging
 
@@ -109,12 +110,12 @@ def test_values_worked_out_by_hand():
 
 
 def test_the_headroom_is_that_of_the_items_mean_ratings() -> None:
-    """The headroom is the best `preference_accuracy` of the simple baselines that the benchmark measures. Here, the
-    best baseline is `item mean`, which scores items by their mean rating.
+    """The headroom is the best `preference_accuracy` of the simple baselines that `benchmarks/preference_headroom.py`
+    measures. Here, the best baseline is `item mean`, which scores items by their mean rating.
 
-    In training, item 0 is rated once and high, item 1 often and low, and item 2 once and low. The only user who has
-    both liked and disliked items likes item 0 and dislikes items 1 and 2. Items 0 and 2 are equally popular, so
-    popularity keeps them in their order in the split, where item 0 comes first.
+    In the training split, item 0 has one high rating, item 1 has several low ratings, and item 2 has one low rating.
+    The only user who has both liked and disliked items likes item 0 and dislikes items 1 and 2. Items 0 and 2 are
+    equally popular, so popularity keeps them in their order in the held-out row, where item 0 comes before item 2.
     """
     program = load_program("benchmarks/preference_headroom.py")
     train = make_split([(0, [1, 1], [0]), (1, [1], [2])])

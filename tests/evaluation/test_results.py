@@ -1,4 +1,4 @@
-"""Tests the evaluation of baselines on a split, and the splits that are rejected."""
+"""Tests how baselines are evaluated on a split, and which splits are rejected."""
 
 from types import SimpleNamespace
 

@@ -71,7 +71,8 @@ def test_worked_by_hand():
 
 @st.composite
 def batches(draw):
-    """Draws lists with missing ranks and repeated items. Histories may be empty, and items may have no group."""
+    """Draws lists in which items may be repeated and ranks may be missing (-1). Histories may be empty, and items may
+    have no group."""
     num_users, num_lists, num_ranks = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**31)))
     lists = rng.integers(-1, NUM_ITEMS, (num_users, num_lists, num_ranks))

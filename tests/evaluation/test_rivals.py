@@ -73,8 +73,8 @@ def test_lists_are_written_and_measured(
     assert [words[1] for words in commands] == ["evaluate", "compare"]
     assert commands[1][2:] == [str(output), "--against", "runs/a"]
 
-    # Every list contains the most popular items that the user has not chosen. Here, popularity includes the validation
-    # items. The baseline `popularity` counts only training items, so its lists differ slightly.
+    # Every list contains the most popular items that the user has not chosen. `Popular` counts the training and the
+    # validation items. The baseline `popularity` counts only training items, so its lists differ slightly.
     path = Path(commands[0][commands[0].index("--lists") + 1])
     evaluation = evaluate_split(read_lists(path, dataset), dataset)
     lists, log = pd.read_parquet(path), rivals.read_log(dataset.path)

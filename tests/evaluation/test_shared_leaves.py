@@ -19,7 +19,8 @@ NUM_ITEMS = 7
 @settings(max_examples=50)
 @given(st.lists(st.integers(0, 3), min_size=NUM_ITEMS, max_size=NUM_ITEMS), st.data(), st.integers(1, 5))
 def test_expected_metrics_equal_the_mean_over_all_orders(leaves, data, k):
-    """The ranking may contain only some of the items of its last leaf. Excluded items are missing from all orders."""
+    """The ranking ends after five items, so it may contain only some of the items that share its last leaf. Excluded
+    items are missing from all orders."""
     excluded = data.draw(st.lists(st.integers(0, NUM_ITEMS - 1), max_size=3))
     relevant = data.draw(st.lists(st.integers(0, NUM_ITEMS - 1), min_size=1, max_size=3))
     order = data.draw(st.permutations(range(4)))

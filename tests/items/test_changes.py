@@ -1,5 +1,6 @@
-"""Tests how an old and a new catalogue are matched by item id. A removed item (one that the new catalogue lacks)
-stays in the joint catalogue as a retired item, which is never recommended."""
+"""Tests how an old and a new catalogue are matched by item id. The result is a joint catalogue: the items of the new
+catalogue, followed by the removed items (those that the new catalogue lacks). Removed items are retired in it: they
+are never recommended."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ EOS = 1
 
 @st.composite
 def catalogues(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
-    """Draws sequences of different lengths that end in EOS, or of one length without EOS. Sequences may be equal."""
+    """Draws the sequences of a catalogue, and the item of each sequence. Either each sequence ends in EOS and has a
+    length of its own, or all sequences have the same length and no EOS. Sequences may be equal."""
     tokens = st.integers(2, 6)
     if draw(st.booleans()):
         bodies = draw(st.lists(st.lists(tokens, max_size=5), min_size=1, max_size=20))

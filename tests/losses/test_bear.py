@@ -1,5 +1,5 @@
-"""Compares BEAR with a loop, and its gradient with that of the authors' code. Tests BEAR at the limits of its
-arguments."""
+"""Compares the loss of BEAR with a slow loop, and its gradient with that of the authors' code. Also tests the loss at
+the limits of its arguments."""
 
 import math
 from typing import Any, NamedTuple

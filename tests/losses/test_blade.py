@@ -50,9 +50,9 @@ def gradient(logps: Tensor, old_logps: Tensor | None, advantages: Tensor, clip: 
 
 def test_cdf_worked_by_hand() -> None:
     """Rollouts have the rewards 0, 1/2 and 1, and references have 0, 0, 1/2 and 7/10. With tau (`dynamic_coefficient`)
-    1/4 and prior 1/2, the estimate for a rollout is 3/4 (S_ref + 1/2) / 5 + 1/4 S_on / 3. S_ref and S_on are the
-    numbers of references and of rollouts whose reward is at most that of this rollout (for `at_most`) or below it (for
-    `below`).
+    1/4 and prior 1/2, the estimated CDF at the reward of a rollout is 3/4 (S_ref + 1/2) / 5 + 1/4 S_on / 3. S_ref and
+    S_on are the numbers of references and of rollouts whose reward is at most that of this rollout (for `at_most`) or
+    below it (for `below`).
 
     S_ref at most: 2, 3, 4    S_on at most: 1, 2, 3    at_most = 11/24, 83/120, 37/40
     S_ref below:   0, 2, 4    S_on below:   0, 1, 2    below   = 3/40, 11/24, 101/120
@@ -500,9 +500,9 @@ def test_the_gradient_equals_that_of_reward_minus_kl(beta: float, kind: str) -> 
 @pytest.mark.parametrize("tau", [0.1, 0.3, 0.5])
 def test_a_moving_target_overestimates_the_gradient_of_the_reward(tau: float) -> None:
     """With tau above 0, the reward R of a list also depends on the other rollouts of its group. The test compares the
-    expected gradient of the loss with the gradient of E[R] in which the R of each list is held constant, at its
-    expected value if this list is the first rollout of the group. Both gradients have almost the same direction, but
-    that of the loss is up to 1.5 times as long."""
+    expected gradient of the loss with the gradient of E[R] if each list has a constant R. This constant is the
+    expected R of the list over all groups whose first rollout is the list. Both gradients have almost the same
+    direction, but that of the loss is up to 1.5 times as long."""
     references = doubles([[0.2, 0.4, 0.4, 0.7, 0.1] * 3]).expand(len(GROUPS), -1)
     learned = target(ITEM_REWARDS[GROUPS], references, tau=tau)
     others = PREFERENCES.log_softmax(-1)[GROUPS[:, 1:]].sum(-1).exp()

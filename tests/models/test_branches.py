@@ -130,7 +130,7 @@ def test_the_reason_for_separate_rows_is_logged(warnings: list[str]) -> None:  #
         logps(tiny("mistral-window"), batch_of(make_rows(EXAMPLE)))
     assert len(warnings) == 1 and "window of 4 tokens: each target is processed in a separate row" in warnings[0]
     logps(tiny("mistral-window"), batch_of(make_rows(EXAMPLE)), max_length=4)
-    logps(tiny("gemma2", "eager"), batch_of(make_rows(EXAMPLE)))  # the window of this model is longer
+    logps(tiny("gemma2", "eager"), batch_of(make_rows(EXAMPLE)))  # the window of this model is longer than the texts
     assert len(warnings) == 1
 
 

@@ -39,8 +39,8 @@ from trl_rec.models.completions import _read, lay_out
 VOCABULARY = 40
 SHARED = [(family, kind) for family in ("llama", "qwen3", "mistral", "gemma", "gpt2") for kind in ("sdpa", "eager")]
 Case = tuple[Tensor, Tensor, Tensor, Tensor]
-# The arguments are the logits (V,) that predict a token, its prompt (row), its completion of this prompt (slot), and
-# its place in the completion (step).
+# The arguments are the logits (V,) that predict a token, and three indices that locate this token: its prompt (row),
+# its completion of this prompt (slot), and its place in the completion (step).
 Score = Callable[[Tensor, int, int, int], Tensor]
 # A prompt is described by its length and by the lengths of its completions. A length of 0 means that the completion is
 # missing.

@@ -106,6 +106,8 @@ def test_the_codes_of_an_item_add_up_to_its_vector() -> None:
 
 
 def test_a_later_code_starts_from_the_mean_of_what_the_earlier_codes_leave(vectors: Tensor) -> None:
+    """The first code of a semantic ID gets the mean vector of the items with this code. The second code gets the mean
+    remainder of the items with this code: their vectors minus the vectors of their first codes."""
     catalog = make_catalog("semantic_id")
     tokens, found = _token_vectors(catalog, make_tokenizer(catalog), vectors)
     place = {token: index for index, token in enumerate(tokens.tolist())}

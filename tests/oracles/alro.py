@@ -8,8 +8,9 @@ Table = list[list[float]]
 
 
 class Ranked(NamedTuple):
-    """The result of `soft_lambda_loss` for one list, and the gradient of its loss with respect to the table of
-    log-probabilities. The table has a row per answer position and a column per candidate."""
+    """The result of `soft_lambda` for one list of candidates: the loss, the expected position of each candidate in the
+    answer, and the gradient of the loss with respect to the table of log-probabilities. The table has a row per answer
+    position and a column per candidate."""
 
     loss: float
     position: list[float]
@@ -17,8 +18,8 @@ class Ranked(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """The result of `permutation_loss` for one list, and the gradients of its loss with respect to its two tables of
-    log-probabilities. The tables belong to two orders of the candidates in the prompt."""
+    """The result of `permutation` for one list of candidates: the loss, and its gradients with respect to the two
+    tables of log-probabilities. The tables belong to two orders of the candidates in the prompt."""
 
     loss: float
     gradient: Table

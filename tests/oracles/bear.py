@@ -1,6 +1,6 @@
-"""Computes BEAR for one position at a time, in plain floats, with a gradient that was derived by hand.
+"""Computes the loss of BEAR for one position at a time, in plain floats, with a gradient that was derived by hand.
 
-`weighted_cross_entropy` computes the loss of the code that BEAR's authors published, in tensors.
+`weighted_cross_entropy` works on tensors, and computes the loss of the code that BEAR's authors published.
 """
 
 import math
@@ -107,7 +107,7 @@ def weighted_cross_entropy(
 
     The loss of a token is its cross-entropy times a detached weight,
     1 + topk_weight * sigmoid((log p - log p_(b)) / topk_tau). Here p is the probability of the token, and p_(b) is the
-    b-th largest probability, where b is the number of beams.
+    b-th largest probability, where b is the number of beams, but at most the number of legal tokens.
     """
     losses = []
     for row, gold, allowed in zip(logits, target, legal, strict=True):

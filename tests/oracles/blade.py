@@ -13,7 +13,12 @@ def posterior_cdf(
     rewards: Sequence[float], references: Sequence[float], coefficient: Fraction, prior: Fraction
 ) -> list[tuple[Fraction, Fraction]]:
     """Returns two estimates for each rollout of one prompt, as exact fractions: the probability that another list has
-    at most the rollout's reward (`at_most`), and the probability that it has a lower reward (`below`)."""
+    at most the rollout's reward (`at_most`), and the probability that it has a lower reward (`below`).
+
+    Each estimate is a weighted mean of two frequencies. The frequency among the rollouts has the weight `coefficient`.
+    The frequency among the reference lists has the remaining weight, and is smoothed by a Beta(`prior`, `prior`)
+    distribution.
+    """
     pairs = []
     for own in rewards:
         counts = [
@@ -46,8 +51,8 @@ def static_reward(reward: float, references: Sequence[float], best_of: int, prio
 
 
 def best_of_n_law(rewards: Sequence[float], best_of: int) -> list[Fraction]:
-    """Enumerates all draws, and returns the probability that each list is the best of N uniform draws. If several
-    draws are tied for the best, each of them wins with the same probability."""
+    """Returns the probability that each list is the best of N uniform draws, by enumerating all sequences of N draws.
+    If several draws of a sequence are tied for the best, each of these draws wins with the same probability."""
     law = [Fraction(0)] * len(rewards)
     for draws in product(range(len(rewards)), repeat=best_of):
         winners = [item for item in draws if rewards[item] == max(rewards[other] for other in draws)]

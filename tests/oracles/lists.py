@@ -1,5 +1,8 @@
 """Slow reference implementations for lists: enumeration, scoring, greedy decoding and beam search (all without a KV
-cache), and the lists that training rows contain."""
+cache), and the lists that training rows contain.
+
+The argument `sequences` contains the path (the token ids) of each item.
+"""
 
 from __future__ import annotations
 

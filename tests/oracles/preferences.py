@@ -30,7 +30,12 @@ def common_prefix(first, second):
 
 def buckets(rows, prompts, beams, surfaces, semantic_ids=None):
     """Returns the difficulty of the item of every beam, from 0 (easy) to 2 (hard), or -1 if the item cannot be a
-    negative."""
+    negative.
+
+    With semantic IDs, the difficulty is the number of leading codes that the item shares with the target, at most 2.
+    Otherwise, it depends on the rank of the item among the possible negatives: the first third is hard, and the last
+    third is easy.
+    """
     out = []
     for (user, _, target), ranked in zip(prompts, beams, strict=True):
         refused = {surfaces[item] for item in chosen_by(rows, user) | {target}}

@@ -1,11 +1,13 @@
-"""Computes parts of the algorithms for semantic IDs, in loops over pairs, points and items."""
+"""Slow reference implementations of parts of the algorithms for semantic IDs: loops over pairs, points and items."""
 
 import math
 from fractions import Fraction
 
 
 def associations(sequences, num_items, window):
-    """Returns positive pointwise mutual information as `{(i, j): value}`, for both orders of each pair."""
+    """Returns the positive pointwise mutual information of pairs of items, for both orders of each pair, as
+    `{(i, j): value}`. Two items at distance d <= `window` in a sequence add 1/d to the count of their pair. Pairs with
+    a value of 0 are left out."""
     counts = {}
     for sequence in sequences:
         for i, first in enumerate(sequence):
@@ -29,10 +31,10 @@ def nearest(vectors, centroids):
 
 
 def repair(codes, residuals, codebook):
-    """Returns the last code of each item after collisions are repaired. A cell contains the items that share all codes
-    but the last. Of the items with equal codes, the one nearest to the centroid of the last code keeps this code. The
-    others get last codes that no item of the cell has, if there are any. The nearest pairs of an item and such a code
-    are matched first."""
+    """Returns the last code of each item after collisions (items with equal codes) are repaired. A cell contains the
+    items that share all codes but the last. Of the items with equal codes, the one nearest to the centroid of the last
+    code keeps this code. The others get last codes that no item of the cell has, if there are any. The nearest pairs
+    of an item and such a code are matched first."""
     groups, cells = {}, {}
     for item, row in enumerate(codes):
         groups.setdefault(tuple(row), []).append(item)

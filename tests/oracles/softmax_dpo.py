@@ -19,8 +19,9 @@ class Row(NamedTuple):
 def row(chosen: float, rejected: list[float], mask: list[bool], *, beta: float) -> Row:
     """Returns the loss of one row, with its metrics and gradient.
 
-    The loss is the cross-entropy of the chosen completion in a softmax over this completion and the negatives for
-    which `mask` is True.
+    `chosen` and `rejected` are log-ratios of policy and reference. The loss is the cross-entropy of the chosen
+    completion in a softmax over this completion and the negatives for which `mask` is True. The logits are the
+    log-ratios times `beta`. Without negatives, all values are 0.
     """
     reward = beta * chosen
     negatives = [beta * value for value, real in zip(rejected, mask, strict=True) if real]

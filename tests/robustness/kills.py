@@ -1,7 +1,7 @@
 """Kills a process with SIGKILL just before a chosen system call that changes files.
 
 Unlike a kill after a fixed delay, this kill always comes at the chosen call, however fast the machine is. The process
-runs a function, called the work, as in `tests.processes`. Each system call that is counted is a step of the work.
+runs a function, called the work, as in `tests.processes`. Each system call listed in `CALLS` is a step of the work.
 """
 
 from __future__ import annotations

@@ -238,7 +238,7 @@ def test_rankings_of_other_rows_are_refused(folder: Path) -> None:
     for column, value in (("row", 99), ("rank", 0)):
         rows = pq.read_metadata(folder / "kept/rankings.parquet").num_rows
         changed("rankings.parquet", **{column: pa.array([value] * rows, pa.int32())})(folder)
-        with pytest.raises(ValueError, match="rankings.parquet is damaged: it has rows that were not evaluated"):
+        with pytest.raises(ValueError, match="rankings.parquet is damaged: it has rankings for rows of the split"):
             read_evaluation(folder / "kept").rankings_of("transition")
 
 

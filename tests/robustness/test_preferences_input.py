@@ -1,5 +1,5 @@
 """Tests that `trl-rec softmax_dpo` refuses malformed preferences: tables of items, texts, conversations and token
-ids."""
+ids. An `Attack` is one malformed input, with a part of the message that the user must see."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def with_real_ids(attack: Attack, ids: list[str]) -> Attack:
 
 @pytest.fixture
 def clean(world: Path) -> Path:
-    """Removes the files of an earlier attack from the folder."""
+    """Removes the files that an earlier attack wrote, and returns the folder."""
     for path in [*world.glob("preferences.*"), *world.glob("x.*")]:
         path.rmdir() if path.is_dir() else path.unlink()
     return world

@@ -21,7 +21,7 @@ from trl_rec.data import load, prepare
 
 
 def as_json_lines(folder: Path) -> None:
-    """Writes `LOG`, the small log of other tests, and a table of its items as JSON Lines."""
+    """Writes the small log `LOG` and a table of its items as JSON Lines."""
     folder.mkdir()
     names = ("user_id", "item_id", "timestamp", "rating")
     rows = [json.dumps(dict(zip(names, row, strict=True))) for row in LOG]
@@ -38,7 +38,7 @@ FORMATS: dict[str, Callable[[Path], object]] = {
     "lcrec": partial(test_lcrec.write, index=test_lcrec.INDEX),
     "ml-100k": test_ml_100k.as_grouplens,
 }
-# Pieces that mean something to one of the parsers.
+# Bytes to insert into files. Each entry has a meaning for at least one of the parsers.
 PIECES = [
     *(b'"', b",", b";", b"\t", b"|", b"\n", b"\r", b"[", b"]", b"{", b"}", b":", b"-", b".", b" ", b"\\", b"\0"),
     *(
@@ -90,7 +90,8 @@ def check(source: Path, output: Path, **options: Any) -> None:
 
 
 def fuzz(name: str, data: st.DataObject) -> None:
-    """Writes the source, makes a few edits in one of its files, and prepares the source."""
+    """Writes the source, makes a few edits in one of its files, sometimes compresses this file, and prepares the
+    source."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source")
         FORMATS[name](source)

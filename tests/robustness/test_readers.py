@@ -155,17 +155,17 @@ TABLE = [
     ),
     Attack(
         "nested columns",
-        "the option 'columns' must map our column names to your column names",
+        "the option 'columns' must map the column names of trl-rec to your column names",
         words=["--columns", '{"user_id": {"a": "b"}}'],
     ),
     Attack(
         "columns to a list",
-        "the option 'columns' must map our column names to your column names",
+        "the option 'columns' must map the column names of trl-rec to your column names",
         words=["--columns", '{"user_id": ["b"]}'],
     ),
     Attack(
         "columns to a number",
-        "the option 'columns' must map our column names to your column names",
+        "the option 'columns' must map the column names of trl-rec to your column names",
         words=["--columns", '{"user_id": 1}'],
     ),
     Attack("columns in words", "is not a mapping", words=["--columns", "user_id"]),
@@ -334,10 +334,12 @@ TABLE = [
 RECBOLE = [
     Attack(
         "header without types",
-        "X.inter: the column 'user_id' has no type",
+        "X.inter: the column 'user_id' has no known type",
         swap("X.inter", "user_id:token", "user_id"),
     ),
-    Attack("unknown type", "the column 'user_id:text' has no type", swap("X.inter", "user_id:token", "user_id:text")),
+    Attack(
+        "unknown type", "the column 'user_id:text' has no known type", swap("X.inter", "user_id:token", "user_id:text")
+    ),
     Attack(
         "same name twice", "X.item has several columns named 'price'", swap("X.item", "class:token_seq", "price:token")
     ),

@@ -27,7 +27,8 @@ LAUGHS = "a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
 
 
 def text(name: str, says: str, content: str | bytes) -> Attack:
-    """Returns an attack that writes a recipe with this content."""
+    """Returns an attack: a command with a recipe of this content, which must be refused with an error that contains
+    `says`."""
     data = content if isinstance(content, bytes) else content.encode()
     return Attack(name, says, lambda folder: (folder / "mine.yaml").write_bytes(data), ["--config", "mine.yaml"])
 

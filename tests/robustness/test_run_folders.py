@@ -43,8 +43,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_surface(surface: str) -> Callable[[Path], None]:
-    """Returns a function that changes the surface of the run folder's catalogue. The surface can also change if a user
-    replaces this catalogue with that of the dataset."""
+    """Returns a function that changes the surface of the run folder's catalogue. With the surface "title", the effect
+    is the same as if a user replaced this catalogue with that of the dataset."""
     return lambda folder: ItemCatalog.load(folder / "run/catalog").with_surface(surface).save(folder / "run/catalog")
 
 

@@ -1,5 +1,5 @@
-"""Tests preference tables that are made from ratings. They must equal the tables of slow loops, and invalid scores and
-ranges must raise errors."""
+"""Tests preference tables that are made from ratings or other scores. They must equal the tables of slow loops.
+Invalid scores, and invalid ranges of liked, neutral and disliked scores, must raise errors."""
 
 import numpy as np
 import pytest

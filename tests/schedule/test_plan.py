@@ -83,8 +83,8 @@ def test_a_setting_that_an_older_plan_lacks_had_its_default(folder: Path, tmp_pa
 
 
 def test_the_settings_of_a_supervised_policy_have_defaults_too(folder: Path, tmp_path: Path) -> None:
-    """If an older plan of a supervised policy lacks settings, they had their defaults. The next call adds them to the
-    plan."""
+    """If an older plan of a supervised policy lacks a setting, the policy counts as trained with the default. The next
+    call adds the setting to the plan."""
     dataset, model = load(folder / "data"), RecModelConfig()
     config = BearConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=False)
     check_same_policy(tmp_path, dataset, config, vars(model))

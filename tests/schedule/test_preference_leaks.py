@@ -120,7 +120,8 @@ def trained_on(rows) -> SimpleNamespace:
     ],
 )
 def test_a_row_that_is_no_training_prefix_is_an_error(row) -> None:
-    """A training prefix is a training target of a user, with the items directly before it."""
+    """A training prefix is a training target of a user and the history directly before it, which may lack its oldest
+    items."""
     dataset = trained_on([(1, [5], [6]), (0, [3], [4])])
     with pytest.raises(ValueError, match="leak: row 0: item"):
         check_preference_leaks(one_row(*row), dataset, feedback=False)

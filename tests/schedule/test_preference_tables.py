@@ -1,5 +1,9 @@
 """Checks prefixes (each training target with the history before it), self-play negatives and random negatives against
-slow loops. Also tests how prefixes and random negatives are sampled, and which inputs raise errors."""
+slow loops. Also tests how prefixes and random negatives are sampled, and which inputs raise errors.
+
+Self-play negatives are items that the model's own beam search found (beams). Each beam belongs to a bucket of
+difficulty: 0 (easy), 1 (medium) or 2 (hard). The bucket is -1 if the beam cannot be a negative.
+"""
 
 import numpy as np
 import pytest

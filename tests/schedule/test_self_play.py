@@ -170,7 +170,8 @@ def test_invalid_arguments_are_an_error(setting, tmp_path) -> None:
 
 
 def rank_slowly(folder: Path, pause: float, output: Path) -> None:
-    """Writes the beams that self-play returns in this process. Each part takes `pause` seconds longer than usual."""
+    """Saves the recommendations (beams) that self-play returns in this process. Each part takes `pause` seconds longer
+    than usual."""
     state, usual = PartialState(cpu=True), self_play.rank_histories
 
     def slow(*arguments, **options):
@@ -185,8 +186,8 @@ def rank_slowly(folder: Path, pause: float, output: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_resume_a_killed_one(setting, folder, tmp_path) -> None:
-    """One process is killed after its first parts. Then two processes resume, and each returns the beams of an
-    uninterrupted run."""
+    """One process is killed after its first parts. Then two processes resume, and each returns the recommendations of
+    an uninterrupted run."""
     process = start(partial(rank_slowly, folder, 0.5), tmp_path)
     deadline = time.monotonic() + 120
     while not (tmp_path / "parts" / "part-00001.parquet").is_file():

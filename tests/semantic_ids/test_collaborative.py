@@ -68,12 +68,14 @@ def test_sampled_negatives_approximate_the_full_softmax(monkeypatch):
     exact = float(collaborative._next_item_loss(encoder, items, mask))
     monkeypatch.setattr(collaborative, "NEGATIVES", 100)
     sampled = torch.stack([collaborative._next_item_loss(encoder, items, mask) for _ in range(60)])
-    # If the terms of the 100 drawn items were not multiplied by 299 / 100, the error would be about log(299 / 100).
+    # The terms of the 100 drawn items approximate those of the 299 items that are not the target, so the softmax
+    # multiplies them by 299 / 100. Without this factor, the error would be about log(299 / 100).
     assert abs(float(sampled.mean()) - exact) < 0.1 < math.log(299 / 100)
 
 
 def test_every_item_of_a_long_sequence_is_predicted_once():
-    """However a sequence is cut into windows, every item except a user's first one is predicted once."""
+    """Long sequences are cut into windows. Every item of a sequence is still predicted exactly once, except the first
+    item of the sequence."""
     sequences = [list(range(120)), [3, 4], [5], list(range(50)), list(range(51))]
     windows, learned = collaborative._windows(train_split(sequences))
     assert windows.lengths.max() <= collaborative.LENGTH

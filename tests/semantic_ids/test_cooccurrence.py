@@ -1,4 +1,4 @@
-"""Compares the associations between items, and the popularity of items, with slow loops. An association measures how
+"""Checks the associations between items, and the popularity of items, against slow loops. An association measures how
 much more often than by chance two items occur near each other."""
 
 import numpy as np

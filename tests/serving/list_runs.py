@@ -1,4 +1,4 @@
-"""Writes one list per user, for tests that do this in other processes."""
+"""Writes one list of recommended items per user. A test launches several processes that run this together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from trl_rec.serving import UserHistories, write_lists
 
 
 def write_all(data: Path, run: Path, output: Path) -> None:
-    """Writes one list per user, in parts of 8 users. Processes that are launched together share the work."""
+    """Writes one list per user, in parts of 8 users, with at most two items per genre. Processes that are launched
+    together share the work."""
     PartialState(cpu=True)
     torch.set_num_threads(1)
     output.mkdir(exist_ok=True)

@@ -165,8 +165,8 @@ def test_the_keyboard_alone_is_enough(browser: Browser, server: Running) -> None
     browser.press("Escape")
     assert browser.run("document.querySelector('#results').hidden")
 
-    # Tab goes from the search box through the history, the choice of a group and the number of items to the button
-    # "Why" of the first item in the list.
+    # Four presses of Tab lead from the search box to the button "Why" of the first item in the list. In between are
+    # the history, the choice of a group, and the number of items.
     browser.wait("document.querySelector('#list .acts button')?.textContent === 'Why'")
     for _ in range(4):
         browser.press("Tab")

@@ -173,7 +173,7 @@ def test_the_command_writes_lists(
     newcomer = lists.pop("someone")
     assert_same({user: lists[user] for user in expected}, expected)
     assert [item for item, _ in newcomer] == [one.item_id for one in recommender.recommend([], 5)]
-    assert "1 users without a known item in their history got the list of the prior" in capsys.readouterr().out
+    assert "1 users without a known item in their history got a list ranked by the prior" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -24,17 +24,17 @@ from trl_rec.trainer.base.saving.checkpoints import MARK
 KILLS = pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.long)])
 STEPS_PER_KILL = 10
 POLL = 0.0005  # seconds; a tiny model's checkpoint takes about fifty times as long to write
-# A kill waits for at most this many files of a checkpoint to be written. Every checkpoint has at least as many files.
-# The states of the optimizer and the trainer are written last.
+# A kill waits for at most this many files of a checkpoint to be written. Every checkpoint has at least this many
+# files. The states of the optimizer and the trainer are written last, so a kill can leave a checkpoint without them.
 NUM_FILES = 12
 
 
 def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: float, seed: int = 0) -> list[set[str]]:
     """Starts the run and kills it, `num_kills` times. Then starts it once more, and lets it finish.
 
-    The times of the kills are random. After about half of the starts, the kill waits until a checkpoint is complete,
-    so that the run makes progress. The first, third, fifth ... kill then comes as soon as a random number of files of
-    the next checkpoint, from 1 to `NUM_FILES`, are written. The second, fourth, sixth ... kill comes within
+    The times of the kills are random. After about half of the starts, the kill waits until a new checkpoint is
+    complete, so that the run makes progress. The first, third, fifth ... kill then comes as soon as a random number of
+    files of the next checkpoint, from 1 to `NUM_FILES`, are written. The second, fourth, sixth ... kill comes within
     `most_seconds` after the first file of the next checkpoint is written. The test fails if the run ends before it is
     killed.
 

@@ -1,4 +1,5 @@
-"""Makes the datasets and models that the tests of single trainers use, for tests that run every trainer."""
+"""Makes the datasets and models for tests that run every trainer. They are the same as in the tests of single
+trainers."""
 
 from __future__ import annotations
 

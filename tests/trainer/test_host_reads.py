@@ -1,5 +1,6 @@
-"""Each trainer may make the host wait for a value on the device only a few times per micro-batch. Such a wait is
-called a read. The tests run on a CPU, and count the operations that would wait for a GPU (see `tests/host_reads.py`).
+"""Tests that each trainer makes the host wait for a value on the device only a few times per micro-batch. Such a wait
+is called a read. The tests run on a CPU, and count the operations that would wait for a GPU (see
+`tests/host_reads.py`).
 
 Reads are counted only in the third micro-batch, because tries need extra reads in the first one to fill their caches.
 """

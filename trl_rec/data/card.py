@@ -64,9 +64,10 @@ def make_card(
         splits: The rows of each split.
         settings: All settings that affect the contents of the dataset.
         sources: SHA-256 of each file of the source.
-        dropped: Numbers of users, items and interactions that k-core filtering dropped.
+        dropped: Numbers of users, items and interactions that were dropped because users or items had too few
+            interactions.
         cold_users: The field `cold_users`.
-        left_out: The field `left_out`, and also the reasons with a count of 0, which the card does not contain.
+        left_out: The field `left_out`. Reasons with a count of 0 are allowed, but are not written to the card.
         merged_timestamps: The field `merged_timestamps`.
         notes: Remarks on the source, as in `Log.notes`.
         license (*optional*): The licence of the data, if it is known.

@@ -195,7 +195,7 @@ def check_is_train(split: Dataset, what: str) -> None:
 
     Rows joined by `concatenate_datasets` have no split name, so the rows of each user are compared with each other.
     Under leave-one-out, leave-last-m and a split by time, a row comes from a later split if its history begins with
-    all items of another row of the same user.
+    the history and targets of another row of the same user.
 
     If there is no split name, rows of another split are not detected in two cases:
 

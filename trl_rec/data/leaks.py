@@ -3,7 +3,8 @@
 Under leave-one-out, leave-last-m and a split by time, the history of a validation or test row must equal the history
 and targets of the same user's row in the previous split. If a user has a test row but no validation row, the test row
 is compared with the user's training row, if there is one. Each row of a user then continues the previous row, so no
-row contains the targets of a later split.
+row contains the targets of a later split. Under a split by time, all rows of a split must also have earlier
+timestamps than all rows of the later splits.
 
 A source may also consist of windows: rows with a history and one target each. A user may have several windows in a
 split. The rule above does not hold for windows, because their length is limited and the source may have dropped some

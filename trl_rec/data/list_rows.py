@@ -167,8 +167,8 @@ def _prompts(
     before, items, source = _cut_lists(split, length, 1 if every_position else length, prompt_format.twins)
     if int(items.lengths.max(initial=0)) < length:
         raise ValueError(
-            f"no row of the {split.split} split contains {length} new items; lower list_length, or, if the source "
-            "consists of windows, prepare a table of its interactions instead"
+            f"no row of the {split.split} split contains {length} new items; lower list_length, or, if each row of "
+            "the source is a window (a history and one target), prepare a table of the interactions instead"
         )
     users = split_users(split)[source]
     return prompt_format.encode(before, users, max_length=max_length), before, items, pa.array(users)

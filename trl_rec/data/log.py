@@ -64,8 +64,8 @@ class Log:
         names (`Mapping[str, str]`): File name of each table, for error messages.
         interactions (`pa.Table`, *optional*):
             `user_id` and `item_id` (strings, dictionary-encoded), `timestamp: double`, `row: int64` (the row number in
-            the file, from 1), `rating: float` if there are ratings, and `exact_time: int64` if different timestamps
-            may become equal when they are rounded to float64.
+            the file, from 1), `rating: float` if there are ratings, and `exact_time: int64` (the unrounded timestamp,
+            for sorting) if different timestamps may become equal when they are rounded to float64.
         windows (`dict[str, pa.Table]`, *optional*): One table for each of the splits "train", "validation" and "test".
             Each row is a window: its `item_ids` are a history, followed by the target. A reader that is `windowed`
             returns windows instead of `interactions`. The columns are `user_id: string, item_ids: list<string>,

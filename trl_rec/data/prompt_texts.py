@@ -37,7 +37,7 @@ class PromptTexts:
     """The texts of all parts of a prompt.
 
     Args:
-        head (`str`): Text before the history. May contain `{user}` once.
+        head (`str`): Text before the history. May contain `{user}` once, which is replaced by the user's semantic ID.
         item (`str`): Text of an item in the history. Contains `{surface}`.
         separator (`str`): Text before every item of the history except the first.
         tail (`str`): Text after the history.
@@ -111,8 +111,13 @@ def with_chat_template(tokenizer: PreTrainedTokenizerBase, head: str, tail: str)
     history = "\N{OBJECT REPLACEMENT CHARACTER}"  # placeholder for the history
     turn = [{"role": "user", "content": head + history + tail}]
     text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
-    before, after = text.split(history)
-    return before, after
+    parts = text.split(history)
+    if len(parts) != 2:
+        raise ValueError(
+            "the tokenizer's chat template must contain the user's message exactly once, but contains it "
+            f"{len(parts) - 1} times; set chat_template to false"
+        )
+    return parts[0], parts[1]
 
 
 @dataclass(frozen=True)

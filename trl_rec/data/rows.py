@@ -209,7 +209,7 @@ def _rows_with_branches(
             "between or after the items; choose such a surface and prompt, or set targets to 'last' (and "
             "every_position to true, if a list should begin at every new target)"
         )
-    # 1. Separate the targets whose whole history fits into a prompt from the rest.
+    # 1. Divide the targets into those whose whole history fits into a prompt, and the rest.
     items = join(history, target)
     limits = Limits(items, prompt_format.piece_lengths, prompt_format.room(max_length), max_history)
     windows, rest = whole_histories(history.lengths, items.lengths, limits)

@@ -30,7 +30,7 @@ RULES = {  # {num_held_out} and {fewest} are filled in by `describe_rule`
     "the validation items; users with fewer than {fewest} items are used for training only",
     "time": "the last tenth of the interactions by time is the test split, and the tenth before it is the validation "
     "split; interactions with equal timestamps are in the same split",
-    "windows": "the windows are already split by the source",
+    "windows": "each row is a window (successive items of one user), and the source has already split the windows",
 }
 
 
@@ -121,8 +121,8 @@ def _cut_rows(
     """Returns one row for each of `users`. The targets are the items from position `start` up to, but not including,
     `end`. The history is all items before `start`.
 
-    `log`, `lengths`, `start` and `end` cover all users of a block, the first of which is `first_user`. The numbers in
-    `users` are counted from the start of the block.
+    `log`, `lengths`, `start` and `end` cover all users of a block (a range of successive users). The first user of the
+    block is `first_user`. The numbers in `users` are counted from the start of the block.
     """
     start = start[users]
     end = end[users]

@@ -206,7 +206,8 @@ def count_pairs(
 def _shares(
     source: np.ndarray, target: np.ndarray, sums: np.ndarray, num_sources: int, most: int | None
 ) -> tuple[Ragged, np.ndarray]:
-    """Divides the sum of each pair by the total over all pairs of its source. Pairs with the sum 0 are left out."""
+    """Divides the sum of each pair by the total over all pairs with the same `source`. Pairs with the sum 0 are left
+    out."""
     counted = sums > 0
     source = source[counted]
     sums = sums[counted]

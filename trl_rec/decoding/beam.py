@@ -124,7 +124,12 @@ class BeamCache(Protocol):
     has_logps: bool
 
     def extend(self, pending: Pending) -> tuple[Tensor, Tensor, Tensor]:
-        """Reads the pending tokens of the active beams, as in `SharedPrompt.extend`."""
+        """Reads the pending tokens of the active beams.
+
+        Returns:
+            `logits (B, A, V)`, the logits after each active beam; `slots (B, A)`, the index of each active beam among
+            the K beams; and `valid (B, A)`, False where a slot has no active beam.
+        """
 
     def reorder(self, parents: Tensor) -> None:
         """Makes beam `k` a continuation of beam `parents[:, k]`."""
@@ -332,10 +337,11 @@ def _pending(trie: TokenTrie, beams: _Beams, active: Tensor, step: int, skips: b
 
 
 def _round_sizes(trie: TokenTrie, nodes: Tensor, lengths: Tensor, active: Tensor) -> list[int]:
-    """Returns four maxima: active beams per prompt, inner tokens per prompt (see [`Pending`]), pending tokens per
-    beam, and children per node.
+    """Returns four maxima: active beams per prompt, inner tokens per prompt, pending tokens per beam, and children per
+    node.
 
-    Inactive beams are ignored. These four integers are all that a round copies from the device to the host.
+    The inner tokens of a beam are all its pending tokens except the last one. Inactive beams are ignored. These four
+    integers are all that a round copies from the device to the host.
     """
     num_children = trie.row_offsets[nodes + 1] - trie.row_offsets[nodes]
     inner = torch.where(active, lengths - 1, 0).clamp(min=0)

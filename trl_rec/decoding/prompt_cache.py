@@ -8,8 +8,9 @@ every beam its own cache row, as `generate` does. `open_cache` chooses one of th
 pass.
 
 Legend: B: prompts, P: prompt tokens (left-padded), K: beams, W: pending tokens per beam (not read by the model yet;
-right-aligned), A: active beams (beams that the model reads now), G: columns generated so far, Q: columns of this
-forward pass, V: vocabulary, or the argument `tokens` if it is given.
+right-aligned), A: active beams (beams that the model reads now), G: columns (token places in a cache row) that earlier
+forward passes added after the prompt, Q: columns of this forward pass, V: vocabulary, or the argument `tokens` if it
+is given.
 """
 
 from __future__ import annotations

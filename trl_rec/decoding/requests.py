@@ -42,7 +42,7 @@ class Request(NamedTuple):
 
     Args:
         history (`np.ndarray` of shape `(N,)`): Item indices, oldest first.
-        num_unknown (`int`): Number of ids that were dropped from the history.
+        num_unknown (`int`): Number of ids that were dropped from the history, because the catalogue lacks them.
         k (`int`): Number of items to recommend, at most the size of the catalogue.
         wanted (`int`): Number of items that were asked for. It may exceed the size of the catalogue.
         user (`int`, *optional*): The user's row in `RecDataset.users`.
@@ -373,8 +373,8 @@ class RequestRanker:
 
     @cached_property
     def _falls_back(self) -> bool:
-        """Whether the prior alone can rank items. It can if its strength is not 0 and its positive weights after an
-        empty history differ."""
+        """Whether the prior alone ranks the items for a request with an empty history. It does if its strength is not
+        0 and if its positive weights differ, because the items would otherwise have equal scores."""
         if self._prior is None:
             return False
         weights = self._prior.weights(Ragged.from_lists([[]]))

@@ -213,8 +213,8 @@ def beam_gap_table(gap: BeamGap) -> str:
         lost = [f"of the {gap.num_beams} best items of each user, the beam search loses {gap.lost_share:.2%}"]
     times = f"time: {gap.beam_seconds:.1f} s by beam search, {gap.exhaustive_seconds:.1f} s with every item scored"
     caption = (
-        f"beam gap over {gap.num_users} users: what this policy loses because its beam search prunes items (it does "
-        "not bound what other policies can reach)"
+        f"beam gap over {gap.num_users} users: what this policy loses because its beam search prunes items (the gap "
+        "does not bound what other policies can reach)"
     )
     return "\n".join([caption, "", *aligned(rows), "", pruned, *lost, times])
 

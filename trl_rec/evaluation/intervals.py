@@ -112,8 +112,9 @@ def seed_errors(values: np.ndarray, num_resamples: int, rng: np.random.Generator
     users. Resampling users covers the second reason. The variance due to the first reason is uncertain, so it is drawn
     for each error: max(0, observed * (S - 1) / chi2 - of_users). Here, observed and of_users are the results of
     [`seed_variances`], and chi2 is drawn from the chi-squared distribution with S - 1 degrees of freedom. If of_users
-    is 0, the errors follow a scaled t distribution with S - 1 degrees of freedom. The method follows Weerahandi,
-    "Generalized Confidence Intervals", J. of the American Statistical Association 88, 1993.
+    is 0, for example because there is only one user, the errors follow a scaled t distribution with S - 1 degrees of
+    freedom. The method follows Weerahandi, "Generalized Confidence Intervals", J. of the American Statistical
+    Association 88, 1993.
 
     Args:
         values: One value per seed and user, `(S, N)`.

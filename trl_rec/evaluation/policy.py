@@ -305,8 +305,8 @@ def evaluate_policy(
 
         - `recall@k` with k equal to `recall_at`;
         - `preference_accuracy`, if users have held-out items that they liked and others that they disliked;
-        - `expected_recall@k` and `expected_ndcg@k`, if items share a leaf of the trie and the policy has no prior. A
-          prior orders the items of a leaf by their weights.
+        - `expected_recall@k` and `expected_ndcg@k`, if items share a leaf of the trie and the policy has no prior.
+          With a prior, the order of the items of a leaf is not arbitrary, because it depends on their weights.
     """
     rows = held_out(dataset, split)
     further = None if policy.writes_lists else further_cutoff(recall_at, ks, len(dataset.catalog))

@@ -193,8 +193,9 @@ def map_histories(
         width: Number of values per row.
         dtype (*optional*, defaults to `int64`): Type of the values.
         desc: Label of the progress bar.
-        finished (*optional*): Stores the values of the finished histories. It must describe everything that `compute`
-            depends on, except for `desc`, the prompts, the histories and the excluded items, which are added here.
+        finished (*optional*): Stores the values of the finished histories, under a hash of everything that they depend
+            on. This function adds `desc`, the prompts, the histories and the excluded items to the hash. The caller
+            must have added everything else, with [`FinishedRows.of`].
     """
     prompts = prompt_format.encode(histories, users, max_length=max_length)
     if finished is not None:
@@ -236,8 +237,9 @@ def map_rows(
         dtype (*optional*, defaults to `int64`): Type of the values.
         desc: Label of the progress bar.
         batch_size: Rows per batch.
-        finished (*optional*): Stores the values of the finished rows. It must describe everything that `compute`
-            depends on, except for `desc`, `width`, `dtype` and the number of rows, which are added here.
+        finished (*optional*): Stores the values of the finished rows, under a hash of everything that they depend on.
+            This function adds `desc`, `width`, `dtype` and the number of rows to the hash. The caller must have added
+            everything else, with [`FinishedRows.of`].
     """
     COUNT.check("batch_size", batch_size)
     if finished is not None:

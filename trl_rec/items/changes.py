@@ -30,8 +30,8 @@ class CatalogChange:
         old (`ItemCatalog`): The old catalogue.
         catalog (`ItemCatalog`): The joint catalogue: the items of the new catalogue, then the removed items, which
             are retired.
-        sources (`np.ndarray` of shape `(len(catalog),)`): The index of each item in the old catalogue; -1 if the item
-            is new.
+        sources (`np.ndarray` of shape `(len(catalog),)`): For each item of the joint catalogue, its index in the old
+            catalogue, or -1 if the item is new.
     """
 
     old: ItemCatalog

@@ -159,7 +159,8 @@ def _more_negatives(stage: PreferenceStage) -> str:
     if stage.source == "self_play":
         another = "" if stage.difficulty == "any" else ", or choose another difficulty"
         return f"raise num_beams of the stage{another}"
-    return "leave out the stage"  # the users of the prompts have chosen every item
+    # Random negatives are missing only if the users of the prompts have chosen every item.
+    return "leave out the stage"
 
 
 def _build_trainer(

@@ -96,9 +96,10 @@ def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecM
 def align(
     stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule
 ) -> tuple[list[dict[str, Any]], dict[str, Evaluation]]:
-    """Part 3: runs the preference stages, starting from a supervised policy, and evaluates the last policy.
+    """Part 3: runs the preference stages, starting from a supervised policy, and evaluates their result.
 
-    `schedule.config.final_split` is the split of this evaluation.
+    The supervised policy, the policy after the last stage and some baselines are evaluated on the split
+    `schedule.config.final_split`. If this option is `"none"`, nothing is evaluated.
 
     Args:
         stages: The stages, in the order of training.
@@ -106,7 +107,7 @@ def align(
         schedule: The settings that all stages share.
 
     Returns:
-        The reports of the stages (see [`run_stages`]) and the results of the evaluation by name (see
+        The reports of the stages (see [`run_stages`]), and the results of the evaluated recommenders by name (see
         [`conclude_stages`]).
     """
     logger.info("part 3 of 3: %d preference stages", len(stages))

@@ -96,7 +96,7 @@ def check_same_plan(stages: Sequence[PreferenceStage], start: str | Path, schedu
     # 2. Check that the folder contains no different plan, and write the plan.
     path = schedule.output / "plan.json"
     defaults = _defaults(type(schedule.config))
-    _write_or_check(path, plan, defaults, work="[0-9]*-*", parts="its plan.json and the folders of its stages")
+    _write_or_check(path, plan, defaults, work="[0-9]*-*", parts="the old plan.json and the stage folders")
 
 
 def check_same_policy(folder: Path, dataset: RecDataset, config: BearConfig, model: dict[str, Any]) -> None:

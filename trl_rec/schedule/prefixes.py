@@ -66,8 +66,8 @@ def prefixes_at(train: Dataset, targets: np.ndarray, *, max_history: int | None 
     lengths = stop - start
     before = Ragged.from_lengths(sequences.values[np.repeat(start, lengths) + within(lengths)], lengths)
 
-    # Make the columns, with the types of the splits. A prefix stops just before its target, so `stop` is the position
-    # of the target.
+    # Make the columns, with the same data types as in the splits. A prefix stops just before its target, so `stop` is
+    # the position of the target.
     columns = {
         "user": pa.array(column(train, "user")[source], pa.int32()),
         "history": before.to_arrow(),

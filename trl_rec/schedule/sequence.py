@@ -146,7 +146,7 @@ def _read(folder: Path, dataset: RecDataset, recipe: dict[str, Any]) -> Policy |
     mark = read_mark(folder)
     if mark is None:
         return None
-    damage = find_changed(folder, mark) if METRIC in mark.run else "its mark is not complete"
+    damage = find_changed(folder, mark) if METRIC in mark.run else "its file 'complete' contains no metric"
     if damage is None:
         try:
             policy = _load(folder, dataset, recipe)

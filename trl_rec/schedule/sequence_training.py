@@ -1,4 +1,4 @@
-"""Trains the baseline `sequence` in its folder.
+"""Trains the baseline `sequence`, a small model with one token per item, in its folder in the cache.
 
 If the process is killed, the next call resumes from the newest checkpoint. After a few seconds of training, the
 estimated remaining time is logged.

@@ -32,9 +32,10 @@ class PreferenceStage:
     Args:
         source (`str`): Where negatives come from: `"self_play"` (the policy's own beams), `"feedback"` (items that the
             user rated lower) or `"random"` (random items).
-        difficulty (`str`, *optional*): `"easy"`, `"medium"`, `"hard"` (see `difficulty.py`) or `"any"` for
-            `self_play`; `"easy"` (disliked items) or `"hard"` (neutral items) for `feedback`; `"any"` for `random`.
-            Defaults to `"hard"` for `feedback`, and to `"any"` otherwise.
+        difficulty (`str`, *optional*): For `self_play`, how hard the negatives are to distinguish from the target:
+            `"easy"`, `"medium"`, `"hard"` (see `difficulty.py`) or `"any"`. For `feedback`, `"easy"` (disliked items)
+            or `"hard"` (neutral items). For `random`, only `"any"`. Defaults to `"hard"` for `feedback`, and to
+            `"any"` otherwise.
         num_negatives (`int`, *optional*, defaults to `20`): Maximum number of negatives per prompt.
         max_prompts (`int`, *optional*): Maximum number of prompts. There is one possible prompt per training target
             (for `feedback`, per liked target), and the prompts are sampled uniformly from these. Defaults to all.

@@ -1,4 +1,4 @@
-"""`trl-rec bear`: fine-tunes a recommender with BEAR, and compares it with the baselines."""
+"""`trl-rec bear`: trains a recommender with BEAR, and compares it with the baselines."""
 
 from __future__ import annotations
 

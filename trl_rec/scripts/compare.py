@@ -39,8 +39,7 @@ class CompareArguments:
         default=None,
         metadata={
             "help": "what to compare with: a run, the name of a recommender, or a baseline such as transition; if "
-            "unset, the recommender of the first run or, if all runs are seeds of one recommender, the strongest "
-            "baseline"
+            "unset, the recommender of the first run, or the strongest baseline if all runs belong to one recommender"
         },
     )
     names: list[str] | None = field(

@@ -141,7 +141,7 @@ def _write(arguments: RecommendArguments, output: str, recommender: Recommender,
         if given.num_unknown:
             print(f"{given.num_unknown:,} interactions were dropped, because the model does not know their items")
         if written.fallback:
-            print(f"{written.fallback:,} users without a known item in their history got the list of the prior")
+            print(f"{written.fallback:,} users without a known item in their history got a list ranked by the prior")
         if written.short:
             print(f"{written.short:,} users got fewer than {arguments.k} items, because no more can be recommended")
 

@@ -1,8 +1,9 @@
-"""Resolves collisions (items with the same code at every level) by changing the last code or adding one more code.
+"""Resolves collisions (items whose semantic IDs are equal) by changing the last code or adding one more code.
 
-[`repair_last_level`] changes only the last code of an item, so the leading codes keep their meaning. The items that
-share all codes except the last form a *cell*. Collisions remain only in cells that contain more items than the last
-level has codes. [`number_within_group`] numbers the items that still collide. The number can be added as a code.
+A semantic ID has one code per level. [`repair_last_level`] changes only the last code of an item, so the leading codes
+keep their meaning. The items that share all codes except the last form a *cell*. Collisions remain only in cells that
+contain more items than the last level has codes. [`number_within_group`] numbers the items that still collide. The
+number can be added as a code.
 
 Legend: N items, C codes of the last level, D width of the item vectors, W waiting items (that need another code).
 """
@@ -31,7 +32,8 @@ def repair_last_level(codes: Tensor, last_residuals: Tensor, last_codebook: Tens
 
     Args:
         codes (`torch.Tensor` of shape `(N, levels)`): The codes before the repair.
-        last_residuals (`torch.Tensor` of shape `(N, D)`): The input of the last level.
+        last_residuals (`torch.Tensor` of shape `(N, D)`): The input of the last level: the item vectors minus their
+            centroids of all earlier levels.
         last_codebook (`torch.Tensor` of shape `(C, D)`): The centroids of the last level.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Computes item vectors by a truncated singular value decomposition of a matrix of mutual information.
+"""Computes item vectors by a truncated singular value decomposition of a matrix of pointwise mutual information.
 
-The matrix contains the mutual information of each pair of items for which it is positive, and zeros elsewhere (see
+An entry of the matrix is the pointwise mutual information of two items if this is positive, and zero otherwise (see
 [`associations`]).
 
 The decomposition uses the randomised method of Halko, Martinsson and Tropp. This method repeatedly multiplies a random
@@ -31,14 +31,15 @@ def cooccurrence_vectors(train: Dataset, num_items: int, *, width: int = 64, win
         train (`Dataset`): The training split. Any other split raises a ValueError.
         num_items (`int`): Number of items in the catalogue.
         width (`int`, *optional*, defaults to `64`): Number of singular vectors, limited to the number of items.
-        window (`int`, *optional*, defaults to `5`): Maximum distance at which two items count as near each other.
+        window (`int`, *optional*, defaults to `5`): Two items are near each other if they are at most this many
+            positions apart in a training sequence.
         seed (`int`, *optional*, defaults to `0`): Seed for the random basis. The same seed gives the same vectors,
             including their signs.
 
     Returns:
         `torch.Tensor` of shape `(num_items, width)`, float32: Vectors of norm 1. The vector of an item is zero if the
-        item has no positive mutual information with any other item, as for items that do not occur in the training
-        split.
+        item has no positive pointwise mutual information with any other item, as for items that do not occur in the
+        training split.
     """
     left, values = truncated_svd(associations(train, num_items, window=window), width, seed=seed)
     return torch.nn.functional.normalize(left * values.sqrt())

@@ -117,7 +117,7 @@ def _template(folder: str | Path) -> str | None:
 
 
 def _kept_user_ids(dataset: RecDataset, known: RecDataset) -> Ragged | None:
-    """Returns the users' semantic IDs, or None if the known dataset has none for users or lacks one of the users."""
+    """Returns the semantic IDs of the users of `dataset`, or None if `known` has no such ID for one of them."""
     if known.catalog.user_ids is None:
         return None
     wanted, given = (one.users["user_id"].cast(pa.large_string()).combine_chunks() for one in (dataset, known))

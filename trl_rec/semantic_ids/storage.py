@@ -3,7 +3,7 @@
 - a column of `catalog/items.parquet`: the semantic IDs of the items;
 - `catalog/user_ids.parquet`: the semantic IDs of the users, if users have any;
 - `catalog/semantic_ids.json`: the card, which contains the settings of the IDs and statistics about them;
-- `vectors/`: cached vectors, which are slow to compute (see [`cached_tensor`]).
+- `vectors/`: cached vectors of texts and items, which are slow to compute (see [`cached_tensor`]).
 
 Each file is replaced atomically. The old card is deleted first and the new card is written last, so a card always
 describes the IDs in its folder. While the files are being replaced, `catalog/semantic_ids.unfinished` contains the

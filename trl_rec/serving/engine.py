@@ -106,7 +106,8 @@ class KnownUsers:
 
     Args:
         dataset ([`RecDataset`]): The dataset.
-        catalog ([`ItemCatalog`], *optional*): As in [`UserHistories.of_dataset`].
+        catalog ([`ItemCatalog`], *optional*): The catalogue of the model, whose first items are those of the dataset.
+            Defaults to the catalogue of the dataset.
     """
 
     def __init__(self, dataset: RecDataset, catalog: ItemCatalog | None = None) -> None:

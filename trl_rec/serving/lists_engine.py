@@ -40,8 +40,8 @@ class ListsEngine:
         catalog (`ItemCatalog`): The items.
         lists (`pa.Table`): The columns `user_id`, `rank` (from 1), `item_id` and `score`.
         run (`str`): Name of the file of lists, followed by a hash of the file.
-        users ([`KnownUsers`], *optional*): The histories of users. If a request gives no history, the items of the
-            user's history are left out of the list.
+        users ([`KnownUsers`], *optional*): The histories of users, for requests that give no history. Items of the
+            history, whether given or looked up, are left out of the list.
     """
 
     def __init__(self, catalog: ItemCatalog, lists: pa.Table, run: str, users: KnownUsers | None = None) -> None:

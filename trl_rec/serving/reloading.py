@@ -64,7 +64,7 @@ async def watch(service: Service, loaded: State | None) -> None:
             service.metrics.count("reload_failures_total")
             continue
         if await asyncio.to_thread(watched_state, service.config) != now:
-            loaded = None  # the files changed while they were read
+            loaded = None  # the files changed while they were read, so load them again once they are settled
             continue
         service.use(engine)
         service.metrics.count("reloads_total")

@@ -31,7 +31,9 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     history: list[Text] | None = Field(
-        None, max_length=LONGEST_HISTORY, description="item ids, oldest first; unknown ids are dropped and counted"
+        None,
+        max_length=LONGEST_HISTORY,
+        description="item ids, oldest first; unknown ids are dropped, and the response contains their number",
     )
     titles: list[Text] | None = Field(
         None, max_length=LONGEST_HISTORY, description="exact titles instead of ids, oldest first"

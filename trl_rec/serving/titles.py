@@ -12,7 +12,7 @@ from trl_rec.items import ItemCatalog
 
 
 MOST_SORTED = 2000  # a search keeps and sorts at most this many matches, the first ones of the catalogue
-LONGEST_QUERY = 200  # characters
+LONGEST_QUERY = 200  # characters; the rest of a longer query is not compared with titles
 
 
 class TitleIndex:

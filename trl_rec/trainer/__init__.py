@@ -1,4 +1,4 @@
-"""Exports the trainers, their configs and collators, and functions that prepare and end their runs.
+"""Exports the trainers, their configs and collators, and functions that prepare a run, or evaluate and save the model.
 
 Each trainer is a subclass of a TRL trainer.
 """

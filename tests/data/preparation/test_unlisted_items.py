@@ -1,4 +1,5 @@
-"""An interaction keeps its place in the user's history even if the item table does not list its item."""
+"""With `unknown_items="keep"`, an interaction keeps its place in the user's history even if the item table does not
+list its item."""
 
 import random
 

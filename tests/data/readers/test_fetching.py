@@ -1,5 +1,5 @@
-"""Tests the download of MovieLens-100k without a network. The downloads are faked, and their checksums replace the
-published ones."""
+"""Tests the download of MovieLens-100k from GroupLens or, if that fails, from the wheel of RecBole, which contains the
+same ratings. The tests need no network: the downloads are faked, and their checksums replace the published ones."""
 
 import hashlib
 import http.client

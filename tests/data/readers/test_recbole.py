@@ -67,7 +67,7 @@ def test_without_an_item_file_titles_are_ids(tmp_path):
         (
             {"item": ITEM.replace("price:float", "price")},
             {},
-            "X.item: the column 'price' has no type; write price:token, :float",
+            "X.item: the column 'price' has no known type; write price:token, :float",
         ),
         ({"item": ITEM.replace("1.5", "cheap")}, {}, "X.item, row 1: the price 'cheap' is not a finite number"),
         ({"item": ITEM.replace("\t2\t", "\tdear\t")}, {}, "X.item, row 3: the price 'dear' is not a finite number"),

@@ -37,8 +37,8 @@ CATALOGUES = {
     # all items but one share a path
     "twins": [[30, 4, END], [30, 4, END], [30, 6, 5, END], [30, 4, END]],
 }
-# gemma2 refuses sdpa. mistral-window needs one cache row per list instead of one per prompt, because its attention
-# window is shorter than a prompt and a list together.
+# Transformers does not support sdpa for gemma2. mistral-window needs one cache row per list instead of one per prompt,
+# because its attention window is shorter than a prompt and a list together.
 FAMILIES = [("llama", "sdpa"), ("gpt2", "eager"), ("gemma2", "eager"), ("mistral-window", "sdpa")]
 MODELS = {key: make_model(key[0], attention=key[1]) for key in FAMILIES}
 ROWS = [[3, 14, 15], [9, 26, 5, 35, 8], [4]]

@@ -182,8 +182,8 @@ def test_a_custom_prior_has_no_hash_and_its_rows_are_not_kept(tmp_path: Path, ca
 
 
 def work_in_two(folder: Path, output: Path) -> None:
-    """Ranks rows in each of two processes. Process 0 fails after two batches, and process 1 after one batch. Then both
-    processes rank again."""
+    """Makes one pass with two processes. Process 0 is interrupted after two batches, and process 1 after one batch.
+    Then both processes resume the pass."""
     state = PartialState(cpu=True)
     killed, resumed = Work(2 - state.process_index), Work()
     with pytest.raises(Killed):

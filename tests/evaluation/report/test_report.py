@@ -16,6 +16,7 @@ import pytest
 from tests.evaluation.report.hostile import GROUPS, NAME, TITLES, hostile_run
 from trl_rec.evaluation import Evaluation, PairedComparison, bootstrap_interval, write_report
 from trl_rec.evaluation.beam_gap import BeamGap
+from trl_rec.evaluation.report import training
 from trl_rec.evaluation.report.material import Arm, Material, Study
 from trl_rec.evaluation.report.overview import _slice_cells
 from trl_rec.printing import printable
@@ -140,6 +141,19 @@ def test_a_slice_marks_the_best_recommender(primary: str, best: int | None) -> N
     cells = _slice_cells(material, arms, np.array([True, True, False]))
     assert [cell.text for cell in cells] == ["2", "0.1000", "0.2000"]
     assert [cell.is_best for cell in cells[1:]] == [best == 0, best == 1]
+
+
+@pytest.mark.parametrize(("primary", "rises"), [("ndcg@10", "rises"), ("pruned@10", "falls")])
+def test_a_learning_curve_should_fall_if_lower_is_better(
+    primary: str, rises: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(training, "_panels", lambda material, signals: shown.extend(signals) or signals)
+    monkeypatch.setattr(training, "_legend", lambda material: [])
+    material: Any = SimpleNamespace(primary=primary, own=[])
+    section = training.curves_section(material)
+    assert section is not None and f"no longer {rises};" in section.says
+    assert f"should {rises.removesuffix('s')}, then level off" in shown[0]
 
 
 def test_a_beam_gap_is_shown(hostile: Path, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_an_arm_may_be_the_sequence_baseline(finished: Path, tmp_path: Path, mon
 @pytest.mark.slow
 def test_a_policy_is_measured_again_with_other_keys(finished: Path, tmp_path: Path) -> None:
     """`sft` is trained once per seed. Further arms measure the product of its models and their prior, the prior alone,
-    and the models with other keys of `evaluation`."""
+    and the models with other `evaluation` settings."""
     arms = {
         "counter": ARMS["counter"],
         "sft": {**ARMS["sft"], "set": {"bear_weight": 0, "prior": "popularity"}},
@@ -215,6 +215,8 @@ def test_the_recommended_arm_beats_the_baseline_and_is_the_best_on_validation() 
     compared = [Compared("a", 0.2, "better"), Compared("b", 0.25, "better"), Compared("c", 0.3, "no difference")]
     assert recommendation("counter", compared, arms).startswith("use a (better than counter: ndcg@10 0.2000")
     assert recommendation("counter", compared[2:], arms) == "no difference from counter"
+    worse = [Compared("d", 0.01, "worse"), *compared[2:]]
+    assert recommendation("counter", worse, arms) == "use counter (no arm is better, and these are worse: d)"
     for one in compared:
         one.metric = "disliked@10"  # lower is better
     assert recommendation("counter", compared, arms).startswith("use b (better than counter: disliked@10 0.2500")

@@ -133,3 +133,6 @@ def test_a_measure_cannot_choose_if_it_is_unknown_whether_high_values_are_better
     one = config(Path("data"), Path("runs"), primary="popularity")
     with pytest.raises(ValueError, match="^it is not known whether high or low values"):
         Study(one, read_recipe=lambda name: dict(TRAINING), say=lambda line: None)
+    one = config(Path("data"), Path("runs"), primary="slot_bias", choose_by="ndcg@10", recommend=True)
+    with pytest.raises(ValueError, match="values of 'slot_bias' are better, so no arm can be recommended"):
+        Study(one, read_recipe=lambda name: dict(TRAINING), say=lambda line: None)

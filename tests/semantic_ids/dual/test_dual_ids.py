@@ -152,7 +152,7 @@ def test_ids_are_made_again_after_a_call_was_killed_while_writing(made, dataset,
         patched.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             make_dual_ids(dataset, DualIdsConfig(**SMALL))
-    if last == "semantic_ids.json":  # the killed call wrote the IDs, but not this file, their card
+    if last == "semantic_ids.json":  # the card of the IDs; the killed call wrote the IDs, but not the card
         with pytest.raises(ValueError, match="not made with these settings"):
             make_dual_ids(dataset, DualIdsConfig(**{**SMALL, "seed": 1}))
     again = make_dual_ids(dataset, DualIdsConfig(**SMALL))

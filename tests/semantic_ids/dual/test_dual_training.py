@@ -1,4 +1,4 @@
-"""Tests the training of dual semantic IDs, which are made for items and for users by one model each, called a tower.
+"""Tests the training of dual semantic IDs. Two models, called towers, make these IDs: one for items, one for users.
 The training has three phases: aligning the vectors of users and items, rebuilding the inputs of the towers, and
 quantising, in which the codes of the IDs are learned."""
 

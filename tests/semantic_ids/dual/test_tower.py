@@ -81,7 +81,7 @@ def test_codebooks_start_as_those_of_residual_kmeans(generator):
 
 def test_unused_codes_are_revived(generator):
     """At the second level, three centroids are too far away from all vectors to be used. `revive` moves unused
-    centroids to the residuals of drawn vectors."""
+    centroids to the residuals of randomly drawn vectors."""
     latents, made = torch.randn(50, 4, generator=generator), quantizer(generator)
     made.codebooks.data[1, 2:] = 100.0
     used = [len(column.unique()) for column in made.assign(latents).codes.unbind(1)]

@@ -1,4 +1,4 @@
-"""A run folder with an adapter is exported as a model that needs no PEFT and gives the same lists."""
+"""Tests the export of a run folder as a model that needs neither PEFT nor quantisation, and gives the same lists."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def lists(folder: Path, **options: Any) -> list[list[tuple[str, float]]]:
 
 
 def assert_same_lists(one: list[Any], other: list[Any]) -> None:
-    # Merging adds the adapter's updates, which are large here because they are random, to the weights, and rounds the
-    # sums to float32. On some processors, this changes scores near 5 by 1.5e-5.
+    # Merging adds the adapter's updates to the weights, and rounds the sums to float32. The updates are large here,
+    # because they are random. On some processors, the rounding changes scores near 5 by 1.5e-5.
     for first, second in zip(one, other, strict=True):
         assert [item for item, _ in first] == [item for item, _ in second]
         assert [score for _, score in first] == pytest.approx([score for _, score in second], abs=3e-5)

@@ -113,8 +113,8 @@ def test_explanations_are_the_same(served: Served) -> None:
 
 
 def test_200_samples_are_distinct_items_of_the_catalogue(served: Served) -> None:
-    """Samples are drawn at temperature 1, and one item is excluded. For lists, the log-probabilities equal those of
-    `list_logps`."""
+    """Samples are drawn at temperature 1, and one item is excluded. If the run writes lists, the log-probabilities of
+    the samples equal those that `list_logps` computes."""
     here = served.here
     is_list = here.prompt_format.list_length is not None
     length = LIST_LENGTH if is_list else 1
@@ -171,7 +171,7 @@ def as_ragged(rows: list[list[int]]) -> Any:
 
 def read_items(trie: TokenTrie, tokens: list[int], length: int, eos: int) -> list[int]:
     """Returns the items of a completion. If several items share a path, the first one that is not yet in the list is
-    used. Item 4, which the requests exclude, is used only if its path has no other item left."""
+    used. Item 4, which the requests exclude, is used only if its path has no other item left; the test then fails."""
     items: list[int] = []
     node = 0
     for place, token in enumerate(tokens):

@@ -1,5 +1,5 @@
-"""With the same global batch size, two processes give the same results as one. The test runs DDP, ZeRO-2 and ZeRO-3
-with the shipped accelerate recipes, on the CPU."""
+"""Tests that training with ALRO gives the same results with two processes as with one, if the global batch size is the
+same. The test runs DDP, ZeRO-2 and ZeRO-3 with the accelerate recipes of this package, on the CPU."""
 
 from functools import partial
 from pathlib import Path

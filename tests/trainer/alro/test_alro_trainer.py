@@ -49,8 +49,8 @@ def assert_close(model: torch.nn.Module, expected: dict[str, Tensor], tolerance:
 @torch.no_grad()
 def slow_table(trainer: AlroTrainer, batch: dict[str, Tensor], row: int, shown: int) -> tuple[Tensor, list[int]]:
     """Reads one list of a batch in a separate forward pass. A batch contains each list with its candidates in one or
-    more orders; `shown` is the index of the order to read. Returns the log-probabilities at each of the n answer
-    tokens (which may include EOS), `(n, V)`, and the tokens that name the candidates."""
+    more orders; `shown` is the index of the order to read. Returns the log-probabilities from which each of the n
+    answer tokens (which may include EOS) is predicted, `(n, V)`, and the tokens that name the candidates."""
     answer, mask = batch["answer_mask"][row, shown], batch["completion_mask"][row, shown]
     prompt, tokens = batch["prompt_ids"][row][batch["prompt_mask"][row]], batch["completion_ids"][row, shown]
     text = torch.cat([prompt, tokens[mask]])

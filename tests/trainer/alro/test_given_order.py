@@ -1,5 +1,5 @@
-"""Tests training prompts that show the candidates in the order of their mean ratings. The mean rating of a candidate
-leaves out the label of this candidate, which is the user's own first rating of it."""
+"""Tests training prompts that show the candidates in the order of their mean ratings. The mean of a candidate leaves
+out the candidate's label, which is the first rating that the user of the prompt gave it."""
 
 from pathlib import Path
 

@@ -112,8 +112,8 @@ def test_the_program_counts_the_letters_and_items_that_are_looked_up(
             return self
 
         def __call__(self, input_ids: torch.Tensor) -> SimpleNamespace:
-            """Predicts, at each token, the token before the first occurrence of this token if it is a letter, and
-            token 0 if it is not."""
+            """At each token, looks at the token before the first occurrence of the same token. Predicts this earlier
+            token if it is a letter, and token 0 otherwise."""
             logits = torch.zeros(*input_ids.shape, len(tokenizer))
             for row, tokens in enumerate(input_ids.tolist()):
                 for place, token in enumerate(tokens):

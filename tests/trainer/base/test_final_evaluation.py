@@ -27,7 +27,7 @@ from trl_rec.trainer.base.saving.published import copy_published
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset whose items have several tokens. A final evaluation therefore ranks the users in two passes: one for
+    """A dataset whose items have several tokens. A final evaluation therefore makes two passes over the users: one for
     recall@20, with more beams, and one for all other metrics."""
     folder = tmp_path_factory.mktemp("final-evaluation")
     make_folder(folder)
@@ -120,7 +120,7 @@ def test_an_interrupted_final_evaluation_continues(
 
 
 def test_an_interrupted_choice_of_the_prior_continues(data: Path, tmp_path: Path, batches: list[int], capsys) -> None:
-    """The 18 validation users are ranked in five batches, and the fourth batch is interrupted."""
+    """The pass over the 18 validation users has five batches, and the fourth batch is interrupted."""
     options = {"prior": "transition", "final_split": "none", "max_users": 18}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     with pytest.raises(Killed):
@@ -137,7 +137,7 @@ def test_an_interrupted_choice_of_the_prior_continues(data: Path, tmp_path: Path
 def test_an_interrupted_evaluation_of_a_saved_model_continues(
     data: Path, run: Path, tmp_path: Path, batches: list[int], capsys
 ) -> None:
-    """The second call of `evaluate` has another batch size. Both calls rank the seven users that the run ranked."""
+    """The second call of `evaluate` has another batch size. Both calls use the seven users of the run."""
     options = {"dataset": data, "model": run, "recall_at": 20, "output_dir": tmp_path / "cut", "max_users": 7}
     with pytest.raises(Killed):
         evaluate.main(words({**options, "batch_size": 4}))
@@ -155,8 +155,8 @@ def test_finished_rows_are_removed_with_the_work_of_their_run(tmp_path: Path) ->
 
 
 def test_finished_rows_are_never_pushed(tmp_path: Path) -> None:
-    """An evaluation saves finished rows, the rankings so far, in case it is interrupted. They are not pushed to the
-    Hub, neither from a run folder nor from a checkpoint."""
+    """While an evaluation runs, it saves the rankings of the finished rows, so that it can be resumed. These files are
+    not pushed to the Hub with a run folder or with a checkpoint."""
     for name in ("run", "checkpoint-2"):
         folder, copy = tmp_path / name, tmp_path / f"{name}-copy"
         (folder / FINISHED / "a pass").mkdir(parents=True)

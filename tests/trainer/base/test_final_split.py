@@ -1,4 +1,4 @@
-"""`final_split` decides which split a trained model is measured on, and no other split is ranked at the end."""
+"""Tests the option `final_split`: after training, the model is measured on this split, and on no other split."""
 
 import json
 from pathlib import Path

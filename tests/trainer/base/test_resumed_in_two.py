@@ -1,4 +1,4 @@
-"""Resumes runs in two processes. Both processes must resume, or both must refuse the run."""
+"""Tests that the two processes of a run agree: both resume the run, or both refuse to resume it."""
 
 from functools import partial
 from pathlib import Path

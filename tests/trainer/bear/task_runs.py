@@ -54,8 +54,8 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """Trains, ranks and measures. Every process of the run calls this function. Saves the weights in `output`, and the
-    measurements in `OUTPUT/run.pt`."""
+    """Trains, ranks and measures. Every process of the run calls this function. Saves the weights in the folder
+    `output`, and the measurements in its file `run.pt`."""
     trainer = make_trainer(folder, output, **options)
     trainer.train()
     metrics = trainer.rank_and_measure(load(folder / "data").validation)

@@ -106,7 +106,7 @@ def test_the_loss_is_that_of_list_logps(
 
 
 def test_the_only_item_that_is_left_is_forced(tmp_path: Path, tokenizer, titles: list[str]) -> None:
-    """The history leaves the second user five items, so the last item of a list of five is forced."""
+    """The history of the second user excludes all but five items, so the last item of a list of five is forced."""
     trainer = title_trainer(tmp_path, tokenizer, titles, list_length=4, eval_ks=[4])
     (row,) = (row for row in trainer.train_dataset if row["items"] == [4, 6, 0])
     history = [*row["history"], 2, 7]  # two further items, which leaves five

@@ -32,8 +32,8 @@ ADAPTER = LoraConfig(r=4, target_modules="all-linear")
 
 
 def make_trainer(folder: Path, output: Path, **options: Any) -> BladeTrainer:
-    """Makes a trainer for the users of the folder. `options` are fields of `BladeConfig` or arguments of the
-    trainer."""
+    """Makes a trainer for the dataset of the folder. `options` are fields of `BladeConfig` or arguments of the
+    trainer. With `ref_model="loaded"`, the reference is loaded from the folder."""
     dataset = load(folder / "data")
     model, ref_model, rows = (options.pop(name, None) for name in ("model", "ref_model", "train_dataset"))
     tokenizer = options.pop("processing_class", None) or load_tokenizer(folder / "model")
@@ -51,8 +51,8 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BladeTrainer:
 
 
 def logged(trainer: BladeTrainer, name: str) -> list[float]:
-    """Returns the value that each training step logged under a name. Do not compare losses if each rollout is used
-    once: all losses are then 0 except for rounding."""
+    """Returns the value that each training step logged under a name. Do not compare losses if each rollout is used in
+    only one step, because all losses are then 0 except for rounding."""
     return [entry[name] for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -65,7 +65,7 @@ def first_batch(trainer: BladeTrainer) -> dict[str, Any]:
 
 
 def drawn(trainer: BladeTrainer, inputs: dict[str, Any]) -> Rollouts:
-    """Returns the rollouts from which a step on these inputs learns."""
+    """Samples new rollouts for a batch of inputs, as a training step does, and returns them."""
     trainer._drawn_at = -1
     trainer.compute_loss(trainer.model, inputs)
     (rollouts,) = trainer._rollouts.values()

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 OPTIONS = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 OPTIONS |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_ndcg@3", "max_users": 4}
 # The run depends on all state that a resume must restore: the optimizer's moments, the learning rate schedule and the
-# position within an epoch. It also accumulates batches.
+# position within an epoch. Each step accumulates the gradients of two batches.
 OPTIONS |= {"optim": "adamw_torch", "learning_rate": 0.003, "lr_scheduler_type": "linear"}
 OPTIONS |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
 

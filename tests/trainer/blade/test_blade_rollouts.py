@@ -157,7 +157,7 @@ def test_each_step_draws_different_rollouts(folder: Path, tmp_path: Path) -> Non
     assert torch.equal(again, drawn_items[0])
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (drawn_items[one] != drawn_items[other]).any(-1).float().mean() > 0.9
-    # Each prompt has 8 rollouts and 8 reference lists, which are drawn with different seeds.
+    # The 8 reference lists of a prompt are drawn with another seed than its 8 rollouts, so they differ too.
     assert (inputs["references"] != drawn_items[0]).any(-1).float().mean() > 0.9
 
 

@@ -48,8 +48,8 @@ def assert_close(model: torch.nn.Module, expected: dict[str, Tensor], tolerance:
 
 
 def assert_same_steps(one: BladeTrainer, other: BladeTrainer) -> None:
-    """Asserts that two runs logged the same values. The loss is not compared, because it is 0 except for rounding if
-    each rollout is used once."""
+    """Asserts that two runs logged the same values. The loss is not compared: if each rollout is used once, the loss
+    is 0, apart from rounding errors."""
     for name in ("reward", "kl", "blade/quantile", "blade/target_std"):
         assert logged(one, name) == pytest.approx(logged(other, name), abs=1e-5), name
     assert logged(one, "grad_norm") == pytest.approx(logged(other, "grad_norm"), rel=1e-4)

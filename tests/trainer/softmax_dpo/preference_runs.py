@@ -1,5 +1,5 @@
-"""Trains small Softmax-DPO models for tests, in the test's own process or in separate ones. The argument `folder` is a
-folder with the dataset and the model that `tests.trainer.runs.make_folder` writes."""
+"""Trains small Softmax-DPO models for tests, in the test's own process or in separate ones. In each
+function, `folder` contains the dataset and the model that `tests.trainer.runs.make_folder` writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Batches of preferences: their padding, and the trie nodes of completions that are items."""
+"""Tests `PreferenceCollator`: the padding of batches of preferences, and the trie nodes of completions that are items.
+Also tests the check that all completions are items of the catalogue."""
 
 from typing import Any
 

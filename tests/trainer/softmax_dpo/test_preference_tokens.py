@@ -1,4 +1,5 @@
-"""Preferences that are token ids: how rows that are too long are shortened or dropped, and which rows are refused."""
+"""Tests preferences given as token ids: how rows that are too long are shortened or dropped, and which rows are
+refused."""
 
 import logging
 

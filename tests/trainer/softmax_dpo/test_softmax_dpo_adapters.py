@@ -1,5 +1,5 @@
-"""Softmax-DPO with adapters that also train the embeddings of new tokens. The reference of a new adapter is its base
-model. The reference of an existing adapter is its initial state."""
+"""Tests Softmax-DPO with adapters that also train the embeddings of new tokens. The reference of a new adapter is its
+base model. The reference of an existing adapter is its initial state."""
 
 from copy import deepcopy
 from pathlib import Path

@@ -59,8 +59,9 @@ def test_the_legal_softmax_in_two_processes(folder: Path, tmp_path: Path) -> Non
 def test_under_zero3_each_model_has_its_own_precomputed_reference(
     folder: Path, alone: Trained, tmp_path: Path
 ) -> None:
-    """The name of a reference file depends on the model's weights. Under ZeRO-3, each process holds only its share of
-    the weights, and the parameters themselves are empty. Two models must still get different file names."""
+    """The precomputed log-probabilities of the reference are in a file whose name depends on the model's weights.
+    Under ZeRO-3, the parameters of the model are empty tensors, and each process holds its share of the weights
+    elsewhere. Two models must still get different file names."""
     for seed in range(2):
         tokenizer, model = load_tokenizer(folder / "model"), tmp_path / str(seed)
         make_model(tokenizer, hidden_size=16, dropout=0.0, max_length=256, seed=seed).save_pretrained(model)

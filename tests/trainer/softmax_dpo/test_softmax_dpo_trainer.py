@@ -110,8 +110,9 @@ def test_the_first_loss_is_that_of_a_policy_that_equals_its_reference(folder: Pa
 
 
 def test_dropout_does_not_make_policy_and_reference_differ(folder: Path, tmp_path: Path) -> None:
-    """Attention stores its dropout rate as a number, not in a module, so TRL's `disable_dropout` does not find it.
-    With `disable_dropout=False`, the policy keeps its dropout, but the reference is computed without dropout."""
+    """Attention stores its dropout rate as a number, not in a module, so TRL's `disable_dropout` does not find it. Our
+    trainer therefore sets this number to 0. With `disable_dropout=False`, the policy keeps its dropout, but the
+    reference is computed without dropout."""
     model = load_model(folder / "model", attention_dropout=0.5).train()
     trainer = make_trainer(folder, tmp_path, model=model, beta=20.0, **ALL)
     assert first_loss(trainer) == pytest.approx(loss_of_equals(trainer), abs=1e-4)

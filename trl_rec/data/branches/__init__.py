@@ -1,1 +1,1 @@
-"""Builds training rows with several targets of one sequence. See `structure.py` for the layout of a row."""
+"""Builds training rows in which several items of one sequence are targets. `structure.py` describes such a row."""

@@ -27,8 +27,8 @@ def check_options(options: Options, unknown_items: str, repeats: str | None) -> 
     columns = options.columns
     if columns is not None and not _is_text_mapping(columns):
         raise ValueError(
-            f"the option 'columns' must map our column names to your column names (strings), not {columns!r}; correct "
-            "it"
+            "the option 'columns' must map the column names of trl-rec to your column names (strings), as in "
+            f"{{'user_id': 'customer'}}, not {columns!r}; correct it"
         )
     if options.group_column in OWN_COLUMNS:
         raise ValueError(

@@ -89,10 +89,10 @@ def prepare(
         empty_ratings (`str`, *optional*, defaults to `"refuse"`): `"drop"` drops interactions without a rating;
             `"refuse"` raises a ValueError.
         unknown_items (`str`, *optional*, defaults to `"refuse"`): `"drop"` drops interactions with items that are not
-            in the item table; `"refuse"` raises a ValueError. `"keep"` keeps these interactions in
-            `RecDataset.unlisted` if their user is in the dataset, but in no split. They are used only when a model
-            recommends, as part of the user's history. A model can read such an item if it was trained on an earlier
-            log that contained the item.
+            in the item table; `"refuse"` raises a ValueError. `"keep"` keeps these interactions out of all splits, and
+            stores those of the dataset's users in `RecDataset.unlisted`. They are used only when a model recommends,
+            as part of the user's history. A model can read such an item if it was trained on an earlier log that
+            contained the item.
         repeats (`str`, *optional*): Which interactions to keep if a user chose an item several times: `"first"`,
             `"last"`, or `"keep"` for all. By default all are kept, but validation and test targets are checked: a
             target that is in the history of its row cannot be recommended with `exclude_history`, which excludes the

@@ -1,8 +1,8 @@
-"""Downloads a dataset from the Hugging Face Hub, and saves its tables in a cache folder that can be read as a source.
+"""Downloads a dataset from the Hugging Face Hub, and saves its tables in a cache folder, from which they are read.
 
-The source is written `hf://datasets/owner/name` or `hf://datasets/owner/name@revision`. Its tables are configurations
-or splits with the names `interactions`, `items` and `users`. If no configuration or split is called `interactions`,
-the dataset must have a single split, which contains the interactions.
+The dataset is given as `hf://datasets/owner/name` or `hf://datasets/owner/name@revision`. Its tables are
+configurations or splits with the names `interactions`, `items` and `users`. If no configuration or split is called
+`interactions`, the dataset must have a single split, which contains the interactions.
 """
 
 from __future__ import annotations

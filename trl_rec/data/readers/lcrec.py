@@ -1,7 +1,7 @@
-"""Reads LC-Rec's files `X.inter.json`, `X.item.json` and `X.index.json`.
+"""Reads the files `X.inter.json`, `X.item.json` and `X.index.json` of the recommender LC-Rec.
 
-`X.inter.json` maps users to their items in time order, `X.item.json` maps items to their titles and further fields,
-and `X.index.json` maps items to the tokens of their semantic IDs.
+X is the name of the dataset. `X.inter.json` maps users to their items in time order, `X.item.json` maps items to their
+titles and further fields, and `X.index.json` maps items to the tokens of their semantic IDs.
 
 The files have no timestamps. The position of an interaction in the list of its user is used instead, and a split by
 time raises an error. The published datasets contain a few items with an empty title. The title of such an item

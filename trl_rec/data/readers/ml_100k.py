@@ -1,4 +1,4 @@
-"""Reads MovieLens-100k from the files of GroupLens or from RecBole's copy. The log is the same in both cases.
+"""Reads MovieLens-100k from the files of GroupLens or from RecBole's copy. Both give the same dataset.
 
 RecBole's copy has the year in a separate column. For the item with the title "unknown", this column contains "unkonwn"
 (sic). Two items have the genre "unknown", which is converted to an empty list of genres.

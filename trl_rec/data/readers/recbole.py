@@ -68,7 +68,8 @@ def read_atomic(path: Path, texts: tuple[str, ...] = ()) -> pa.Table:
         name, _, kind = header.partition(":")
         if kind not in ("token", "float", "token_seq", "float_seq"):
             raise ValueError(
-                f"{path.name}: the column {header!r} has no type; write {name}:token, :float, :token_seq or :float_seq"
+                f"{path.name}: the column {header!r} has no known type; write {name}:token, :float, :token_seq or "
+                ":float_seq"
             )
         columns[name] = column if name in texts else _typed(column, kind, name, path.name)
     return pa.table(columns)

@@ -187,7 +187,8 @@ def _after_histories(name: str, count: int, key: list[int], tables: TokenTables)
 
 
 def _query_texts(dataset: RecDataset, items: np.ndarray) -> list[str]:
-    """Returns a search query per item: up to two of its groups or, in a catalogue without groups, title words."""
+    """Returns a search query per item: up to two of the item's groups, such as genres. If the catalogue has no groups,
+    the query consists of words of the title instead."""
     single_items = Ragged.from_lengths(items, np.ones(len(items), np.int64))
     return preference_texts(single_items, dataset.catalog, most=2)
 

@@ -5,9 +5,9 @@ behaviour level. The rows of the task `next_item` are made by `build_rows`. A ro
 ids of the answer and of the texts that fill the slots (placeholders such as `{title}`) of the prompt. The prompt
 template of a row is drawn when a batch is made, and drawn anew in every epoch.
 
-Rows are made from the catalogue, the table of users and the training split. In rows with a target, the text about the
-user's preferences describes only the items before the target. Profiles and semantic IDs of users, in contrast, depend
-on the user's whole training sequence.
+Rows are made from the catalogue, the table of users and the training split. Some tasks use a text about the user's
+preferences, such as `Comedy, Drama`. This text describes only the items before the row's target. The profiles (texts
+about users) and semantic IDs of users, in contrast, depend on the user's whole training sequence.
 
 The number of distinct rows depends on the task:
 
@@ -90,9 +90,9 @@ def build_task_rows(
         tasks: Maps the name of each task to its number of rows, relative to the number of rows that [`build_rows`]
             makes. If a task has fewer distinct rows than requested, they are repeated; if it has more, a sample of
             them is taken. Rows of `history_to_preference` and `query_to_item` are dropped if no item of their history
-            has a group (or, in a catalogue without groups, a word of at least four letters in its title). Rows of
-            `query_to_item` are also dropped if the target has no group (or no such word). A task without any row
-            raises a ValueError.
+            has a group, such as a genre (or, in a catalogue without groups, a word of at least four letters in its
+            title). Rows of `query_to_item` are also dropped if the target has no group (or no such word). A task
+            without any row raises a ValueError.
         cap (*optional*): Maximum number of rows per task. It does not apply to `next_item`.
         targets, max_length, max_history (*optional*): Same as in [`build_rows`], for `next_item`. `max_length` applies
             to the other tasks too: texts in their prompts are truncated, and the oldest items of the history are

@@ -1,4 +1,6 @@
-"""Defines the prompt templates of all tasks except `next_item`. One template is chosen per row and epoch.
+"""Defines the tasks on which Align3GR fine-tunes a model, and the prompt templates of all tasks except `next_item`.
+
+Each of these other tasks has several templates. In every epoch, one of them is drawn for each training row.
 
 A template is a text with slots (placeholders) in braces. The segments between the slots are tokenised once, and a
 prompt is the concatenation of segments and slots as token ids. Deviation: the templates are our own; the paper

@@ -116,8 +116,8 @@ def _logps(logits: Tensor, columns: Tensor, left: Tensor) -> Tensor:
 
 
 def _pending(tokens: Tensor, depth: int) -> Pending:
-    """Returns `tokens` `(B, 1)` as pending tokens, with one beam per list and one token per beam. Each token is at the
-    position `depth` after the prompt."""
+    """Returns `tokens` `(B, 1)` as pending tokens, which the model reads next: one beam per list, with one token. Each
+    token is the `depth`-th after the prompt."""
     lengths = torch.ones_like(tokens)
     return Pending(tokens.unsqueeze(-1), lengths, lengths * depth, lengths > 0, 1, 0)
 

@@ -13,8 +13,8 @@ from trl_rec.decoding.beam import best_first
 from trl_rec.decoding.lists.decoder import ListDecoder, ListLogits, Lists
 
 
-# To choose a token, a random integer is multiplied by a total probability that is scaled to an integer. Both have this
-# many bits, so that the product fits into an int64.
+# To choose a token, a random integer is multiplied by the total probability of the legal tokens, which is scaled to an
+# integer. Both integers have about this many bits, so that the product fits into an int64.
 NOISE_BITS = 31
 
 

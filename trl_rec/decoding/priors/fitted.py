@@ -25,8 +25,8 @@ SAVED: tuple[type[SavedPrior], ...] = (PopularityPrior, TransitionPrior, Mixture
 
 
 def fit_prior(kind: str, dataset: RecDataset, *, exclude_history: bool = True) -> FittedPrior:
-    """Fits a prior to the training split of a dataset. A mixture combines several tables of counts from this split,
-    and fits their weights to the validation split.
+    """Fits a prior to the training split of a dataset. A mixture combines several tables of counts from this split
+    with a table of similar titles, and fits the weights of all these tables to the validation split.
 
     Args:
         kind (`str`): `"popularity"`, `"transition"` or `"mixture"`.

@@ -29,8 +29,8 @@ class MatchedPrior:
 
     Items that the prior has no weights for are ignored in histories. As recommendations, they get the smallest weight
     that is not 0, so the prior never excludes them. This weight is taken from the weights that are the same for all
-    prompts (`ItemWeights.shared`) or, if those are all 0, from the weights of each prompt. With a [`PopularityPrior`],
-    for example, it is the weight of the item that was chosen least often.
+    prompts (`ItemWeights.shared`). If there are none or all of them are 0, it is taken from the weights of each
+    prompt. With a [`PopularityPrior`], for example, it is the weight of the item that was chosen least often.
 
     Args:
         prior (`Prior`): The prior.

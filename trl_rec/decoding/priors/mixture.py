@@ -70,7 +70,8 @@ class MixturePrior:
         prior_items (`int`, *optional*, defaults to `1000`): Maximum number of items per history that keep their
             shares. The items with the largest weighted sums of shares keep them; the shares of all other items are set
             to 0.
-        exclude_history (`bool`, *optional*, defaults to `True`): Whether the shares of items of the history are 0.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether the shares of items of the history are 0. If
+            True, the sum of the scores leaves these items out as well.
     """
 
     kind: ClassVar[str] = "mixture"
@@ -169,7 +170,7 @@ class MixturePrior:
         kept, values = largest_shares(rows, items, shares, len(histories), self.prior_items)  # (B, S) each
 
         # `largest_shares` divided the shares of each history by their sum, which is below 1 if a count gives no item a
-        # share. Multiply by the sum again, because the other counts must not gain weight in this case.
+        # share. Undo the division, because the other counts must not gain weight in this case.
         sums = torch.from_numpy(np.bincount(rows, shares, len(histories))).float().unsqueeze(1)
         return ItemWeights(shared=self._shared, items=kept, values=values * sums, strength=self.strength)
 

@@ -21,7 +21,8 @@ class Count(NamedTuple):
     Args:
         rule (`PairRule`): Which pairs are counted, and with which weight.
         max_history (`int`): Maximum number of history items to use. Older items are ignored.
-        decay (`float`): How fast older items of the history lose weight, as in [`TransitionCounts`].
+        decay (`float`): How fast the weight of history items falls with their age, as in [`TransitionCounts`]; 0 gives
+            all of them the same weight.
     """
 
     rule: PairRule
@@ -30,7 +31,8 @@ class Count(NamedTuple):
 
 
 # The two numbers of a `PairRule` are the smallest and the largest distance between the items of a pair. By default,
-# only the later item is predicted from the earlier one. `backward=True` adds the opposite direction.
+# only the later item is predicted from the earlier one. `backward=True` adds the opposite direction. The weight of a
+# pair is 1 / distance, or the same for all distances with `far=0`. `rare=0.5` gives rare targets more weight.
 NEAR = PairRule(1, 10, backward=True)
 TOGETHER = PairRule(1, 10, backward=True, far=0)
 COUNTS = {

@@ -1,8 +1,8 @@
-"""Makes transition counts from titles: every item counts as followed by the items with similar titles.
+"""Makes transition counts (how often one item follows another) from titles instead of from the log.
 
-Two titles are similar if they share rare words. A [`MixturePrior`] mixes these counts with counts of the pairs of
-items in the log. An item that is rare in the log seldom gets a score from the counts of the log. The counts from
-titles can give it one.
+Each item is treated as if it had been followed by the items with similar titles. Two titles are similar if they share
+rare words. A [`MixturePrior`] mixes these counts with counts of the pairs of items in the log. An item that is rare in
+the log seldom gets a score from the counts of the log. The counts from titles can give it one.
 
 Legend: N items, W entries of all title vectors (see [`similar_titles`]).
 """

@@ -1,8 +1,8 @@
 """Computes metrics for orders of rated candidates: graded NDCG, Kendall's tau and measures of position bias.
 
 An order is given as `places`, the place of each candidate, starting from 0 for the best. `slots` are the positions of
-the candidates in the prompt, starting from 0. Places, slots and ratings are padded with -1 for lists of fewer than m
-candidates. numpy is the only dependency.
+the candidates in the prompt, starting from 0. The places, slots and ratings of shorter lists are padded with -1 to the
+length of the longest list. numpy is the only dependency.
 
 Legend: N: lists, S: rankings of each list, from prompts that show its candidates in different orders, m: candidates of
 the longest list.

@@ -56,7 +56,9 @@ def metrics_content(
     seed: int | None = None,
     num_rows: int | None = None,
 ) -> dict[str, Any]:
-    """Returns the content of `metrics.json`. Raises `ValueError` if a metric is not finite.
+    """Returns the content of `metrics.json`.
+
+    Raises `ValueError` if there are no results, if their numbers of users differ, or if a metric is not finite.
 
     Args:
         results, split, ks, exclude_history, settings: As in [`write_metrics`].

@@ -73,7 +73,8 @@ class KeptEvaluation:
         rank = table["rank"].to_numpy() - 1
         if not np.isin(row, self.users["row"]).all() or rank.min() < 0:
             raise ValueError(
-                f"{self.folder / RANKINGS} is damaged: it has rows that were not evaluated, or ranks below 1; {REMEDY}"
+                f"{self.folder / RANKINGS} is damaged: it has rankings for rows of the split that were not evaluated, "
+                f"or ranks below 1; {REMEDY}"
             )
         position = np.searchsorted(self.users["row"], row)
         shape = (self.num_users, max(*self.ks, int(rank.max()) + 1))
@@ -149,7 +150,7 @@ def check_comparable(first: KeptEvaluation, second: KeptEvaluation) -> None:
 
 
 def _read_metrics(folder: Path) -> dict[str, Any]:
-    """Reads `metrics.json`. Raises `ValueError` if the folder has none, or one without values per user."""
+    """Reads `metrics.json`. Raises `ValueError` if it is missing, damaged, or written without values per user."""
     path = folder / METRICS
     if not path.is_file():
         raise ValueError(

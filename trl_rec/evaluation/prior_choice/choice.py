@@ -64,8 +64,8 @@ def choose_prior(
 ) -> tuple[FittedPrior, PriorChoice]:
     """Chooses the setting of a prior with the highest NDCG@k on the validation split.
 
-    If measuring takes long, the expected time is printed. If the policy stores finished rows, an interrupted choice
-    can be resumed.
+    If measuring takes long, the expected time is printed. If `policy.finished` is set, the results of rows are stored
+    during the computation, so that an interrupted choice can be resumed.
 
     Args:
         policy (`Policy`): The policy, whose own prior is ignored.

@@ -35,7 +35,8 @@ def ndcg_by_setting(
         items (`torch.Tensor` of shape `(B, P)`): The items to rank; -1 is padding. Items with equal scores are ordered
             by their index.
         targets (`torch.Tensor` of shape `(B, T)`): The relevant items, padded with -1.
-        settings: The settings.
+        settings: The settings of the prior. Each has a strength, which is the exponent of the prior's weights, and an
+            eps.
         weights: `log(w / W)` of the items for each `Setting.eps` (the weight of the popularity in the prior),
             `(B, P)`. Here w is the weight that the prior gives an item, and W the sum of the weights of all items.
         k: The cutoff.

@@ -1,4 +1,5 @@
-"""Makes the report's sections on recommended items: shares of item groups, use of semantic codes, lists of titles."""
+"""Makes those sections of a report (an HTML page) that show which items are recommended: the shares of item groups,
+the use of the codes of semantic IDs, and lists of titles."""
 
 from __future__ import annotations
 

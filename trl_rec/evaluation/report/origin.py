@@ -1,4 +1,5 @@
-"""Makes the last section of a report: the recipe and environment of each recommender, and facts about a study."""
+"""Makes the last section of a report: the recipe and environment of each recommender. In a report on a study, facts
+about the study come first."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from trl_rec.evaluation.report.blocks import Charts, Panel, Section
 from trl_rec.evaluation.report.drawing import Points, line_chart
 from trl_rec.evaluation.report.material import Material, Run
+from trl_rec.evaluation.tables import direction_of
 
 
 LARGEST = 1e300  # larger numbers, infinity and NaN are not drawn
@@ -38,13 +39,13 @@ BLADE = [
     ),
     Signal(
         "blade/saturated",
-        "share of lists at least as good as all references",
-        "if it is near 1, comparing lists with the references gives almost no signal",
+        "share of lists at least as good as all reference lists",
+        "if it is near 1, comparing lists with the reference lists gives almost no signal",
     ),
     Signal(
         "blade/tied_pairs",
         "tied pairs of lists",
-        "share of the pairs of lists for the same prompt that training treats as equally good",
+        "among the pairs of lists for the same prompt, the share that training treats as equally good",
     ),
     Signal("blade/zero_advantages", "zero-advantage share", "share of lists that affect training only by the KL term"),
     Signal("kl", "distance from the reference (KL)", "a fast rise means that the policy drifts from the reference"),
@@ -75,8 +76,9 @@ OTHERS = [
 
 def curves_section(material: Material) -> Section | None:
     """Returns the section with curves of the training loss and of validation metrics over the training steps."""
+    rise, rises = ("fall", "falls") if direction_of(material.primary) < 0 else ("rise", "rises")
     measured = Signal(
-        f"eval_{material.primary}", f"{material.primary} on validation users", "should rise, then level off"
+        f"eval_{material.primary}", f"{material.primary} on validation users", f"should {rise}, then level off"
     )
     panels = _panels(material, [measured, *(VALIDATION if _is_blade(material) else [LOSS, *VALIDATION])])
     if not panels:
@@ -84,8 +86,8 @@ def curves_section(material: Material) -> Section | None:
     return Section(
         "curves",
         "Learning curves",
-        f"Training should end where {material.primary} on validation users no longer rises; if the curve still "
-        "rises at its end, train longer.",
+        f"Training should end where {material.primary} on validation users no longer {rises}; if the curve still "
+        f"{rises} at its end, train longer.",
         [Charts(panels, _legend(material))],
     )
 

@@ -37,8 +37,8 @@ class EvaluationConfig:
         rewards (`dict`, *optional*): Weights of the rewards that score whole lists, as in [`score_lists`].
         best_of (`int`, *optional*): If set, also draws this number of lists per user, and evaluates both the list with
             the highest reward and the mean over all drawn lists. Requires `rewards` and `list_length`. BLADE can train
-            the model to imitate the choice of the best list. The settings in [`BladeConfig`] are then
-            `target="best_of_n"`, the same `rewards` and `best_of`, and the default `beta`.
+            the model to imitate this choice of the best list: in [`BladeConfig`], set `target="best_of_n"`, the same
+            `rewards` and `best_of`, and leave `beta` at its default.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         max_users (`int`, *optional*): Maximum number of rows of the split to evaluate, spread evenly over the split.
             Defaults to all rows. The maximum also applies to the validation rows used to choose a prior's exponent.

@@ -51,7 +51,7 @@ def evaluate_with_baselines(
             evaluation. It is not called for a saved prior that keeps its saved strength and its saved eps. (Some
             priors add eps times the popularity of an item to the item's weight.)
         recorded (*optional*): The [`PriorChoice`] of an earlier call, read from the output folder by [`read_choice`].
-            If `config` gives the kind of prior and the strength of this choice, the eps of this choice is used too.
+            If the kind of prior and the strength in `config` are those of this choice, its eps is used too.
         sequence (`Callable`, *optional*): Function that trains the baseline `"sequence"` on the dataset, such as
             `SequenceBaseline().fit`. Required if `config.baselines` contains `"sequence"`.
         output (*optional*): The output folder. If it is given, the model's results for finished rows are stored in

@@ -58,7 +58,8 @@ class Arm:
         seeds: The seeds of the training. If `policy` is set, the seeds of the arm that it names.
         headroom (*optional*): Upper bound, measured beforehand, on how far this arm can exceed the arm named by
             `StudyConfig.against` in the primary measure.
-        needs: What the data must have: `users` (a minimum number of test users), `ratings`, `titles`.
+        needs: What the data must have: `users` (a minimum number of test users), `ratings`, `titles`. If the data lack
+            any of these, the study leaves the arm out.
     """
 
     name: str

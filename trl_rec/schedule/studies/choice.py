@@ -87,7 +87,7 @@ def write_choice(
         chosen: Maps each training to the index of its chosen point in `Arm.grid`.
         decided: Other entries of the file, which are also fixed before any arm is measured on the test split: the
             primary measure, the measure and the seed used for the choice, the smallest difference that the study can
-            detect, and the arms that are left out.
+            detect, and the arms that are left out of the study.
     """
     choice: dict[str, Any] = as_json(
         {

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from trl_rec.schedule.studies.study import Study
 
 # The file in the dataset folder that each command writes last. A command whose file is missing is run again, even if
-# an earlier call finished it. The file is missing if the dataset was removed, or if `prepare` has replaced the dataset
-# by one without semantic IDs.
+# an earlier call of the study finished it. The file is missing if the dataset was removed, or if `prepare` has
+# replaced the dataset by one without semantic IDs.
 LAST_FILE = {"prepare": "card.json", "tokenize": f"catalog/{IDS_CARD}"}
 
 

@@ -66,7 +66,7 @@ class Resolution:
         return self.ceiling - self.reference
 
     def is_decidable(self, arm: Arm) -> bool:
-        """Returns False if the headroom of a training is known to be below the smallest difference, else True."""
+        """Returns False if the headroom of the arm is known to be below the smallest difference, else True."""
         headroom = self.headroom(arm)
         return headroom is None or self.smallest is None or headroom >= self.smallest
 
@@ -127,10 +127,11 @@ def resolution(
 
 
 def knows_only_ids(arm: Arm, arms: Mapping[str, Arm]) -> bool:
-    """Returns whether the models of an arm read item ids and no item texts, at every point of the arm's grid.
+    """Returns whether the models of an arm read item ids and no item texts.
 
-    Such a model cannot learn to recommend an item outside the training split. The result is False if a model may have
-    read texts of the items, or may have been trained on other data.
+    This must hold at every point (combination of settings) of the arm's grid. A model that reads only item ids cannot
+    learn to recommend an item outside the training split. The result is False if a model may have read texts of the
+    items, or may have been trained on other data.
 
     Args:
         arm: The arm.
@@ -145,10 +146,10 @@ def knows_only_ids(arm: Arm, arms: Mapping[str, Arm]) -> bool:
 
 
 def _reads_only_ids(verb: str, keys: Mapping[str, Any]) -> bool:
-    """Returns whether a training with these keys uses one token per item and reads no texts of the items.
+    """Returns whether a training with these recipe keys uses one token per item and reads no texts of the items.
 
-    A model may read texts in three ways: through `tasks` (set directly or in the section `supervised`), through
-    `item_vectors`, or because the model in `model_name_or_path` was trained on texts.
+    Even with one token per item, a model may read texts in three ways: through `tasks` (set directly or in the section
+    `supervised`), through `item_vectors`, or because the model in `model_name_or_path` was trained on texts.
     """
     return (
         keys.get("surface", default_surface(verb)) == "item_token"

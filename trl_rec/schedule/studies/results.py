@@ -122,7 +122,9 @@ def recommendation(
     *,
     choose_by: str | None = None,
 ) -> str:
-    """Returns "use ARM", or "no difference from X" if no arm is better than X, the arm named by `against`.
+    """Returns "use ARM", where ARM is better than X, the arm named by `against`.
+
+    If no arm is better than X, returns "use X" if some arms are worse, and "no difference from X" otherwise.
 
     If several arms are better, ARM is the one with the best value of `choose_by` (by default the primary measure) on
     validation. The test split is not used to choose, because the measure of the chosen arm would then be
@@ -130,6 +132,9 @@ def recommendation(
     better arms instead.
     """
     better = [one for one in comparisons if one.against == against and one.verdict.startswith("better")]
+    worse = [one.name for one in comparisons if one.against == against and one.verdict.startswith("worse")]
+    if not better and worse:
+        return f"use {against} (no arm is better, and these are worse: {', '.join(worse)})"
     if not better:
         return f"no difference from {against}"
     validation = {one.name: arms[one.name].get("validation") for one in better}
@@ -178,8 +183,8 @@ def _figures(
       the number of users. Only users who have a value with every seed are counted;
     - `runs`: for each seed, the folder of the measurement (`test`), the name that the arm's results have in this
       folder (`row`) and, for a training, the result of [`_training_entry`];
-    - `validation`: the validation measure by which points of grids are chosen, averaged over the seeds, or None if no
-      run has this measure.
+    - `validation`: the measure on validation by which the arm's settings are chosen, averaged over the seeds, or None
+      if no run has this measure.
     """
     shown = [*study.config.metrics, study.config.primary]
     known = [metric for metric in shown if all(metric in per_user for per_user in runs.values())]

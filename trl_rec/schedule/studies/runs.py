@@ -130,8 +130,8 @@ def finish_all(
     runs are ended, and [`RunFailedError`] is raised.
 
     Args:
-        ready: Returns the runs that can be started. It is called after each run, so a run may become ready when the
-            runs that it needs are finished.
+        ready: Returns the runs that can be started. It is called repeatedly, so a run may become ready when the runs
+            that it needs are finished.
         launch: Starts a process.
         jobs: Number of processes at the same time.
         threads: Number of threads of each process.
@@ -202,8 +202,9 @@ def _start(run: Run, launch: Launch, threads: int) -> _Active | None:
         if seconds_if_finished(run) is not None:
             lock.release()
             return None
-        # Keep the record of a measurement on the test split, so that a later call refuses other inputs even if this
-        # run is killed.
+        # An earlier call may have left a record, for example if only the run folder was removed since then. Keep the
+        # record of a measurement on the test split, so that a later call refuses other inputs even if this run is
+        # killed.
         if not run.once:
             run.record.unlink(missing_ok=True)
         write_recipe(run)
@@ -258,7 +259,8 @@ def _asked(run: Run) -> dict[str, Any]:
 
 
 def _relative_to(study: Path | None, value: Any) -> Any:
-    """Returns a JSON value in which each path below the folder of the study begins with `STUDY` instead."""
+    """Returns a JSON value in which each path below the folder of the study begins with `STUDY` instead of this
+    folder."""
     if isinstance(value, dict):
         return {name: _relative_to(study, one) for name, one in value.items()}
     if isinstance(value, list):

@@ -5,10 +5,10 @@ An arm that is trained can have a grid. Each point of the grid is one combinatio
 1. Make the dataset.
 2. Leave out the arms whose needs the data does not meet. Estimate the smallest difference that the study can detect,
 and leave out the arms whose possible gain is smaller.
-3. Train every point of every grid with the first seed, choose a point of each grid, train the chosen points with the
-other seeds, and write down the choice.
+3. Train every point of every grid with the first seed, choose the best point of each grid on validation, train the
+chosen points with the other seeds, and write down the choice.
 4. Measure each arm on the test split, once per seed (or, with `only_validation`, read its measurement on validation),
-and make the table.
+and make the table of results.
 
 Every run (the execution of one verb, such as a training or a measurement) is a separate process, and a finished run is
 not repeated. So the same call continues a study that was killed, and ends with the same table.
@@ -94,6 +94,7 @@ class Study:
         self.arms = read_arms(config, read_recipe)
         self.comparisons = read_comparisons(config, self.arms)
         check_primary(config.choice_measure, self.arms, recommend=config.recommend)
+        check_primary(config.primary, {}, recommend=config.recommend)  # the verdicts are about this measure
         self.evaluation = dict(config.evaluation or {})
         for key in SET_OF_EVALUATION:
             if key in self.evaluation:
@@ -109,7 +110,7 @@ class Study:
     def recipes(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Yields the title, the verb and the keys of some runs, so that the keys can be checked before the first run.
 
-        Every key of a verb that the study's configuration sets occurs in at least one of these runs.
+        Every key that the study's configuration sets for a verb occurs in at least one of these runs.
         """
         if self.config.dataset is None:
             yield "prepare", "prepare", self.made["prepare"]
@@ -148,7 +149,10 @@ class Study:
             return conclude(self, resolved, chosen, measured)
 
     def _check_plan(self, dataset: RecDataset) -> None:
-        """Writes the study's plan to its folder. Raises `ValueError` if the folder already has a different plan."""
+        """Writes the study's plan to its folder. Raises `ValueError` if the folder already has a different plan.
+
+        The plan contains the configuration, the recipes of the arms, and fingerprints of the data.
+        """
         plan: dict[str, Any] = as_json(
             {
                 **{name: value for name, value in asdict(self.config).items() if name not in MAY_CHANGE},

@@ -60,7 +60,8 @@ class _Queue:
 
     Attributes:
         chosen (`dict[str, int]`): For each arm whose point is chosen, the index of this point in `Arm.grid`.
-        arms (`dict[Path, str]`): The arm of each run that has become ready, by run folder.
+        arms (`dict[Path, str]`): Maps the folder of each run to the name of its arm. A run is added as soon as its
+            settings are known.
     """
 
     def __init__(self, study: Study) -> None:
@@ -77,7 +78,11 @@ class _Queue:
         return [self.study.training(arm, number, arm.seeds[0], self.chosen) for number in range(len(arm.grid))]
 
     def ready(self, finished: Collection[Path]) -> list[Run]:
-        """Returns the runs that do not need any unfinished run (see `Ready` in `runs.py`). Chooses points."""
+        """Returns the runs that do not need any unfinished run (see `Ready` in `runs.py`).
+
+        Also chooses the point of each arm: at once if its grid has only one point, otherwise when the runs of all
+        points are finished.
+        """
         first: list[Run] = []
         later: list[list[Run | None]] = []
         for arm in self.study.trainings.values():  # an arm comes after the arm that it starts from
@@ -98,18 +103,21 @@ class _Queue:
                 self.arms |= {run.path: arm.name for run in others.values()}
                 later.append([run if self._has_start(arm, seed, finished) else None for seed, run in others.items()])
 
-        # 3. Begin with the first seed of all arms, and continue with the second seed of all arms, and so on. This
-        # order completes the first seeds for all arms, even if the study is stopped early.
+        # 3. Begin with the first seed of all arms, and continue with the second seed of all arms, and so on. If the
+        # study is stopped early, the arms then have about equally many finished seeds.
         by_seed = itertools.chain.from_iterable(itertools.zip_longest(*later))
         return [*first, *(run for run in by_seed if run is not None)]
 
     def _has_start(self, arm: Arm, seed: int, finished: Collection[Path]) -> bool:
-        """Returns whether an arm can be trained with a seed: if it starts from another arm, whether the policy of the
-        other arm is trained."""
+        """Returns whether an arm can be trained with a seed.
+
+        An arm that starts from another arm needs the policy that was trained with the other arm's chosen point and the
+        same seed. Any other arm can always be trained.
+        """
         return arm.start is None or self.run(self.study.arms[arm.start], seed).path in finished
 
     def _choose(self, arm: Arm, runs: list[Run]) -> None:
-        """Chooses a point of an arm's grid. If there are several points, tells the user."""
+        """Chooses a point of an arm's grid. If there are several points, tells the user which one."""
         if len(runs) == 1:
             self.chosen[arm.name] = 0
             return

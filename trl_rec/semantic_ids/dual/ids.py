@@ -65,8 +65,8 @@ class DualIdsConfig:
             epoch is one pass over all user-item pairs.
         patience (`int`, *optional*, defaults to `3`): Number of epochs without improvement after which a phase ends.
         collisions (`str`, *optional*, defaults to `"share"`): The last code of some items is changed, so that fewer
-            items have the same codes. This option says what to do with items that still have the same codes: `"share"`
-            or `"extend"`, with the same meaning as in [`make_semantic_ids`].
+            items have the same codes. Items that still have the same codes share an ID (`"share"`), or each get an
+            additional token (`"extend"`).
         seed (`int`, *optional*, defaults to `0`): Random seed. The same seed gives the same IDs on the same machine.
     """
 

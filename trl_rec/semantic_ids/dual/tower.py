@@ -4,8 +4,8 @@
 
 The input is a text vector followed by a behaviour vector. SC (semantic and collaborative) is the vector that Align3GR
 fuses from them. Training aligns the SC vector of a user with the SC vectors of the items that the user chose. The
-decoder reconstructs the input, which is not learned, rather than SC. Otherwise, the tower could learn an SC that
-is trivial to reconstruct.
+decoder reconstructs the input instead of SC, because the input is fixed. If the decoder reconstructed SC, which is
+learned, the tower could learn an SC that is trivial to reconstruct.
 
 Legend: N items or users, W width of the input, S width of SC, B pairs of a user and an item.
 """

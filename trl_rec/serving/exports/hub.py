@@ -1,4 +1,5 @@
-"""Pushes a run folder to the Hugging Face hub, without data about individual users."""
+"""Pushes a run folder to the Hugging Face hub, or copies the same files into a local folder, without data about
+individual users."""
 
 from __future__ import annotations
 
@@ -19,9 +20,10 @@ def push_run(
 ) -> str:
     """Pushes a run folder to the hub, and returns the address of the commit.
 
-    The model, its settings and its card are pushed. Rankings and metric values per user, interactions and the semantic
-    IDs of users are never pushed. `trainer.push_to_hub` selects files in the same way. If the repository contains a
-    catalogue or prior that this push leaves out, the push deletes it, but earlier commits still contain it.
+    The model, its settings and its card are pushed. Data about individual users is never pushed: interactions,
+    semantic IDs of users, and the rankings and metric values of single users. `trainer.push_to_hub` selects files in
+    the same way. If the repository contains a catalogue or prior that this push leaves out, the push deletes it, but
+    earlier commits still contain it.
 
     Args:
         run (`str` or `Path`): The run folder. A folder that [`export_merged`] wrote is a run folder too.

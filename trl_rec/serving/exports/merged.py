@@ -25,9 +25,10 @@ from trl_rec.trainer.base.saving.published import (
 def export_merged(model: str | Path, output: str | Path, *, dtype: str = "auto") -> Path:
     """Writes a copy of a run folder with the adapter merged into the base model, and returns the path of the copy.
 
-    A model without an adapter is saved as it is. Quantised weights are dequantised in either case. Checkpoints and
-    metric values per user are always left out. In float32, the copy recommends the same lists as the original, except
-    where two scores differ by less than about 3e-5. In bfloat16, merging rounds the weights.
+    A model without an adapter is saved as it is. Quantised weights are dequantised in either case. Checkpoints,
+    reports and results per user (such as metric values and lists) are not copied. In float32, the copy recommends the
+    same lists as the original, except where two scores differ by less than about 3e-5. In bfloat16, merging rounds the
+    weights, so more lists can differ.
 
     Args:
         model (`str` or `Path`): A run folder, or the hub id of a pushed run folder.

@@ -102,8 +102,11 @@ class RunArguments:
         )
 
     def _excluded(self, arguments: Mapping[str, Any]) -> Sequence[int]:
-        """Returns the indices of the excluded items. Duplicates are dropped to save memory: every request of a batch
-        takes as much memory as the request with the most excluded items."""
+        """Returns the indices of the excluded items. Row numbers beyond the end of the catalogue are ignored.
+
+        Duplicates are dropped to save memory: every request of a batch takes as much memory as the request with the
+        most excluded items.
+        """
         positions = self.catalog.positions
         rows = list(arguments.get("exclude_rows", ()))
         for item_id in arguments.get("exclude", ()):

@@ -1,7 +1,7 @@
 """Uses a model that runs in vLLM to rank the catalogue for requests.
 
-A request is a history with its own filter, limits and number of items, see [`RequestRanker`]. Ranking for one request
-may take many requests to vLLM.
+A request is a history with its own filter, limits (such as at most two items per brand) and number of items, see
+[`RequestRanker`]. To rank items for one request, the ranker may have to send many prompts to vLLM.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class VllmRanker(RequestRanker):
     """A [`RequestRanker`] whose model runs in vLLM.
 
     Args:
-        llm (`LLM`): vLLM, with a [`CatalogProcessor`].
+        llm (`LLM`): The vLLM engine. It must use a [`CatalogProcessor`], which allows only tokens of the items.
         prompt_format, trie, catalog, pad_token_id, settings: As in [`RequestRanker`]. The trie is on the CPU.
     """
 
@@ -138,8 +138,8 @@ def _unpadded(prompts: dict[str, Tensor]) -> list[list[int]]:
 
 
 def _arguments(exclude: Tensor, weights: ItemWeights | None) -> list[dict[str, Any]]:
-    """Returns vLLM's `extra_args` for each prompt. They leave out the items in `exclude`, `(B, E)`, and the items that
-    the filters in `weights` remove."""
+    """Returns vLLM's `extra_args` for each prompt. They make vLLM leave out the items in `exclude`, `(B, E)`, and the
+    items that the filters in `weights` remove."""
     excluded = [{"exclude_rows": [item for item in row if item >= 0]} for row in exclude.tolist()]
     masks = _masks(weights, len(excluded))
     return [
@@ -149,7 +149,8 @@ def _arguments(exclude: Tensor, weights: ItemWeights | None) -> list[dict[str, A
 
 def _masks(weights: ItemWeights | None, num_prompts: int) -> list[Mask | None]:
     """Returns the filter of each prompt. This ranker has no prior, so `weights` contains only filters."""
-    if weights is None or weights.allowed is None or weights.allowed_of is None:
+    if weights is None or weights.allowed is None:
         return [None] * num_prompts
     masks = [Mask(one.numpy()) for one in weights.allowed.cpu()]
-    return [masks[number] for number in weights.allowed_of.tolist()]
+    numbers = [0] * num_prompts if weights.allowed_of is None else weights.allowed_of.tolist()
+    return [masks[number] for number in numbers]

@@ -78,7 +78,7 @@ class CatalogRows:
 
         # One entry per row of the batch. The tables grow when a row needs more room.
         empty = torch.zeros(0, dtype=torch.int64, device=trie.items.device)
-        self._nodes = empty  # (R,): the node that each row has reached; -1 after a token that was not legal
+        self._nodes = empty  # (R,): the node that each row has reached; -1 after a token or item that was not legal
         self._ranks = empty  # (R,): number of complete items
         self._lengths = empty  # (R,): number of items to write
         self._filter_of = empty  # (R,): index of the row's filter in `FilterTables`
@@ -91,7 +91,7 @@ class CatalogRows:
         self.rows.pop(index, None)
         number = self._filters.number(row.mask, self._used_filters())
 
-        # 1. Find the excluded items among the allowed ones.
+        # 1. Find the excluded items that the filter allows. The filter removes the others.
         places = Excluded(trie, [row.exclude], 1).places.long()
         is_allowed = self._filters.is_allowed(places.new_tensor([number]), places)
         places = torch.where(is_allowed, places, trie.num_items).sort(1).values[0]

@@ -57,8 +57,8 @@ class CandidateOrderingMixin(RecTrainerMixin):
         )
 
     def _rated_rows(self, dataset: Dataset, args: AlroConfig, dataset_name: str) -> Dataset:
-        """Converts the training split to rated lists. Evaluation splits and rows of [`build_rated_rows`] are checked
-        and returned unchanged."""
+        """Converts the training split to rated lists: a user's rated history, and candidates that the same user rated
+        later. Evaluation splits and rows of [`build_rated_rows`] are checked and returned unchanged."""
         if is_split(dataset) and dataset_name == "train":
             return training_lists(dataset, self.rated_format, args)
         if is_split(dataset):

@@ -1,8 +1,9 @@
-"""Builds the training rows of the rating stage: rated histories with their ratings as labels.
+"""Builds the training rows of ALRO's rating stage: rated histories with their ratings as labels.
 
-The rating stage comes before the training on lists of candidates. A pretrained language model already knows about
-films and star ratings. A small model from scratch has to learn about both first, and lists of candidates contain
-little information about them. The rows also work with a plain `SFTTrainer`.
+The rating stage comes before the training on lists of candidates (rated items to be ordered). A pretrained language
+model already knows about items such as films, and about star ratings. A small model from scratch has to learn about
+both first, and lists of candidates contain little information about them. The rows also work with a plain
+`SFTTrainer`.
 """
 
 from __future__ import annotations

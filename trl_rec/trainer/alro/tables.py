@@ -1,10 +1,11 @@
 """Computes the log-probability of each candidate at each answer position, in one table per prompt.
 
-A list has one or more prompts, which show its candidates in different orders. An answer consists of names, sometimes
-followed by EOS. The name of a candidate is the single token that identifies the candidate in one of these prompts.
+A list of candidates has one or more prompts, which show the candidates in different orders. An answer consists of
+names, sometimes followed by EOS. The name of a candidate is the single token that identifies the candidate in one of
+these prompts.
 
-Legend: B lists, S prompts per list, m candidates of the longest list, C tokens of the longest prompt with its answer,
-M answer tokens in the batch; k is an answer position.
+Legend: B lists, S prompts per list, m candidates of the longest list, C tokens of the longest list with its answer
+(without the history), M answer tokens in the batch; k is an answer position.
 """
 
 from __future__ import annotations

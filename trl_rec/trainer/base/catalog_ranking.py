@@ -107,7 +107,7 @@ class CatalogRankingMixin(RecTrainerMixin):
             return policy.rank(split, max(self.args.eval_ks))
 
     def seconds_per_user(self, split: Dataset) -> SecondsPerUser:
-        """Estimates how many seconds it takes to rank items for one user."""
+        """Estimates the seconds that ranking takes per user, in the final evaluation and in one during training."""
         with self.policy() as policy:
             passes = ranking_passes(policy, self.args.eval_ks, self.args.eval_recall_at, len(policy.trie.items))
             seconds = policy.seconds_per_user(split, passes)

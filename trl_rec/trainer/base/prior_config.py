@@ -22,7 +22,7 @@ class PriorConfig(RecConfig):
             it. The model, the prior alone, and their product are evaluated. Training does not use the prior. By
             default, there is no prior, with one exception: if a training verb of `trl-rec` or [`build_bear_trainer`]
             continues an earlier run that has a prior, a prior of the same kind is fitted to the dataset of the new
-            run, if there is one (see [`continue_prior`]).
+            run (see [`continue_prior`]).
         prior_strength (`str`, *optional*, defaults to `"auto"`): Exponent of the prior, as a number. With `"auto"`,
             [`choose_prior`] chooses the exponent on the validation split and, for `"transition"` and `"mixture"`, also
             how much an item's popularity adds to its weight.

@@ -36,8 +36,8 @@ def whole_text_comparison(trainer: CatalogRankingMixin, dataset: RecDataset) -> 
     """Compares the tokens of up to 1,000 prompts with the tokens of the prompts' whole texts.
 
     The prompts are those of the validation split, or of the training split if the validation split is empty. Returns
-    None if there are no prompts, or if the surface is not the title: with their default texts, the prompts of the
-    other surfaces have the same tokens either way.
+    None if there are no prompts, or if the surface is not the title. The default prompts of the other surfaces have
+    the same tokens, whether they are tokenised in parts or as a whole.
 
     Args:
         trainer: The trainer.

@@ -101,7 +101,8 @@ class RecTrainerMixin(ABC, Base):
         card_results (`str`, *optional*): For the model card: the table of the final evaluation, followed by lines that
             compare the model with the strongest baseline.
         derived_columns (`frozenset[str]`): Columns of the training rows that the run's fingerprint leaves out, because
-            other entries of the fingerprint determine their values (see `fingerprint.py`).
+            other entries of the fingerprint determine their values. The fingerprint describes what affects the trained
+            weights. Checkpoints record it, so that no other run resumes from them (see `fingerprint.py`).
     """
 
     method: ClassVar[str]

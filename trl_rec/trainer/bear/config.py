@@ -57,11 +57,11 @@ class BearConfig(PriorConfig, SFTConfig):
             trained. `"vocabulary"`: all tokens. Decoding of single items uses the same softmax. Decoding of lists
             always uses the legal tokens.
         targets (`str`, *optional*, defaults to `"last"`): With `"last"`, there is one row per target, or one row per
-            list if `list_length` is set. With `"all"`, there is one row per sequence, which trains all targets of the
-            sequence, so the history is read only once. The batch size then counts sequences instead of targets. The
-            loss of a target is the same as in a row of its own, unless the history of the target exceeds `max_length`
-            or `max_history`. With `list_length`, `"all"` requires item tokens or semantic IDs, and earlier items of a
-            row stay legal.
+            list if `list_length` is set. With `"all"`, there is one row per sequence (a history and all targets after
+            it), which trains all targets of the sequence, so the history is read only once. The batch size then counts
+            sequences instead of targets. The loss of a target is the same as in a row of its own, unless the history
+            of the target exceeds `max_length` or `max_history`. With `list_length`, `"all"` requires item tokens or
+            semantic IDs, and earlier items of a row stay legal.
         target_age_decay (`float`, *optional*, defaults to `1.0`): A target followed by `a` newer targets in its row
             has the weight `target_age_decay ** a`. The loss is the weighted mean over the target tokens of all
             accumulated batches and all processes. The metrics `bear/...` are not weighted. Requires `targets="all"`.
@@ -83,9 +83,9 @@ class BearConfig(PriorConfig, SFTConfig):
         join_windows (`bool`, *optional*, defaults to `False`): Whether successive windows of a user are joined into
             one sequence. Meant for sources whose rows are windows (one target and the items before it), such as
             BIGRec's. Requires `targets="all"`.
-        tasks (`dict[str, float]`, *optional*): Tasks whose rows [`build_training_rows`] builds. Maps each task to its
-            number of rows, as a multiple of the number of next-item rows. For example, `next_item: 1.0` uses each
-            next-item row once. The tasks are `next_item`, `item_to_id`, `id_to_item`, `history_to_title`,
+        tasks (`dict[str, float]`, *optional*): Tasks to train. [`build_training_rows`] builds their rows. Maps each
+            task to its number of rows, as a multiple of the number of next-item rows. For example, `next_item: 1.0`
+            uses each next-item row once. The tasks are `next_item`, `item_to_id`, `id_to_item`, `history_to_title`,
             `titles_to_id`, `profile_to_user`, `user_to_profile`, `query_to_item` and `history_to_preference`. By
             default, only the next-item task is learned.
         task_cap (`int`, *optional*): Maximum number of rows of each task except `next_item`.
@@ -134,7 +134,10 @@ class BearConfig(PriorConfig, SFTConfig):
     )
     every_position: bool = field(
         default=False,
-        metadata={"help": "start a list at every new target; requires list_length and targets=last"},
+        metadata={
+            "help": "start a list at every target that the user has not chosen before; requires list_length and "
+            "targets=last"
+        },
     )
     max_history: Annotated[int | None, COUNT] = field(
         default=None, metadata={"help": "maximum number of items before a target"}

@@ -1,7 +1,7 @@
 """Trains a model with BEAR's loss, so that beam search keeps each target token.
 
 Legend: B rows, T tokens of the longest row, N target tokens, C tokens that a target is chosen from, U distinct tokens
-of the trie, V vocabulary, L draws per row with `sampled_items`.
+of the trie, V vocabulary, L items drawn per row as negatives (with `sampled_items`).
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     paper = Paper(
         "BEAR: Towards Beam-Search-Aware Optimization for Recommendation with Large Language Models", "2601.22925"
     )
-    # None, as in SFTTrainer: if `Trainer` passes `num_items_in_batch`, it assumes that the loss is already scaled for
-    # gradient accumulation.
+    # None, as in SFTTrainer, lets `Trainer` decide: if it passes `num_items_in_batch`, it assumes that the loss is
+    # already scaled for gradient accumulation.
     loss_is_scaled_for_ga: Any = None
 
     args: BearConfig
@@ -286,7 +286,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
 
         The average is weighted if `target_age_decay` is not 1. Under the softmax over legal tokens, a token that is
         the only legal one (a forced token) does not count as a target token. The loss of target tokens that are not
-        part of an item is cross-entropy over the vocabulary.
+        part of an item is cross-entropy over the vocabulary. In training with `sampled_items`, the loss is
+        [`sampled_softmax_loss`] instead of BEAR's.
         """
         bare = self.bare(model)
         num_rows = len(inputs["labels"])

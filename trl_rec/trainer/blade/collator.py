@@ -82,5 +82,6 @@ def check_enough_items(
         if left < list_length:
             raise ValueError(
                 f"the history of training row {row} leaves {left} of {num_recommendable} items, too few for a list of "
-                f"{list_length}; reduce list_length, remove such users, or set eval_exclude_history to false"
+                f"{list_length}; reduce list_length, remove users whose histories are this long, or set "
+                "eval_exclude_history to false"
             )

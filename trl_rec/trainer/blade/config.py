@@ -151,7 +151,11 @@ class BladeConfig(RecConfig, DPOConfig):
         metadata={"help": "clip range of the policy gradient: ratios are clipped to [1 - clip, 1 + clip]"},
     )
     every_position: bool = field(
-        default=False, metadata={"help": "start a training list at every new item of a sequence"}
+        default=False,
+        metadata={
+            "help": "start a training list at every target that the user has not chosen before; by default, at every "
+            "list_length-th of these targets"
+        },
     )
     max_prompts: Annotated[int | None, COUNT] = field(
         default=None, metadata={"help": "maximum number of training prompts, evenly spaced among all prompts"}

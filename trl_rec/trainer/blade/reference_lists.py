@@ -71,7 +71,7 @@ def draw_reference_lists(
     # process or run wrote one, the processes could find different parts, and would then divide them wrongly.
     missing = on_main_process(store.missing)
     mine = missing[accelerator.process_index :: accelerator.num_processes]
-    SystemRandom().shuffle(mine)  # a generator of its own, so that the seeded generators keep their states
+    SystemRandom().shuffle(mine)  # a separate generator, so that the seeded generators keep their states
 
     # 2. Process each part in batches.
     total = sum(map(len, mine))

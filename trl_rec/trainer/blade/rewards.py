@@ -106,9 +106,10 @@ class BatchRewards:
         )
 
     def _tables_on(self, device: torch.device) -> list[Tensor]:
-        """Returns the group shares of each item, and the same vectors at unit length, `(num_items, num_groups)` each.
+        """Returns two tables, `(num_items, num_groups)` each: the group shares, and their rows scaled to unit length.
 
-        The list is empty if the catalogue has no groups. The tensors are moved to the device only once.
+        An item in k groups has the share 1 / k in each of these groups. The returned list is empty if the catalogue
+        has no groups. The tables are moved to the device only once.
         """
         if self.group_shares is None:
             return []
@@ -126,7 +127,8 @@ def _on_host(*tensors: Tensor) -> list[np.ndarray]:
 
 
 def _moved(values: np.ndarray, device: torch.device) -> Tensor:
-    """Returns rewards as a tensor on the device, rounded for the precision that the device supports."""
+    """Returns rewards as a tensor on the device, in float64 if the device supports it, else in float32. The values are
+    rounded so that equally good lists have equal rewards."""
     rewards = rounded(torch.from_numpy(values).to(reward_dtype(device)))
     return rewards.to(device, non_blocking=True)
 

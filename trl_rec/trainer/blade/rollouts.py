@@ -55,10 +55,11 @@ def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
       advantages depend only on the KL penalty.
     - `blade/zero_advantages`: Fraction of rollouts whose target equals the mean target of the prompt's other rollouts.
       Without the KL penalty, the advantages of these rollouts would be 0.
-    - `blade/quantile`: Fraction of reference lists with a lower reward than a rollout, averaged over rollouts.
-      Reference lists with the same reward as the rollout count half, so the expected value of the metric is 0.5 for
-      the reference policy.
-    - `blade/saturated`: Fraction of rollouts whose reward is at least as high as that of every reference list.
+    - `blade/quantile`, only with reference lists: Fraction of the prompt's reference lists that have a lower reward
+      than a rollout, averaged over the rollouts. A reference list that has the same reward as the rollout is counted
+      as one half. If rollouts and reference lists come from the same policy, the expected value is therefore 0.5.
+    - `blade/saturated`, only with reference lists: Fraction of rollouts whose reward is at least as high as that of
+      every reference list.
     - `blade/invalid` and `blade/duplicates`: Numbers of invalid and of repeated items in the rollouts. They are 0
       unless decoding has a bug.
     """

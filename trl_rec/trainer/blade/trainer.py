@@ -110,7 +110,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     method = "blade"
     display_name = "BLADE"
     paper = Paper("Bayesian List-wise Alignment via Dynamic Estimation for LLM-based Recommendation", "2605.04559")
-    # Left out of the run's fingerprint, because other entries of the fingerprint determine this column.
+    # The column of reference lists is left out of the run's fingerprint (see `fingerprint.py`), because other entries
+    # of the fingerprint determine the lists.
     derived_columns = frozenset({"references"})
     measures_loss_on_splits = False  # the loss needs rollouts; evaluation generates lists for the users of a split
 
@@ -144,10 +145,11 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         # `global_step // num_iterations` at which these rollouts were sampled.
         self._rollouts: dict[tuple[int, ...], Rollouts] = {}
         self._drawn_at = -1
-        # The reference lists of all rows are drawn `reference_draws` times: before the training from the reference
-        # (draw 0), and then at regular steps from the current policy. `_redraw_number` is the number of the newest
-        # draw. If it is above 0, `_redrawn` contains the lists of this draw, `(num_rows, M, K)`. The lists of draw 0
-        # are in `train_dataset`. `_reference_key` contains everything that they depend on, except the rows.
+        # The reference lists of all rows are drawn `reference_draws` times. Draw 0 takes place before training, and
+        # samples the lists from the reference. Later draws take place at regular intervals during training, and sample
+        # the lists from the current policy. `_redraw_number` is the number of the newest draw. If it is above 0,
+        # `_redrawn` contains the lists of this draw, `(num_rows, M, K)`. The lists of draw 0 are in `train_dataset`.
+        # `_reference_key` contains everything that the lists of draw 0 depend on, except the rows.
         self._redrawn = np.empty((0, 0, 0), np.int64)
         self._redraw_number = 0
         self._reference_key: tuple[Any, ...] = ()

@@ -151,7 +151,7 @@ def _lengths(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _count(lists: pa.ChunkedArray) -> np.ndarray:
-    """Returns the length of each list. If there are no lists, their Arrow type may be null."""
+    """Returns the length of each list. An array without any list may have the Arrow type null."""
     if pa.types.is_null(lists.type):
         return np.zeros(len(lists), np.int64)
     lengths: np.ndarray = pc.list_value_length(lists).to_numpy().astype(np.int64)

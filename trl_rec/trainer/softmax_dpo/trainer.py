@@ -137,7 +137,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             ref_model = copy_of_policy(model, kwargs.get("peft_config"))
         collator = PreferenceCollator(tokenizer.pad_token_id, self.trie if self.renormalizes else None)
         if catalog is not None:
-            self.trie = self.trie.to(args.device)  # the reference may be used before Trainer moves the model
+            self.trie = self.trie.to(args.device)  # `super().__init__` may already compute `ref_logps` with it
         super().__init__(
             model,
             ref_model,

@@ -3,10 +3,11 @@
 Checkpoints record the fingerprint. On resume, it is compared with the fingerprint of the current run, and an error
 names the first entry that differs. The number of epochs and the settings of logging, saving, evaluation, speed and
 memory are not included, so they may change when a run is resumed. `schedule/plan.py` also uses the entries of settings
-and items, so that a training in stages cannot be resumed with other settings.
+and items, so that a training in stages cannot be resumed with other settings or items.
 
 Reward functions, callbacks and the trainer's code are not included, because their content cannot be compared. Under
-ZeRO-3, only the weights held by the main process are compared. Weights of 4-bit and 8-bit layers are not compared.
+ZeRO-3, only the weights held by the main process are compared. The values of 4-bit and 8-bit weights and of DTensors
+are not compared.
 """
 
 from __future__ import annotations

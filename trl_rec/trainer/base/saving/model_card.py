@@ -96,7 +96,10 @@ def write_model_card(folder: Path, card: ModelCard) -> None:
 
 
 def shown_settings(args: object) -> dict[str, Any]:
-    """Returns the values of `RUN_SETTINGS` and of the fields that this package's configs add to TRL's configs."""
+    """Returns the values of `RUN_SETTINGS` and of the fields that this package's configs add to TRL's configs.
+
+    The fields in `NOT_SHOWN` are left out.
+    """
     configs = [kind for kind in type(args).__mro__ if kind.__module__.startswith("trl_rec.")]
     ours = {name for config in configs for name in config.__annotations__ if name in vars(args)}
     names = sorted(ours.difference(BACKPORTED_FIELDS, NOT_SHOWN).union(RUN_SETTINGS))
