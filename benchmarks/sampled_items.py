@@ -2,9 +2,10 @@
 
 With sampled items, the softmax compares each target with a few items instead of the whole catalogue. The program
 prints the time of the forward and backward pass, the time of the whole step, and the optimizer's share of the step.
-The model, the batch and the sampling of items are those of `BearTrainer` with `targets: all`. The optimizer's share
-includes gradient clipping. Clipping and AdamW process the gradients of all embeddings, so this share grows with the
-catalogue. Times are CPU seconds, which equal the elapsed time with one thread on an idle machine.
+The model, the batch and the sampling of items are those of `BearTrainer` with `targets: all`, where every item of a
+row but the first is a target. The optimizer's share includes gradient clipping. Clipping and AdamW process the
+gradients of all embeddings, so this share grows with the catalogue. Times are CPU seconds, which equal the elapsed
+time with one thread on an idle machine.
 
     OMP_NUM_THREADS=1 python benchmarks/sampled_items.py
 """
@@ -40,7 +41,11 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--plain", action="store_true", help="keep the gradients of the embeddings dense throughout")
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="keep the gradients of the embeddings dense, instead of collecting them as sparse tensors",
+    )
     parser.add_argument("--full", action="store_true", help="also time the full softmax over the smallest catalogue")
     arguments = parser.parse_args()
 
@@ -125,7 +130,7 @@ def full_loss(arguments: argparse.Namespace, model: PreTrainedModel, num_items: 
 
 
 def batch(arguments: argparse.Namespace, num_items: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns input ids `(B, T)`, a mask of the positions at which the next item is predicted, and these items."""
+    """Returns input ids `(B, T)`, a mask of the positions that predict the next item, and the items to predict."""
     generator = torch.Generator().manual_seed(0)
     shape = (arguments.batch, arguments.length)
     inputs = NUM_SPECIAL + torch.randint(num_items, shape, generator=generator)

@@ -86,6 +86,7 @@ def test_scores_that_differ_only_by_rounding_are_tied():
 
 
 def test_the_whole_history_is_excluded_not_only_the_items_that_score():
+    # With `max_history=1`, only the newest item of the history, item 0, determines the scores. Item 2 is excluded too.
     train = make_split([(0, [0], [1]), (1, [1], [2])])
     baseline = TransitionBaseline(max_history=1).fit(train, 3)
     assert baseline.rank([[2, 0]], 3, True).items.tolist() == [[1, -1, -1]]

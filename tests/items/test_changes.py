@@ -77,6 +77,13 @@ def test_retired_items_are_saved_and_are_in_no_trie(tmp_path, tokenizer) -> None
         make_catalog(["a", "b", "c", "d"], num_retired=4)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_catalogue_needs_one_semantic_id_per_item(count: int) -> None:
+    ids = Ragged.from_lists([["<a_1>"]] * count, dtype=object)
+    with pytest.raises(ValueError, match=f"there are {count} semantic IDs for 2 items; give one per item"):
+        ItemCatalog(pa.table({"item_id": ["a", "b"], "title": ["A", "B"]}), semantic_ids=ids)
+
+
 def test_groups_are_numbered_by_name() -> None:
     groups = pa.array([["x", "b"], None, ["b"]], pa.list_(pa.string()))
     catalog = ItemCatalog(pa.table({"item_id": list("pqr"), "title": list("pqr"), "of": groups}), group_column="of")

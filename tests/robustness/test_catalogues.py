@@ -25,7 +25,7 @@ DEEP = "[" * 100_000
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes a dataset folder."""
+    """Makes an undamaged dataset folder."""
     return prepare("toy", tmp_path_factory.mktemp("whole") / "toy", toy_users=5, toy_items=45).path
 
 
@@ -90,7 +90,7 @@ CATALOGS = [
     Attack("no table", "items.parquet cannot be read", drop(ITEMS)),
     Attack("truncated table", "items.parquet cannot be read", cut(ITEMS)),
     Attack("empty table", "items.parquet cannot be read", put(ITEMS, "")),
-    Attack("a text for the table", "items.parquet cannot be read", put(ITEMS, "item_id,title\n")),
+    Attack("CSV instead of Parquet", "items.parquet cannot be read", put(ITEMS, "item_id,title\n")),
     Attack("no settings", "catalog.json is missing", drop(CATALOG)),
     Attack("empty settings", "catalog.json cannot be read", put(CATALOG, "")),
     Attack("truncated settings", "catalog.json cannot be read", cut(CATALOG)),

@@ -28,7 +28,7 @@ class TrieLogitsProcessor(LogitsProcessor):
     `temperature`, after this processor.
 
     Args:
-        trie (`TokenTrie`): The catalogue.
+        trie (`TokenTrie`): The catalogue's paths.
         prompt_length (`int`): Number of columns of the padded prompts. The generated tokens begin after them.
         eos_token_id (`int`): The token to emit after a complete item.
         renormalize (`bool`, *optional*, defaults to `True`): Whether to take the softmax over the legal tokens.
@@ -92,8 +92,9 @@ class TrieLogitsProcessor(LogitsProcessor):
         if not isinstance(weighted, TrieWeights):
             return scores
 
-        # 2. Add to each child the difference between its bonus and that of its parent (see `trie_weights.py`). The
-        # root has the bonus 0. At the root, also add `constant`, so that all weights are divided by their sum.
+        # 2. The bonus of a node is what the weights add to the score of a beam on its way from the root to the node
+        # (see `trie_weights.py`). Add to each child the difference between its bonus and that of its parent. The root
+        # has the bonus 0. At the root, also add `constant`, so that all weights are divided by their sum.
         nodes = nodes.view(num_prompts, -1)
         reached = torch.where(nodes == 0, -weighted.constant, weighted.bonus(nodes)).view(-1, 1)
         gains = weighted.bonus(below).view_as(scores) - reached

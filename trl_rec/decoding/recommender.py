@@ -109,7 +109,7 @@ class Recommender:
         Args:
             catalog (`ItemCatalog`): The new catalogue. Its surface is ignored.
             ids_from (`str` or `Path`, *optional*): With semantic IDs, the dataset folder whose saved encoder
-                ([`ItemIdEncoder`]) gives new items their IDs.
+                ([`ItemIdEncoder`]) gives new items their IDs. Required if there are new items.
         """
         return changed_recommender(self, catalog, ids_from)
 
@@ -132,7 +132,8 @@ class Recommender:
             history (list of `str`): Item ids, oldest first.
             k (`int`, *optional*, defaults to `10`): Number of items to recommend. A model that writes lists can
                 recommend at most as many items as its lists have.
-            user (`int`, *optional*): The user's row in `RecDataset.users`; required if the prompts name the user.
+            user (`int`, *optional*): The user's row number in `RecDataset.users`. Required if the prompts contain
+                semantic IDs of users.
             exclude_history (`bool`, *optional*, defaults to `True`): Whether to leave out the items of the history.
                 Where items are written as titles, other items with the same titles are left out too.
             exclude (list of `str`, *optional*): Ids of further items to leave out.
@@ -181,8 +182,8 @@ class Recommender:
             histories (lists of `str`): Item ids, oldest first.
             k (`int` or list of `int`, *optional*, defaults to `10`): Number of items to recommend: one number for all
                 histories, or one per history.
-            users (list of `int`, *optional*): The row of each user in `RecDataset.users`; required if the prompts name
-                the user.
+            users (list of `int`, *optional*): The row number of each user in `RecDataset.users`. Required if the
+                prompts contain semantic IDs of users.
             exclude_history (`bool`, *optional*, defaults to `True`): As in [`recommend`].
             exclude (lists of `str`, *optional*): Ids of further items to leave out, one list per history.
             filters ([`ItemFilter`], *optional*): Restricts which items may be recommended: one filter for all
@@ -226,7 +227,10 @@ class Recommender:
         ]
 
     def check_filter(self, one: ItemFilter) -> int:
-        """Returns how many items of the catalogue a filter allows. Raises `ValueError` if the filter is invalid."""
+        """Returns how many items of the catalogue a filter allows, not counting the effect of `max_per`.
+
+        Raises `ValueError` if the filter is invalid.
+        """
         mask = self.masks.mask(one)
         self.ranker.groups.limits(one.max_per)
         return self.catalog.num_recommendable if mask is None else mask.count

@@ -1,8 +1,8 @@
 """Evaluates Best-of-N at inference: N lists are drawn from a policy, and the list with the highest reward is kept.
 
 Rewards such as NDCG use the items that the users chose next, so Best-of-N cannot be used to make recommendations. It
-shows what training can aim for: BLADE can train the same policy to imitate Best-of-N. The settings in [`BladeConfig`]
-are then `target="best_of_n"`, the same `rewards` and `best_of`, and the default `beta`.
+shows what training can aim for. BLADE can train the same policy to imitate Best-of-N: in [`BladeConfig`], set
+`target="best_of_n"`, the same `rewards` and `best_of`, and leave `beta` at its default.
 
 By default, N lists are drawn per user. If more are drawn, the result is the mean over all ways to choose N of them.
 

@@ -83,6 +83,10 @@ class ItemCatalog:
         # 2. Check the tables.
         _check_texts(self.items, "the table of items")
         _check_repeats(self.items["item_id"])
+        if self.semantic_ids is not None and len(self.semantic_ids) != len(self):
+            raise ValueError(
+                f"there are {len(self.semantic_ids)} semantic IDs for {len(self)} items; give one per item"
+            )
         if self.user_ids is not None:
             check_shared_tokens(self.user_ids, self.semantic_ids)
         if not 0 <= self.num_retired < max(len(self), 1):

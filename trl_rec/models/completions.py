@@ -264,7 +264,8 @@ def _read(
         return CompletionLogits(outputs.logits[0], layout.rows, tokens=tokens, layout=layout)
 
     # 2. If the load-balancing loss is requested, run the model with it. The loss counts each prompt once, even if
-    # several rows repeat the prompt.
+    # several rows repeat the prompt. Under `attending_by`, the argument `attention_mask` only selects the tokens that
+    # the loss counts.
     counted = layout.real & ((layout.owners >= 0) | ~layout.repeated.unsqueeze(1))
     with logits_at(model, layout.predicting, tokens=tokens), attending_by(model, attention_mask):
         outputs = wrapped(attention_mask=counted.long(), **inputs)

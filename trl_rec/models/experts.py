@@ -2,9 +2,9 @@
 
 A mixture of experts computes this loss in its forward pass, over the tokens that the `attention_mask` marks. The mask
 must have the shape of the input, `(rows, columns)`. In decoding with a cache, the mask has another shape, because it
-also covers the cached tokens. The loss is therefore requested only in training. In training, rows that several
-completions share (see `completions.py`) and rows with branches (see `branches.py`) need a mask of another shape for
-attention. For such rows, [`attending_by`] gives the attention layers a mask of their own.
+also covers the cached tokens. The loss is therefore requested only in training. In training, rows in which several
+completions share one prompt (see `completions.py`) and rows with branches (see `branches.py`) need a mask of another
+shape for attention. For such rows, [`attending_by`] gives the attention layers a mask of their own.
 """
 
 from __future__ import annotations

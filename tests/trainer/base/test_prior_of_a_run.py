@@ -141,7 +141,8 @@ def test_a_recorded_choice_that_may_be_chosen_again_is_accepted(data: Path, tmp_
 
 
 def test_the_recorded_choice_can_be_given(data: Path, tmp_path: Path) -> None:
-    """The run takes eps from the recorded choice, because there is no option for eps."""
+    """The run takes eps (the weight of the popularity in the prior) from the recorded choice, because no option sets
+    eps."""
     write_json(tmp_path / "run/choice.json", CHOICE)
     train(data, tmp_path / "run", "--prior", "transition", "--prior_strength", "2", "--final_split", "none")
     saved = Recommender.from_pretrained(tmp_path / "run").prior

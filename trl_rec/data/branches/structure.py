@@ -21,8 +21,9 @@ A column is the place of one token in its row. Column `c` predicts the label of 
 row, this label may differ from the token of column `c + 1`:
 
 - The last learned token of a path is only a label, because nothing is predicted from it. The branch ends before this
-  token, and the column after the branch, which contains a token of a later branch, has it as its label. Only the last
-  branch of a row contains its last learned token, because otherwise no column would follow that could have this label.
+  token. The token is the label of the column after the branch, although this column contains a token of a later
+  branch. The last branch of a row is an exception: it contains its last learned token, because otherwise no column
+  would follow that could have this label.
 - If the tail is empty, the last column of the prefix predicts the first token of the path. So this token is the label
   of the column after the prefix: a column of the trunk or, if the prefix is the whole trunk, the first column after
   the trunk.

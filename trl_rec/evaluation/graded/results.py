@@ -33,9 +33,10 @@ def evaluate_orders(
     Returns:
         The evaluation, with the metrics `graded_ndcg@k` for every k, and `tau`, which is Kendall's tau between a
         model's order and the order of the ratings. These metrics are averaged over the S rankings of each row (see
-        [`RankedLists`]). If S is above 1, the metrics also include `consistency` ([`order_consistency`]) and
-        `slot_bias` ([`slot_correlation`]). `slot_bias` is left out if each ranking combines several prompts.
-        The field `rankings` contains only the first ranking of each row.
+        [`RankedLists`]). If S is above 1, the metrics also include `consistency` (how much the S rankings agree, see
+        [`order_consistency`]) and `slot_bias` (how much a ranking follows the order of the candidates in the prompt,
+        see [`slot_correlation`]). `slot_bias` is left out if each ranking combines several prompts. The field
+        `rankings` contains only the first ranking of each row.
     """
     ratings = split_rows(rows, "ratings").padded(fill=-1).astype(float)  # (N, m)
     orders = [lists.places[:, order] for order in range(lists.places.shape[1])]  # S arrays (N, m)

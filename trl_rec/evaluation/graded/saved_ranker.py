@@ -24,7 +24,7 @@ from trl_rec.trainer.alro.rows import held_out_rows
 
 
 NUM_CANDIDATES = 10  # for run folders that do not record the number of candidates
-NUM_ORDERS = 2
+NUM_ORDERS = 2  # default of the option `num_orders`
 # Options of `trl-rec evaluate` that are None unless set, and have no effect on a model that orders rated candidates.
 INERT = (
     "surface",

@@ -171,7 +171,8 @@ class Material:
 
     @cached_property
     def primary(self) -> str:
-        """The metric to look at first: that of the study or, without a study, NDCG at the largest k."""
+        """The metric to look at first: that of the study or, without a study, NDCG at the largest k (graded NDCG if
+        the recommenders ordered rated items)."""
         if self.study is not None:
             return self.study.primary
         known = self.arms[0].metrics

@@ -1,12 +1,12 @@
 """Builds training rows that teach which item a letter names, for a model that is trained from scratch.
 
-A row lists some items of the training split with their letters, as a prompt does. Then it repeats pairs of an item and
-its letter, drawn with replacement, so that a letter cannot be guessed from those that are left. In every second row,
-each pair ends with the letter, and the letters are labels: the model has to find an item in the list and write its
-letter. In the other rows, each pair ends with the item, and the items are labels. Both directions need the same step,
-which is to connect each listed item with the letter before it. In an experiment (see docs/results.md), a small model
-has learned from such rows to find the item of a letter, but not the letter of an item. `benchmarks/letter_lookup.py`
-measures how often a model finds each of them.
+A row lists some items of the training split with their letters, as ALRO's prompts list candidates. Then it repeats
+pairs of an item and its letter, drawn with replacement, so that a letter cannot be guessed from those that are left.
+In every second row, each pair ends with the letter, and the letters are labels: the model has to find an item in the
+list and write its letter. In the other rows, each pair ends with the item, and the items are labels. Both directions
+need the same step, which is to connect each listed item with the letter before it. In an experiment (see
+docs/results.md), a small model learned from such rows to find the item of a letter, but not the letter of an item.
+`benchmarks/letter_lookup.py` measures how often a model finds each of them.
 
 A pretrained language model can already look up what a letter names. A small model from scratch does not learn this
 from lists of candidates alone, because it would have to learn at the same time which items a user likes.
