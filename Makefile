@@ -22,7 +22,7 @@ dev: $(VENV)/.test $(VENV)/.dev
 	$(BIN)/pre-commit install
 
 demo: $(VENV)/.package
-	$(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml examples/blade.py
+	$(BIN)/accelerate launch --num_cpu_threads_per_process 1 --config_file recipes/accelerate/cpu.yaml examples/blade.py
 
 # The site is in build/docs. Every broken link or reference is an error.
 docs: $(VENV)/.docs

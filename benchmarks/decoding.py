@@ -16,9 +16,10 @@ for some prompts, because `generate` computes its logits in bfloat16, and `rank_
     python benchmarks/decoding.py DATASET_FOLDER --weights RUN_FOLDER [--prompts 64] [--num_beams 10] [--runs 20]
 
 With `--weights`, the program instead compares the CPU times of `rank_items` with and without item weights (factors on
-the probabilities of items), in turns. All prompts share one weight per item, and each prompt also has 1,000 weights of
-its own. In this case, the program uses one thread, and excludes the items of the history from the lists. `RUN_FOLDER`
-is the output of a training verb. If this folder specifies more beams than `--num_beams`, its number of beams is used.
+the probabilities of items). Calls with and without weights take turns. All prompts share one weight per item, and each
+prompt also has 1,000 weights of its own. In this case, the program uses one thread, and excludes the items of the
+history from the lists. `RUN_FOLDER` is the output of a training verb. If this folder specifies more beams than
+`--num_beams`, its number of beams is used.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 The dataset folder must have a leave-one-out split. SASRec has RecTools' default settings, which `--set` changes. It
 learns from the training items until its validation NDCG@10, measured every few epochs, no longer rises. The weights
 with the best value then make the lists for the test split. As in trl-rec, the history of a test user includes the
-validation item. The program writes the lists to `OUTPUT/lists.parquet`, measures them with `trl-rec evaluate --lists`,
-and calls `trl-rec compare` for each run folder of `--against`.
+validation item. The program writes the lists to `OUTPUT/lists.parquet`. It measures them and the baselines with
+`trl-rec evaluate --lists`, and calls `trl-rec compare` for each run folder of `--against`.
 
 On Python 3.11 and 3.12, RecTools requires NumPy 1, and therefore needs an environment of its own. This is why the
 program calls the command `trl-rec` instead of importing trl_rec.
@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--against", nargs="*", default=[], help="run folders to compare with, on the same dataset")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=5, help="epochs between two measurements on validation")
-    parser.add_argument("--patience", type=int, default=5, help="measurements without improvement that end training")
+    parser.add_argument(
+        "--patience", type=int, default=5, help="training ends after this many measurements without improvement"
+    )
     parser.add_argument("--max_epochs", type=int, default=300)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="arguments of RecTools' SASRecModel")
     parser.add_argument(

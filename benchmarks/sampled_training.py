@@ -1,9 +1,10 @@
-"""Trains one recipe with the full softmax and with sampled items, and prints validation NDCG@10 against training time.
+"""Trains a recipe with a softmax over all items and over sampled items, and prints NDCG@10 against training time.
 
-All runs have the seed, the model and the learning rate schedule of the recipe. NDCG@10 is measured several times
-during training, on the same validation users and with all items ranked. `--every` is the interval between two
-measurements, as a share of all steps, such as 0.125. Times are CPU seconds of the steps, without the evaluations. With
-one thread on an idle machine, CPU seconds equal the elapsed time.
+There is one run with the full softmax, over all items, and one run per number of sampled items. All runs have the
+seed, the model and the learning rate schedule of the recipe. NDCG@10 is measured several times during training, on the
+same validation users and with all items ranked. `--every` is the interval between two measurements, as a share of all
+steps, such as 0.125. Times are CPU seconds of the steps, without the evaluations. With one thread on an idle machine,
+CPU seconds equal the elapsed time.
 
     OMP_NUM_THREADS=1 python benchmarks/sampled_training.py data/beauty --sampled_items 512
 """

@@ -99,7 +99,7 @@ class HostReads(TorchDispatchMode):
 def _reads(func: Any, args: Any, kwargs: Any) -> bool:
     if func in INDEXING:
         masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
-        fills = func is not aten.index.Tensor and args[2].numel() == 1  # torch turns this into `masked_fill`
+        fills = func is not aten.index.Tensor and args[2].numel() == 1  # torch uses `masked_fill`, which reads nothing
         return bool(masks) and not fills
     if func is aten.repeat_interleave.Tensor:
         return kwargs.get("output_size") is None

@@ -114,8 +114,8 @@ def test_a_prior_weighs_a_new_item_like_an_item_without_interactions() -> None:
 
 @pytest.mark.parametrize("kind", ["array", "function"])
 def test_a_prior_never_excludes_an_item_that_it_does_not_know(kind: str) -> None:
-    """A weight of 0 excludes the item that it was given for. A new item gets the smallest positive weight, so it is
-    never excluded."""
+    """A weight of 0 excludes the item that it was given for. A new item gets the smallest positive weight that the
+    prior gives to any item after the same history, so it is never excluded."""
     table = np.array([[0.0, 2.0, 0.5], [3.0, 0.0, 4.0]])
     prior = ArrayPrior(table[0]) if kind == "array" else FunctionPrior(lambda histories: table[: len(histories)])
     matched = MatchedPrior(prior, np.array([2, -1, 0, 1]), 4)

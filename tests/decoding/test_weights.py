@@ -174,8 +174,8 @@ def test_the_score_by_hand() -> None:
 
 
 def test_the_look_ahead_finds_a_weight_behind_an_unlikely_token() -> None:
-    """With one beam, the search reaches the only item with a large weight, although the model prefers the other
-    branch."""
+    """With one beam, the search finds the only item with a large weight, although the model prefers a first token that
+    does not lead to this item."""
     model = make_model("llama")
     trie = TokenTrie.from_sequences([[4, 5, 1], [4, 6, 1], [7, 8, 1], [7, 9, 1]])
     plain = int(rank_items(model, pad([[9]]), trie, num_beams=1).items[0, 0])

@@ -26,8 +26,9 @@ def test_the_true_probabilities_have_a_trap_of_the_given_strength(strength: floa
     likely = probabilities[0, beam_trap.NUM_UNLIKELY :][: beam_trap.PER_TASTE]
     np.testing.assert_allclose(second, strength * likely.mean())
     assert likely.min() > unlikely.max()
-    # The unlikely items have 16 different second codes, which are equally probable. With the true probabilities, a
-    # beam search of at most 16 beams keeps a likely item only if the item is more probable than one of these codes.
+    # The second codes in the semantic IDs of the unlikely items have 16 different values, all equally probable. If the
+    # model has the true probabilities, a beam search of at most 16 beams keeps a likely item only if the item is more
+    # probable than each of these values.
     assert (likely > second[0]).any() == (strength < 1.45) and (likely > second[0]).all() == (strength < 0.55)
 
 

@@ -1,4 +1,5 @@
-"""Compares the logits at chosen positions with those of a whole forward pass."""
+"""Tests `logits_at`, which makes a model compute logits only at chosen positions. These logits must equal those of an
+ordinary forward pass."""
 
 from concurrent.futures import ThreadPoolExecutor
 

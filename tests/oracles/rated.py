@@ -38,7 +38,7 @@ def held_out_lists(split: list[Row], most: int, max_history: int | None) -> list
 
 
 def graded_ndcg(places: list[int], ratings: list[float], k: int) -> float:
-    """Returns the graded NDCG of a ranking of all candidates."""
+    """Returns the graded NDCG@k of a ranking of all candidates. `places` contains the rank of each candidate."""
 
     def dcg(order: list[float]) -> float:
         return sum((2**rating - 1) / math.log2(rank + 2) for rank, rating in enumerate(order[:k]))

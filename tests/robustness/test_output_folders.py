@@ -40,7 +40,7 @@ def start_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_verb_ends_with_the_same_bytes(
     verb: Work, num_kills: int, start_folder: Path, tmp_path: Path
 ) -> None:
-    # 1. Run the verb once without a kill.
+    # 1. Run the verb once without a kill, and count its steps (system calls that change files).
     whole = tmp_path / "whole" / "data"
     shutil.copytree(start_folder, whole)
     num_steps = count_steps(verb, whole)

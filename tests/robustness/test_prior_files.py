@@ -155,7 +155,7 @@ def test_the_recommender_uses_the_saved_prior_by_default(world: Path, tmp_path: 
     def scores(recommender: Recommender) -> dict[str, float]:
         return {one.item_id: one.score for one in recommender.recommend(["a"], exclude_history=False)}
 
-    # eps times the smoothed popularity of each item, plus 1 for b, which always follows a
+    # eps times the smoothed popularity of each item, plus 1 for item "b", which always follows item "a"
     weights = np.array([0.5 * 3 / 8, 0.5 * 3 / 8 + 1, 0.5 * 2 / 8])
     expected = np.log(weights / weights.sum())
     for item, bonus in zip(IDS, expected, strict=True):

@@ -1,5 +1,5 @@
 """Tests that `trl-rec tokenize` refuses malformed input and damaged files, and that a damaged item tower (the model
-that computes the IDs) is refused. Damaged files of cached item vectors must be computed again."""
+that computes the IDs) is refused. Also tests that cached item vectors in damaged files are computed again."""
 
 from __future__ import annotations
 

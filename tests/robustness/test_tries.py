@@ -140,7 +140,7 @@ SAVED = [
     Attack("item ends out of range", "offsets are inconsistent", change(item_ends=[9, 2, 3, 1, 2, 3])),
     Attack("negative items", "offsets are inconsistent", change(items=[0, -1, 2])),
     Attack("depths that end early", "offsets are inconsistent", change(depth_offsets=[0, 1, 3, 5])),
-    Attack("a matrix for a list", "is not a list of integers", change(items=[[0, 1, 2]])),
+    Attack("a matrix instead of a list", "is not a list of integers", change(items=[[0, 1, 2]])),
 ]
 
 

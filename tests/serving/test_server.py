@@ -1,4 +1,5 @@
-"""The server answers as `Recommender` does, refuses malformed requests in one sentence each, and loses no request."""
+"""Tests that the server answers as `Recommender` does, refuses malformed requests in one sentence each, and loses no
+request."""
 
 from __future__ import annotations
 

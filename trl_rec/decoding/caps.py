@@ -100,7 +100,7 @@ class CappedList:
     Args:
         limits: The groups and the limit of each column.
         k (`int`): Number of items to choose.
-        num_items (`int`): Number of items that rankings may contain.
+        num_items (`int`): Number of items that can be recommended. Rankings contain only item indices below it.
 
     Attributes:
         items (`list[int]`): The chosen items.

@@ -42,7 +42,10 @@ class RecommendedList(list[Recommendation]):
 
 
 class Explanation(NamedTuple):
-    """An item of the history, and how much it changed the score of the explained item."""
+    """An item of the history, and how much it changed the score of the explained item.
+
+    The difference is the score with the whole history, minus the score without this item of the history.
+    """
 
     item_id: str
     title: str

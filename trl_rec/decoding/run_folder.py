@@ -302,7 +302,8 @@ def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path
 
 
 def names_users(folder: str | Path) -> bool:
-    """Returns whether the prompts of a run folder's policy contain `{user}`. The prompts of rankers never do."""
+    """Returns whether the prompts of a run folder's policy contain `{user}`, the user's semantic ID. The prompts of a
+    model that orders candidates never do."""
     path = Path(folder) / SETTINGS
     return path.is_file() and "{user}" in (_read_settings(path)["prompt"].get("prompt_head") or "")
 

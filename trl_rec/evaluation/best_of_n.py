@@ -50,18 +50,18 @@ def best_of_split(
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Evaluation]:
-    """Draws N lists for each row of a split, and evaluates both the mean over all N lists and the best of them.
+    """Draws lists for each row of a split, and evaluates both the mean over all drawn lists and the best of N lists.
 
     Args:
         model, tokenizer, dataset, prompt_format: As in [`rank_split`]; the policy must write lists.
         rewards: As in [`evaluate_best_of`].
-        best_of: N, the number of lists to draw per user.
+        best_of: N, the number of lists to choose the best from. By default, N lists are drawn per user.
         split (*optional*, defaults to `"test"`): `"validation"` or `"test"`.
         seed (*optional*, defaults to `0`): Seed of the drawn lists and of the bootstrap.
-        options: Passed to [`draw_lists`].
+        options: Passed to [`draw_lists`]. Set `num_lists` to draw more than N lists per user.
 
     Returns:
-        Two evaluations by name: `"drawn"` for the mean over all N lists, and `"best of N"`, with N replaced by its
+        Two evaluations by name: `"drawn"` for the mean over all drawn lists, and `"best of N"`, with N replaced by its
         value, for the best list.
     """
     if prompt_format.list_length is None:

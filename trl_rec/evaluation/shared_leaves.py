@@ -58,7 +58,7 @@ def expected_metrics(
     relevant_in = _count(keys, np.setdiff1d(wanted, left_out, assume_unique=True), leaves, num_leaves)
 
     # 2. The probability of a hit is the number of relevant items of the leaf, divided by the number of items of the
-    #    leaf that could be recommended. A repeated item is never a hit.
+    #    leaf that could be recommended. Only the first occurrence of an item in a ranking can be a hit.
     possible = metrics.first_occurrences(ranked) & (sizes > 0)
     hits = np.where(possible, relevant_in / np.maximum(sizes, 1), 0.0)
 
@@ -70,7 +70,7 @@ def expected_metrics(
 
 
 def _count(keys: np.ndarray, pairs: np.ndarray, leaves: np.ndarray, num_leaves: int) -> np.ndarray:
-    """For each key, which encodes a user and a leaf, counts the pairs of this user and any item of this leaf.
+    """For each key (a user and a leaf), counts how many of `pairs` contain this user and an item of this leaf.
 
     Args:
         keys: Keys of any shape, each encoded as `user * num_leaves + leaf`.

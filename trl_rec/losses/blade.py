@@ -1,12 +1,15 @@
 """Implements BLADE: converts the rewards of lists to Best-of-N rewards, and computes the policy gradient loss.
 
-The Best-of-N reward of a list depends only on the rank of the list's reward, not on the scale of the rewards. The
-rank is computed among the reference lists, which are sampled from the reference policy by default. With a positive
-`dynamic_coefficient`, the rollouts of the same prompt count too, so the rank changes with the policy. There are four
-steps: `posterior_cdf` estimates the rank as a probability, `best_of_n_reward` converts it to a Best-of-N reward,
-`leave_one_out` or `standardized` computes advantages, and `list_policy_loss` computes the loss. Only the last step has
-a gradient. The KL penalty is left to the caller. The penalty is beta times the log-ratio between the policy and the
-reference, without a gradient. It has to be subtracted from the Best-of-N rewards before the advantages are computed.
+Best-of-N sampling keeps the best of N sampled lists. The Best-of-N reward of a list estimates the log of the factor by
+which this makes the list more likely. It depends only on the rank of the list's reward, not on the scale of the
+rewards. The rank is computed among the reference lists, which are sampled from the reference policy by default. With a
+positive `dynamic_coefficient`, the rollouts of the same prompt count too, so the rank changes with the policy.
+
+There are four steps: `posterior_cdf` estimates the rank as a probability, `best_of_n_reward` converts it to a
+Best-of-N reward, `leave_one_out` or `standardized` computes advantages, and `list_policy_loss` computes the loss. Only
+the last step has a gradient. The KL penalty is left to the caller. The penalty is beta times the log-ratio between the
+policy and the reference, without a gradient. It has to be subtracted from the Best-of-N rewards before the advantages
+are computed.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, N the `best_of`.
 """

@@ -108,7 +108,8 @@ def build_model(
         texts (iterable of `str`, *optional*): Texts whose words are added to the vocabulary of a model from scratch.
         item_vectors (`Callable`, *optional*): Returns the vectors of the items, `(num_items, D)`, which the embeddings
             of the items' tokens start from. By default, the embeddings of new tokens start at random or, if `change`
-            is given, as described in `token_rows.py`.
+            is given, from means of learned embeddings, such as those of items of the same genre (see
+            `token_rows.py`).
         change (`CatalogChange`, *optional*): The change from the catalogue that the model was trained with to the
             current one. If given, `catalog` must be `change.catalog`, which contains the items of both catalogues.
 

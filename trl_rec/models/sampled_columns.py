@@ -6,8 +6,9 @@ positions of the row. Separate negatives for each position would need one gather
 
 The gradient of an embedding matrix is collected as a sparse tensor. It becomes dense only once per backward pass,
 after autograd has added up the gradients of all uses of the matrix. If the input and the output embedding are tied,
-autograd alone would make one dense tensor for each of the two uses, and a third tensor for their sum. Engines and
-optimizers receive a dense gradient, as usual, and so do post-accumulate hooks that are registered after ours.
+autograd alone would make one dense tensor for each of the two uses, and a third tensor for their sum. Gradient
+clipping and the optimizer receive a dense gradient, as usual, and so do post-accumulate hooks that are registered
+after ours.
 
 Legend: B batch rows, N positions of all rows, T positions of the longest row, L negatives per row, H hidden size,
 V vocabulary.

@@ -46,7 +46,8 @@ def feedback_preferences(
 
     With `difficulty="easy"`, the rejected items are the items that the user disliked anywhere in the training split.
     With `"hard"`, they are the neutral items. Items that the user also liked at another time are left out. If more
-    than `num_negatives` remain, a random sample is used, which depends only on the seed and the target.
+    than `num_negatives` remain, a random sample is used, which depends only on the seed and the target. If none
+    remain, the row has no rejected items.
 
     Args:
         train: `RecDataset.train`. Other splits raise `ValueError`.

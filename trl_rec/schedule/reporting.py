@@ -179,7 +179,7 @@ def _complete_run_folder(schedule: Schedule) -> None:
 def _write_run_folder(
     reports: Sequence[dict[str, Any]], results: dict[str, Evaluation], start: str | Path, schedule: Schedule
 ) -> None:
-    """Writes the files of a run folder that are not part of the policy, and `stages.json`."""
+    """Writes the recipe, the environment, the training log, `stages.json` and, if there are any, the results."""
     # 1. Write how the policy was trained.
     recipe = _recipe(start, schedule) if schedule.recipe is None else schedule.recipe
     write_run(schedule.output, "align3gr", {**recipe, **schedule.config.given}, _training_log(reports, schedule))

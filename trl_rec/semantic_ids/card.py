@@ -78,8 +78,8 @@ def make_card(
     - `levels`: for each level, the number of codes that are `used`, their `perplexity` (the exponential of the entropy
       of their frequencies), the quantisation error after the level (`left`), and the number of items per code
       (`counts`). Only `left` is measured before the repairs.
-    - `prefixes`: for the first 1, 2, ... codes, the number of `groups` of items that share these codes, the
-      `mean_size` of a group, and the number of other items in an item's group, averaged over items (`others`).
+    - `prefixes`: for the first 1, 2, ..., `levels - 1` codes, the number of `groups` of items that share these codes,
+      the `mean_size` of a group, and the number of other items in an item's group, averaged over items (`others`).
     - `neighbours`: for each of some popular items, the items that share the most leading codes with it.
 
     Args:

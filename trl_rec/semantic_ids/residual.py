@@ -45,7 +45,7 @@ def residual_kmeans(
     """Quantises vectors level by level with k-means.
 
     For many vectors, the peak memory (including the vectors themselves) is about three times the size of the vectors,
-    plus `CHUNK * codes` distances.
+    plus the distances of `CHUNK` vectors to all centroids of a level.
 
     Args:
         vectors (`torch.Tensor` of shape `(num_vectors, width)`): The vectors, float32.

@@ -76,13 +76,13 @@ def make_app(service: Service, token: bytes | None = None, state: State | None =
     Args:
         service ([`Service`]): The service.
         token (`bytes`, *optional*): The token that clients must send.
-        state (*optional*): The result of [`watched_state`] before the model or the lists were loaded. Only used if the
-            server watches these files for changes.
+        state (*optional*): The state of the files of the model or the lists, as returned by [`watched_state`] before
+            they were loaded. Only used with `reload`, that is, if the server watches the files for changes.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        """Starts the worker thread and, with `reload`, the task that watches the files.
+        """Starts the worker thread and, with `reload`, the task that watches the files of the model or the lists.
 
         When the server stops, waits at most `stop_seconds` for the thread to finish the requests in the queue.
         """
@@ -100,7 +100,7 @@ def make_app(service: Service, token: bytes | None = None, state: State | None =
     app = FastAPI(
         title="trl-rec",
         version=__version__,
-        description="Recommends items after a history.",
+        description="Recommends the items that a user is likely to choose after a history.",
         redoc_url=None,
         lifespan=lifespan,
     )

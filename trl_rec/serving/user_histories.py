@@ -54,8 +54,8 @@ class UserHistories:
         Args:
             dataset (`RecDataset`): The dataset.
             user_ids (list of `str`, *optional*): The users. Defaults to all users.
-            catalog ([`ItemCatalog`], *optional*): The catalogue of the model. Its first items are those of the
-                dataset. Defaults to the catalogue of the dataset. The log of the dataset may have interactions with
+            catalog ([`ItemCatalog`], *optional*): The catalogue of the model. It must begin with the items of the
+                dataset, in the same order. Defaults to the catalogue of the dataset. The log of the dataset may have interactions with
                 items that the dataset's catalogue lacks ([`RecDataset.unlisted`]). If `catalog` contains such an
                 item, the interaction is inserted into the history. Otherwise, it is dropped and counted.
         """

@@ -134,7 +134,7 @@ def test_categories_of_pandas_are_read_as_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_titles_longer_than_a_block_are_read(tmp_path: Path, suffix: str) -> None:
     source = write_table(tmp_path / "source", items=None)
-    title = "word " * 500_000  # 2.5 MB
+    title = "word " * 500_000  # 2.5 MB; a file is first read in blocks of 1 MiB
     if suffix == "csv":
         rows = "".join(f'{item},"{title}{item}"\n' for item, _ in ITEMS)
         (source / "items.csv").write_text(f"item_id,title\n{rows}")

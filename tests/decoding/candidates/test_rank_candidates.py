@@ -1,5 +1,5 @@
-"""Compares `rank_candidates`, with which a model orders lists of candidates, with a slow loop that orders one list at
-a time without a KV cache."""
+"""Tests `rank_candidates`, which lets a model order lists of candidates. The expected orders come from a slow loop
+that orders one list at a time without a KV cache."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +40,8 @@ def slow(
     model: PreTrainedModel, prompt: Tensor, names: list[int], *, single_pass: bool
 ) -> tuple[list[int], list[float]]:
     """Orders the candidates of one list. With `single_pass`, the model reads only the prompt, and all names are sorted
-    by their probability after it. Otherwise, the model reads the whole text again for each name."""
+    by their probability as the next token. Otherwise, the most probable name is appended to the text, until no name is
+    left. For each name, the model reads the prompt and all appended names again."""
     if single_pass:
         scores = model(input_ids=prompt.unsqueeze(0)).logits[0, -1][names].log_softmax(-1)
         order = scores.argsort(descending=True)
@@ -97,7 +98,8 @@ def test_the_order_is_always_a_permutation(model, num_lists: int, width: int, se
 
 
 def test_ordering_reads_the_prompt_once_and_all_names_but_the_last_two(model: PreTrainedModel) -> None:
-    """The model reads the prompt in one forward pass, then one name per pass. It never reads the last two names."""
+    """The model reads the prompt in one forward pass, then one name per pass. It never reads the last two names: after
+    the second to last name, only one name is left. With `single_pass`, the model reads only the prompt."""
     prompts, names, mask = make_batch(3, 6, seed=0)
     with counted(model) as calls:
         rank_candidates(model, prompts, names, torch.ones_like(mask))

@@ -92,11 +92,13 @@ def test_runs_are_paired_by_seed() -> None:
     (comparison,) = compare({"a": a, "b": b}, against="a", metric="ndcg@5")
     assert (comparison.difference, comparison.num_seeds, comparison.p_value) == (0, 2, 1)
 
+    # Without a common seed, runs are paired in order. The third run has no partner, so it is left out.
     (unpaired,) = compare(
         {"a": {0: first, 1: second}, "b": {7: first, 8: second, 9: third}}, against="a", metric="ndcg@5"
     )
     assert (unpaired.difference, unpaired.num_seeds) == (0, 2)
 
+    # A run without a seed is paired with every run of the other recommender.
     (with_all,) = compare({"a": {None: first}, "b": b}, against="a", metric="ndcg@5")
     assert with_all.num_seeds == 3
     (one,) = compare({"a": {0: first}, "b": b}, against="a", metric="ndcg@5")

@@ -1,5 +1,6 @@
 """Tests that `trl-rec evaluate` records the chosen prior in `choice.json`, with its strength and its `eps` (the weight
-of popularity). Once the test split has been evaluated, a run with another choice is refused."""
+of popularity). Once a choice has been evaluated on the test split, another choice for the same output folder is
+refused."""
 
 import json
 import shutil

@@ -1,5 +1,6 @@
-"""Tests how the settings (strength and eps) of a prior are measured. The NDCG that is measured for a setting must
-equal the NDCG of a complete ranking with this setting."""
+"""Tests how the settings of a prior are measured. A setting consists of the strength, which is the exponent of the
+prior's weights, and eps, which is the factor of item popularity in these weights. The NDCG that is measured for a
+setting must equal the NDCG of a complete ranking with this setting."""
 
 from dataclasses import replace
 

@@ -32,7 +32,7 @@ def test_a_training_waits_only_for_the_runs_that_it_needs(tmp_path: Path) -> Non
 
 
 def trained_in_order(tmp_path: Path, slow: str = "", **arms: Arm) -> list[str]:
-    """Trains arms with two processes, and returns the runs in the order in which they were started.
+    """Lets a study train arms with two simulated processes, and returns the runs in the order in which they started.
 
     The grid point lr=2 has the best metric. The process of the run `slow` ends only when no other run has been started
     for a while.

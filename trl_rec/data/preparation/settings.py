@@ -62,7 +62,7 @@ def source_settings(format: str, split: dict[str, Any], minima: dict[str, int], 
 
 
 def row_settings(format: str, unknown_items: str, repeats: str | None) -> dict[str, Any]:
-    """Returns the settings that determine which rows are kept, if they differ from the defaults."""
+    """Returns the settings that determine which interactions are kept, except settings with their default value."""
     settings = {"unknown_items": unknown_items, "repeats": repeats}
     settings = {name: value for name, value in settings.items() if value not in (None, "refuse")}
     if settings and READERS[format].windowed:

@@ -96,7 +96,7 @@ class Made:
     group_column: str | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     merged_timestamps: int = 0
-    unlisted: pa.Table | None = None  # as in `RecDataset`
+    unlisted: pa.Table | None = None  # interactions with items that the catalogue lacks, as in `RecDataset`
     notes: tuple[str, ...] = ()
 
 

@@ -1,4 +1,4 @@
-"""Finds and reads source files: delimited text, JSON and JSON Lines (optionally gzipped), and Parquet.
+"""Finds and reads data files: delimited text, JSON and JSON Lines (optionally gzipped), and Parquet.
 
 Every error message names the file.
 """

@@ -5,10 +5,10 @@ is the search of `generate`, except that complete lists are not set aside, so th
 lists. As in `sampling.py`, excluded items and items already in the list are removed before the softmax. If no item
 weights are given, a score is therefore the log-probability of a list under the policy. Tokens that the trie forces
 have log-probability 0 and are skipped: as in `beam.py`, they need no step of their own. A beam at the end of a chain
-of forced tokens therefore has more tokens than the other beams. Such a beam keeps its slot and its score until the
-other beams have as many tokens. If continuations of different beams have equal scores, they keep the order of their
-beams. If continuations of the same beam have equal scores, the one whose subtree contains the lowest item index comes
-first.
+of forced tokens therefore has more tokens than the other beams. Until the other beams have as many tokens, such a beam
+is not extended, but competes for a slot with its unchanged score. If continuations of different beams have equal
+scores, they keep the order of their beams. If continuations of the same beam have equal scores, the one whose subtree
+contains the lowest item index comes first.
 
 Legend: B: prompts, N: beams per prompt, R = B * N, C: children (padded), M = min(N, C), K: items per list.
 """

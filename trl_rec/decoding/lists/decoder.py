@@ -87,7 +87,7 @@ class ListDecoder:
             the logits of `trie.tokens`.
         trie (`TokenTrie`): The items' paths as they are written in lists.
         excluded (`torch.Tensor` of shape `(B, E)`): The excluded items, and the items of weight 0 (see
-            `weighted`), as in `Excluded.places`.
+            `weighted`), as distinct indices into `trie.items` in ascending order; `num_items` is padding.
         weighted (`TrieWeights` or `Unweighted`): The weights of the items. Of the items that share a leaf, a list gets
             the one with the largest weight.
         list_length (`int`): K. Every prompt must have at least K items that are not excluded.

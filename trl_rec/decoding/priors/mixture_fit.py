@@ -69,8 +69,8 @@ def target_shares(
     in their own history are left out, and items of the history have no share.
 
     Args:
-        counts: The counts by name.
-        popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
+        counts: The tables of transition counts, by name.
+        popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in the training split.
         histories, targets: The history and the targets of each row that [`fitting_rows`] returns.
         exclude_history (*optional*, defaults to `True`): Whether the shares of items of the history are 0.
     """

@@ -78,7 +78,8 @@ def seconds_to_measure(policy: Policy, dataset: RecDataset, *, k: int, max_users
     """
     how, rows = _way_and_rows(policy, dataset, max_users)
     if how == "rescored":
-        # One pass finds the best items of the policy, and another one scores as many items of the prior.
+        # One pass finds the `most` best items of the policy, and another one scores the `most` best items of the prior.
+        # To time the second pass, score `most` items that are spread evenly over the catalogue instead.
         most = min(NUM_RESCORED, len(policy.trie.item_positions))
         num_beams = max(policy.num_beams or 0, most)
 
@@ -93,9 +94,9 @@ def seconds_to_measure(policy: Policy, dataset: RecDataset, *, k: int, max_users
         return len(rows) * sum(policy.seconds_of([_rank, _score], rows))
 
     # The search measures a first grid of settings and, usually, an extension of this grid. If the model writes lists,
-    # each setting needs a pass. Count the settings of the first grid for a prior with eps, where one axis changes at a
-    # time. With exact scores, one pass serves all settings of a grid. Count one pass for the first grid, and one pass
-    # for the extension.
+    # each setting needs a pass, and only the strength or only eps changes at a time. So count the strengths plus the
+    # values of eps in the first grid, as if every prior had an eps. With exact scores, one pass serves all settings of
+    # a grid. So count one pass for the first grid, and one pass for the extension.
     number = len(STRENGTH_STEPS) + len(EPS_STEPS) if how == "lists" else 2
     return number * len(rows) * policy.seconds_per_user(rows, [RankingPass(k)])[0]
 

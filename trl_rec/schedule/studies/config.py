@@ -40,7 +40,8 @@ class StudyConfig:
               least 200 test users, ratings, and titles. If the data does not meet all needs of an arm, the arm is left
               out. An arm with `lists` may also have this key;
             - `headroom`: an upper bound, measured beforehand, on how far this arm can exceed the arm named by
-              `against` in the primary measure.
+              `against` in the primary measure. It takes precedence over the study's own estimate. If it is below the
+              smallest difference that the study can detect, the arm is left out.
         against (`str`): Name of the arm that the other arms are compared with. Another arm is recommended only if it
             is better than the arm named here.
         dataset (`str`, *optional*): The dataset folder. Takes precedence over `prepare`.
@@ -61,9 +62,14 @@ class StudyConfig:
             every other arm is compared with the arm named by `against`.
         evaluation (`dict`, *optional*): Keys of `trl-rec evaluate` for the measurements on the test split, such as
             `rewards`.
-        recommend (`bool`, *optional*, defaults to `False`): Whether to end with a recommendation: "use ARM"; "use one
-            of ARMS", if several arms are better than the arm named by `against` and not all of them have a validation
-            measure; or "no difference from X", where X is the arm named by `against`.
+        recommend (`bool`, *optional*, defaults to `False`): Whether to end with a recommendation about X, the arm
+            named by `against`, and the arms that are compared with it. The recommendation is one of:
+
+            - "use ARM". This arm is better than X. If the arm is X itself, some arms are worse than X, and none is
+              better;
+            - "use one of ARMS". These arms are better than X, but not all of them have a validation measure by which
+              to choose one;
+            - "no difference from X". No arm is better or worse than X.
         threads (`int`, *optional*, defaults to `1`): Threads per process.
         jobs (`int`, *optional*, defaults to `1`): Number of runs at the same time.
     """

@@ -157,7 +157,7 @@ def describe_verb(verb: str, *, everything: bool = False) -> Groups:
     """Returns the keys of a verb by group, in the order of the help.
 
     Args:
-        verb: A verb that is not in `OWN_HELP`.
+        verb: A verb that is not in `OWN_HELP` (the verbs that print their own help).
         everything: Whether to add a group with all other keys of TRL and Transformers.
     """
     common = {name: (title, text) for title, texts in COMMON.items() for name, text in texts.items()}

@@ -171,8 +171,9 @@ def dual_inputs(
     Args:
         dataset (`RecDataset`): The dataset.
         encoder (`TextEncoder`): Embeds texts.
-        signals (`str`): `"both"`, `"text"` or `"behaviour"`.
-        behaviour (`str`): `"cooccurrence"` or `"sequence"`.
+        signals (`str`): What the towers read: `"text"`, `"behaviour"` or `"both"`.
+        behaviour (`str`): How the collaborative vectors are computed: `"cooccurrence"` (from how often items occur
+            near each other) or `"sequence"` (as the item embeddings of a small model that predicts the next item).
         width (`int`): Width of the collaborative vectors.
         item_template (`str`, *optional*): Template for the text of an item, as in [`item_texts`].
         seed (`int`): Seed for the collaborative vectors.

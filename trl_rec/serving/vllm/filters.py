@@ -39,7 +39,8 @@ class FilterTables:
     def number(self, mask: Mask | None, used: Sequence[int]) -> int:
         """Returns the number of a filter, and stores the filter if it is new.
 
-        If too many filters are stored, the filters whose numbers are not in `used` are dropped.
+        `used` contains the numbers of the filters that running requests use. If too many filters are stored, all other
+        filters are dropped.
         """
         if mask is None:
             return 0
