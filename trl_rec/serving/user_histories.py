@@ -55,9 +55,10 @@ class UserHistories:
             dataset (`RecDataset`): The dataset.
             user_ids (list of `str`, *optional*): The users. Defaults to all users.
             catalog ([`ItemCatalog`], *optional*): The catalogue of the model. It must begin with the items of the
-                dataset, in the same order. Defaults to the catalogue of the dataset. The log of the dataset may have interactions with
-                items that the dataset's catalogue lacks ([`RecDataset.unlisted`]). If `catalog` contains such an
-                item, the interaction is inserted into the history. Otherwise, it is dropped and counted.
+                dataset, in the same order. Defaults to the catalogue of the dataset. The log of the dataset may have
+                interactions with items that the dataset's catalogue lacks ([`RecDataset.unlisted`]). If `catalog`
+                contains such an item, the interaction is inserted into the history. Otherwise, it is dropped and
+                counted.
         """
         # 1. Find the users.
         every = dataset.users["user_id"].combine_chunks()

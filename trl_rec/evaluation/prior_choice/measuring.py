@@ -78,7 +78,7 @@ def seconds_to_measure(policy: Policy, dataset: RecDataset, *, k: int, max_users
     """
     how, rows = _way_and_rows(policy, dataset, max_users)
     if how == "rescored":
-        # One pass finds the `most` best items of the policy, and another one scores the `most` best items of the prior.
+        # One pass finds the `most` best items of the policy, and another scores the `most` best items of the prior.
         # To time the second pass, score `most` items that are spread evenly over the catalogue instead.
         most = min(NUM_RESCORED, len(policy.trie.item_positions))
         num_beams = max(policy.num_beams or 0, most)

@@ -1,5 +1,5 @@
-"""Saves the trained item tower (the model that computes the semantic IDs of items) in a dataset folder, and loads it to
-compute semantic IDs for new items.
+"""Saves the trained item tower (the model that computes the semantic IDs of items) in a dataset folder, and loads it
+to compute semantic IDs for new items.
 
 `id_encoder.safetensors` contains the weights of the tower and the scaling of the text vectors. `id_encoder.json`
 contains the shape of the tower, the name of the text encoder, and hashes of the text encoder and of the IDs.
@@ -88,7 +88,8 @@ class ItemIdEncoder:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Returns the codes of items (the numbers in their IDs, one per level), `(len(texts), levels)`.
+        """Returns the codes of the items that `texts` describe, `(len(texts), levels)`. Codes are the numbers of which
+        an ID consists, one per level.
 
         The texts must have the same format as in training. The function [`item_texts`] makes such texts, given the
         template that was used in training (the field `item_text` of [`DualIdsConfig`]).
