@@ -2,12 +2,15 @@
 
     python benchmarks/letter_lookup.py runs/alro-ml-100k --dataset data/ml-100k-next-ten
 
-The model must come from `trl-rec alro` with `letters: true`, which names the items of a list by letters. It is tested
-on rows like those that the key `letter_lists` of this verb adds to the rating stage, but with other lists, drawn with
-another seed. A row lists items with their letters, and then repeats pairs of an item and its letter. In half of the
-rows, the model has to find the letter of each item in the pairs; in the other half, the item of each letter. With ten
-items, a guess is right in 10 % of the cases. A model that ranks by writing letters must find the letter of an item. So
-check how often it does that before you train a model from scratch on lists of candidates. Takes seconds.
+The model must come from `trl-rec alro` with `letters: true`, which names the items of a list by letters. Each test row
+lists items with their letters, and then repeats pairs of an item and its letter. In half of the rows, the model has to
+find the letter of each item in the pairs; in the other half, the item of each letter. With ten items, a guess is right
+in 10 % of the cases. The rating stage of `trl-rec alro` trains on such rows if `letter_lists` is set. The test rows are
+drawn with another seed, so they contain other lists.
+
+A model that ranks by writing letters has to find the letter of an item. A model from scratch may not have learned this
+in the rating stage, so run this program on the folder of the rating stage before you train on lists of candidates.
+Takes seconds.
 """
 
 from __future__ import annotations

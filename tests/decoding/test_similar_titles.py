@@ -1,5 +1,6 @@
 """Compares the result of `similar_titles` with a dense computation. For each item, the result contains the items with
-similar titles and their shares, which are their weights divided by the sum of these weights."""
+similar titles, and a share for each of them. The weight of a similar item grows with the similarity of the titles and
+with its popularity. Its share is this weight, divided by the sum of the weights of all similar items."""
 
 import re
 

@@ -91,7 +91,8 @@ def test_an_item_without_a_vector_keeps_its_embedding(vectors: Tensor) -> None:
 
 
 def test_the_codes_of_an_item_add_up_to_its_vector() -> None:
-    """The vector of an item is the sum of one vector for each of the two codes of its semantic ID."""
+    """Here, each item's vector is the sum of a vector of its first code and a vector of its second code. The vectors
+    that are found for the two codes must add up to it again."""
     catalog = make_catalog("semantic_id")
     generator = torch.Generator().manual_seed(1)
     firsts = torch.randn(4, 12, generator=generator)

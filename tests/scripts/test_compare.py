@@ -120,7 +120,7 @@ def test_folders_of_a_study_are_grouped_by_their_parent(
         (("bear-0",), "transition"),
         (("bear-0", "lists", "--names", "a", "b", "--against", "b"), "b"),
         (("bear-0", "--names", "a", "--against", "./lists"), "lists"),
-        (("bear-0", "--names", "lists", "--against", "./lists"), "./lists"),  # bear-0 is already named lists
+        (("bear-0", "--names", "lists", "--against", "./lists"), "./lists"),  # the name is taken by bear-0
     ],
 )
 def test_the_reference_can_be_a_run_a_name_or_a_baseline(

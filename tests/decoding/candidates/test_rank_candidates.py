@@ -98,8 +98,9 @@ def test_the_order_is_always_a_permutation(model, num_lists: int, width: int, se
 
 
 def test_ordering_reads_the_prompt_once_and_all_names_but_the_last_two(model: PreTrainedModel) -> None:
-    """The model reads the prompt in one forward pass, then one name per pass. It never reads the last two names: after
-    the second to last name, only one name is left. With `single_pass`, the model reads only the prompt."""
+    """The model reads the prompt in one forward pass, then one name per pass. A name is read only to choose the next
+    one. Once the second to last name is chosen, the last one is known, so neither of the two is read. With
+    `single_pass`, the model reads only the prompt."""
     prompts, names, mask = make_batch(3, 6, seed=0)
     with counted(model) as calls:
         rank_candidates(model, prompts, names, torch.ones_like(mask))

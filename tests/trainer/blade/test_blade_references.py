@@ -133,7 +133,7 @@ def test_runs_that_draw_at_the_same_time_share_the_work(
     assert drawn_rows == [[*range(5)], [*range(5, 10)], [*range(10, 15)]]
 
 
-def test_parts_are_drawn_in_random_order_without_a_seeded_generator(folder: Path, tmp_path: Path) -> None:
+def test_the_order_of_the_parts_is_not_drawn_from_the_seeded_generators(folder: Path, tmp_path: Path) -> None:
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     references(make_trainer(folder, tmp_path))
     assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())

@@ -75,8 +75,8 @@ class FunctionPrior:
             )
         items = torch.arange(values.shape[1]).expand_as(values)
         # `ItemWeights` adds `values` to the shared weights, so shared weights of 0 change no weight. They are passed
-        # because decoding checks their number, so it raises an error if the function returns the wrong number of
-        # columns.
+        # only for a check: decoding raises an error unless there is one shared weight per item, and here there is one
+        # per column of the function's result.
         return _FunctionWeights(torch.zeros(values.shape[1]), items, values, strength=self.strength)
 
 

@@ -51,7 +51,9 @@ BLADE = [
     Signal("kl", "distance from the reference (KL)", "a fast rise means that the policy drifts from the reference"),
 ]
 DISTANCE = Signal(
-    "reward", "reward over distance (KL)", "where the points stop rising, more distance gives no more reward"
+    "reward",
+    "reward against distance from the reference (KL)",
+    "where the points stop rising, more distance gives no more reward",
 )
 OTHERS = [
     Signal("bear/ce", "cross-entropy of the target", "should fall"),
