@@ -5,8 +5,8 @@
 The model must come from `trl-rec alro` with `letters: true`, which names the items of a list by letters. Each test row
 lists items with their letters, and then repeats pairs of an item and its letter. In half of the rows, the model has to
 find the letter of each item in the pairs; in the other half, the item of each letter. With ten items, a guess is right
-in 10 % of the cases. The rating stage of `trl-rec alro` trains on such rows if `letter_lists` is set. The test rows are
-drawn with another seed, so they contain other lists.
+in 10 % of the cases. The rating stage of `trl-rec alro` trains on such rows if `letter_lists` is set. The test rows
+are drawn with another seed, so they contain other lists.
 
 A model that ranks by writing letters has to find the letter of an item. A model from scratch may not have learned this
 in the rating stage, so run this program on the folder of the rating stage before you train on lists of candidates.
