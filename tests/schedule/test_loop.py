@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 import weakref
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from safetensors.torch import load_file
 
 from tests.processes import log_of, run_alone, run_in_two, start
 from tests.schedule.loops import STAGES, make_schedule, make_start, run, run_as_one_of_two
-from trl_rec import PreferenceStage, Recommender, load, run_stages
+from trl_rec import PreferenceStage, Recommender, load, prepare, run_stages
 from trl_rec.decoding import PopularityPrior, TransitionPrior
 from trl_rec.decoding.priors.run_folder import save_run_prior
-from trl_rec.evaluation import read_evaluation
+from trl_rec.evaluation import Policy, read_evaluation
+from trl_rec.evaluation.policy import preference_accuracy
 from trl_rec.files import write_json
 from trl_rec.schedule import conclude_stages, loop, stage_table
 from trl_rec.schedule.prefixes import column
@@ -155,8 +157,53 @@ def test_the_best_checkpoint_of_a_stage_is_kept(folder: Path, tmp_path: Path) ->
     report = run_stages(STAGES[2:], folder / "sft", schedule)[0]
     entries = [json.loads(line) for line in (tmp_path / "1-random-any" / "eval.jsonl").read_text().splitlines()]
     seen = [entry["eval_ndcg@10"] for entry in entries if "eval_ndcg@10" in entry]
-    # The first value belongs to the policy that the stage started from.
-    assert report["after"]["eval_ndcg@10"] == max(seen[1:])
+    assert report["after"]["eval_ndcg@10"] == max(seen)
+
+
+def test_policies_can_be_compared_by_preference_accuracy(folder: Path, tmp_path: Path) -> None:
+    """A stage may lower NDCG, and still raise the share of pairs of a liked and a disliked item in which the liked one
+    has the higher score."""
+    metric = "eval_preference_accuracy"
+    options = {"metric_for_best_model": "preference_accuracy", "eval_strategy": "steps", "eval_steps": 2}
+    schedule = make_schedule(folder, tmp_path / "out", keep="best", learning_rate=0.2, **options)
+    several = prepare("toy", tmp_path / "data", toy_users=24, toy_items=60, split="leave_last", num_held_out=6)
+    assert several.catalog.ids == schedule.dataset.catalog.ids
+    schedule = replace(schedule, dataset=replace(several, catalog=schedule.dataset.catalog))
+    report = run_stages([PreferenceStage("feedback", "easy", num_negatives=3)], folder / "sft", schedule)[0]
+
+    entries = [
+        json.loads(line) for line in (tmp_path / "out" / "1-feedback-easy" / "eval.jsonl").read_text().splitlines()
+    ]
+    seen = [entry[metric] for entry in entries if metric in entry]
+    assert report["after"][metric] == max(seen)
+    assert report["kept"] == (report["after"][metric] > report["before"][metric])
+    start = Recommender.from_pretrained(folder / "sft")
+    policy = Policy(start.model, start.prompt_format, start.trie, start.tokenizer.pad_token_id, max_length=96)
+    with_pairs = preference_accuracy(policy, several.validation)["preference_accuracy"]
+    assert report["before"][metric] == pytest.approx(np.nanmean(with_pairs))
+
+
+def test_comparing_by_preference_accuracy_needs_liked_and_disliked_items(folder: Path, tmp_path: Path) -> None:
+    schedule = make_schedule(folder, tmp_path, keep="best", metric_for_best_model="preference_accuracy")
+    with pytest.raises(ValueError, match="no user of the validation split has both"):
+        run_stages([PreferenceStage("random", num_negatives=3, max_prompts=8)], folder / "sft", schedule)
+
+
+def test_a_metric_that_is_not_measured_is_refused(folder: Path, tmp_path: Path) -> None:
+    schedule = make_schedule(folder, tmp_path, keep="best", metric_for_best_model="eval_recall@7")
+    with pytest.raises(ValueError, match="evaluations do not measure eval_recall@7, only .*eval_recall@10"):
+        run_stages([PreferenceStage("random", num_negatives=3, max_prompts=8)], folder / "sft", schedule)
+
+
+@pytest.mark.parametrize(("metric", "is_better"), [(None, True), ("eval_recall@5", True), ("disliked@10", False)])
+def test_the_better_policy_has_the_lower_value_if_lower_is_better(
+    metric: str | None, is_better: bool, folder: Path, tmp_path: Path
+) -> None:
+    schedule = make_schedule(folder, tmp_path, keep="best", metric_for_best_model=metric)
+    assert schedule.metric == f"eval_{(metric or 'ndcg@10').removeprefix('eval_')}"
+    some, other = {schedule.metric: 0.3}, {schedule.metric: 0.2}
+    assert schedule.is_better(some, other) == is_better and schedule.is_better(other, some) != is_better
+    assert not schedule.is_better(some, some)
 
 
 def test_an_adapter_is_trained_in_all_stages(folder: Path, tmp_path: Path) -> None:

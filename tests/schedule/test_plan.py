@@ -162,7 +162,7 @@ def test_the_data_may_not_change(folder: Path) -> None:
         "splits": replace(dataset, train=dataset.train.select(range(len(dataset.train) - 1))),
         "items": replace(
             dataset,
-            catalog=replace(catalog, items=catalog.items.slice(1).append_column("x", catalog.items[0].slice(1))),
+            catalog=replace(catalog, items=catalog.items.take([*range(1, len(catalog)), 0])),
         ),
     }.items():
         with pytest.raises(ValueError, match=f"differs in {name} "):
@@ -193,7 +193,7 @@ def test_adapter_and_quantisation_are_written_the_same_each_time(folder: Path, t
         ({"save_strategy": "epoch"}, "save_strategy 'epoch' does not save"),
         ({"save_steps": 3}, "save_steps must be equal to eval_steps, but they are 3 and 2"),
         ({"save_steps": 4}, "they are 4 and 2"),  # the best evaluation may be at step 2, which is not saved
-        ({"metric_for_best_model": "eval_recall@5"}, "keep='best' compares policies by eval_ndcg@10"),
+        ({"metric_for_best_model": "eval_loss"}, "not known whether high or low values of 'eval_loss' are better"),
     ],
 )
 def test_keeping_the_best_policy_needs_its_checkpoint(options: dict[str, Any], message: str, folder: Path) -> None:

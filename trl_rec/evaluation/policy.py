@@ -37,6 +37,9 @@ from trl_rec.ragged import Ragged
 from trl_rec.ranges import COUNT
 
 
+PREFERENCES = "preference_accuracy"
+
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -322,7 +325,7 @@ def evaluate_policy(
 
     # 2. Add the metrics that `evaluate_split` does not compute.
     values = recall_far_down(further_ranked, rows, further)
-    values |= _preference_accuracy(policy, rows)
+    values |= preference_accuracy(policy, rows)
     if policy.trie.max_shared > 1 and policy.prior is None:
         leaves = leaf_of_items(policy.trie)
         relevant = split_rows(rows, "targets")
@@ -330,7 +333,7 @@ def evaluate_policy(
     return evaluation.with_values(values, seed=seed)
 
 
-def _preference_accuracy(policy: Policy, rows: Dataset) -> dict[str, np.ndarray]:
+def preference_accuracy(policy: Policy, rows: Dataset) -> dict[str, np.ndarray]:
     """Returns a mapping from `preference_accuracy` to its values per user. The mapping is empty if no user has both a
     liked and a disliked held-out item."""
     rated = RatedTargets.from_split(rows)
@@ -340,4 +343,4 @@ def _preference_accuracy(policy: Policy, rows: Dataset) -> dict[str, np.ndarray]
     values = np.full(len(rows), np.nan)
     some = rated.take(with_pairs)
     values[with_pairs] = some.accuracy(policy.score(rows.select(with_pairs), some.items))
-    return {"preference_accuracy": values}
+    return {PREFERENCES: values}

@@ -33,6 +33,7 @@ from trl_rec.decoding.priors.run_folder import drop_run_prior
 from trl_rec.evaluation.kept.environment import ENVIRONMENT
 from trl_rec.evaluation.kept.files import FINISHED, KEPT_FILES
 from trl_rec.evaluation.prior_choice import CHOICE
+from trl_rec.evaluation.tables import direction_of
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
 from trl_rec.schedule.checks import check_stages
 from trl_rec.schedule.plan import check_same_plan, write_entry
@@ -141,12 +142,13 @@ def _run_stage(
 
     # 2. Evaluate the policy, train it, and evaluate it again.
     trainer = _build_trainer(number, stage, policy, tokenizer, table, start, schedule)
-    before = before or _measure(trainer)
+    if before is None or schedule.metric not in before:
+        before = _measure(trainer, schedule)
     trainer.train(resume_from_checkpoint=True)
-    after = _measure(trainer)
+    after = _measure(trainer, schedule)
 
     # 3. Decide whether the next stage starts from the trained policy.
-    kept = schedule.keep == "last" or after[schedule.metric] > before[schedule.metric]
+    kept = schedule.keep == "last" or schedule.is_better(after, before)
     save_run(trainer)
     trainer.accelerator.free_memory()
     return {**report, "before": before, "after": after, "kept": kept}
@@ -208,13 +210,20 @@ def _stage_config(number: int, stage: PreferenceStage, schedule: Schedule) -> So
     if schedule.picks_checkpoints:
         config.load_best_model_at_end = True
         config.metric_for_best_model = schedule.metric
-        config.greater_is_better = True
+        config.greater_is_better = direction_of(schedule.metric.removeprefix("eval_")) > 0
     return config
 
 
-def _measure(trainer: SoftmaxDPOTrainer) -> dict[str, float]:
-    """Returns the ranking metrics on the validation split."""
-    return {name: value for name, value in trainer.evaluate().items() if "@" in name}
+def _measure(trainer: SoftmaxDPOTrainer, schedule: Schedule) -> dict[str, float]:
+    """Returns the ranking metrics on the validation split. Raises `ValueError` if the metric by which policies are
+    compared is not among them."""
+    measured = {name: value for name, value in trainer.evaluate().items() if "@" in name or name == schedule.metric}
+    if schedule.metric not in measured:
+        raise ValueError(
+            f"evaluations do not measure {schedule.metric}, only {', '.join(measured)}; set metric_for_best_model to "
+            "one of these metrics, or leave it out"
+        )
+    return measured
 
 
 def _free_memory() -> None:

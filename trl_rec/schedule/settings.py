@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from accelerate import PartialState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trl_rec.data.dataset import RecDataset
+from trl_rec.evaluation.tables import direction_of
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.trainer.base.early_stopping import check_metric
 from trl_rec.trainer.bear.config import BearConfig
@@ -19,6 +20,9 @@ from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+
+LOSS = ("loss", "eval_loss")
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,10 @@ class Schedule:
         config (`SoftmaxDPOConfig`): Configuration of the trainer. Each stage gets a folder inside `output_dir`.
         keep (`str`, *optional*, defaults to `"best"`): Which policy a stage passes on to the next stage. With
             `"last"`, it is the policy after the stage's last step or, with `load_best_model_at_end`, the stage's best
-            checkpoint. With `"best"`, the stage selects its checkpoint with the highest validation NDCG or, with
-            `eval_strategy="no"`, the policy after its last step. The selected policy is passed on if its validation
-            NDCG is higher than that of the policy that the stage started from. Otherwise, the policy that the stage
-            started from is passed on.
+            checkpoint. With `"best"`, the stage selects its best checkpoint or, with `eval_strategy="no"`, the policy
+            after its last step. The selected policy is passed on if it is better than the policy that the stage
+            started from. Otherwise, the policy that the stage started from is passed on. Policies are compared by the
+            validation metric that `metric_for_best_model` names or, by default, by NDCG at the largest cutoff.
         adapter (`PeftConfig`, *optional*): Adapter to train if the policy that the first stage starts from has none.
         model_options (`dict`, *optional*): Arguments for loading models (`dtype`, `quantization_config`, ...).
         recipe (`dict`, *optional*): Keys to write to `recipe.yaml` besides those of `config`. By default, they are
@@ -56,15 +60,24 @@ class Schedule:
                 "push_to_hub would push every stage; leave it out, and push the final policy with trl-rec export --to "
                 f"hub --model {self.config.output_dir} --repo NAME"
             )
+        if self.keep == "best":
+            _check_comparable(self.config.metric_for_best_model)
         if self.picks_checkpoints:
-            _check_best_is_saved(self.config, self.metric)
+            _check_best_is_saved(self.config)
         else:
             check_metric(self.config)
 
     @property
     def metric(self) -> str:
         """The validation metric by which policies are compared."""
-        return f"eval_ndcg@{max(self.config.eval_ks)}"
+        name = self.config.metric_for_best_model
+        if name in (None, *LOSS):
+            return f"eval_ndcg@{max(self.config.eval_ks)}"
+        return f"eval_{name.removeprefix('eval_')}"
+
+    def is_better(self, some: Mapping[str, float], other: Mapping[str, float]) -> bool:
+        """Returns whether the first of two policies is better, given their validation metrics."""
+        return direction_of(self.metric.removeprefix("eval_")) * (some[self.metric] - other[self.metric]) > 0
 
     @property
     def picks_checkpoints(self) -> bool:
@@ -108,18 +121,21 @@ def check_resumes_by_itself(config: BearConfig | SoftmaxDPOConfig) -> None:
         )
 
 
-def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:
-    """Raises `ValueError` if the best evaluation could be at a step without a checkpoint.
-
-    In that case, `transformers.Trainer` would silently load another checkpoint or keep the last weights. Also raises
-    `ValueError` if the configuration names a metric other than `metric` for selecting checkpoints.
-    """
-    if config.metric_for_best_model not in (None, "loss", metric, metric.removeprefix("eval_")):
+def _check_comparable(metric: str | None) -> None:
+    """Raises `ValueError` if it is not known whether high or low values of `metric_for_best_model` are better."""
+    # `TrainingArguments` sets "loss" if load_best_model_at_end is set without a metric.
+    if metric not in (None, "loss") and direction_of(metric.removeprefix("eval_")) == 0:
         raise ValueError(
-            f"keep='best' compares policies by {metric}, not by "
-            f"metric_for_best_model={config.metric_for_best_model!r}; leave metric_for_best_model out"
+            f"keep='best' compares policies by metric_for_best_model, but it is not known whether high or low values "
+            f"of {metric!r} are better; choose a metric such as ndcg@10 or preference_accuracy, or leave it out"
         )
 
+
+def _check_best_is_saved(config: SoftmaxDPOConfig) -> None:
+    """Raises `ValueError` if the best evaluation could be at a step without a checkpoint.
+
+    In that case, `transformers.Trainer` would silently load another checkpoint or keep the last weights.
+    """
     if config.save_strategy == config.eval_strategy == "steps":
         # If save_steps were a multiple of eval_steps, the best evaluation could fall between two checkpoints.
         eval_steps = config.eval_steps or config.logging_steps

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -18,7 +19,7 @@ from trl_rec.decoding.priors.run_folder import KEY as PRIOR_KEY
 from trl_rec.decoding.priors.run_folder import prior_entry
 from trl_rec.decoding.run_folder import save_recommender
 from trl_rec.evaluation import Policy, Rankings, evaluate_rankings
-from trl_rec.evaluation.policy import ranking_passes
+from trl_rec.evaluation.policy import PREFERENCES, preference_accuracy, ranking_passes
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.trainer.base.checks import check_processes
 from trl_rec.trainer.base.prior_config import wants_prior
@@ -126,7 +127,24 @@ class CatalogRankingMixin(RecTrainerMixin):
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
         """Ranks items for at most `max_users` users of a split, and computes the metrics."""
         split = at_most(self.args.max_users, split)
-        return self.measure(self.rank(split), split)
+        return {**self.measure(self.rank(split), split), **self.measure_preferences(split)}
+
+    def measure_preferences(self, split: Dataset) -> dict[str, float]:
+        """Computes `preference_accuracy` for the users of a split, if `metric_for_best_model` names this metric.
+
+        Otherwise returns an empty mapping, because the metric takes another pass over the users. Raises `ValueError`
+        if no user has both a liked and a disliked held-out item.
+        """
+        if (self.args.metric_for_best_model or "").removeprefix("eval_") != PREFERENCES:
+            return {}
+        with self.policy() as policy:
+            values = preference_accuracy(policy, split)
+        if not values:
+            raise ValueError(
+                f"metric_for_best_model={PREFERENCES} compares liked with disliked held-out items, but no user of the "
+                "validation split has both; choose another metric"
+            )
+        return {PREFERENCES: float(np.nanmean(values[PREFERENCES]))}
 
     def save_settings(self, folder: Path) -> None:
         """Writes the files that [`Recommender`] reads besides the model.

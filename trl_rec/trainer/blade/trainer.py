@@ -503,7 +503,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         split = at_most(self.args.max_users, split)
         ranked = self.rank(split)
         scored = self.rewards.of_split(ranked.items, split)
-        metrics = self.measure(ranked, split)
+        metrics = {**self.measure(ranked, split), **self.measure_preferences(split)}
         metrics["reward"] = float(scored.total.mean())
         metrics.update({f"reward/{name}": float(values.mean()) for name, values in scored.parts.items()})
         return metrics
