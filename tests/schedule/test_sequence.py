@@ -211,7 +211,8 @@ def test_an_interrupted_training_continues_and_gives_the_same_weights(
 
 @pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize(
-    ("damaged", "said"), [(WEIGHTS, "has changed"), ("config.json", "cannot be loaded"), ("complete", "not complete")]
+    ("damaged", "said"),
+    [(WEIGHTS, "has changed"), ("config.json", "cannot be loaded"), ("complete", "contains no metric")],
 )
 def test_a_damaged_model_is_trained_again(
     damaged: str, said: str, fitted: SequenceBaseline, dataset: RecDataset, tmp_path: Path, caplog
