@@ -218,7 +218,7 @@ def _measure(trainer: SoftmaxDPOTrainer, schedule: Schedule) -> dict[str, float]
     """Returns the ranking metrics on the validation split. Raises `ValueError` if the metric by which policies are
     compared is not among them."""
     measured = {name: value for name, value in trainer.evaluate().items() if "@" in name or name == schedule.metric}
-    if schedule.metric not in measured:
+    if schedule.keep == "best" and schedule.metric not in measured:
         raise ValueError(
             f"evaluations do not measure {schedule.metric}, only {', '.join(measured)}; set metric_for_best_model to "
             "one of these metrics, or leave it out"

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 
-LOSS = ("loss", "eval_loss")
-
-
 @dataclass(frozen=True)
 class Schedule:
     """The dataset, the trainer configuration and the model options of a preference schedule.
@@ -71,7 +68,7 @@ class Schedule:
     def metric(self) -> str:
         """The validation metric by which policies are compared."""
         name = self.config.metric_for_best_model
-        if name in (None, *LOSS):
+        if name is None or direction_of(name.removeprefix("eval_")) == 0:  # not a metric of rankings, such as the loss
             return f"eval_ndcg@{max(self.config.eval_ks)}"
         return f"eval_{name.removeprefix('eval_')}"
 
